@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all their set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test setup clean
+
+demo: $(VENV)/demo.ready
+	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
+
+test: $(VENV)/test.ready
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.ready: requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/test.ready: requirements-dev.txt $(VENV)/demo.ready
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+setup: $(VENV)/test.ready
+
+clean:
+	rm -rf $(VENV) work

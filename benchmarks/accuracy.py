@@ -1,0 +1,98 @@
+"""ROUGE-1 of the demo model at each storage type: the engine against transformers with the same rounded weights.
+
+    python benchmarks/accuracy.py [--rows 256] [--batch_size 8]
+
+Transformers computes in fp32 with weights rounded to the type and widened again, so what differs is ours: kernels, the
+rounded KV cache, in-flight batching. Rows are paired; the interval is a bootstrap over rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import OPTForCausalLM
+
+from opt_trt.backends import open_engine
+from opt_trt.build import build
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.convert import convert
+from opt_trt.evaluate.engine_summarizer import EngineSummarizer
+from opt_trt.evaluate.hf_reference import Decoding, HfReference
+from opt_trt.evaluate.prompts import prompt_text
+from opt_trt.evaluate.rouge import score_rouge
+from opt_trt.evaluate.summarizer import Summarizer, TokenIds
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.text import load_tokenizer
+
+DEMO = Path(__file__).parents[1] / "examples/demo"
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def rounded_model(dtype: str, out: Path) -> Path:
+    """The demo model with every weight rounded to `dtype`, stored as fp32."""
+    model = OPTForCausalLM.from_pretrained(DEMO / "model", dtype=getattr(torch, dtype)).float()
+    model.save_pretrained(out)
+    return out
+
+
+def engine_summaries(dtype: str, work: Path, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
+    """Convert, build and summarize."""
+    checkpoint, engine = work / "checkpoint", work / "engine"
+    quiet = {"log_level": "warning"}
+    convert(ConvertConfig(model_dir=str(DEMO / "model"), output_dir=str(checkpoint), dtype=dtype, **quiet))
+    cache = str(work / "model.cache")
+    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), output_timing_cache=cache, **quiet))
+    session = open_engine(engine, KvCacheLimit(max_tokens=16384))
+    return in_batches(EngineSummarizer(session, 100, 2), prompts, batch_size)
+
+
+def in_batches(summarizer: Summarizer, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
+    """All summaries, a batch at a time."""
+    batches = (prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size))
+    return [output for batch in batches for output in summarizer.generate(batch)]
+
+
+def paired_interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean difference."""
+    draws = np.random.default_rng(0).choice(differences, (2000, len(differences))).mean(1)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=8)
+    arguments = parser.parse_args()
+
+    tokenizer = load_tokenizer(DEMO / "model")
+    rows = [json.loads(line) for line in (DEMO / "test.jsonl").read_text().splitlines()][: arguments.rows]
+    prompts = [tokenizer.encode(prompt_text(row["article"]), 923) for row in rows]
+    print(f"{'storage':<10}{'HF':>8}{'engine':>8}{'difference':>12}  {'95 % interval':<18}{'same summaries':>15}")
+    for dtype in DTYPES:
+        with tempfile.TemporaryDirectory() as work:
+            ours = engine_summaries(dtype, Path(work), prompts, arguments.batch_size)
+            reference = HfReference(rounded_model(dtype, Path(work, "hf")), "fp32", Decoding(100, 2, 1))
+            theirs = in_batches(reference, prompts, arguments.batch_size)
+        scores = [
+            np.array([score_rouge([r["highlights"]], [tokenizer.decode(o)]).mean["rouge1"] for r, o in pairs])
+            for pairs in (zip(rows, theirs, strict=True), zip(rows, ours, strict=True))
+        ]
+        low, high = paired_interval(scores[1] - scores[0])
+        same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+        difference = scores[1].mean() - scores[0].mean()
+        interval = f"{low:+.2f} to {high:+.2f}"
+        print(
+            f"{dtype:<10}{scores[0].mean():>8.2f}{scores[1].mean():>8.2f}{difference:>+12.2f}  {interval:<18}"
+            f"{same:>8} of {len(rows)}"
+        )
+
+
+if __name__ == "__main__":
+    main()

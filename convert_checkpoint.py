@@ -1,0 +1,6 @@
+"""Convert a Hugging Face OPT checkpoint to a TensorRT-LLM checkpoint."""
+
+from opt_trt.commands import convert
+
+if __name__ == "__main__":
+    convert()

@@ -1,0 +1,56 @@
+"""Pairs of compiler and runtime that turn a checkpoint into an engine: one folder each, one table."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from opt_trt.backends.engine import read_engine_config
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
+from opt_trt.errors import UserError
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import Session
+
+# In the order `--backend auto` tries them; imported on demand, so that optional packages stay optional.
+BACKENDS = {"inductor": "opt_trt.backends.inductor"}
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def missing(self) -> str | None:
+        """None, or what has to be installed before this backend can build."""
+        ...
+
+    def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
+        """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead."""
+        ...
+
+    def open(self, engine_dir: Path, limit: KvCacheLimit) -> Session:
+        """Open an engine this backend built."""
+        ...
+
+
+def load_backend(name: str) -> Backend:
+    """The backend's module."""
+    return import_module(BACKENDS[name])
+
+
+def choose_backend(name: str) -> str:
+    """The backend to build with: the one asked for, or the first that lacks nothing; else what to install."""
+    asked = tuple(BACKENDS) if name == "auto" else (name,)
+    lacking = {candidate: load_backend(candidate).missing() for candidate in asked}
+    ready = [candidate for candidate, missing in lacking.items() if missing is None]
+    if not ready:
+        raise UserError("; ".join(f"backend {candidate}: {missing}" for candidate, missing in lacking.items()))
+    return ready[0]
+
+
+def open_engine(engine_dir: Path, limit: KvCacheLimit) -> Session:
+    """A session on an engine directory, with the backend that built it."""
+    name = read_engine_config(engine_dir).backend
+    if name not in BACKENDS:
+        raise UserError(f"{engine_dir} was built by backend {name!r}, known are {', '.join(BACKENDS)}; build it again")
+    return load_backend(name).open(engine_dir, limit)

@@ -1,0 +1,120 @@
+"""The engine directory: its `config.json`, its weights, and whether it fits this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from opt_trt import __version__
+from opt_trt.config.json_file import check_types, read_json
+from opt_trt.config.model import ModelConfig
+from opt_trt.errors import UserError
+
+CONFIG, PROGRAMS, WEIGHTS = "config.json", "rank{rank}.engine", "rank{rank}.weights.safetensors"
+REBUILD = "build it again here: python build.py --checkpoint_dir CHECKPOINT --output_dir {engine}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`build_config` of an engine: TensorRT-LLM's keys."""
+
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+    tokens_per_block: int
+    gather_context_logits: bool
+    gather_generation_logits: bool
+    max_beam_width: int = 1
+    kv_cache_type: str = "PAGED"
+    plugin_config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """`config.json` of an engine: TensorRT-LLM's three keys, then what the embedded backend needs."""
+
+    pretrained_config: ModelConfig
+    build_config: Limits
+    backend: str
+    device: dict[str, str]
+    plugin_library: str
+    tactics: dict[str, list[str]]
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        first = ("version", "pretrained_config", "build_config")
+        values = asdict(self)
+        return seal({name: values[name] for name in (*first, *(n for n in values if n not in first))})
+
+
+def seal(values: dict[str, Any]) -> dict[str, Any]:
+    """Add a fingerprint of all other values: programs are compiled for them, so a changed one must not go unnoticed."""
+    others = {name: value for name, value in values.items() if name != "fingerprint"}
+    text = json.dumps(others, sort_keys=True)
+    return others | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def read_engine_config(engine_dir: Path) -> EngineConfig:
+    """Read and check an engine's `config.json`."""
+    path = engine_dir / CONFIG
+    if not engine_dir.is_dir():
+        raise UserError(
+            f"expected an engine directory at {engine_dir}, found none; make one with build.py --output_dir"
+        )
+    values = read_json(path)
+    if "backend" not in values or "build_config" not in values:
+        raise UserError(f"{path} does not describe an engine of ours (a checkpoint?); make one with build.py")
+    if seal(values) != values:
+        raise UserError(f"{path} was changed after the build; {REBUILD.format(engine=engine_dir)}")
+    del values["fingerprint"]
+    try:
+        check_types(EngineConfig, values, path)
+        check_types(Limits, values["build_config"], path)
+        config = EngineConfig(
+            **{
+                **values,
+                "pretrained_config": ModelConfig.from_dict(values["pretrained_config"], path),
+                "build_config": Limits(**values["build_config"]),
+            }
+        )
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} was written by another version of opt_trt ({error}); {REBUILD.format(engine=engine_dir)}"
+        ) from error
+    return config
+
+
+def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) -> None:
+    """Refuse an engine that was built by another torch, or that uses instructions this processor (`flags`) lacks."""
+    built = config.device
+    if built.get("torch") != torch.__version__:
+        raise UserError(
+            f"{engine_dir} was built with torch {built.get('torch')}, this is torch {torch.__version__}; "
+            + REBUILD.format(engine=engine_dir)
+        )
+    lacking = sorted(set(str(built.get("flags")).split()) - flags)
+    if lacking:
+        raise UserError(
+            f"{engine_dir} was built for a processor with {' '.join(lacking)}, which this one lacks; "
+            + REBUILD.format(engine=engine_dir)
+        )
+
+
+def map_weights(engine_dir: Path, rank: int) -> dict[str, torch.Tensor]:
+    """All weights of a rank, memory-mapped: nothing is read until a program touches it."""
+    path = engine_dir / WEIGHTS.format(rank=rank)
+    if not path.is_file():
+        raise UserError(f"expected {path}, found nothing there; {REBUILD.format(engine=engine_dir)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); {REBUILD.format(engine=engine_dir)}") from error

@@ -1,0 +1,106 @@
+"""Compile programs with AOTInductor and put them into one package; every trap of that road is dealt with here.
+
+- loops get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial for ever;
+- an axis of one is let through the input checks: examples of 2 and more make Inductor assume it never comes;
+- example axes are at least 2 and no slice of the KV cache is taken inside a program (see graph/programs.py);
+- the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch._inductor import aot_compile
+from torch._inductor.package.package import package_aoti
+
+from opt_trt import ops
+from opt_trt.backends.inductor.isa import Isa
+from opt_trt.graph import decoder, programs
+from opt_trt.graph.programs import ProgramSpec
+from opt_trt.plugins import attention, gemm
+from opt_trt.plugins import ops as plugin_ops
+from opt_trt.plugins.native import compiler_version, find_compiler
+
+
+def compile_program(spec: ProgramSpec, isa: Isa, work_dir: Path) -> list[str]:
+    """Compile one program; the files it consists of, in `work_dir`."""
+    exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
+    options = {
+        "aot_inductor.package": True,
+        "cpp.dynamic_threads": True,
+        "cpp.simdlen": isa.vector_bits,
+        "cpp.march": isa.march,
+        "cpp.vec_isa_ok": True,
+        "aot_inductor.check_lowerbound": False,
+    }
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(work_dir)}
+    with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own internals
+        files = aot_compile(exported.module(), tuple(spec.args), options=options)
+    assert isinstance(files, list), files
+    return [str(f) for f in files]
+
+
+def cached_program(spec: ProgramSpec, isa: Isa, extra: object, cache: Path) -> list[str]:
+    """The files of one program, compiled now or taken from the cache directory."""
+    kept = cache / "programs" / f"{spec.name}-{program_key(spec, isa, extra)}"
+    if not kept.is_dir():
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+        temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            for file in compile_program(spec, isa, cache / "inductor"):
+                shutil.copy(file, temporary)
+            _put(temporary, kept)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return [str(file) for file in sorted(kept.iterdir())]
+
+
+def _put(temporary: Path, kept: Path) -> None:
+    """Move a finished directory into the cache; another build may have put the same there meanwhile."""
+    try:
+        temporary.rename(kept)
+    except OSError:
+        if not kept.is_dir():
+            raise
+
+
+def package_programs(programs: Mapping[str, list[str]], out: Path) -> None:
+    """Put programs, given by their files, into one package; each is loaded by its name."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as directory:
+        package = Path(directory, "programs.pt2")  # the packager warns about any other ending
+        package_aoti(str(package), {name: [*files] for name, files in programs.items()})
+        package.replace(out)
+
+
+def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:
+    """A hash of all that shapes a compiled program: its sizes, tactics, versions and instruction set.
+
+    Not the number of layers: all layers run one program.
+    """
+    leaves = torch.utils._pytree.tree_leaves(spec.args)
+    options = {k: v for k, v in sorted(vars(spec.module).items()) if isinstance(v, int | float | str)}
+    parts = [
+        torch.__version__,
+        compiler_version(find_compiler()),
+        isa.march,
+        repr(extra),
+        graph_source(),
+        repr(options),
+    ]
+    parts += [f"{tuple(x.shape)}{x.dtype}" for x in leaves]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def graph_source() -> str:
+    """The text of the modules that programs are traced from: an edit there is another program."""
+    files = (ops, gemm, attention, plugin_ops, decoder, programs)
+    return "\0".join(Path(module.__file__).read_text() for module in files if module.__file__)

@@ -1,0 +1,140 @@
+"""What a build will do, and what it did, as a person reads it: limits, memory, tactics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import torch
+from tqdm import tqdm
+
+from opt_trt.backends.engine import Limits
+from opt_trt.backends.inductor.isa import Isa
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.model import ModelConfig
+from opt_trt.errors import UserError
+from opt_trt.plugins.tune import TunedProblem
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checkpoint's configuration and the engine's limits after defaults and checks."""
+
+    model: ModelConfig
+    build_config: Limits
+
+
+def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
+    """Fill in what depends on the checkpoint, and refuse what does not fit it."""
+    positions = model.max_position_embeddings
+    max_seq_len = positions if config.max_seq_len is None else config.max_seq_len
+    if max_seq_len > positions:
+        raise UserError(
+            f"--max_seq_len {max_seq_len} is beyond the checkpoint's position table of {positions} rows; "
+            f"give at most {positions}"
+        )
+    for name in ("gemm_plugin", "gpt_attention_plugin"):
+        asked = getattr(config, name)
+        if asked not in ("auto", "disable", model.dtype):
+            raise UserError(
+                f"--{name} {asked} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or disable"
+            )
+    _check_embedding_sharding(model, config)
+    limits = Limits(
+        max_batch_size=config.max_batch_size,
+        max_input_len=min(config.max_input_len, max_seq_len, config.max_num_tokens),
+        max_seq_len=max_seq_len,
+        max_num_tokens=config.max_num_tokens,
+        tokens_per_block=config.tokens_per_block,
+        gather_context_logits=config.gather_context_logits or config.gather_all_token_logits,
+        gather_generation_logits=config.gather_generation_logits or config.gather_all_token_logits,
+        plugin_config={
+            "gemm_plugin": config.gemm_plugin,
+            "gpt_attention_plugin": config.gpt_attention_plugin,
+            "context_fmha": config.context_fmha != "disable" and config.gpt_attention_plugin != "disable",
+            "remove_input_padding": True,
+            "paged_kv_cache": True,
+        },
+    )
+    return Resolved(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
+
+
+def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
+    """NVIDIA's README gives these flags to the builder, where they can only state what conversion has decided."""
+    command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
+    if config.use_parallel_embedding and not model.use_parallel_embedding:
+        raise UserError(
+            "--use_parallel_embedding: the checkpoint was converted without it; "
+            f"convert it with {command} {config.embedding_sharding_dim or 0} ..."
+        )
+    if config.embedding_sharding_dim is not None and config.embedding_sharding_dim != model.embedding_sharding_dim:
+        raise UserError(
+            f"--embedding_sharding_dim {config.embedding_sharding_dim}: the checkpoint was converted with "
+            f"{model.embedding_sharding_dim}; convert it with {command} {config.embedding_sharding_dim} ..."
+        )
+
+
+def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, isa: Isa) -> None:
+    """What `--dry_run` shows."""
+    model, build = limits.model, limits.build_config
+    token = 2 * model.hidden_size * getattr(torch, model.dtype).itemsize * model.num_hidden_layers
+    sequence = token * build.max_seq_len
+    rows = (
+        ("backend", f"inductor on cpu, {isa.name} (-march={isa.march})"),
+        ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}"),
+        ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
+        ("step", f"at most {build.max_num_tokens} packed tokens"),
+        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, memory-mapped"),
+        ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
+        ("to compile", "plugin library (gemm, attention); programs embedding, layer, head"),
+        ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
+        ("output", f"{config.output_dir} (nothing is written in a dry run)"),
+    )
+    for name, value in rows:
+        print(f"{name:<18}{value}")
+
+
+def tactic_table(table: Sequence[TunedProblem], verbosity: str) -> str:
+    """The winners with their times; `detailed` adds every loser's time or reason, `none` is empty."""
+    if verbosity == "none":
+        return ""
+    lines = [
+        f"{'problem':<11}{'tokens':<12}{'tactic':<10}{'us':>9}  {'others' if verbosity == 'detailed' else ''}".rstrip()
+    ]
+    for row in table:
+        times = {t.tactic: t for t in row.timings}
+        others = ", ".join(
+            f"{t.tactic.name} {t.elapsed_us:.0f}" if t.elapsed_us is not None else f"{t.tactic.name}: {t.reason}"
+            for t in row.timings
+            if t.tactic != row.winner
+        )
+        line = f"{row.site:<11}{row.bucket:<12}{row.winner.name:<10}{times[row.winner].elapsed_us or 0:>9.1f}"
+        lines.append(f"{line}  {others}" if verbosity == "detailed" else line)
+    return "\n".join(lines) + "\n"
+
+
+class Progress:
+    """A bar over the stages of a build; quiet when stderr is not a terminal."""
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        self.stages = stages
+
+    def __enter__(self) -> Progress:
+        self.bar = tqdm(total=len(self.stages), file=sys.stderr, disable=None, bar_format="{desc:<16}{bar}| {elapsed}")
+        self.bar.set_description_str(self.stages[0])
+        return self
+
+    def done(self) -> None:
+        """The current stage is done."""
+        self.bar.update()
+        self.bar.set_description_str(self.stages[min(self.bar.n, len(self.stages) - 1)])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()

@@ -1,0 +1,50 @@
+"""Turn a checkpoint into an engine directory, with the backend that fits this machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from opt_trt.atomic import atomic_directory
+from opt_trt.backends import choose_backend, load_backend
+from opt_trt.checkpoint import Checkpoint, read_config
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.flags import TALKATIVE
+from opt_trt.errors import UserError
+
+OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
+
+
+def build(config: BuildConfig) -> None:
+    """Build the engine `config` asks for; the directory appears only when it is whole."""
+    assert config.checkpoint_dir is not None
+    started = time.perf_counter()
+    backend = load_backend(choose_backend(config.backend))
+    _refuse_unbuildable(Path(config.checkpoint_dir))
+    checkpoint = Checkpoint(config.checkpoint_dir)
+    out = Path(config.output_dir)
+    if config.dry_run:
+        backend.build(checkpoint, config, out)
+        return
+    with atomic_directory(out, owned=OWNED) as temporary:
+        backend.build(checkpoint, config, temporary)
+    if config.log_level not in TALKATIVE:
+        return
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
+    print(f"next: python run.py --engine_dir {out} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'")
+
+
+def _refuse_unbuildable(directory: Path) -> None:
+    """Name what a checkpoint may be and an engine cannot be yet."""
+    model = read_config(directory)
+    if model.quant_algo is not None:
+        raise UserError(
+            f"{directory} is quantized ({model.quant_algo}), and engines are built from plain weights only; "
+            "convert without --use_weight_only"
+        )
+    if model.mapping.world_size > 1:
+        raise UserError(
+            f"{directory} has {model.mapping.world_size} ranks (tp_size {model.mapping.tp_size}, pp_size "
+            f"{model.mapping.pp_size}), and engines have one rank only; convert with --tp_size 1 --pp_size 1"
+        )

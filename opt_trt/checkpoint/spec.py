@@ -1,0 +1,81 @@
+"""Which tensors a rank of a checkpoint must hold: name, shape and dtype, of plain, packed and deferred weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from opt_trt.checkpoint.writer import TensorSpec
+from opt_trt.config.model import ModelConfig
+from opt_trt.errors import UserError
+from opt_trt.mapping import Mapping
+from opt_trt.packing import shape_problems
+from opt_trt.quant import ALGORITHMS
+from opt_trt.quant.mode import QuantMode
+from opt_trt.shard import check_tp_size, indivisible, is_linear, placements, stage_names
+
+SCALE = "per_channel_scale"
+LOADER_STEP = 64  # features per rank that TensorRT-LLM's weight-only linears are rounded up to
+
+
+def packed_mode(config: ModelConfig) -> QuantMode | None:
+    """The mode the linears are stored in; None when they are of the model's dtype, to be quantized later or not."""
+    return None if config.defer_quantization or config.quant_algo is None else ALGORITHMS[config.quant_algo]
+
+
+def scale_name(weight_name: str) -> str:
+    """Where the scale of a packed weight is."""
+    return weight_name.removesuffix("weight") + SCALE
+
+
+def tensor_spec(config: ModelConfig, rank: int = 0) -> dict[str, TensorSpec]:
+    """Every tensor of a rank file in the order the model uses them; ranks of one stage all hold the same shapes."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    tp_size, mode, table = config.mapping.tp_size, packed_mode(config), placements(config)
+    spec: dict[str, TensorSpec] = {}
+    for whole, name in stage_names(config, config.mapping.pp_rank(rank)).items():
+        shape = table[whole].local_shape(tp_size)
+        if mode is not None and is_linear(whole):
+            weight, scale = mode.spec(shape[0], shape[1])
+            spec |= {name: TensorSpec(weight, torch.int8), scale_name(name): TensorSpec(scale, dtype)}
+        else:
+            spec[name] = TensorSpec(shape, dtype)
+    return spec
+
+
+def check_shards(config: ModelConfig) -> None:
+    """Refuse shards that are unequal or that the kernels of `target_sm` cannot read; says which `tp_size` would fit."""
+    tp_size, heads = config.mapping.tp_size, range(1, config.num_attention_heads + 1)
+    fitting = [n for n in heads if not indivisible(config, n) and not _packing_problems(config, n)]
+    check_tp_size(config, fitting)
+    if problems := _packing_problems(config, tp_size):
+        advice = f"use a --tp_size of {', '.join(map(str, fitting))}" if fitting else "no --tp_size fits"
+        raise UserError(
+            f"at tp_size {tp_size} weights cannot be packed for SM {config.target_sm}: {'; '.join(problems)}; "
+            f"{advice}, or --defer_quantization"
+        )
+
+
+def unloadable(config: ModelConfig) -> list[str]:
+    """Linears TensorRT-LLM's loader would round up to another shape; plain ones it takes as they are."""
+    shapes = _linear_shapes(config, config.mapping.tp_size).items() if config.quant_algo else ()
+    return [f"{name} {list(shape)}" for name, shape in shapes if any(length % LOADER_STEP for length in shape)]
+
+
+def _packing_problems(config: ModelConfig, tp_size: int) -> list[str]:
+    mode = packed_mode(config)
+    if mode is None:
+        return []
+    assert config.target_sm is not None
+    problems = []
+    for name, shape in _linear_shapes(config, tp_size).items():
+        if found := shape_problems(shape[0], shape[1], mode.bits, config.target_sm):
+            problems.append(f"{name} (of every layer): {' and '.join(found)}")
+    return problems
+
+
+def _linear_shapes(config: ModelConfig, tp_size: int) -> dict[str, tuple[int, ...]]:
+    """A rank's part of each linear of the first layer; all layers have the same shapes."""
+    table = placements(replace(config, num_hidden_layers=1, mapping=Mapping()))
+    return {name: place.local_shape(tp_size) for name, place in table.items() if is_linear(name)}

@@ -1,0 +1,125 @@
+"""Write a rank's tensors as a safetensors file, each as soon as it is there, in any order, from several threads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+import torch
+
+from opt_trt.errors import UserError
+
+DTYPE_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
+DATA_ALIGNMENT = 64  # bytes; the header is padded so that the first tensor starts on a cache line
+WRITE_CHUNK = 1 << 24  # bytes handed to the system at a time, so that Ctrl-C is seen soon
+LISTED = 6  # differences an error names
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor of a rank file must be."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{DTYPE_CODES.get(self.dtype, self.dtype)}{list(self.shape)}"
+
+
+class RankWriter:
+    """A rank file while it is written; use it in a `with` block, inside a directory that is renamed when whole.
+
+    Missing, unexpected, repeated and mis-shaped tensors are reported together, in one `UserError` at the end.
+    """
+
+    def __init__(self, path: Path, spec: dict[str, TensorSpec]) -> None:
+        self.path, self._spec = path, spec
+        self._offsets, self._header = _layout(spec)
+        self._missing, self._problems, self._lock = set(spec), list[str](), Lock()
+
+    def __enter__(self) -> RankWriter:
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._put(memoryview(self._header), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+        if error is None:
+            missing = [f"{name} is missing" for name in self._spec if name in self._missing]
+            refuse_differences(self.path, self._problems + missing)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Put one tensor into its place; of any stride, written in row-major order."""
+        if self._accept(name, TensorSpec(tuple(tensor.shape), tensor.dtype)):
+            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+            self._put(data, len(self._header) + self._offsets[name])
+
+    def _accept(self, name: str, found: TensorSpec) -> bool:
+        with self._lock:
+            problem = ""
+            if name not in self._missing:
+                problem = f"{name} {'came twice' if name in self._spec else 'is unexpected'}"
+            elif found != self._spec[name]:
+                problem = f"{name} is {found}, expected {self._spec[name]}"
+            self._missing.discard(name)
+            self._problems += [problem] * bool(problem)
+            return not problem
+
+    def _put(self, view: memoryview, offset: int) -> None:
+        try:
+            write_all(self._descriptor, view, offset)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(self.path)
+            raise
+
+
+def write_rank(path: Path, spec: dict[str, TensorSpec], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write a whole rank file, taking the tensors one by one."""
+    with RankWriter(path, spec) as writer:
+        for name, tensor in tensors:
+            writer.write(name, tensor)
+            del tensor  # before the next one is made
+
+
+def write_all(descriptor: int, view: memoryview, offset: int) -> None:
+    """Write all bytes of a view at a place of a file."""
+    while view:
+        count = os.pwrite(descriptor, view[:WRITE_CHUNK], offset)
+        view, offset = view[count:], offset + count
+
+
+def refuse_differences(path: Path, problems: list[str]) -> None:
+    """One `UserError` for everything a rank file holds or lacks against its configuration; nothing if it is right."""
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise UserError(
+            f"{path} does not hold the tensors its config.json asks for: {'; '.join(problems[:LISTED])}{more}; "
+            "convert the model again"
+        )
+
+
+def _layout(spec: dict[str, TensorSpec]) -> tuple[dict[str, int], bytes]:
+    """Where each tensor starts behind the header, and the header itself: length, JSON, padding."""
+    offsets, end, entries = {}, 0, {}
+    for name, tensor in spec.items():
+        offsets[name] = end
+        end += tensor.nbytes
+        code = DTYPE_CODES[tensor.dtype]
+        entries[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offsets[name], end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}} | entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+    return offsets, len(text).to_bytes(8, "little") + text

@@ -1,0 +1,153 @@
+"""Turn a configuration dataclass into a command: parse its flags, run it, map errors to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from typing import Any, NoReturn, TypeVar
+
+from opt_trt.config.flags import Flag, Refusal
+from opt_trt.errors import CheckFailed, UserError
+
+EXIT_CHECK_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+# How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
+# a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
+SPIN_COUNT = "10000"
+
+Config = TypeVar("Config")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwind like Ctrl-C, so that half-written directories are removed."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s and which takes no abbreviations."""
+
+    def __init__(self, config_class: type) -> None:
+        super().__init__(
+            description=(config_class.__doc__ or "").strip(),
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage and exiting."""
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
+def build_parser(config_class: type) -> Parser:
+    """The parser of a configuration: one argument per flag field, one refusal per flag that cannot act."""
+    parser = Parser(config_class)
+    hints = typing.get_type_hints(config_class)
+    for f in fields(config_class):
+        if "flag" in f.metadata:
+            _add_flag(parser, f, hints[f.name])
+    for name, refusal in getattr(config_class, "REFUSED", {}).items():
+        parser.add_argument(
+            f"--{name}", nargs="*", action=_RefuseAction, refusal=refusal, default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )  # fmt: skip
+    return parser
+
+
+def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
+    """The configuration a command line asks for; `UserError` names what does not fit."""
+    values = vars(build_parser(config_class).parse_args(argv))
+    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def run_main(main: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    config = None
+    try:
+        config = parse(config_class, argv)
+        main(config)
+        sys.stdout.flush()
+    except (UserError, CheckFailed) as error:
+        _print_traceback(config)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR)
+    except (KeyboardInterrupt, Terminated) as stop:
+        print("interrupted; nothing half-written was left", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_CHECK_FAILED)
+    except OSError as error:
+        _print_traceback(config)
+        print(f"error: {_os_error(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(0)
+
+
+def _add_flag(parser: Parser, f: Field[Any], hint: Any) -> None:
+    flag: Flag = f.metadata["flag"]
+    names = [f"--{name}" for name in (f.name, *flag.aliases)]
+    if hint is bool:
+        parser.add_argument(*names, dest=f.name, action="store_true", default=f.default, help=flag.help)
+        return
+    how: dict[str, Any] = {"type": _value_type(hint), "choices": flag.choices}
+    if how["type"] is int and flag.choices:
+        how["choices"] = tuple(int(c) for c in flag.choices)
+    if flag.nargs:
+        how["nargs"] = flag.nargs
+    if flag.bare:
+        how |= {"nargs": "?", "const": flag.bare}
+    parser.add_argument(*names, dest=f.name, default=f.default, help=flag.help, **how)
+
+
+def _value_type(hint: Any) -> type:
+    """The type one value is parsed as: `int | None` → int, `tuple[str, ...]` → str."""
+    if isinstance(hint, types.UnionType):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    assert isinstance(hint, type), hint
+    return hint
+
+
+class _RefuseAction(argparse.Action):
+    """Accept a refused flag only with a value that asks for what happens anyway."""
+
+    def __init__(self, *args: Any, refusal: Refusal, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.refusal = refusal
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        given = " ".join(values)
+        if given not in self.refusal.neutral:
+            shown = f"{option} {given}".strip()
+            allowed = " or ".join(f"{option} {v}".strip() for v in self.refusal.neutral)
+            raise UserError(
+                f"{shown} is not supported: {self.refusal.reason}; drop the flag"
+                + (f" or give {allowed}" * bool(allowed))
+            )
+        if self.refusal.note:
+            print(self.refusal.note, file=sys.stderr)
+
+
+def _print_traceback(config: object) -> None:
+    if getattr(config, "log_level", None) == "verbose":
+        traceback.print_exc()
+
+
+def _raise_terminated(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def _os_error(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}; free space or fix the path, then run the command again"

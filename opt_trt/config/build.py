@@ -1,0 +1,134 @@
+"""What `build.py` takes: TensorRT-LLM's builder flags for OPT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.errors import UserError
+
+PLUGIN_VALUES = ("auto", "float16", "float32", "bfloat16", "disable")
+SWITCH = ("enable", "disable")
+SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block")
+NOT_OPT = "OPT has no use for it"
+NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
+NO_DRAFT = "speculative decoding is not offered for OPT"
+TENSORRT_ONLY = "a TensorRT builder option without a counterpart in the embedded engine"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Compile a TensorRT-LLM checkpoint into an engine for this machine."""
+
+    checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
+    output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole")
+    backend: str = flag("auto", "compiler and runtime of the engine", choices=("auto", "inductor"))
+    max_batch_size: int = flag(2048, "most sequences in one step; further requests wait")
+    max_input_len: int = flag(1024, "longest prompt in tokens")
+    max_seq_len: int | None = flag(
+        None, "prompt plus output in tokens; default: the position table", aliases=("max_decoder_seq_len",)
+    )
+    max_num_tokens: int = flag(8192, "most packed tokens in one step")
+    opt_num_tokens: int | None = flag(None, "packed tokens the tactics are weighed at; default: all buckets alike")
+    tokens_per_block: int = flag(32, "tokens in one block of the paged KV cache")
+    gemm_plugin: str = flag(
+        "auto", "auto or the checkpoint's dtype: own kernels may win; disable: library only",
+        choices=PLUGIN_VALUES, bare="auto",
+    )  # fmt: skip
+    gpt_attention_plugin: str = flag(
+        "auto", "auto or the checkpoint's dtype: own kernels may win; disable: library only",
+        choices=PLUGIN_VALUES, bare="auto",
+    )  # fmt: skip
+    context_fmha: str | None = flag(
+        None, "fused attention in the context phase; default: on with the attention plugin",
+        choices=SWITCH, bare="enable", aliases=("enable_context_fmha",),
+    )  # fmt: skip
+    logits_dtype: str | None = flag(
+        None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
+    )
+    gather_context_logits: bool = flag(False, "the engine can return logits of prompt tokens (for perplexity)")
+    gather_generation_logits: bool = flag(False, "the engine can return logits of generated tokens")
+    gather_all_token_logits: bool = flag(False, "both of the above")
+    use_parallel_embedding: bool = flag(False, "check that the checkpoint was converted with it")
+    embedding_sharding_dim: int | None = flag(
+        None, "check the axis the checkpoint was converted with", choices=("0", "1")
+    )
+    input_timing_cache: str | None = flag(
+        None, "tactic timings to reuse, an empty cache if missing; default: those of this user's earlier builds"
+    )
+    output_timing_cache: str = flag("model.cache", "where tactic timings are kept for the next build")
+    profiling_verbosity: str = flag(
+        "layer_names_only", "how much of the tactic table is printed", choices=("layer_names_only", "detailed", "none")
+    )
+    dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")
+    log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    REFUSED: ClassVar[dict[str, Refusal]] = {
+        "max_beam_width": Refusal("beam search is not there yet", ("1",)),
+        "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
+        "paged_kv_cache": Refusal("the KV cache is always paged", ("", "enable")),
+        "remove_input_padding": Refusal("inputs are always packed", ("", "enable")),
+        "use_paged_context_fmha": Refusal("context attention always reads the paged cache", ("", "enable")),
+        "workers": Refusal("a checkpoint of one rank is built by one worker", ("1",)),
+        "max_output_len": Refusal("renamed by TensorRT-LLM: give --max_seq_len = longest prompt + longest output"),
+        "max_encoder_input_len": Refusal(NOT_OPT),
+        "max_prompt_embedding_table_size": Refusal("prompt tables are not supported", ("0",)),
+        "max_multimodal_len": Refusal("prompt tables are not supported", ("0",)),
+        "model_config": Refusal("an engine needs weights: give --checkpoint_dir"),
+        "build_config": Refusal("give the sizes as flags"),
+        "model_cls_file": Refusal("only the built-in OPT decoder is compiled"),
+        "model_cls_name": Refusal("only the built-in OPT decoder is compiled"),
+        "strip_plan": Refusal(TENSORRT_ONLY),
+        "weight_sparsity": Refusal(TENSORRT_ONLY),
+        "weight_streaming": Refusal(TENSORRT_ONLY),
+        "fast_build": Refusal(TENSORRT_ONLY),
+        "enable_debug_output": Refusal(TENSORRT_ONLY),
+        "visualize_network": Refusal(TENSORRT_ONLY),
+        "monitor_memory": Refusal(TENSORRT_ONLY + "; --dry_run prints the memory"),
+        "multiple_profiles": Refusal("tactics are chosen per bucket of tokens instead", ("disable",)),
+        "lora_dir": Refusal(NO_LORA),
+        "lora_ckpt_source": Refusal(NO_LORA),
+        "lora_target_modules": Refusal(NO_LORA),
+        "max_lora_rank": Refusal(NO_LORA),
+        "lora_plugin": Refusal(NO_LORA, ("disable",)),
+        "dora_plugin": Refusal(NO_LORA, ("disable",)),
+        "speculative_decoding_mode": Refusal(NO_DRAFT),
+        "max_draft_len": Refusal(NO_DRAFT, ("0",)),
+        "bert_attention_plugin": Refusal(NOT_OPT, ("disable",)),
+        "bert_context_fmha_fp32_acc": Refusal(NOT_OPT, ("disable",)),
+        "nccl_plugin": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "moe_plugin": Refusal(NOT_OPT, ("disable",)),
+        "mamba_conv1d_plugin": Refusal(NOT_OPT, ("disable",)),
+        "fp8_rowwise_gemm_plugin": Refusal(NOT_OPT, ("disable",)),
+        "gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
+        "low_latency_gemm_plugin": Refusal(TENSORRT_ONLY, ("disable",)),
+        "low_latency_gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
+        "gemm_allreduce_plugin": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable",)),
+        "fuse_fp4_quant": Refusal("there is no fp4 quantization", ("disable",)),
+        "norm_quant_fusion": Refusal(NOT_OPT, ("disable",)),
+        "reduce_fusion": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "user_buffer": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "pp_reduce_scatter": Refusal(NOT_OPT, ("disable",)),
+        "streamingllm": Refusal("OPT's learned positions end at max_position_embeddings", ("disable",)),
+        "paged_state": Refusal(NOT_OPT, ("disable",)),
+        "use_fused_mlp": Refusal("OPT's MLP has no gate to fuse", ("disable",)),
+        "use_lookup_plugin": Refusal("embedding lookup needs no plugin (removed from TensorRT-LLM too)"),
+        "lookup_plugin": Refusal("embedding lookup needs no plugin (removed from TensorRT-LLM too)"),
+        "context_fmha_fp32_acc": Refusal("accumulation is always fp32 here", ("", "enable")),
+        "enable_context_fmha_fp32_acc": Refusal("accumulation is always fp32 here", ("", "enable")),
+    }
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_dir is None:
+            raise UserError("--checkpoint_dir is required: a directory written by convert_checkpoint.py")
+        for name in SIZES:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, found {value}")
+        if self.context_fmha == "enable" and self.gpt_attention_plugin == "disable":
+            raise UserError(
+                "--context_fmha enable needs the attention plugin, found --gpt_attention_plugin disable; "
+                "drop one of the two"
+            )

@@ -1,0 +1,49 @@
+"""What `convert_checkpoint.py` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.model import DTYPES
+from opt_trt.errors import UserError
+
+PRECISIONS = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
+
+    model_dir: str | None = flag(None, "directory of the Hugging Face checkpoint")
+    output_dir: str = flag("tllm_checkpoint", "directory to write; appears only when it is whole")
+    dtype: str = flag("float16", "type the weights are stored in", choices=DTYPES)
+    use_parallel_embedding: bool = flag(False, "shard the embedding tables over the ranks (recorded in config.json)")
+    embedding_sharding_dim: int = flag(0, "axis the tables are sharded on: 0 vocabulary, 1 hidden", choices=("0", "1"))
+    tp_size: int = flag(1, "ranks that share every layer")
+    pp_size: int = flag(1, "stages that share the layers one after another")
+    use_weight_only: bool = flag(False, "quantize the linears of the layers, each rank's part on its own")
+    weight_only_precision: str | None = flag(
+        None, "quant mode of --use_weight_only; default: int8", choices=PRECISIONS, bare="int8"
+    )
+    target_sm: int | None = flag(
+        None, "GPU the quantized weights are packed for, 80 = compute capability 8.0; default: the visible one, else 80"
+    )
+    defer_quantization: bool = flag(False, "store --dtype weights, to be quantized by the builder: fits every GPU")
+    workers: int = flag(1, "threads; each holds one tensor in memory")
+    log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    REFUSED: ClassVar[dict[str, Refusal]] = {
+        "model_type": Refusal("only OPT itself is read", ("opt",)),
+    }
+
+    def __post_init__(self) -> None:
+        if self.model_dir is None:
+            raise UserError("--model_dir is required: the directory of the Hugging Face checkpoint")
+        for name in ("tp_size", "pp_size", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        for name, unset in (("weight_only_precision", None), ("target_sm", None), ("defer_quantization", False)):
+            if getattr(self, name) is not unset and not self.use_weight_only:
+                raise UserError(f"--{name} says how to quantize, but --use_weight_only is not given; give both or none")

@@ -1,0 +1,38 @@
+"""Describe a command-line flag once: its default, help, choices and aliases live on the dataclass field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
+TALKATIVE = LOG_LEVELS[:2]  # the levels at which a command tells what it did
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field appears on the command line; its type is the field's annotation."""
+
+    help: str
+    choices: tuple[str, ...] | None = None
+    aliases: tuple[str, ...] = ()
+    nargs: str | None = None
+    bare: str | None = None  # what the flag means when given without a value
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A flag of TensorRT-LLM's that cannot act here: why, and the values that ask for what happens anyway.
+
+    `neutral` holds those values as typed; `()` refuses every use, `("",)` is a switch that is true already.
+    `note` is printed when a neutral value is given.
+    """
+
+    reason: str
+    neutral: tuple[str, ...] = ()
+    note: str | None = None
+
+
+def flag(default: Any, help: str, **how: Any) -> Any:
+    """A dataclass field that is also a flag: `max_batch_size: int = flag(8, "sequences in one step")`."""
+    return field(default=default, metadata={"flag": Flag(help, **how)})

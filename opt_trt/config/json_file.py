@@ -1,0 +1,48 @@
+"""Read JSON files that other programs or people may have changed: what does not fit is named, never guessed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from opt_trt.errors import UserError
+
+# Values JSON may hold for a field, by the field's annotation; other fields are checked by whoever reads them.
+PLAIN: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "dict[str, Any]": (dict,),
+    "Mapping": (dict,),
+    "dict[str, str]": (dict,),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a missing, unreadable or non-object file is named."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"expected {path}, found nothing there; check the directory given") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); fetch or write it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, found {type(values).__name__}")
+    return values
+
+
+def check_types(cls: type, values: Any, where: Path | str) -> None:
+    """Refuse an object whose values are not of the types of the dataclass `cls` they are for; null is not given."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected an object for {cls.__name__}, found {values!r}; write the file again")
+    for f in fields(cls):
+        allowed = PLAIN.get(str(f.type))
+        value = values.get(f.name)
+        if value is None or allowed is None:
+            continue
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise UserError(f"{where}: {f.name} must be {f.type}, found {value!r}; write the file again")

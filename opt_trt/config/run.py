@@ -1,0 +1,51 @@
+"""What `run.py` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.session import SESSION_REFUSED, SessionConfig
+from opt_trt.errors import UserError
+
+DEFAULT_PROMPT = "Born in north-east France, Soyer trained as a"
+
+
+@dataclass(frozen=True)
+class RunConfig(SessionConfig):
+    """Generate text with an engine."""
+
+    max_output_len: int | None = flag(None, "most new tokens per prompt (required)")
+    input_text: tuple[str, ...] = flag((DEFAULT_PROMPT,), "prompts", nargs="+")
+    input_file: str | None = flag(None, "prompts from .txt (a line each), or token ids from .csv or .npy (a row each)")
+    output_csv: str | None = flag(None, "write token ids, prompt included, a row per prompt")
+    output_npy: str | None = flag(None, "write token ids, prompt included, a row per prompt")
+    streaming: bool = flag(False, "print text while it is generated")
+    streaming_interval: int = flag(5, "tokens between two prints of a stream")
+    run_profiling: bool = flag(False, "time 10 generations after 10 to warm up")
+
+    REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
+        "random_seed": Refusal("decoding is greedy: there is nothing to seed", ("0",)),
+        "output_generation_logits": Refusal("file output of logits is not there yet"),
+        "output_logits_npy": Refusal("file output of logits is not there yet"),
+        "output_log_probs_npy": Refusal("file output of log-probabilities is not there yet"),
+        "output_cum_log_probs_npy": Refusal("file output of log-probabilities is not there yet"),
+        "fail_fast_on_attention_window_too_large": Refusal("OPT attends to the whole sequence"),
+        "multimodal_input_file": Refusal("OPT reads text"),
+        "input_token_extra_ids": Refusal("prompt tables are not supported"),
+        "input_token_extra_ids_file": Refusal("prompt tables are not supported"),
+        "draft_engine_dir": Refusal("speculative decoding is not offered for OPT"),
+        "hf_data_type": Refusal("run.py loads no Hugging Face weights"),
+        "data_type": Refusal("run.py loads no Hugging Face weights"),
+        "hf_device_map_auto": Refusal("run.py loads no Hugging Face weights"),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_output_len is None:
+            raise UserError("--max_output_len is required: the most new tokens per prompt")
+        if self.max_output_len < 1:
+            raise UserError(f"--max_output_len must be at least 1, found {self.max_output_len}")
+        if self.streaming_interval < 1:
+            raise UserError(f"--streaming_interval must be at least 1, found {self.streaming_interval}")

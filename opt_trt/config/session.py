@@ -1,0 +1,90 @@
+"""The flags `run.py` and `summarize.py` share: which engine, which tokenizer, how much memory, how to decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.errors import UserError
+
+GREEDY = "decoding is greedy; sampling is not there yet"
+ONE_BEAM = "decoding has one beam; beam search is not there yet"
+NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
+NO_DRAFT = "speculative decoding is not offered for OPT"
+GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
+
+SESSION_REFUSED: dict[str, Refusal] = {
+    "num_beams": Refusal(ONE_BEAM, ("1",)),
+    "beam_width_array": Refusal(ONE_BEAM),
+    "num_return_sequences": Refusal(GREEDY, ("1",)),
+    "temperature": Refusal(GREEDY, ("1", "1.0")),
+    "top_k": Refusal(GREEDY, ("1",)),
+    "top_p": Refusal(GREEDY, ("0", "0.0")),
+    "min_p": Refusal(GREEDY, ("0", "0.0")),
+    "length_penalty": Refusal(ONE_BEAM, ("1", "1.0")),
+    "early_stopping": Refusal(ONE_BEAM, ("1",)),
+    "beam_search_diversity_rate": Refusal(ONE_BEAM, ("0", "0.0")),
+    "repetition_penalty": Refusal(GREEDY, ("1", "1.0")),
+    "presence_penalty": Refusal(GREEDY, ("0", "0.0")),
+    "frequency_penalty": Refusal(GREEDY, ("0", "0.0")),
+    "no_repeat_ngram_size": Refusal(GREEDY, ("0",)),
+    "stop_words": Refusal("stop words are not there yet; generation ends at --end_id or the length"),
+    "bad_words": Refusal(GREEDY),
+    "sink_token_length": Refusal("OPT attends to the whole sequence"),
+    "max_attention_window_size": Refusal("OPT attends to the whole sequence"),
+    "multi_block_mode": Refusal(GPU_ONLY, ("True", "true", "1")),
+    "enable_context_fmha_fp32_acc": Refusal(
+        "", ("",), note="--enable_context_fmha_fp32_acc: attention always accumulates in fp32 on a CPU"
+    ),
+    "cuda_graph_mode": Refusal(GPU_ONLY),
+    "no_prompt_template": Refusal("", ("",)),
+    "use_py_session": Refusal("", ("",), note="--use_py_session: the embedded engine has one session, in Python"),
+    "debug_mode": Refusal("use --log_level verbose"),
+    "prompt_table_path": Refusal("prompt tables are not supported"),
+    "prompt_tasks": Refusal("prompt tables are not supported"),
+    "num_prepend_vtokens": Refusal("prompt tables are not supported"),
+    "lora_dir": Refusal(NO_LORA),
+    "lora_task_uids": Refusal(NO_LORA),
+    "lora_ckpt_source": Refusal(NO_LORA),
+    "tokenizer_type": Refusal("the tokenizer's own files say what it is", ("auto",)),
+    "vocab_file": Refusal("give --tokenizer_dir, a directory with vocab.json and merges.txt"),
+    "gpu_weights_percent": Refusal(GPU_ONLY, ("1", "1.0")),
+    "cross_kv_cache_fraction": Refusal("OPT has no encoder", ("0.5",)),
+    "kv_cache_enable_block_reuse": Refusal("prefix caching is not there yet"),
+    "enable_chunked_context": Refusal("prompts are not chunked yet"),
+    "return_all_generated_tokens": Refusal("streaming returns new tokens only"),
+    "medusa_choices": Refusal(NO_DRAFT),
+    "eagle_choices": Refusal(NO_DRAFT),
+    "lookahead_config": Refusal(NO_DRAFT),
+    "draft_target_model_config": Refusal(NO_DRAFT),
+    "prompt_lookup_config": Refusal(NO_DRAFT),
+    "ngram_config": Refusal(NO_DRAFT),
+    "language_task_uids": Refusal("OPT has no language adapters"),
+}
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """Fields common to both scripts."""
+
+    engine_dir: str = flag("engine_outputs", "engine directory written by build.py")
+    tokenizer_dir: str | None = flag(None, "directory of the tokenizer; default: --hf_model_dir")
+    hf_model_dir: str | None = flag(None, "directory of the Hugging Face model", aliases=("model_dir",))
+    no_add_special_tokens: bool = flag(False, "do not put </s> before the prompt")
+    max_input_length: int = flag(923, "prompts are cut to this many tokens, from the left")
+    end_id: int | None = flag(None, "token that ends a sequence; default: the model's </s>")
+    pad_id: int | None = flag(None, "token that stands for padding; default: the model's <pad>")
+    max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
+    kv_cache_free_gpu_memory_fraction: float = flag(
+        0.9, "share of the free memory of the engine's device the KV cache may take"
+    )
+    log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    def __post_init__(self) -> None:
+        if self.max_input_length < 1:
+            raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
+        if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:
+            raise UserError(
+                "--kv_cache_free_gpu_memory_fraction must be above 0 and at most 1, "
+                f"found {self.kv_cache_free_gpu_memory_fraction}"
+            )

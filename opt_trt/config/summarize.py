@@ -1,0 +1,60 @@
+"""What `summarize.py` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.session import SESSION_REFUSED, SessionConfig
+from opt_trt.errors import UserError
+
+
+@dataclass(frozen=True)
+class SummarizeConfig(SessionConfig):
+    """Summarize CNN/DailyMail with Hugging Face and with the engine, and compare ROUGE, perplexity and speed."""
+
+    test_hf: bool = flag(False, "summarize with Hugging Face transformers")
+    test_trt_llm: bool = flag(False, "summarize with the engine (whichever backend built it)")
+    hf_data_type: str = flag(
+        "float16", "type Hugging Face computes in", aliases=("data_type",),
+        choices=("fp32", "fp16", "bf16", "float32", "float16", "bfloat16"),
+    )  # fmt: skip
+    dataset_dir: str | None = flag(
+        None, "local copy of the dataset (parquet, json lines, saved dataset); default: the hub"
+    )
+    dataset_cache_dir: str | None = flag(None, "where a dataset from the hub is cached")
+    batch_size: int = flag(1, "articles submitted together")
+    max_ite: int = flag(20, "batches summarized")
+    output_len: int = flag(100, "most new tokens per summary")
+    min_input_length: int = flag(0, "articles with fewer tokens are left out")
+    random_seed: int = flag(0, "order in which the articles are drawn")
+    check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds")
+    tensorrt_llm_rouge1_threshold: float = flag(15.0, "ROUGE-1 of the engine must be above this")
+    max_rouge1_drop: float | None = flag(None, "most ROUGE-1 the engine may lose against Hugging Face in this run")
+    eval_ppl: bool = flag(False, "also measure perplexity (engine built with --gather_context_logits)")
+    tensorrt_llm_ppl_threshold: float = flag(15.0, "perplexity of the engine must be below this")
+    output_dir: str | None = flag(None, "write hf.out, trtllm.out and summary.json here")
+
+    REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
+        "streaming": Refusal("scores need whole summaries"),
+        "streaming_interval": Refusal("scores need whole summaries"),
+        "eval_task": Refusal("the task is summarize", ("summarize",)),
+        "estimate_accuracy_std_dev": Refusal("the table has the spread of ROUGE-1 already"),
+        "rouge_dir": Refusal("rouge_score is a dependency: there is no metric script to load"),
+        "hf_device_map_auto": Refusal("Hugging Face runs on the engine's device"),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "max_ite", "output_len"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        if not (self.test_hf or self.test_trt_llm):
+            raise UserError("nothing to do: give --test_hf, --test_trt_llm or both")
+        if self.test_hf and self.hf_model_dir is None:
+            raise UserError("--test_hf needs --hf_model_dir: the directory of the Hugging Face model")
+        if self.check_accuracy and not self.test_trt_llm:
+            raise UserError("--check_accuracy checks the engine: give --test_trt_llm too")
+        if self.max_rouge1_drop is not None and not (self.test_hf and self.check_accuracy):
+            raise UserError("--max_rouge1_drop compares with Hugging Face: give --test_hf and --check_accuracy too")

@@ -1,0 +1,1 @@
+"""How good and how fast an engine is: summaries scored beside Hugging Face's own."""

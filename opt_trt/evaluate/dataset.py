@@ -1,0 +1,183 @@
+"""The articles and reference summaries of CNN/DailyMail: from the hub, or from files somebody put on this machine.
+
+Knows nothing of tokens: see `prompts`. Files are read as data only; dataset scripts are never run.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+
+from opt_trt.errors import UserError
+
+HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
+MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")  # where upstream looks below --dataset_dir, then itself
+SUBFOLDERS = ("3.0.0", "3.0.0/test", "", "data", "test")  # layouts of a cloned hub repository and its exports
+COLUMNS = ("article", "highlights")
+METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+LOCAL_COPY = "give a local copy with --dataset_dir (parquet, json lines or a saved dataset)"
+PROBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Article:
+    """One row: its place in the shuffled order, the text to summarize and the summary a person wrote."""
+
+    index: int
+    text: str
+    highlights: str
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where rows come from and in which order: a file or directory, or the hub when `path` is None."""
+
+    path: Path | None
+    cache_dir: Path | None = None
+    seed: int = 0
+
+
+def load_articles(source: DatasetSource) -> Iterator[Article]:
+    """Yield every row in the order `datasets` shuffles them to with the seed; what cannot be read is a `UserError`."""
+    cache = None if source.cache_dir is None else str(source.cache_dir)
+    with _quiet_unless_terminal():
+        rows = _from_hub(cache) if source.path is None else _from_path(source.path, cache)
+    where = source.path or HUB_NAME
+    if not rows.num_rows:
+        raise UserError(f"{where} has no rows; fetch or write it again")
+    missing = [name for name in COLUMNS if name not in rows.column_names]
+    if missing:
+        raise UserError(
+            f"{where} lacks column {' and '.join(missing)} (found {', '.join(rows.column_names) or 'none'}); "
+            "rows need article and highlights"
+        )
+    # In memory: an indices file would otherwise be written into the directory the user gave.
+    for index, row in enumerate(rows.shuffle(seed=source.seed, keep_in_memory=True)):
+        for name in COLUMNS:
+            if not isinstance(row[name], str):
+                raise UserError(f"{where}: {name} must be text, found {row[name]!r} in shuffled row {index}")
+        yield Article(index, row["article"], row["highlights"])
+
+
+def _from_path(path: Path, cache: str | None) -> datasets.Dataset:
+    if not path.exists():
+        raise UserError(f"expected a dataset at {path}, found nothing there; check --dataset_dir")
+    if path.is_file():
+        return _from_files([path], cache)
+    for folder in (path / mirror / sub for mirror in MIRRORS for sub in SUBFOLDERS):
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return _from_saved(folder)
+        files = _data_files(folder)
+        if files:
+            return _from_files(files, cache)
+    raise UserError(f"expected parquet files, json lines or a saved dataset in {path}, found none; check --dataset_dir")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The files of the test split, or all of a kind when none is called test; parquet is preferred."""
+    for suffix in (".parquet", ".jsonl", ".json"):
+        files = sorted(f for f in folder.glob(f"*{suffix}") if f.is_file() and f.name not in METADATA)
+        if files:
+            return [f for f in files if f.name.startswith(SPLIT)] or files
+    return []
+
+
+def _from_files(files: list[Path], cache: str | None) -> datasets.Dataset:
+    if files[0].suffix == ".parquet":
+        try:
+            return datasets.Dataset.from_parquet([str(f) for f in files], cache_dir=cache)
+        except (DatasetsError, ValueError) as error:
+            reason = error.__cause__ or error
+            raise UserError(f"{files[0]} is not a readable parquet file ({reason}); fetch it again") from error
+    if files[0].suffix in (".jsonl", ".json"):
+        return datasets.Dataset.from_list([row for f in files for row in _json_rows(f)])
+    raise UserError(f"{files[0]} is neither .parquet, .jsonl nor .json; {LOCAL_COPY}")
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file with one JSON object a line, or one JSON list of objects."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            rows = iter(json.loads(text))
+        else:
+            rows = (json.loads(line) for line in text.split("\n") if line.strip())
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: row {number} must be a JSON object, found {type(row).__name__}")
+            kept = {name: row[name] for name in COLUMNS if name in row}
+            if not all(isinstance(value, str) for value in kept.values()):
+                raise UserError(f"{path}: article and highlights must be text, they are not in row {number}")
+            yield kept
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UserError(f"{path} is not readable as json lines ({error}); fetch or write it again") from error
+
+
+def _from_saved(folder: Path) -> datasets.Dataset:
+    """A directory written by `save_to_disk`: its test split, or the only one it has."""
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a whole saved dataset ({error}); save it again") from error
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    splits = list(saved)
+    if SPLIT not in saved and len(splits) != 1:
+        raise UserError(f"{folder} has no split {SPLIT} (found {', '.join(splits) or 'none'}); {LOCAL_COPY}")
+    return saved[SPLIT if SPLIT in saved else splits[0]]
+
+
+def _from_hub(cache: str | None) -> datasets.Dataset:
+    if datasets.config.HF_HUB_OFFLINE or not _reachable(datasets.config.HF_ENDPOINT):
+        return _from_hub_cache(Path(cache or datasets.config.HF_DATASETS_CACHE))
+    try:
+        return datasets.load_dataset(HUB_NAME, HUB_CONFIG, split=SPLIT, cache_dir=cache)
+    except Exception as error:  # the client raises types of three libraries here, each about the network or the hub
+        raise UserError(f"{HUB_NAME} could not be fetched from the hub ({error}); {LOCAL_COPY}") from error
+
+
+def _reachable(endpoint: str) -> bool:
+    """One short request: the hub's client alone would retry for 23 s without a network, and 80 s behind a firewall."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except OSError as error:
+        # The hub's client brings certificates of its own, so a doubt about these is no proof.
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True
+
+
+def _from_hub_cache(cache: Path) -> datasets.Dataset:
+    """What an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
+    owner, name = HUB_NAME.split("/")
+    files = list(cache.expanduser().glob(f"{owner}___{name}/{HUB_CONFIG}/*/*/{name}-{SPLIT}*.arrow"))
+    if not files:
+        raise UserError(f"{HUB_NAME} is not in {cache} and the hub cannot be reached from here; {LOCAL_COPY}")
+    newest = max((f.parent for f in files), key=lambda folder: folder.stat().st_mtime)
+    shards = sorted(f for f in files if f.parent == newest)
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in shards])
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """Keep the library's progress bars out of logs."""
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,0 +1,52 @@
+"""Pass or fail: is the engine's score good enough?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from opt_trt.errors import CheckFailed, UserError
+from opt_trt.evaluate.scores import Scores
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits of the engine's scores; None means not checked. ROUGE in percent."""
+
+    rouge1_above: float
+    perplexity_below: float | None = None
+    rouge1_drop_at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(limit is not None and math.isnan(limit) for limit in vars(self).values()):
+            raise UserError("a limit of the gate is not a number; give --tensorrt_llm_rouge1_threshold and others one")
+
+
+def check_gate(gate: Gate, engine: Scores, reference: Scores | None) -> None:
+    """`CheckFailed` names every score that misses its limit; `UserError` when a score is not a number."""
+    rouge1 = _number(engine, "rouge1")
+    misses = []
+    if not rouge1 > gate.rouge1_above:
+        misses.append(f"ROUGE-1 {rouge1:.4f} is not above --tensorrt_llm_rouge1_threshold {gate.rouge1_above:g}")
+    if gate.perplexity_below is not None:
+        perplexity = _number(engine, "perplexity")
+        if not perplexity < gate.perplexity_below:
+            limit = f"--tensorrt_llm_ppl_threshold {gate.perplexity_below:g}"
+            misses.append(f"perplexity {perplexity:.4f} is not below {limit}")
+    if gate.rouge1_drop_at_most is not None:
+        assert reference is not None, "the flags guarantee a Hugging Face run"
+        drop = _number(reference, "rouge1") - rouge1
+        if not drop <= gate.rouge1_drop_at_most:
+            misses.append(
+                f"ROUGE-1 {rouge1:.4f} is {drop:.4f} below {reference.title}'s, more than --max_rouge1_drop "
+                f"{gate.rouge1_drop_at_most:g}"
+            )
+    if misses:
+        raise CheckFailed(f"{engine.title}: " + "; ".join(misses))
+
+
+def _number(scores: Scores, key: str) -> float:
+    value = scores.values.get(key, math.nan)
+    if math.isnan(value):
+        raise UserError(f"the gate scored nothing: {key} of {scores.title} is not a number; check model and engine")
+    return value

@@ -1,0 +1,131 @@
+"""The oracle: the same prompts through Hugging Face transformers, greedily, on this machine.
+
+No code from the model directory runs and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from opt_trt.errors import UserError
+from opt_trt.evaluate.perplexity import mean_nll
+from opt_trt.evaluate.summarizer import Demand, TokenIds
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How far greedy decoding goes: at most `output_len` new tokens, or to `end_id`; `pad_id` fills short prompts."""
+
+    output_len: int
+    end_id: int | None
+    pad_id: int
+
+
+class HfReference:
+    """A transformers model as a `Summarizer`; it computes in the type asked for, fp16 on a CPU included."""
+
+    def __init__(self, model_dir: Path, dtype: str, decoding: Decoding) -> None:
+        self._where = model_dir
+        self._decoding = decoding
+        self._model = _load(model_dir, DTYPES[dtype])
+        # Replaced as a whole, so that nothing in generation_config.json (beams, penalties, sampling) has a say.
+        self._model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=decoding.output_len,
+            bos_token_id=None,
+            eos_token_id=decoding.end_id,
+            pad_token_id=decoding.pad_id,
+        )
+
+    def check(self, demand: Demand) -> None:
+        """Refuse ids without an embedding and positions beyond the table."""
+        config = self._model.config
+        largest = max(demand.largest_id, self._decoding.pad_id)
+        if largest >= config.vocab_size:
+            raise UserError(
+                f"{self._where} has {config.vocab_size} tokens but the prompts or --pad_id use id {largest}; "
+                "give the model's own tokenizer with --tokenizer_dir"
+            )
+        needed = demand.longest_prompt + demand.output_len
+        if needed > config.max_position_embeddings:
+            raise UserError(
+                f"{self._where} has {config.max_position_embeddings} positions but prompt plus output take {needed}; "
+                "lower --max_input_length or --output_len"
+            )
+
+    def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
+        """New tokens of each prompt, up to and including the end token."""
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self._decoding.pad_id)  # [B, T], padded on the left
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        with torch.inference_mode():
+            sequences = self._model.generate(input_ids=ids, attention_mask=mask)
+        return [_up_to_end(row.tolist(), self._decoding.end_id) for row in sequences[:, longest:]]
+
+    def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
+        """One unpadded pass over the whole text: the batch size cannot change it."""
+        whole = prompt + output
+        with torch.inference_mode():
+            logits = self._model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]  # [T, V]
+        return mean_nll(logits[:-1], whole[1:])
+
+
+def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
+    if not (model_dir / "config.json").is_file():
+        raise UserError(f"expected a Hugging Face model with config.json in {model_dir}; check --hf_model_dir")
+    try:
+        with _quiet_unless_terminal():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                model_dir, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # damaged files raise a dozen unrelated types here, each about what is in the directory
+        # The first sentence: torch goes on to recommend loading pickles without its protection.
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise UserError(
+            f"transformers cannot load {model_dir} ({type(error).__name__}: {reason}); fetch its files again"
+        ) from error
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(
+            f"{model_dir} lacks {len(info['missing_keys'])} weights ({names}, ...), which transformers would fill with "
+            "random numbers; fetch the model again"
+        )
+    return model.eval()
+
+
+def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:
+    """Drop the padding `generate` puts behind rows that ended before the longest one."""
+    return tuple(output if end_id not in output else output[: output.index(end_id) + 1])
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """Keep the library's progress bars out of logs."""
+    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,63 @@
+"""What the models are asked: article plus marker, as token ids, cut from the left so that the marker survives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tqdm import tqdm
+
+from opt_trt.errors import UserError
+from opt_trt.evaluate.dataset import Article
+
+MARKER = " TL;DR: "
+
+
+class Encoder(Protocol):
+    """The part of a tokenizer that prompts need."""
+
+    def encode(self, text: str, max_length: int) -> tuple[int, ...]:
+        """Token ids, special tokens included, at most `max_length`: the first ones are dropped."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One article ready to be summarized."""
+
+    article: Article
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which articles are taken: at most `count`, of prompts with at least `min_len` and at most `max_len` tokens."""
+
+    count: int
+    min_len: int
+    max_len: int
+
+
+def prompt_text(article: str) -> str:
+    """The text a summary is asked with: TensorRT-LLM's, to the letter."""
+    return (article + MARKER).strip().replace(" n't", "n't")
+
+
+def select_samples(articles: Iterable[Article], encoder: Encoder, selection: Selection) -> list[Sample]:
+    """The first articles that are long enough; an empty selection is a `UserError`."""
+    samples: list[Sample] = []
+    seen = 0
+    for article in tqdm(articles, desc="tokenize", unit="article", disable=None, delay=2, leave=False):
+        seen += 1
+        prompt_ids = encoder.encode(prompt_text(article.text), selection.max_len)
+        if len(prompt_ids) >= selection.min_len:
+            samples.append(Sample(article, prompt_ids))
+        if len(samples) == selection.count:
+            break
+    if not samples:
+        raise UserError(
+            f"nothing to summarize: none of {seen} rows has a prompt of at least --min_input_length "
+            f"{selection.min_len} tokens (prompts are cut to --max_input_length {selection.max_len})"
+        )
+    return samples

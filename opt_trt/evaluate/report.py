@@ -1,0 +1,129 @@
+"""Lay the scores out: a table side by side for people, JSON for programs, the summaries for reading."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opt_trt.evaluate.scores import Scores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: which value, how it is printed, whether models compare by ratio or by difference."""
+
+    label: str
+    key: str
+    digits: int
+    ratio: bool = False
+
+
+ROWS = (
+    Row("ROUGE-1", "rouge1", 2),
+    Row("ROUGE-2", "rouge2", 2),
+    Row("ROUGE-L", "rougeL", 2),
+    Row("ROUGE-Lsum", "rougeLsum", 2),
+    Row("ROUGE-1 mean", "rouge1_mean", 2),
+    Row("ROUGE-2 mean", "rouge2_mean", 2),
+    Row("ROUGE-L mean", "rougeL_mean", 2),
+    Row("ROUGE-Lsum mean", "rougeLsum_mean", 2),
+    Row("ROUGE-1 95 % low", "rouge1_low", 2),
+    Row("ROUGE-1 95 % high", "rouge1_high", 2),
+    Row("perplexity", "perplexity", 4),
+    Row("latency, s", "latency_s", 3, ratio=True),
+    Row("output tokens", "output_tokens", 0, ratio=True),
+    Row("tokens/s", "tokens_per_s", 2, ratio=True),
+    Row("summaries/s", "summaries_per_s", 3, ratio=True),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured: models by name (`hf`, `engine`), the first one being what others are held to."""
+
+    scores: dict[str, Scores]
+    indices: tuple[int, ...]  # place of each summarized row in the shuffled dataset
+    settings: dict[str, Any]
+
+    def table(self) -> str:
+        """Plain text, aligned; a last column compares when there are two models."""
+        models = list(self.scores.values())
+        shown = [row for row in ROWS if row.key in models[0].values]
+        lines = [["", *(m.title for m in models), *(["engine vs HF"] * (len(models) == 2))]]
+        for row in shown:
+            values = [m.values[row.key] for m in models]
+            compared = [_compare(row, *values)] if len(values) == 2 else []
+            lines.append([row.label, *(f"{v:.{row.digits}f}" for v in values), *compared])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+        return "\n".join([text[0].rstrip(), "-" * len(text[0]), *text[1:], *self._footnotes()])
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers of the table, unrounded; what is not finite becomes null."""
+        values: dict[str, Any] = {"rows": len(self.indices), "settings": _finite(self.settings)}
+        values |= {name: _finite(scores.values) for name, scores in self.scores.items()}
+        if len(self.scores) == 2:
+            reference, engine = (s.values for s in self.scores.values())
+            compared = {r.key: _comparison(r, reference[r.key], engine[r.key]) for r in ROWS if r.key in reference}
+            values["engine_vs_hf"] = _finite(
+                {f"{r.key}_{'ratio' if r.ratio else 'difference'}": compared[r.key] for r in ROWS if r.key in compared}
+            )
+            values["identical_summaries"] = self._identical()
+        return values
+
+    def _footnotes(self) -> list[str]:
+        articles = "article" if len(self.indices) == 1 else "articles"
+        notes = [f"{len(self.indices)} {articles}; ROUGE as TensorRT-LLM's metric (bootstrap median), in percent"]
+        if len(self.scores) == 2:
+            notes.append(f"{self._identical()} of {len(self.indices)} summaries are identical")
+        return notes
+
+    def _identical(self) -> int:
+        first, second = (s.summaries for s in self.scores.values())
+        return sum(a == b for a, b in zip(first, second, strict=True))
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write strict JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_summaries(path: Path, header: Sequence[str], indices: Sequence[int], summaries: Sequence[str]) -> None:
+    """Write upstream's `.out` layout, every row of every batch: `[index] [Beam 0] text` below the header lines."""
+    rows = [f"[{index}] [Beam 0] {text}" for index, text in zip(indices, summaries, strict=True)]
+    write_text(path, "".join(f"{line}\n" for line in (*header, *rows)))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by one rename, so that a full disk or Ctrl-C leaves the old one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _comparison(row: Row, reference: float, engine: float) -> float:
+    if row.ratio:
+        return engine / reference if reference else math.nan
+    return engine - reference
+
+
+def _compare(row: Row, reference: float, engine: float) -> str:
+    value = _comparison(row, reference, engine)
+    return f"{value:.2f}x" if row.ratio else f"{value:+.{row.digits}f}"
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,58 @@
+"""ROUGE of summaries against references, aggregated as TensorRT-LLM's metric does, with the plain mean beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import BootstrapAggregator
+from tqdm import tqdm
+
+from opt_trt.errors import UserError
+
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+METRIC_SEED = 0
+
+
+@dataclass(frozen=True)
+class RougeScores:
+    """F-measures in percent by type: bootstrap median (`mid`), plain mean, 95 % interval of it (`low`, `high`)."""
+
+    mid: dict[str, float]
+    mean: dict[str, float]
+    low: dict[str, float]
+    high: dict[str, float]
+
+
+def score_rouge(references: Sequence[str], summaries: Sequence[str]) -> RougeScores:
+    """Score summaries against their references, no stemming; `rougeLsum` takes the lines of a text as its sentences."""
+    if not references:
+        raise UserError("nothing to score: no summaries were made; check the dataset and --min_input_length")
+    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
+    pairs = tqdm(list(zip(references, summaries, strict=True)), desc="score", disable=None, delay=2, leave=False)
+    rows = [scorer.score(reference, summary) for reference, summary in pairs]
+    aggregator = BootstrapAggregator()
+    for row in rows:
+        aggregator.add_scores(row)
+    with _seeded_numpy(METRIC_SEED):
+        aggregate = aggregator.aggregate()
+    return RougeScores(
+        mid={t: 100 * float(aggregate[t].mid.fmeasure) for t in ROUGE_TYPES},
+        mean={t: 100 * float(np.mean([row[t].fmeasure for row in rows])) for t in ROUGE_TYPES},
+        low={t: 100 * float(aggregate[t].low.fmeasure) for t in ROUGE_TYPES},
+        high={t: 100 * float(aggregate[t].high.fmeasure) for t in ROUGE_TYPES},
+    )
+
+
+@contextmanager
+def _seeded_numpy(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which the aggregator draws from, and put its state back."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

@@ -1,0 +1,162 @@
+"""Summarize CNN/DailyMail with Hugging Face and with an engine; print and check how they compare."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from opt_trt.backends import open_engine
+from opt_trt.config.flags import TALKATIVE
+from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.errors import UserError
+from opt_trt.evaluate.dataset import DatasetSource, load_articles
+from opt_trt.evaluate.engine_summarizer import EngineSummarizer
+from opt_trt.evaluate.gate import Gate, check_gate
+from opt_trt.evaluate.measure import MeasurePlan, measure
+from opt_trt.evaluate.prompts import Sample, Selection, select_samples
+from opt_trt.evaluate.report import Report, write_json, write_summaries
+from opt_trt.evaluate.scores import score
+from opt_trt.evaluate.summarizer import Demand, Summarizer
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.world import current_world
+from opt_trt.text import Tokenizer, load_tokenizer
+
+EXCERPT_CHARS = 400
+TITLES = {"hf": "Hugging Face", "engine": "engine"}
+Say = Callable[[str], None]
+
+
+def summarize(config: SummarizeConfig) -> None:
+    """Measure, print the table, write the files, then apply the gate.
+
+    Raises `UserError` for what a person can fix and `CheckFailed` when a score misses its limit.
+    """
+    if not config.test_trt_llm and not current_world(os.environ).is_leader:
+        return  # Hugging Face runs once, however many processes were started
+    gate = _gate(config) if config.check_accuracy else None
+    say: Say = print if config.log_level in TALKATIVE else lambda text: None
+    tokenizer = _load_tokenizer(config)
+    samples = _load_samples(config, tokenizer)
+    summarizers = _load_summarizers(config, tokenizer, say)
+    for summarizer in summarizers.values():
+        summarizer.check(_demand(config, samples))
+    if config.output_dir is not None:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    _show_one(summarizers, samples[0], tokenizer, say)
+    report = _measure(config, summarizers, samples, tokenizer)
+    print(report.table())
+    if config.output_dir is not None:
+        _write(config, report)
+    if gate is not None:
+        check_gate(gate, report.scores["engine"], report.scores.get("hf"))
+        say("the accuracy gate passed")
+
+
+def _tokenizer_dir(config: SummarizeConfig) -> str:
+    directory = config.tokenizer_dir or config.hf_model_dir
+    if directory is None:
+        raise UserError("summaries are text: give --tokenizer_dir (or --hf_model_dir, whose tokenizer is then used)")
+    return directory
+
+
+def _load_tokenizer(config: SummarizeConfig) -> Tokenizer:
+    return load_tokenizer(Path(_tokenizer_dir(config)), add_special_tokens=not config.no_add_special_tokens)
+
+
+def _load_samples(config: SummarizeConfig, tokenizer: Tokenizer) -> list[Sample]:
+    source = DatasetSource(
+        None if config.dataset_dir is None else Path(config.dataset_dir),
+        None if config.dataset_cache_dir is None else Path(config.dataset_cache_dir),
+        config.random_seed,
+    )
+    selection = Selection(config.max_ite * config.batch_size, config.min_input_length, config.max_input_length)
+    return select_samples(load_articles(source), tokenizer, selection)
+
+
+def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -> dict[str, Summarizer]:
+    """The models to run by name, Hugging Face first: the report holds others to the first."""
+    end_id = _end_id(config, tokenizer)
+    summarizers: dict[str, Summarizer] = {}
+    if config.test_hf:
+        # Here and not above: transformers' models take seconds to import, and not every run needs them.
+        from opt_trt.evaluate.hf_reference import Decoding, HfReference
+
+        if config.hf_data_type in ("fp16", "float16"):
+            say("Hugging Face computes in fp16, as asked: slow on a CPU; --hf_data_type fp32 is the fair opponent")
+        decoding = Decoding(config.output_len, end_id, _pad_id(config, tokenizer))
+        summarizers["hf"] = HfReference(Path(str(config.hf_model_dir)), config.hf_data_type, decoding)
+    if config.test_trt_llm:
+        limit = KvCacheLimit(config.max_tokens_in_paged_kv_cache, config.kv_cache_free_gpu_memory_fraction)
+        summarizers["engine"] = EngineSummarizer(open_engine(Path(config.engine_dir), limit), config.output_len, end_id)
+    return summarizers
+
+
+def _end_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int | None:
+    """The token that ends a summary; None, asked for with a negative `--end_id`, never ends one early."""
+    end_id = tokenizer.eos_id if config.end_id is None else config.end_id
+    if end_id is None:
+        raise UserError(f"the tokenizer in {_tokenizer_dir(config)} names no eos_token; give --end_id (-1: none)")
+    return end_id if end_id >= 0 else None
+
+
+def _pad_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int:
+    """What fills short prompts of a batch: masked, so any token does, as long as the model has it."""
+    ids = (config.pad_id, tokenizer.pad_id, tokenizer.eos_id, 0)
+    return next(i for i in ids if i is not None)
+
+
+def _demand(config: SummarizeConfig, samples: Sequence[Sample]) -> Demand:
+    return Demand(
+        longest_prompt=max(len(s.prompt_ids) for s in samples),
+        largest_id=max(max(s.prompt_ids) for s in samples),
+        output_len=config.output_len,
+        perplexity=config.eval_ppl,
+    )
+
+
+def _show_one(summarizers: dict[str, Summarizer], sample: Sample, tokenizer: Tokenizer, say: Say) -> None:
+    """Run one article before the clock starts: it warms caches up, and people see what is measured."""
+    article = sample.article
+    cut = " ..." if len(article.text) > EXCERPT_CHARS else ""
+    say(f"Article:      {article.text[:EXCERPT_CHARS]}{cut}\n\nReference:    {article.highlights}\n")
+    for name, summarizer in summarizers.items():
+        (output,) = summarizer.generate([sample.prompt_ids])
+        say(f"{TITLES[name] + ':':<14}{tokenizer.decode(output)}\n")
+
+
+def _measure(
+    config: SummarizeConfig, summarizers: dict[str, Summarizer], samples: Sequence[Sample], tokenizer: Tokenizer
+) -> Report:
+    plan = MeasurePlan(config.batch_size, config.eval_ppl)
+    measured = measure(summarizers, samples, plan, time.perf_counter)
+    references = [s.article.highlights for s in samples]
+    scores = {
+        name: score(TITLES[name], m, [tokenizer.decode(o) for o in m.outputs], references)
+        for name, m in measured.items()
+    }
+    return Report(scores, tuple(s.article.index for s in samples), asdict(config))
+
+
+def _write(config: SummarizeConfig, report: Report) -> None:
+    directory = Path(str(config.output_dir))
+    files = {
+        "hf": ("hf.out", "Model path", config.hf_model_dir),
+        "engine": ("trtllm.out", "Engine path", config.engine_dir),
+    }
+    for name, scores in report.scores.items():
+        file_name, what, where = files[name]
+        header = (f"{what}: {where}", f"Tokenizer path: {_tokenizer_dir(config)}")
+        write_summaries(directory / file_name, header, report.indices, scores.summaries)
+    write_json(directory / "summary.json", report.to_json())
+    print(f"wrote {directory / 'summary.json'}")
+
+
+def _gate(config: SummarizeConfig) -> Gate:
+    return Gate(
+        config.tensorrt_llm_rouge1_threshold,
+        config.tensorrt_llm_ppl_threshold if config.eval_ppl else None,
+        config.max_rouge1_drop,
+    )

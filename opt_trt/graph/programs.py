@@ -1,0 +1,86 @@
+"""The programs of a decoder with example inputs and dynamic axes: all a compiler needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from opt_trt.config.model import ModelConfig
+from opt_trt.graph.decoder import Embedding, Head, Layer
+from opt_trt.ops import Ops
+
+# Example sizes are at least 2 and all different: an axis of size 1 would be specialized, equal ones tied together.
+TOKENS, SEQUENCES, BLOCKS, WIDTH, LOGITS = 5, 3, 7, 2, 4
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """One program: `module(*args)`, with the axes that vary from step to step."""
+
+    name: str
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    dynamic_shapes: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class GraphShapes:
+    """Sizes and types a compiled program fixes besides the model's own; the batch size is not among them."""
+
+    tokens_per_block: int
+    weights: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by checkpoint name, in the engine's layout
+
+
+def embedding_program(ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
+    """Token and position ids → hidden states; `names` are the two tables."""
+    tokens = Dim("tokens", min=1)
+    ids = torch.zeros(TOKENS, dtype=torch.int64)
+    return ProgramSpec(
+        "embedding",
+        Embedding(ops),
+        (ids, ids.clone(), *_examples(shapes, names)),
+        ({0: tokens}, {0: tokens}, None, None),
+    )
+
+
+def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
+    """One decoder layer; `names` are its weights."""
+    tokens = Dim("tokens", min=1)
+    sequences = Dim("sequences", min=1)
+    blocks, width = Dim("blocks", min=1), Dim("width", min=1)
+    kv_cache = torch.zeros(
+        BLOCKS, 2, config.num_attention_heads, shapes.tokens_per_block, config.head_size,
+        dtype=getattr(torch, config.dtype),
+    )  # fmt: skip
+    step = [
+        torch.arange(TOKENS),
+        torch.tensor([0, 1, 2, TOKENS], dtype=torch.int32),
+        torch.tensor([1, 1, TOKENS - 2], dtype=torch.int32),
+        torch.zeros(SEQUENCES, WIDTH, dtype=torch.int32),
+    ]
+    dynamic = ({0: tokens}, {0: sequences + 1}, {0: sequences}, {0: sequences, 1: width})
+    return ProgramSpec(
+        "layer",
+        Layer(config, ops),
+        (torch.zeros(TOKENS, config.hidden_size), _examples(shapes, names), kv_cache, step),
+        ({0: tokens}, [None] * len(names), {0: blocks}, list(dynamic)),
+    )
+
+
+def head_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
+    """Hidden states → logits of the wanted tokens; `names` are final norm (if any) and head."""
+    tokens = Dim("tokens", min=1)
+    wanted = Dim("wanted", min=1)
+    return ProgramSpec(
+        "head",
+        Head(config, ops),
+        (torch.zeros(TOKENS, config.hidden_size), torch.arange(LOGITS), _examples(shapes, names)),
+        ({0: tokens}, {0: wanted}, [None] * len(names)),
+    )
+
+
+def _examples(shapes: GraphShapes, names: tuple[str, ...]) -> list[torch.Tensor]:
+    return [torch.zeros(shape, dtype=dtype) for shape, dtype in (shapes.weights[name] for name in names)]

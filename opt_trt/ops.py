@@ -1,0 +1,105 @@
+"""What a graph may ask for, and the plain torch reference of each operation.
+
+Activations, the residual stream and sums are fp32; weights and KV cache are stored in the engine's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """The part of `StepInputs` attention reads; shapes and types are documented there."""
+
+    slot_mapping: torch.Tensor
+    query_start: torch.Tensor
+    kv_lens: torch.Tensor
+    block_tables: torch.Tensor
+
+
+class Ops(Protocol):
+    """The operations of an OPT decoder."""
+
+    def gemm(
+        self,
+        site: str,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`act(x [T, K] @ weight.T + bias [N]) + residual [T, N]`; the site says which activation and layout."""
+        ...
+
+    def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
+        """Append keys and values of `qkv` [T, 3 * H * D] to `kv_cache`, then attend causally → [T, H * D]."""
+        ...
+
+    def embedding(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Rows of `table` [V, E] → fp32 [T, E]; ids are valid."""
+        ...
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Normalize the last axis of `x` [T, E]."""
+        ...
+
+
+RELU_SITES = frozenset({"fc"})
+
+
+class ReferenceOps:
+    """The plain, slow, trusted implementation: every tactic is checked against it."""
+
+    def gemm(
+        self,
+        site: str,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `Ops.gemm`; weight is row-major [N, K]."""
+        y = functional.linear(x, weight.float(), bias)
+        y = functional.relu(y) if site in RELU_SITES else y
+        return y if residual is None else y + residual
+
+    def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
+        """See `Ops.attention`. Scores every query against the keys of all sequences and masks the strangers' out."""
+        _, _, heads, block_tokens, head_size = kv_cache.shape
+        q, k, v = qkv.view(-1, 3, heads, head_size).unbind(1)  # [T, H, D]
+        at = (step.slot_mapping // block_tokens, step.slot_mapping % block_tokens)
+        # One write for keys and values: [blocks, P, 2, H, D] indexed by (block, offset) of each token.
+        kv_cache.permute(0, 3, 1, 2, 4).index_put_(at, torch.stack((k, v), 1).to(kv_cache.dtype))
+        history = kv_cache[step.block_tables.long()].float()  # [S, B, 2, H, P, D]
+        keys, values = history.permute(2, 3, 0, 1, 4, 5).flatten(2, 4).unbind(0)  # [H, S * B * P, D]
+        visible, written = _visibility(step, block_tokens, q.shape[0])
+        scores = (q * head_size**-0.5).transpose(0, 1) @ keys.transpose(1, 2)  # [H, T, S * B * P]
+        weights = torch.where(visible, scores, -torch.inf).softmax(-1)
+        values = torch.where(written[:, None], values, 0.0)  # unwritten memory may hold NaN, and 0 * NaN is NaN
+        return (weights @ values).transpose(0, 1).flatten(1)
+
+    def embedding(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `Ops.embedding`."""
+        return functional.embedding(ids, table).float()
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """See `Ops.layer_norm`."""
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+def _visibility(step: AttentionInputs, block_tokens: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which cached positions each query sees [T, S * B * P], and which hold anything at all [S * B * P]."""
+    sequences, width = step.block_tables.shape
+    device = step.kv_lens.device
+    token = torch.arange(tokens, device=device, dtype=torch.int32)
+    owner = torch.searchsorted(step.query_start[1:], token, right=True)  # [T], the sequence of each token
+    position = step.kv_lens[owner] - (step.query_start[1:][owner] - token)
+    place = torch.arange(width * block_tokens, device=device)  # position of each key in its sequence
+    own = owner[:, None] == torch.arange(sequences, device=device)  # [T, S]
+    visible = own[:, :, None] & (place <= position[:, None, None])  # [T, S, B * P]
+    return visible.flatten(1), (place < step.kv_lens[:, None]).flatten()

@@ -1,0 +1,76 @@
+"""Lay quantized weights out as TensorRT-LLM's weight-only kernels read them on a GPU, and undo it.
+
+TensorRT-LLM takes the matrix `[in, out]` through four steps: permute rows in groups, make it column-major, interleave
+columns in tiles of 64 rows, then add a bias and shuffle the values inside 32-bit words. A weight `[out, in]` is that
+column-major matrix already, and the permutation and the shuffle together are a transpose of small blocks: with
+`e = 16 / bits`, every 8·e values of a channel, seen as `[e, 8]`, are stored as `[8, e]`, the first value in the low
+bits. Interleaving puts the 64-value pieces of `e` neighbouring channels one after another. Packed blocks of output
+features lie one after another, so a tensor may be packed block by block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from opt_trt.errors import UserError
+
+TILE = 64  # rows of the interleaving step
+RUN = 8  # values that stay side by side while blocks are transposed: one 64-bit word of int8
+INTERLEAVED = {75: True, 80: True, 86: True, 87: True, 89: True, 90: False} | dict.fromkeys(range(100, 120), True)
+LATER_SM = 120  # from here on all GPUs read the layout of SM 80
+DEFERRED_ONLY = range(100, 120)  # TensorRT-LLM's builder takes no packed weights for these
+KNOWN = "75, 80, 86, 87, 89, 90, 100 to 119, 120 and up"
+
+
+def is_interleaved(sm: int) -> bool:
+    """Whether the kernels of a GPU (80: compute capability 8.0) read interleaved columns; unknown GPUs are refused."""
+    if sm >= LATER_SM:
+        return True
+    if sm not in INTERLEAVED:
+        raise UserError(f"target_sm {sm} is no GPU with a known weight-only layout; known are {KNOWN}")
+    return INTERLEAVED[sm]
+
+
+def shape_problems(out_features: int, in_features: int, bits: int, sm: int) -> list[str]:
+    """Why a matrix cannot be packed, one text per dimension; empty if it can."""
+    group = TILE if is_interleaved(sm) else RUN * 16 // bits
+    vector = 256 // bits  # the transpose moves 32 bytes of a row and of a column
+    needs = (
+        ("input features", in_features, math.lcm(group, vector)),
+        ("output features", out_features, math.lcm(8, vector)),
+    )
+    return [f"{found} {what} must be a multiple of {step}" for what, found, step in needs if found % step]
+
+
+def pack(q: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
+    """The stored tensor `[in, out * bits / 8]` in int8 of integers `[out, in]` in int8; refuses shapes by dimension."""
+    out_features, in_features = q.shape
+    runs = q.contiguous().view(torch.int64).view(_runs_shape(out_features, in_features, bits, sm))
+    digits = runs.permute(4, 0, 2, 1, 3).contiguous().view(torch.int8)  # [e, groups, tiles, columns, blocks * RUN]
+    word = digits[-1].to(torch.int16)
+    for digit in reversed(range(len(digits) - 1)):
+        word = word.mul_(2**bits).add_(digits[digit])  # modulo 2^16
+    bias = sum(2 ** (bits - 1) << shift for shift in range(0, 16, bits))
+    return word.add_(bias - 2**16).view(torch.int8).view(in_features, out_features * bits // 8)
+
+
+def unpack(packed: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
+    """The integers `[out, in]` in int8 of a stored tensor `[in, out * bits / 8]`; the inverse of `pack`."""
+    in_features, out_features = packed.shape[0], packed.shape[1] * 8 // bits
+    groups, columns, tiles, blocks, _ = _runs_shape(out_features, in_features, bits, sm)
+    word = packed.contiguous().view(-1).view(torch.int16).view(groups, tiles, columns, blocks * RUN)
+    mask, bias = 2**bits - 1, 2 ** (bits - 1)
+    digits = torch.stack([((word >> shift) & mask).sub_(bias).to(torch.int8) for shift in range(0, 16, bits)])
+    runs = digits.view(torch.int64).permute(1, 3, 2, 4, 0)
+    return runs.contiguous().view(torch.int8).view(out_features, in_features)
+
+
+def _runs_shape(out_features: int, in_features: int, bits: int, sm: int) -> tuple[int, int, int, int, int]:
+    """Axes of the runs of a matrix: groups of columns, columns of a group, tiles, blocks of a tile, runs of a block."""
+    if problems := shape_problems(out_features, in_features, bits, sm):
+        raise UserError(f"a [{out_features}, {in_features}] weight cannot be packed: {'; '.join(problems)}")
+    runs = 16 // bits
+    columns, tile = (runs, TILE) if is_interleaved(sm) else (1, RUN * runs)
+    return out_features // columns, columns, in_features // tile, tile // (RUN * runs), runs

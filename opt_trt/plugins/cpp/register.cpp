@@ -1,0 +1,78 @@
+// The operators a compiled program calls, registered through torch's stable ABI in a namespace that names this library.
+//
+// OPT_TRT_NAMESPACE carries a hash of these sources: two engines with different plugins can be open in one process, and
+// a second copy of the same library is recognized before it is loaded (a duplicate registration kills the process).
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../attention/paged.h"
+#include "../gemm/interleaved.h"
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+// Calls `run(W{})` with the type a tensor stores.
+template <typename Run>
+void dispatch(ScalarType type, Run run) {
+  switch (type) {
+    case ScalarType::Float: return run(float{});
+    case ScalarType::Half: return run(opt_trt::fp16{});
+    case ScalarType::BFloat16: return run(opt_trt::bf16{});
+    default: STD_TORCH_CHECK(false, "weights and KV cache must be float32, float16 or bfloat16");
+  }
+}
+
+const float* optional_data(const std::optional<Tensor>& t) {
+  return t.has_value() ? static_cast<const float*>(t->data_ptr()) : nullptr;
+}
+
+Tensor gemm(
+    Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu, int64_t n,
+    std::vector<int64_t> buckets, std::vector<int64_t> rows) {
+  const int64_t tokens = x.size(0);
+  STD_TORCH_CHECK(weight.size(1) == x.size(1), "gemm: x has ", x.size(1), " features, the weight ", weight.size(1));
+  Tensor y = torch::stable::new_empty(x, {tokens, n});
+  const opt_trt::Gemm g{
+      static_cast<const float*>(x.data_ptr()), weight.data_ptr(), optional_data(bias), optional_data(residual),
+      static_cast<float*>(y.data_ptr()), tokens, x.size(1), n, relu};
+  size_t bucket = 0;
+  while (bucket < buckets.size() && tokens > buckets[bucket]) ++bucket;
+  dispatch(weight.scalar_type(), [&](auto w) { opt_trt::run_gemm<decltype(w)>(g, rows[bucket]); });
+  return y;
+}
+
+Tensor attention(
+    Tensor qkv, Tensor cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens, Tensor block_tables,
+    int64_t fused_from) {
+  const int64_t heads = cache.size(2), head_size = cache.size(4);
+  STD_TORCH_CHECK(qkv.size(1) == 3 * heads * head_size, "attention: qkv has ", qkv.size(1), " features");
+  Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), heads * head_size});
+  const opt_trt::Attention a{
+      static_cast<const float*>(qkv.data_ptr()), cache.data_ptr(),
+      static_cast<const int64_t*>(slot_mapping.data_ptr()), static_cast<const int32_t*>(query_start.data_ptr()),
+      static_cast<const int32_t*>(kv_lens.data_ptr()), static_cast<const int32_t*>(block_tables.data_ptr()),
+      static_cast<float*>(out.data_ptr()), qkv.size(0), kv_lens.size(0), block_tables.size(1), heads, head_size,
+      cache.size(3)};
+  dispatch(cache.scalar_type(), [&](auto c) { opt_trt::run_attention<decltype(c)>(a, fused_from); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
+  m.def(
+      "gemm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool relu, int n, int[] buckets, int[] rows)"
+      " -> Tensor");
+  m.def(
+      "attention(Tensor qkv, Tensor(a!) cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens,"
+      " Tensor block_tables, int fused_from) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
+  m.impl("gemm", TORCH_BOX(&gemm));
+  m.impl("attention", TORCH_BOX(&attention));
+}

@@ -1,0 +1,117 @@
+// Sixteen fp32 lanes and the loads that widen stored weights into them.
+//
+// GCC's vector extension lowers a 64-byte vector to whatever -march offers (one zmm, two ymm, four xmm), so one source
+// serves every instruction set; only the fp16 load needs an intrinsic where the processor has one.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace opt_trt {
+
+constexpr int64_t kLanes = 16;
+typedef float vec __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
+
+struct fp16 { uint16_t bits; };
+struct bf16 { uint16_t bits; };
+
+inline vec splat(float value) { return vec{} + value; }
+
+inline vec load(const float* p) {
+  vec v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof(v)); }
+
+inline uvec load_u16(const void* p) {
+  hvec h;
+  std::memcpy(&h, p, sizeof(h));
+  return __builtin_convertvector(h, uvec);
+}
+
+inline vec load(const bf16* p) {
+  const uvec bits = load_u16(p) << 16;
+  vec v;
+  std::memcpy(&v, &bits, sizeof(v));
+  return v;
+}
+
+inline vec load(const fp16* p) {
+  vec v;
+#if defined(__AVX512F__)
+  const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  std::memcpy(&v, &wide, sizeof(v));
+#elif defined(__F16C__)
+  for (int half = 0; half < 2; ++half) {
+    const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * half)));
+    std::memcpy(reinterpret_cast<char*>(&v) + 32 * half, &wide, sizeof(wide));
+  }
+#else
+  // Shift exponent and mantissa into fp32's place; the multiplication rebases the exponent and is exact, subnormals too.
+  const uvec h = load_u16(p);
+  const uvec sign = (h & 0x8000u) << 16;
+  uvec magnitude = (h & 0x7fffu) << 13;
+  std::memcpy(&v, &magnitude, sizeof(v));
+  v *= 0x1p112f;
+  std::memcpy(&magnitude, &v, sizeof(v));
+  magnitude |= sign;
+  std::memcpy(&v, &magnitude, sizeof(v));
+#endif
+  return v;
+}
+
+inline float load_one(const float* p) { return *p; }
+inline float load_one(const bf16* p) {
+  const uint32_t bits = uint32_t(p->bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline float load_one(const fp16* p) {
+  fp16 padded[kLanes] = {*p};
+  return load(padded)[0];
+}
+
+inline void store_one(float* p, float value) { *p = value; }
+
+// Round to nearest, ties to even, as torch does.
+inline void store_one(bf16* p, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  p->bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline void store_one(fp16* p, float value) {
+#if defined(__F16C__)
+  p->bits = uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const float magnitude = std::fabs(value);
+  if (magnitude >= 65520.0f) {
+    p->bits = uint16_t(sign | 0x7c00u);
+  } else if (magnitude < 0x1p-14f) {  // subnormal: fixed point in units of 2^-24
+    p->bits = uint16_t(sign | uint32_t(std::nearbyint(magnitude * 0x1p24f)));
+  } else {
+    const uint32_t rebased = (bits & 0x7fffffffu) - (112u << 23);
+    p->bits = uint16_t(sign | ((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13));
+  }
+#endif
+}
+
+inline float sum(vec v) {
+  float total = 0.0f;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+}  // namespace opt_trt

@@ -1,0 +1,111 @@
+"""Compile the C++ plugin library and load it, each exactly once.
+
+The operators' namespace carries a hash of everything that shapes the library, so libraries of different engines can be
+open in one process, while loading a second copy of one from another path, which would kill the process, cannot happen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opt_trt.errors import UserError
+
+HERE = Path(__file__).parent
+SOURCES = ("cpp/register.cpp", "cpp/simd.h", "gemm/interleaved.h", "attention/paged.h")
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """A compiled plugin library: the namespace of its operators, and its file."""
+
+    namespace: str
+    path: Path
+
+    def operators(self) -> Any:
+        """`torch.ops.<namespace>`, loaded."""
+        return load(self.namespace, str(self.path))
+
+
+def find_compiler() -> str:
+    """The C++ compiler; refused by name when there is none."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or shutil.which(compiler) is None:
+        raise UserError(
+            f"building an engine needs a C++ compiler, found {compiler or 'neither g++ nor clang++'}; "
+            "install one (Debian and Ubuntu: apt-get install g++), or set CXX to its path"
+        )
+    return compiler
+
+
+@functools.cache
+def compiler_version(compiler: str) -> str:
+    """First line of `--version`: part of what a compiled library depends on."""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def compile_library(march: str, cache_dir: Path) -> NativeLibrary:
+    """The library for an instruction set, compiled now or taken from `cache_dir`."""
+    compiler = find_compiler()
+    content = [torch.__version__, compiler_version(compiler), march, *FLAGS]
+    content += [(HERE / source).read_text() for source in SOURCES]
+    namespace = "opt_trt_" + hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
+    path = cache_dir / f"{namespace}.so"
+    if not path.is_file():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            _compile(compiler, march, namespace, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return NativeLibrary(namespace, path)
+
+
+def _compile(compiler: str, march: str, namespace: str, out: Path) -> None:
+    root = Path(torch.__file__).parent
+    command = [
+        compiler, *FLAGS, f"-march={march}", f"-DOPT_TRT_NAMESPACE={namespace}", f"-I{root / 'include'}",
+        str(HERE / "cpp/register.cpp"), "-o", str(out), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        detail = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[0]
+        raise UserError(
+            f"{compiler} could not compile the plugin library: {detail}; a C++20 compiler is needed (g++ 11 or newer)"
+        )
+
+
+@functools.cache
+def load(namespace: str, path: str) -> Any:
+    """Register a library's operators; a second copy under another path is not loaded again."""
+    operators = getattr(torch.ops, namespace)
+    if not _registered(namespace):
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        _register_shapes(namespace)
+    return operators
+
+
+def _registered(namespace: str) -> bool:
+    return any(name.startswith(f"{namespace}::") for name in torch._C._dispatch_get_all_op_names())
+
+
+def _register_shapes(namespace: str) -> None:
+    """What the operators return, for `torch.export`."""
+
+    @torch.library.register_fake(f"{namespace}::gemm")
+    def _gemm(x, weight, bias, residual, relu, n, buckets, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return x.new_empty(x.shape[0], n)
+
+    @torch.library.register_fake(f"{namespace}::attention")
+    def _attention(qkv, cache, slots, starts, lens, tables, fused_from):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4])

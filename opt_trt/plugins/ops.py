@@ -1,0 +1,53 @@
+"""The operations of a graph, computed by the tactics a build has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from opt_trt.ops import AttentionInputs, ReferenceOps
+from opt_trt.plugins.attention import fused_from, run_attention
+from opt_trt.plugins.gemm import GemmCall, GemmProblem, run_gemm
+from opt_trt.plugins.tactic import Choice
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The winners of every problem of a decoder."""
+
+    problems: Mapping[str, GemmProblem]  # by site
+    gemm: Mapping[str, Choice]  # by site
+    attention: Choice  # buckets: generation, context
+
+    def choices(self) -> dict[str, Choice]:
+        """All winners by site."""
+        return {**self.gemm, "attention": self.attention}
+
+
+class PluginOps(ReferenceOps):
+    """`Ops` by plan; embedding lookup and layer norm are left to the compiler."""
+
+    def __init__(self, native: Any, plan: Plan) -> None:
+        self.native = native
+        self.plan = plan
+
+    def gemm(
+        self,
+        site: str,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `Ops.gemm`; the weight has the layout of the site's choice."""
+        choice = self.plan.gemm[site]
+        call = GemmCall(x, weight, bias, residual)
+        return run_gemm(self.native, self.plan.problems[site], call, choice.layout, choice.values)
+
+    def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
+        """See `Ops.attention`."""
+        choice = self.plan.attention
+        return run_attention(self.native, choice.layout, fused_from(choice.tactics[-1]), (qkv, kv_cache), step)

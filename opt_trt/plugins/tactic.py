@@ -1,0 +1,81 @@
+"""Choose a tactic per bucket of a problem from measured times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Packed tokens a step may have, by their upper bounds; the last bucket is open.
+BUCKETS = (1, 4, 16, 64, 256)
+
+
+@dataclass(frozen=True)
+class Tactic:
+    """One implementation a plugin may choose.
+
+    Tactics of one `layout` read the same stored weights and live in the same call of a program, so all buckets of a
+    problem take their tactics from one layout. `value` is what the operator is told to run it.
+    """
+
+    name: str
+    layout: str
+    value: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one tactic on one bucket: a time, or why it did not take part."""
+
+    tactic: Tactic
+    elapsed_us: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winners of a problem: one layout, and a tactic per bucket."""
+
+    layout: str
+    tactics: tuple[Tactic, ...]
+
+    @property
+    def values(self) -> list[int]:
+        """What the operator is given."""
+        return [t.value for t in self.tactics]
+
+
+def choose(timings: Sequence[Sequence[Timing]], weights: Sequence[float]) -> Choice:
+    """The layout with the least weighted log time over the buckets, and its fastest tactic in each.
+
+    Logs, so that a bucket of 256 tokens does not outvote the single token most steps have. A tie goes to the earlier.
+    """
+    layouts = list(dict.fromkeys(t.tactic.layout for bucket in timings for t in bucket if t.elapsed_us is not None))
+    best = {layout: [_fastest(bucket, layout) for bucket in timings] for layout in layouts}
+    whole = {layout: [t for t in row if t is not None] for layout, row in best.items()}
+    whole = {layout: row for layout, row in whole.items() if len(row) == len(timings)}
+    assert whole, f"no layout serves every bucket: {timings}"
+    cost = {
+        layout: sum(w * math.log(t.elapsed_us or 1.0) for w, t in zip(weights, row, strict=True))
+        for layout, row in whole.items()
+    }
+    layout = min(cost, key=lambda name: cost[name])
+    return Choice(layout, tuple(t.tactic for t in whole[layout]))
+
+
+def _fastest(bucket: Sequence[Timing], layout: str) -> Timing | None:
+    timed = [t for t in bucket if t.tactic.layout == layout and t.elapsed_us is not None]
+    return min(timed, key=lambda t: t.elapsed_us or math.inf, default=None)
+
+
+def bucket_weights(opt_num_tokens: int | None) -> list[float]:
+    """How much each bucket counts: alike, or only the one `opt_num_tokens` falls into."""
+    if opt_num_tokens is None:
+        return [1.0] * (len(BUCKETS) + 1)
+    chosen = sum(opt_num_tokens > bound for bound in BUCKETS)
+    return [float(i == chosen) for i in range(len(BUCKETS) + 1)]
+
+
+def winners(choices: Mapping[str, Choice]) -> dict[str, list[str]]:
+    """Names for the engine's `config.json`."""
+    return {site: [t.name for t in choice.tactics] for site, choice in choices.items()}

@@ -1,0 +1,180 @@
+"""Check every tactic against the reference on a decoder's real problems, time it, and choose the winners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from opt_trt.config.model import ModelConfig
+from opt_trt.ops import AttentionInputs
+from opt_trt.plugins import attention, gemm
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.tactic import BUCKETS, Choice, Tactic, Timing, bucket_weights, choose
+from opt_trt.plugins.timing import TimingCache
+
+LAST_BUCKET_TOKENS = 512
+ATTENTION_KV_LEN = 512
+# fp32 sums of up to 50,000 terms in another order differ by some 1e-6 of the largest result; ten times that is a bug.
+TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which tactics the builder's flags admit, and where times come from."""
+
+    gemm: bool
+    attention: bool
+    context_fmha: bool
+    max_num_tokens: int
+    opt_num_tokens: int | None
+    tokens_per_block: int
+
+
+@dataclass(frozen=True)
+class TunedProblem:
+    """One line of the builder's table."""
+
+    site: str
+    bucket: str
+    timings: tuple[Timing, ...]
+    winner: Tactic
+
+
+class TacticError(Exception):
+    """A tactic disagrees with the reference: a bug of ours or of the compiler's, never the user's."""
+
+
+def gemm_problems(config: ModelConfig) -> dict[str, gemm.GemmProblem]:
+    """The matrix products of a decoder by site."""
+    hidden, ffn, dtype = config.hidden_size, config.intermediate_size, getattr(torch, config.dtype)
+    rows = (
+        ("qkv", 3 * hidden, hidden, True, False),
+        ("dense", hidden, hidden, True, True),
+        ("fc", ffn, hidden, True, False),
+        ("proj", hidden, ffn, True, True),
+        ("head", config.vocab_size, hidden, False, False),
+    )
+    return {site: gemm.GemmProblem(site, n, k, dtype, bias, residual) for site, n, k, bias, residual in rows}
+
+
+def tune(config: ModelConfig, native: Any, policy: Policy, cache: TimingCache) -> tuple[Plan, list[TunedProblem]]:
+    """The plan for a decoder, and the table of how it came about."""
+    problems = gemm_problems(config)
+    choices: dict[str, Choice] = {}
+    table: list[TunedProblem] = []
+    for site, problem in problems.items():
+        choices[site], lines = _tune_gemm(problem, native, policy, cache)
+        table += lines
+    attention_choice, lines = _tune_attention(config, native, policy, cache)
+    return Plan(problems, choices, attention_choice), table + lines
+
+
+def _tune_gemm(
+    problem: gemm.GemmProblem, native: Any, policy: Policy, cache: TimingCache
+) -> tuple[Choice, list[TunedProblem]]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(problem.n, problem.k, generator=generator).to(problem.dtype)
+    weights = {layout: gemm.pack(weight, layout) for layout in (gemm.ROW_MAJOR, gemm.INTERLEAVED)}
+    reason = None if policy.gemm else "--gemm_plugin disable"
+    rows: list[list[Timing]] = []
+    for tokens in _representatives(policy.max_num_tokens):
+        call = _gemm_call(problem, tokens, generator)
+        runs = {
+            tactic: _gemm_run(native, problem, replace(call, weight=weights[tactic.layout]), tactic)
+            for tactic in gemm.TACTICS
+            if tactic == gemm.LIBRARY or policy.gemm
+        }
+        rows.append(_time(f"{problem.key()} tokens={tokens}", gemm.TACTICS, runs, {t: reason for t in gemm.OWN}, cache))
+    choice = choose(rows, bucket_weights(policy.opt_num_tokens))
+    return choice, _lines(problem.site, _bucket_names(), rows, choice)
+
+
+def _gemm_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    bias = random(problem.n) if problem.bias else None
+    residual = random(tokens, problem.n) if problem.residual else None
+    return gemm.GemmCall(random(tokens, problem.k), torch.empty(0), bias, residual)
+
+
+def _gemm_run(
+    native: Any, problem: gemm.GemmProblem, call: gemm.GemmCall, tactic: Tactic
+) -> Callable[[], torch.Tensor]:
+    rows = [tactic.value] * (len(BUCKETS) + 1)
+    return lambda: gemm.run_gemm(native, problem, call, tactic.layout, rows)
+
+
+def _tune_attention(
+    config: ModelConfig, native: Any, policy: Policy, cache: TimingCache
+) -> tuple[Choice, list[TunedProblem]]:
+    kv_len = min(ATTENTION_KV_LEN, config.max_position_embeddings)
+    rows = []
+    for phase, queries in zip(attention.PHASES, (1, min(kv_len, policy.max_num_tokens)), strict=True):
+        problem = attention.AttentionProblem(
+            phase, config.num_attention_heads, config.head_size, getattr(torch, config.dtype), policy.tokens_per_block,
+            queries, kv_len,
+        )  # fmt: skip
+        reasons = {t: attention.refusal(t, problem) for t in attention.TACTICS}
+        if not policy.context_fmha:
+            reasons[attention.FLASH] = reasons[attention.FLASH] or "--context_fmha disable"
+        if not policy.attention:
+            reasons |= {t: "--gpt_attention_plugin disable" for t in (attention.ROWS, attention.FLASH)}
+        runs = {t: _attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
+        rows.append(_time(problem.key(), attention.TACTICS, runs, reasons, cache))
+    choice = choose(rows, [1.0, 1.0])
+    return choice, _lines("attention", attention.PHASES, rows, choice)
+
+
+def _attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
+    """One sequence whose cache is already full; repeated appends write the same values again."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = -(-problem.kv_len // problem.tokens_per_block)
+    shape = (blocks, 2, problem.heads, problem.tokens_per_block, problem.head_size)
+    kv_cache = torch.randn(shape, generator=generator).to(problem.dtype)
+    qkv = torch.randn(problem.queries, 3 * problem.heads * problem.head_size, generator=generator)
+    step = AttentionInputs(
+        slot_mapping=torch.arange(problem.kv_len - problem.queries, problem.kv_len),
+        query_start=torch.tensor([0, problem.queries], dtype=torch.int32),
+        kv_lens=torch.tensor([problem.kv_len], dtype=torch.int32),
+        block_tables=torch.arange(blocks, dtype=torch.int32)[None],
+    )
+    threshold = attention.fused_from(tactic)
+    return lambda: attention.run_attention(native, tactic.layout, threshold, (qkv, kv_cache), step)
+
+
+def _time(
+    problem: str,
+    tactics: Sequence[Tactic],
+    runs: Mapping[Tactic, Callable[[], torch.Tensor]],
+    reasons: Mapping[Tactic, str | None],
+    cache: TimingCache,
+) -> list[Timing]:
+    """Every tactic's time on one problem, after its result was checked against the reference's."""
+    reference = runs[tactics[0]]()
+    for tactic, run in runs.items():
+        error = float((run() - reference).abs().max() / reference.abs().max())
+        if not error <= TOLERANCE:
+            raise TacticError(f"{tactic.name} differs from the reference by {error:.1e} on {problem}")
+    times = cache.measure(problem, {tactic.name: run for tactic, run in runs.items()})
+    return [Timing(t, times.get(t.name), reasons.get(t)) for t in tactics]
+
+
+def _representatives(max_num_tokens: int) -> list[int]:
+    return [min(tokens, max_num_tokens) for tokens in (*BUCKETS, LAST_BUCKET_TOKENS)]
+
+
+def _bucket_names() -> list[str]:
+    lower = (0, *BUCKETS)
+    spans = [f"{a + 1}-{b}" if b > a + 1 else f"{b}" for a, b in zip(lower, BUCKETS, strict=False)]
+    return [*spans, f"{BUCKETS[-1] + 1}-"]
+
+
+def _lines(site: str, buckets: Sequence[str], rows: Sequence[list[Timing]], choice: Choice) -> list[TunedProblem]:
+    return [
+        TunedProblem(site, bucket, tuple(row), winner)
+        for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)
+    ]

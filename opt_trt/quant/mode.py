@@ -1,0 +1,27 @@
+"""What a quant mode is: how it turns a matrix into integers and scales, and what a checkpoint stores of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class QuantMode:
+    """One way to quantize a linear weight `[out, in]`.
+
+    `quantize` gives integers `[out, in]` in int8 and scales `[out]` in the weight's dtype; `dequantize` takes the two
+    back to fp32 `[out, in]`.
+    """
+
+    name: str
+    quant_algo: str  # TensorRT-LLM's name
+    bits: int
+    quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    dequantize: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def spec(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the stored weight (int8, `[in, out]`, two int4 in a byte) and of its per_channel_scale."""
+        return (in_features, out_features * self.bits // 8), (out_features,)

@@ -1,0 +1,1 @@
+"""`run.py`: prompts in, text or token ids out."""

@@ -1,0 +1,58 @@
+"""Write token ids as .csv and .npy files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from opt_trt.errors import UserError
+
+
+def check_target(path: Path) -> None:
+    """Raise `UserError` now rather than after the generation if the file cannot be put there."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a directory; make it, or give another place for {path.name}")
+
+
+def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
+    """int32 `[rows, longest row]`, short rows filled at the end."""
+    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def write_csv(path: Path, ids: np.ndarray) -> None:
+    """A line of comma-separated integers per row."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(ids.tolist())
+    _put(path, text.getvalue().encode("ascii"))
+
+
+def write_npy(path: Path, ids: np.ndarray) -> None:
+    """numpy's format; the name is kept as given."""
+    data = io.BytesIO()
+    np.save(data, ids, allow_pickle=False)
+    _put(path, data.getvalue())
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write beside the target and rename, so that a full disk or Ctrl-C leaves an older file as it was."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

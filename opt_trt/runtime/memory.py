@@ -1,0 +1,59 @@
+"""How much memory a process may still take on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CGROUP_FILES = (  # limit, usage: version 2, version 1
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+CGROUP_ROOTS = {"": "sys/fs/cgroup", "memory": "sys/fs/cgroup/memory"}  # controller → where it is mounted
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """What Linux calls available, or less where a container's limit is tighter; `root` holds `proc` and `sys`."""
+    lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return max(0, min([machine, *_cgroup_headrooms(root)]))
+
+
+def _cgroup_headrooms(root: Path) -> list[int]:
+    """Bytes left under each memory limit above this process; page cache a limit would drop counts as left."""
+    try:
+        memberships = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for membership in memberships:  # hierarchy:controllers:path
+        _, controllers, path = membership.split(":", 2)
+        for controller in set(controllers.split(",")) & CGROUP_ROOTS.keys():
+            mount = root / CGROUP_ROOTS[controller]
+            group = mount / path.lstrip("/")
+            parents = [p for p in (group, *group.parents) if p.is_relative_to(mount)]
+            found += [room for p in parents if (room := _headroom(p)) is not None]
+    return found
+
+
+def _headroom(group: Path) -> int | None:
+    for limit_name, usage_name in CGROUP_FILES:
+        limit, usage = _read_number(group / limit_name), _read_number(group / usage_name)
+        if limit is not None and usage is not None:
+            return limit - usage + _inactive_file_bytes(group)
+    return None
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _inactive_file_bytes(group: Path) -> int:
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)

@@ -1,0 +1,108 @@
+"""What a session is asked for and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from opt_trt.errors import UserError
+
+if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
+    import torch
+
+    from opt_trt.step import DecoderSpec
+
+FinishReason = Literal["end_id", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Continue `prompt_ids` greedily, by at most `max_new_tokens` tokens.
+
+    `end_id` is looked for in new tokens only (OPT begins a prompt with the token that ends it); None never ends early.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    end_id: int | None = None
+    return_context_logits: bool = False
+    return_generation_logits: bool = False
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and new tokens together, at most."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one request; `output_ids` are new tokens only, the end id included as the last one if it came."""
+
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
+    generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One new token of the request at `index` in the list given to `stream`; the last one has a finish reason."""
+
+    index: int
+    token_id: int
+    finish_reason: FinishReason | None
+
+
+def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
+    """Raise `UserError` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
+    problem = (
+        _prompt_problem(request, spec) or _length_problem(request, spec, pool_tokens) or _logits_problem(request, spec)
+    )
+    if problem:
+        raise UserError(f"prompt {index} {problem}")
+
+
+def _prompt_problem(request: Request, spec: DecoderSpec) -> str | None:
+    ids = request.prompt_ids
+    if not ids:
+        return "is empty; give at least one token (--no_add_special_tokens leaves out the </s> in front)"
+    if min(ids) < 0 or max(ids) >= spec.vocab_size:
+        bad = next(i for i in ids if not 0 <= i < spec.vocab_size)
+        return f"has token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; use the tokenizer of the model"
+    if len(ids) > spec.max_input_len:
+        return (
+            f"has {len(ids)} tokens, the engine takes {spec.max_input_len}; "
+            "lower --max_input_length or build with a larger --max_input_len"
+        )
+    if len(ids) > spec.max_num_tokens:
+        return (
+            f"has {len(ids)} tokens, one step of the engine takes {spec.max_num_tokens}; "
+            "lower --max_input_length or build with a larger --max_num_tokens"
+        )
+    return None
+
+
+def _length_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> str | None:
+    length = f"{len(request.prompt_ids)} tokens + {request.max_new_tokens} new ones"
+    if request.max_new_tokens < 1:
+        return f"asks for {request.max_new_tokens} new tokens; --max_output_len must be at least 1"
+    if request.max_tokens > spec.max_seq_len:
+        return (
+            f"needs {length} = {request.max_tokens}, the engine takes {spec.max_seq_len}; "
+            "lower --max_output_len or --max_input_length, or build with a larger --max_seq_len"
+        )
+    if request.max_tokens > pool_tokens:
+        return (
+            f"needs {length} = {request.max_tokens}, the whole KV cache holds {pool_tokens}; raise "
+            "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
+        )
+    return None
+
+
+def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:
+    if request.return_context_logits and not spec.gather_context_logits:
+        return "asks for context logits; build the engine with --gather_context_logits"
+    if request.return_generation_logits and not spec.gather_generation_logits:
+        return "asks for generation logits; build the engine with --gather_generation_logits"
+    return None

@@ -1,0 +1,94 @@
+"""Where a tensor lies in a file, and reading it from there block by block.
+
+Files are read, not mapped: touched pages of a mapping count as memory until the whole file is unmapped, and a private
+mapping of a file larger than the machine's memory may be refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import torch
+
+from opt_trt.errors import UserError
+
+BLOCK_ELEMENTS = 1 << 18  # small enough to stay in the processor's cache on the way from file to file
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor still in its file; `offset` in bytes from the start of the file, `stride` in elements."""
+
+    path: Path
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    stride: tuple[int, ...]
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The rows in order, some at a time, each block in the memory of the one before; a short file is named."""
+        rows, row = _rows_per_block(self.shape), math.prod(self.shape[1:])
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            if self.stride != contiguous_stride(self.shape):  # stored as a view: transposed, say
+                span = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+                yield from _in_rows(self._fill(file, self._buffer(span)).as_strided(self.shape, self.stride))
+                return
+            buffer = self._buffer(rows * row)
+            for start in range(0, self.shape[0], rows):
+                count = min(rows, self.shape[0] - start)
+                yield self._fill(file, buffer[: count * row]).view(count, *self.shape[1:])
+
+    def _buffer(self, elements: int) -> torch.Tensor:
+        return torch.empty(elements, dtype=self.dtype)
+
+    def _fill(self, file: FileIO, buffer: torch.Tensor) -> torch.Tensor:
+        view = buffer.view(torch.uint8).numpy().data
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise UserError(f"{self.path} ends in the middle of {self.key}; fetch the file again")
+            view = view[count:]
+        return buffer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tensor of a file that can only be loaded whole."""
+
+    path: Path
+    key: str
+    tensor: torch.Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it was stored in."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return tuple(self.tensor.shape)
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The rows in order, some at a time."""
+        yield from _in_rows(self.tensor)
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements between neighbours along each axis of a row-major tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _in_rows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    rows = _rows_per_block(tuple(tensor.shape))
+    return (tensor[start : start + rows] for start in range(0, len(tensor), rows))
+
+
+def _rows_per_block(shape: tuple[int, ...]) -> int:
+    return min(shape[0], max(1, BLOCK_ELEMENTS // math.prod(shape[1:])))

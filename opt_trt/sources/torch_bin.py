@@ -1,0 +1,77 @@
+"""List the tensors of a `pytorch_model.bin` and where they lie in it, without running what a pickle may hold."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from opt_trt.errors import UserError
+from opt_trt.sources.stored import Loaded, Stored
+
+FOREIGN = re.compile(r"GLOBAL (\S+)")
+ZIP_START = b"PK\x03\x04"
+
+
+def list_torch_bin(path: Path) -> list[Stored | Loaded]:
+    """The tensors of a file by `torch.save`; files older than torch 1.6 have no index and are loaded whole."""
+    with path.open("rb") as file:
+        indexed = file.read(4) == ZIP_START
+    if indexed:
+        _check_zip(path)
+        return [_stored(path, key, tensor) for key, tensor in _load_fake(path).items()]
+    return [Loaded(path, key, tensor.detach()) for key, tensor in _load(path).items()]
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is truncated or damaged ({error}); fetch the file again") from error
+    if compressed:
+        raise UserError(f"{path} was compressed after torch wrote it; unpack it and save it with torch.save again")
+
+
+def _load_fake(path: Path) -> dict[str, torch.Tensor]:
+    """Names, shapes and offsets only: under this mode `torch.load` reads no tensor data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return _load(path)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with warnings.catch_warnings():  # about the pickle's protocol; what matters of it is an error below
+            warnings.simplefilter("ignore")
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = FOREIGN.search(str(error))
+        raise UserError(
+            f"{path} holds {found[1] if found else 'something'} beside tensors or is damaged; it was not unpickled, "
+            "because that can run code; fetch it again, or save the model as safetensors"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise UserError(f"{path} is truncated or not written by torch.save ({error}); fetch the file again") from error
+    if not isinstance(values, Mapping) or not all(_is_plain(value) for value in values.values()):
+        raise UserError(f"{path} must hold a dictionary of tensors, found {type(values).__name__}; give a state dict")
+    return {str(key): tensor for key, tensor in values.items()}
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+def _stored(path: Path, key: str, tensor: torch.Tensor) -> Stored:
+    start = tensor.untyped_storage()._checkpoint_offset  # where torch.load says the data of the storage begin
+    assert start is not None, key
+    offset = start + int(tensor.storage_offset()) * tensor.dtype.itemsize
+    return Stored(path, key, tensor.dtype, tuple(tensor.shape), offset, tensor.stride())

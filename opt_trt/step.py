@@ -1,0 +1,66 @@
+"""The contract between decoder and session: what one step of the decoder is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One step, packed: the tokens of all sequences one after another, context and generation phases mixed.
+
+    `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is int32 or int64 as noted,
+    contiguous and on the engine's device. A sequence `s` owns tokens `query_start[s]:query_start[s + 1]`, which are
+    the last ones of the `kv_lens[s]` tokens it has after this step.
+    """
+
+    input_ids: torch.Tensor  # int64 [T]
+    position_ids: torch.Tensor  # int64 [T], position in its sequence, from 0
+    slot_mapping: torch.Tensor  # int64 [T], block * tokens_per_block + offset of each token's KV
+    query_start: torch.Tensor  # int32 [S + 1]
+    kv_lens: torch.Tensor  # int32 [S]
+    block_tables: torch.Tensor  # int32 [S, B], padded with 0
+    last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """What a session must know of a decoder: its limits, the shape of its KV cache and its special tokens."""
+
+    num_layers: int
+    num_heads: int
+    head_size: int
+    vocab_size: int
+    kv_dtype: torch.dtype
+    tokens_per_block: int
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+    gather_context_logits: bool
+    gather_generation_logits: bool
+    end_id: int
+    pad_id: int
+
+    def kv_block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        token = 2 * self.num_heads * self.head_size * self.kv_dtype.itemsize
+        return self.num_layers * self.tokens_per_block * token
+
+    def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
+        """Shape of one layer's cache: `[blocks, keys | values, heads, tokens_per_block, head_size]`."""
+        return (num_blocks, 2, self.num_heads, self.tokens_per_block, self.head_size)
+
+
+class Decoder(Protocol):
+    """One forward pass, ready to be stepped; it owns weights and programs, never the KV cache."""
+
+    spec: DecoderSpec
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Append the step's keys and values to `kv_cache` (one tensor per layer) and return fp32 logits `[L, V]`."""
+        ...

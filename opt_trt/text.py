@@ -1,0 +1,119 @@
+"""Strings to token ids and back, with the tokenizer of the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from opt_trt.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # one of these groups must be there
+HALF_CHARACTER = "\ufffd"  # what the bytes of an unfinished UTF-8 character decode to
+
+
+class Decodes(Protocol):
+    """What turns ids into something to read."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as text."""
+        ...
+
+
+class Tokenizer:
+    """OPT's byte-level BPE. A prompt begins with `</s>` (`bos_id`) unless special tokens are not to be added.
+
+    transformers adds the `</s>` only where `tokenizer_config.json` says `add_bos_token`, and some OPT checkpoints were
+    published without that line; it is put in front here, and left out only if that file says `false`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = prefix
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.pad_id: int | None = tokenizer.pad_token_id
+
+    def encode(self, text: str, max_length: int) -> tuple[int, ...]:
+        """At most `max_length` ids: the `</s>` if there is one, then the end of the text (cut from the left)."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        room = max_length - len(self._prefix)
+        return (*self._prefix, *ids[max(0, len(ids) - max(0, room)) :])[:max_length]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens and ids beyond the vocabulary (padding rows of the table) are empty."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+class TextStream:
+    """The text of ids that come one by one; half a UTF-8 character is held back until it is whole."""
+
+    def __init__(self, tokenizer: Decodes) -> None:
+        self._tokenizer = tokenizer
+        self._held: list[int] = []
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that is new and whole."""
+        self._held += ids
+        text = self._tokenizer.decode(self._held)
+        if text.endswith(HALF_CHARACTER):
+            return ""
+        self._held.clear()
+        return text
+
+    def flush(self) -> str:
+        """The rest, at the end of the sequence."""
+        text = self._tokenizer.decode(self._held)
+        self._held.clear()
+        return text
+
+
+def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:
+    """The tokenizer of a directory; nothing is downloaded and no code of the directory is run. `UserError` by name."""
+    directory = Path(directory)
+    _check_files(directory)
+    try:
+        tokenizer = _load(directory)
+    except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise UserError(f"the tokenizer in {directory} cannot be read ({reason[0]}); fetch its files again") from error
+    if not add_special_tokens:
+        return Tokenizer(tokenizer, ())
+    if tokenizer.bos_token_id is None:
+        raise UserError(
+            f"the tokenizer in {directory} names no bos_token to put before a prompt; "
+            "add it to tokenizer_config.json or give --no_add_special_tokens"
+        )
+    return Tokenizer(tokenizer, (tokenizer.bos_token_id,) if _adds_bos(directory) else ())
+
+
+def _check_files(directory: Path) -> None:
+    if not directory.is_dir():
+        raise UserError(f"expected a tokenizer in {directory}, found no such directory; check --tokenizer_dir")
+    if not any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES):
+        raise UserError(
+            f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
+            "give --tokenizer_dir, the directory of the Hugging Face model"
+        )
+
+
+def _load(directory: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # seconds to import, and ids in, ids out needs none
+
+    return AutoTokenizer.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, padding_side="left", truncation_side="left"
+    )
+
+
+def _adds_bos(directory: Path) -> bool:
+    path = directory / "tokenizer_config.json"
+    if not path.is_file():
+        return True
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return settings.get("add_bos_token") is not False

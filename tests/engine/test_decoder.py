@@ -1,0 +1,82 @@
+"""The compiled decoder computes what transformers computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import KINDS, POSITIONS, random_prompts
+
+from opt_trt.runtime.request import Request
+
+LENGTHS = (1, 2, 3, 7, 16, 31, 32, 33, 64, 65, POSITIONS - 1)
+LOGITS_TOLERANCE = 1e-3  # absolute, logits of order 10: fp32 sums in another order differ by 1e-5
+TIE = 1e-4  # top-2 logits closer than this may swap between two orders of summation
+
+
+def reference_ids(model, prompt, new_tokens):
+    """Greedy ids of transformers, and the gap between the two best logits at each of them."""
+    ids = model.generate(
+        torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=1
+    )[0, len(prompt) :].tolist()
+    logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    top = logits.topk(2).values
+    return ids, (top[:, 0] - top[:, 1]).tolist()
+
+
+def assert_same_or_tie(found, expected, gaps):
+    """Equal ids, or equal up to a step whose two best logits are a tie."""
+    first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
+    assert first is None or gaps[first] < TIE, f"token {first}: {found[first]} instead of {expected[first]}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_ids_equal_transformers_from_one_token_to_the_last_position(kind, open_session, oracle):
+    model, session = oracle(kind), open_session(kind)
+    prompts = random_prompts(LENGTHS)
+    new_tokens = [min(8, POSITIONS - len(p)) for p in prompts]
+    results = session.generate([Request(p, n) for p, n in zip(prompts, new_tokens, strict=True)])
+    for prompt, n, result in zip(prompts, new_tokens, results, strict=True):
+        assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, n))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_logits_equal_transformers_with_the_same_rounded_weights(kind, dtype, open_session, oracle):
+    if dtype != "float32" and kind == "post-norm":
+        pytest.skip("projections are folded before rounding: transformers cannot hold the same rounded weights")
+    model, session = oracle(kind, getattr(torch, dtype)), open_session(kind, dtype)
+    for prompt in random_prompts((1, 5, 40)):
+        (result,) = session.generate([Request(prompt, 4, return_context_logits=True, return_generation_logits=True)])
+        expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
+        found = torch.cat((result.context_logits, result.generation_logits[1:]))
+        # A rounded KV cache is part of the engine's dtype and not of the oracle's: its error is bounded separately.
+        bound = LOGITS_TOLERANCE if dtype == "float32" else 0.02 * expected.abs().max()
+        assert (found - expected[: len(found)]).abs().max() < bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_gets_the_same_logits_alone_and_in_a_ragged_batch(kind, open_session):
+    session = open_session(kind)
+    requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64, 2, 9, 33))]
+    for alone, together in zip([session.generate([r])[0] for r in requests], session.generate(requests), strict=True):
+        assert (alone.generation_logits - together.generation_logits).abs().max() < LOGITS_TOLERANCE
+
+
+def test_fp16_logits_are_rounded_to_fp16_when_asked(open_session):
+    session = open_session("pre-norm", logits_dtype="float16")
+    (result,) = session.generate([Request((5, 6, 7), 1, return_generation_logits=True)])
+    assert torch.equal(result.generation_logits, result.generation_logits.half().float())
+
+
+def test_logits_are_not_rounded_by_default(open_session):
+    (result,) = open_session("pre-norm").generate([Request((5, 6, 7), 1, return_generation_logits=True)])
+    assert not torch.equal(result.generation_logits, result.generation_logits.half().float())
+
+
+@pytest.mark.parametrize("plugins", [("disable", "disable"), ("auto", "disable"), ("disable", "auto")])
+def test_library_tactics_compute_the_same(plugins, open_session, oracle):
+    session = open_session("pre-norm", gemm_plugin=plugins[0], gpt_attention_plugin=plugins[1])
+    model = oracle("pre-norm")
+    prompts = random_prompts((1, 9, 40, 70))
+    for prompt, result in zip(prompts, session.generate([Request(p, 5) for p in prompts]), strict=True):
+        assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 5))

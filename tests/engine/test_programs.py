@@ -1,0 +1,191 @@
+"""The traps of compiled programs: each was met once, and stays shut."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+import torch
+from conftest import random_prompts
+
+from opt_trt.backends.engine import read_engine_config
+from opt_trt.backends.inductor.decoder import CompiledDecoder, open_decoder
+from opt_trt.backends.inductor.program import load_programs
+from opt_trt.errors import UserError
+from opt_trt.graph.decoder import layer_weight_names
+from opt_trt.ops import AttentionInputs
+from opt_trt.runtime.request import Request
+
+
+@pytest.fixture(scope="module")
+def engine(build_engine):
+    return build_engine("pre-norm", "float32", gather_all_token_logits=True)
+
+
+@pytest.fixture(scope="module")
+def decoder(engine) -> CompiledDecoder:
+    return open_decoder(engine)
+
+
+def generated_sources(engine, name):
+    with zipfile.ZipFile(engine / "rank0.engine") as archive:
+        names = [n for n in archive.namelist() if f"/{name}/" in n and n.endswith(".cpp")]
+        assert names, archive.namelist()
+        return "\n".join(archive.read(n).decode() for n in names)
+
+
+def one_step(decoder, tokens=3, block=0, cache=None):
+    """Run the first layer on one sequence of `tokens` new tokens in `block`."""
+    if cache is None:
+        cache = torch.full(decoder.spec.kv_shape(4), 7.0)
+    step = AttentionInputs(
+        slot_mapping=torch.arange(tokens) + block * decoder.spec.tokens_per_block,
+        query_start=torch.tensor([0, tokens], dtype=torch.int32),
+        kv_lens=torch.tensor([tokens], dtype=torch.int32),
+        block_tables=torch.tensor([[block]], dtype=torch.int32),
+    )
+    x = torch.randn(tokens, decoder.spec.num_heads * decoder.spec.head_size)
+    inputs = [x, *decoder._layers[0], cache, step.slot_mapping, step.query_start, step.kv_lens, step.block_tables]
+    return inputs, cache
+
+
+def test_every_layer_writes_its_own_kv_cache(decoder):
+    caches = [torch.zeros(decoder.spec.kv_shape(2)) for _ in range(decoder.spec.num_layers)]
+    for layer, cache in enumerate(caches):
+        inputs, _ = one_step(decoder, cache=cache)
+        inputs[1:13] = decoder._layers[layer]
+        decoder._layer.run(inputs)
+    assert all(cache[0].abs().sum() > 0 for cache in caches)
+    assert not torch.equal(caches[0], caches[1])
+
+
+def test_only_the_slots_of_the_step_are_written(decoder):
+    inputs, cache = one_step(decoder, tokens=3, block=2)
+    decoder._layer.run(inputs)
+    written = cache != 7.0
+    assert written[2, :, :, :3].all()
+    assert written.sum() == written[2, :, :, :3].numel()
+
+
+def test_the_kv_cache_is_neither_cloned_nor_copied_inside_a_program(engine, decoder):
+    source = generated_sources(engine, "layer")
+    assert "aoti_torch_clone" not in source
+    assert "copy_" not in source.replace("memcpy_", "")
+    inputs, cache = one_step(decoder)
+    pointer = cache.data_ptr()
+    decoder._layer.run(inputs)
+    assert cache.data_ptr() == pointer and (cache != 7.0).any()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 31, 200])
+def test_one_program_serves_one_token_and_many(decoder, tokens):
+    cache = torch.zeros(16, *decoder.spec.kv_shape(1)[1:])
+    step = (
+        torch.arange(tokens),
+        torch.tensor([0, tokens], dtype=torch.int32),
+        torch.tensor([tokens], dtype=torch.int32),
+        torch.arange(16, dtype=torch.int32)[None],
+    )
+    x = torch.randn(tokens, 64)
+    assert decoder._layer.run([x, *decoder._layers[0], cache, *step]).shape == (tokens, 64)
+
+
+def test_a_wrong_input_type_is_an_error_not_a_corrupted_heap(decoder):
+    inputs, _ = one_step(decoder)
+    inputs[0] = inputs[0].double()
+    with pytest.raises(RuntimeError, match="dtype"):
+        decoder._layer.run(inputs)
+
+
+def test_swapped_inputs_are_an_error_not_garbage(decoder):
+    inputs, _ = one_step(decoder)
+    inputs[-1], inputs[-2] = inputs[-2], inputs[-1]
+    with pytest.raises(RuntimeError, match="input_handles"):
+        decoder._layer.run(inputs)
+
+
+def test_ids_outside_the_vocabulary_never_reach_a_program(open_session):
+    session = open_session("pre-norm")
+    for bad in (-1, 131):
+        with pytest.raises(UserError, match=f"token id {bad}"):
+            session.generate([Request((5, bad), 1)])
+
+
+def test_loops_take_their_thread_count_at_run_time(engine):
+    source = generated_sources(engine, "layer") + generated_sources(engine, "embedding")
+    assert "#pragma omp parallel" in source
+    assert "num_threads(" not in source
+
+
+def test_a_loader_is_made_once_per_package_and_program(engine):
+    first, second = (load_programs(engine / "rank0.engine", ["layer"])[0] for _ in range(2))
+    assert first._loader is second._loader
+
+
+def test_a_second_copy_of_a_plugin_library_does_not_kill_the_process(engine, decoder, tmp_path, monkeypatch):
+    import shutil
+
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    again = open_decoder(copy)
+    inputs, _ = one_step(again)
+    assert again._layer.run(inputs).isfinite().all()
+
+
+def test_programs_are_loaded_without_a_compiler(engine, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert open_decoder(engine).spec.num_layers == 3
+
+
+def test_a_damaged_package_is_named_and_leaves_no_unpacked_files(engine, tmp_path, monkeypatch):
+    import shutil
+
+    copy = tmp_path / "engine"
+    shutil.copytree(engine, copy)
+    with (copy / "rank0.engine").open("r+b") as file:
+        file.truncate(20_000)
+    unpack = tmp_path / "unpack"
+    unpack.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(unpack))
+    with pytest.raises(UserError, match=r"rank0\.engine cannot be loaded"):
+        open_decoder(copy)
+    assert not list(unpack.iterdir())
+
+
+def test_all_layers_share_one_program(engine):
+    with zipfile.ZipFile(engine / "rank0.engine") as archive:
+        libraries = [n for n in archive.namelist() if n.endswith(".so")]
+    assert len(libraries) == 3  # embedding, layer, head; the model has three layers
+    assert read_engine_config(engine).pretrained_config.num_hidden_layers == 3
+
+
+def test_weights_are_mapped_once_for_both_phases(decoder):
+    pointers = [t.data_ptr() for layer in decoder._layers for t in layer]
+    assert len(set(pointers)) == 3 * len(layer_weight_names(0))
+
+
+def test_generation_runs_compiled_programs_and_nothing_else(open_session, monkeypatch):
+    """Eager torch must not be able to compute any part of a step."""
+    session = open_session("pre-norm")
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("eager computation during generation")
+
+    for name in ("linear", "layer_norm", "scaled_dot_product_attention", "embedding", "relu", "softmax"):
+        monkeypatch.setattr(torch.nn.functional, name, forbidden)
+    for name in ("matmul", "mm", "addmm", "bmm", "softmax", "layer_norm"):
+        monkeypatch.setattr(torch, name, forbidden)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", forbidden)
+    results = session.generate([Request(p, 4) for p in random_prompts((1, 20))])
+    assert [len(r.output_ids) for r in results] == [4, 4]
+
+
+def test_two_builds_at_once_may_cache_the_same_program(tmp_path):
+    from opt_trt.backends.inductor.compile import _put
+
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "program.so").touch()
+        _put(tmp_path / name, tmp_path / "kept")
+    assert (tmp_path / "kept" / "program.so").exists()

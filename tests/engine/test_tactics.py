@@ -1,0 +1,103 @@
+"""Every tactic computes what the reference computes, on every shape a model may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.ops import AttentionInputs, ReferenceOps
+from opt_trt.plugins import attention, gemm
+from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.tactic import BUCKETS
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# fp32 sums of a few hundred terms of order 1 in another order.
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope="module", params=[isa.march for isa in runnable_isas()])
+def native(request, tmp_path_factory):
+    return compile_library(request.param, tmp_path_factory.mktemp("plugins")).operators()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
+@pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1)])
+def test_gemm_tactics_equal_the_reference(native, tactic, dtype, n, k):
+    generator = torch.Generator().manual_seed(n * k)
+    weight = torch.randn(n, k, generator=generator).to(dtype)
+    for site, has_bias, has_residual in (("fc", True, False), ("proj", True, True), ("head", False, False)):
+        problem = gemm.GemmProblem(site, n, k, dtype, has_bias, has_residual)
+        for tokens in (1, 2, 4, 5, 13, 37):
+            x = torch.randn(tokens, k, generator=generator)
+            bias = torch.randn(n, generator=generator) if has_bias else None
+            residual = torch.randn(tokens, n, generator=generator) if has_residual else None
+            call = gemm.GemmCall(x, gemm.pack(weight, tactic.layout), bias, residual)
+            found = gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
+            expected = ReferenceOps().gemm(site, x, weight, bias, residual)
+            assert (found - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "head_size", "block"), [(2, 64, 32), (3, 80, 16), (1, 16, 1), (2, 20, 7)])
+@pytest.mark.parametrize("tactic", (attention.ROWS, attention.FLASH), ids=lambda t: t.name)
+def test_attention_tactics_equal_the_reference_on_ragged_batches(native, tactic, dtype, heads, head_size, block):
+    problem = attention.AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
+    if (reason := attention.refusal(tactic, problem)) is not None:
+        pytest.skip(reason)
+    qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=(5, 1, 1, 131), shape=(heads, head_size, block))
+    expected_cache, found_cache = cache.to(dtype), cache.to(dtype)
+    expected = ReferenceOps().attention(qkv, expected_cache, step)
+    threshold = attention.fused_from(tactic)
+    found = attention.run_attention(native, tactic.layout, threshold, (qkv, found_cache), step)
+    assert (found - expected).abs().max() < TOLERANCE
+    assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
+
+
+def ragged_step(lens, queries, shape):
+    """Sequences whose blocks are scattered over a cache that holds NaN wherever nothing was written."""
+    heads, head_size, block = shape
+    generator = torch.Generator().manual_seed(3)
+    widths = [-(-n // block) for n in lens]
+    order = torch.randperm(sum(widths) + 2, generator=generator).tolist()
+    tables = torch.zeros(len(lens), max(widths), dtype=torch.int32)
+    cache = torch.full((len(order), 2, heads, block, head_size), torch.nan)
+    slots = []
+    for s, (length, width, new) in enumerate(zip(lens, widths, queries, strict=True)):
+        blocks = [order.pop() for _ in range(width)]
+        tables[s, :width] = torch.tensor(blocks, dtype=torch.int32)
+        for p in range(length):
+            cache[blocks[p // block], :, :, p % block] = torch.randn(2, heads, head_size, generator=generator)
+        slots += [blocks[p // block] * block + p % block for p in range(length - new, length)]
+    starts = [0]
+    for new in queries:
+        starts.append(starts[-1] + new)
+    step = AttentionInputs(
+        torch.tensor(slots), torch.tensor(starts, dtype=torch.int32), torch.tensor(lens, dtype=torch.int32), tables
+    )
+    return torch.randn(starts[-1], 3 * heads * head_size, generator=generator), cache, step
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 6e-8, 5.96e-8, 6.1e-5, 65504.0, 65519.0, 65520.0, 1e30, -3.3333, torch.inf]
+)
+def test_the_kv_cache_rounds_to_fp16_as_torch_does(native, value):
+    cache = torch.zeros(1, 2, 1, 1, 1, dtype=torch.float16)
+    one = torch.ones(1, dtype=torch.int32)
+    native.attention(
+        torch.full((1, 3), value), cache, torch.zeros(1, dtype=torch.int64), torch.tensor([0, 1], dtype=torch.int32),
+        one, one[None] - 1, 0,
+    )  # fmt: skip
+    assert torch.equal(cache.flatten(), torch.full((2,), value).half())
+
+
+def test_the_plugin_library_is_compiled_once_per_content(tmp_path):
+    march = runnable_isas()[-1].march
+    first = compile_library(march, tmp_path)
+    written = first.path.stat().st_mtime_ns
+    assert compile_library(march, tmp_path) == first
+    assert first.path.stat().st_mtime_ns == written
+    assert [p for p in Path(tmp_path).iterdir()] == [first.path]

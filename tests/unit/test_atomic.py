@@ -1,0 +1,173 @@
+"""A directory appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opt_trt.atomic import atomic_directory
+from opt_trt.errors import UserError
+
+WRITER = """
+import sys, time
+from opt_trt.atomic import atomic_directory
+with atomic_directory(sys.argv[1]) as tmp:
+    (tmp / "config.json").write_text("{}")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def write(path: Path, text: str = "{}") -> None:
+    with atomic_directory(path) as tmp:
+        (tmp / "config.json").write_text(text)
+        (tmp / "rank0.safetensors").write_text(text)
+
+
+def start_writer(path: Path) -> subprocess.Popen[str]:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+    return writer
+
+
+def kill(writer: subprocess.Popen[str]) -> None:
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+
+
+def test_directory_appears_with_its_parents(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "b")
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["config.json", "rank0.safetensors"]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_target_is_absent_while_the_block_runs(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "out") as tmp:
+        assert not (tmp_path / "out").exists()
+        assert tmp.parent == tmp_path
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_any_exception_leaves_nothing_and_keeps_the_old(tmp_path: Path, stop: type[BaseException]) -> None:
+    write(tmp_path / "old", "old")
+    for name in ("old", "new/deep"):
+        with pytest.raises(stop), atomic_directory(tmp_path / name) as tmp:
+            (tmp / "config.json").write_text("half")
+            raise stop
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old" / "config.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("swap_in_one_step", [True, False])
+def test_an_earlier_result_is_replaced_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap_in_one_step: bool
+) -> None:
+    if not swap_in_one_step:
+        monkeypatch.setattr("opt_trt.atomic.ctypes.CDLL", lambda *_, **__: object())
+    write(tmp_path / "out", "1")
+    write(tmp_path / "out", "2")
+    assert (tmp_path / "out" / "config.json").read_text() == "2"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_failed_swap_puts_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", "1")
+    monkeypatch.setattr("opt_trt.atomic.ctypes.CDLL", lambda *_, **__: object())
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if source.name.endswith(".partial") and target.name == "out":
+            raise OSError(39 if any(target.iterdir() if target.exists() else ()) else 5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr("opt_trt.atomic.os.rename", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path / "out", "2")
+    assert (tmp_path / "out" / "config.json").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "names", [("notes.txt",), ("config.json", "model.safetensors"), ("rank0.safetensors",), ("config.json",)]
+)
+def test_a_foreign_directory_is_refused_by_name(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{tmp_path} exists and is not an earlier output.*{names[-1]}"):
+        write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+
+
+def test_what_turned_foreign_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"notes\.txt"), atomic_directory(tmp_path / "out"):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is a file"):
+        write(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_current_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="current directory"):
+        write(Path("."))
+
+
+def test_a_link_is_followed_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    kill(start_writer(tmp_path / "out"))
+    assert len(list(tmp_path.glob(".out.*.partial"))) == 1
+    write(tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    writer = start_writer(tmp_path / "out")
+    try:
+        write(tmp_path / "out")
+        assert len(list(tmp_path.glob(".out.*.partial"))) == 1
+    finally:
+        kill(writer)
+
+
+def test_of_two_writers_the_last_wins_whole(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "out") as first:
+        (first / "config.json").write_text("1")
+        (first / "rank0.engine").write_text("1")
+        write(tmp_path / "out", "2")
+    assert (tmp_path / "out" / "config.json").read_text() == "1"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.read_text() == "1") == [
+        "config.json",
+        "rank0.engine",
+    ]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750

@@ -1,0 +1,164 @@
+"""Flags come from the dataclass fields; every flag acts or is refused by name."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from opt_trt.cli import Terminated, build_parser, parse, run_main
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.run import RunConfig
+from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.errors import CheckFailed, UserError
+
+ROOT = Path(__file__).parents[2]
+REQUIRED = {
+    ConvertConfig: ["--model_dir", "m"],
+    BuildConfig: ["--checkpoint_dir", "c"],
+    RunConfig: ["--max_output_len", "5"],
+    SummarizeConfig: ["--test_trt_llm"],
+}
+HELP_WITHOUT_TORCH = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code
+assert "torch" not in sys.modules
+"""
+REFUSALS = [(c, name, refusal) for c in REQUIRED for name, refusal in c.REFUSED.items()]
+
+
+@pytest.mark.parametrize(("config", "name", "refusal"), REFUSALS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_flag_that_cannot_act_is_refused_by_name_with_the_reason(config, name, refusal):
+    with pytest.raises(UserError, match=f"--{name} unheard_of is not supported: "):
+        parse(config, [*REQUIRED[config], f"--{name}", "unheard_of"])
+
+
+@pytest.mark.parametrize(("config", "name", "refusal"), REFUSALS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_refused_flag_is_accepted_with_a_value_that_asks_for_what_happens_anyway(config, name, refusal):
+    for value in refusal.neutral:
+        assert parse(config, [*REQUIRED[config], f"--{name}", *value.split()]) == parse(config, REQUIRED[config])
+
+
+@pytest.mark.parametrize("config", REQUIRED)
+def test_every_field_has_help_and_its_default(config):
+    text = build_parser(config).format_help()
+    for f in fields(config):
+        assert f"--{f.name}" in text and f.metadata["flag"].help
+
+
+@pytest.mark.parametrize("config", REQUIRED)
+def test_an_unknown_flag_is_named(config):
+    with pytest.raises(UserError, match="--unheard_of"):
+        parse(config, [*REQUIRED[config], "--unheard_of"])
+
+
+@pytest.mark.parametrize("config", REQUIRED)
+def test_an_abbreviated_flag_is_not_guessed(config):
+    with pytest.raises(UserError, match="--log_lev"):
+        parse(config, [*REQUIRED[config], "--log_lev", "info"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ([], "auto"),
+        (["--gemm_plugin"], "auto"),
+        (["--gemm_plugin", "float16"], "float16"),
+        (["--gemm_plugin", "disable"], "disable"),
+    ],
+)
+def test_a_bare_plugin_switch_means_enable(flags, value):
+    assert parse(BuildConfig, [*REQUIRED[BuildConfig], *flags]).gemm_plugin == value
+
+
+@pytest.mark.parametrize("flag", ["--context_fmha", "--enable_context_fmha"])
+def test_context_fmha_without_the_attention_plugin_is_an_error(flag):
+    with pytest.raises(UserError, match="needs the attention plugin"):
+        parse(BuildConfig, [*REQUIRED[BuildConfig], flag, "--gpt_attention_plugin", "disable"])
+
+
+@pytest.mark.parametrize(
+    ("config", "argv", "text"),
+    [
+        (ConvertConfig, [], "--model_dir is required"),
+        (BuildConfig, [], "--checkpoint_dir is required"),
+        (RunConfig, [], "--max_output_len is required"),
+        (SummarizeConfig, [], "nothing to do"),
+        (
+            BuildConfig,
+            ["--checkpoint_dir", "c", "--max_batch_size", "0"],
+            "--max_batch_size must be at least 1, found 0",
+        ),
+        (BuildConfig, ["--checkpoint_dir", "c", "--max_batch_size", "x"], "max_batch_size: invalid int value"),
+        (SummarizeConfig, ["--test_hf"], "--test_hf needs --hf_model_dir"),
+        (
+            SummarizeConfig,
+            ["--test_hf", "--hf_model_dir", "m", "--check_accuracy"],
+            "--check_accuracy checks the engine",
+        ),
+        (SummarizeConfig, ["--test_trt_llm", "--max_rouge1_drop", "1"], "--max_rouge1_drop compares"),
+        (RunConfig, ["--max_output_len", "0"], "--max_output_len must be at least 1"),
+        (RunConfig, ["--max_output_len", "1", "--kv_cache_free_gpu_memory_fraction", "0"], "must be above 0"),
+        (
+            BuildConfig,
+            ["--checkpoint_dir", "c", "--opt_num_tokens", "-5"],
+            "--opt_num_tokens must be at least 1, found -5",
+        ),
+        (ConvertConfig, ["--model_dir", "m", "--dtype", "int3"], "invalid choice: 'int3'"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(config, argv, text):
+    with pytest.raises(UserError, match=text):
+        parse(config, argv)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (CheckFailed("x"), 1),
+        (UserError("x"), 2),
+        (OSError(28, "No space left", "f"), 2),
+        (KeyboardInterrupt(), 130),
+        (Terminated(), 143),
+    ],
+)
+def test_exit_codes(error, code, capsys):
+    def main(config):
+        if error is not None:
+            raise error
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            run_main(main, ConvertConfig, REQUIRED[ConvertConfig])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert exit_.value.code == code
+    assert capsys.readouterr().err.count("\n") == (error is not None)
+
+
+def test_a_note_says_what_a_neutral_flag_means_here(capsys):
+    parse(RunConfig, [*REQUIRED[RunConfig], "--enable_context_fmha_fp32_acc"])
+    assert "always accumulates in fp32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["convert_checkpoint.py", "build.py", "run.py", "summarize.py"])
+def test_help_is_instant_because_torch_is_not_loaded(script):
+    subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH, script], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("script", ["convert_checkpoint.py", "build.py", "run.py", "summarize.py"])
+def test_a_mistake_costs_one_line_and_exit_code_2(script):
+    result = subprocess.run([sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1

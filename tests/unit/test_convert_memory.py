@@ -1,0 +1,81 @@
+"""A conversion needs the interpreter, its libraries and at most three times the largest tensor, whatever the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _models import Model
+
+import opt_trt
+
+MIB = 1 << 20
+LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times that
+PEAK = """
+import json, sys
+import safetensors, tqdm
+from torch._subclasses.fake_tensor import FakeTensorMode
+import opt_trt.convert
+from opt_trt.config.convert import ConvertConfig
+with FakeTensorMode():
+    opt_trt.convert.torch.empty(1)
+opt_trt.convert.torch.ones(64, 64) @ opt_trt.convert.torch.ones(64, 64)
+if len(sys.argv) > 1:
+    flags = json.loads(sys.argv[3])
+    opt_trt.convert.convert(ConvertConfig(model_dir=sys.argv[1], output_dir=sys.argv[2], log_level="error", **flags))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def peak_bytes(*arguments: Path | str) -> int:
+    """Most memory a process ever held, mapped pages included (VmHWM: unlike ru_maxrss, not its parent's)."""
+    environment = os.environ | {"PYTHONPATH": str(Path(opt_trt.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout) * 1024
+
+
+@pytest.fixture(scope="module")
+def baseline() -> int:
+    """The same libraries, no conversion."""
+    return peak_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shards", "width"),
+    [("safetensors", 1, 1024), ("safetensors", 2, 1024), ("bin", 1, 1024), ("safetensors", 1, 512)],
+)
+def test_peak_is_bounded_by_the_largest_tensor(
+    tmp_path: Path, baseline: int, kind: str, shards: int, width: int
+) -> None:
+    model = Model(vocab=8192, hidden=1024, width=width, layers=4, ffn=2048, positions=64)
+    total = sum(tensor.nbytes for tensor in model.tensors.values())
+    directory = model.write(tmp_path / "model", kind, shards)
+    extra = peak_bytes(directory, tmp_path / "out", "{}") - baseline
+    assert total > 9 * LARGEST
+    assert extra <= 3 * LARGEST, f"{extra / MIB:.0f} MiB over {baseline / MIB:.0f} MiB"
+
+
+@pytest.mark.parametrize(
+    ("flags", "tensors"),
+    [
+        ({"tp_size": 4, "pp_size": 2}, 3),
+        ({"tp_size": 4, "pp_size": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1}, 3),
+        ({"use_weight_only": True}, 3),
+        ({"use_weight_only": True, "weight_only_precision": "int4", "tp_size": 4}, 3),
+        ({"use_weight_only": True, "tp_size": 4, "workers": 2}, 6),
+    ],
+)
+def test_peak_does_not_grow_with_ranks_but_with_workers(
+    tmp_path: Path, baseline: int, flags: dict[str, Any], tensors: int
+) -> None:
+    """A worker holds the tensor it distributes and a rank's part of it or what is stored of it; blocks are small."""
+    model = Model(vocab=8192, hidden=1024, width=1024, layers=4, ffn=8192, positions=64)
+    assert sum(tensor.nbytes for tensor in model.tensors.values()) > 20 * LARGEST
+    directory = model.write(tmp_path / "model")
+    extra = peak_bytes(directory, tmp_path / "out", json.dumps(flags)) - baseline
+    assert extra <= tensors * LARGEST, f"{extra / MIB:.0f} MiB over {baseline / MIB:.0f} MiB"

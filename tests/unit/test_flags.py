@@ -1,0 +1,132 @@
+"""Every accepted flag of the four scripts, with the test that shows its effect. (Refused ones: test_cli.py.)"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.run import RunConfig
+from opt_trt.config.summarize import SummarizeConfig
+
+TESTS = Path(__file__).parents[1]
+
+EFFECTS: dict[type, dict[str, str]] = {
+    ConvertConfig: {
+        "model_dir": "unit/test_golden.py::test_bytes_are_tensorrt_llms",
+        "output_dir": "unit/test_convert.py::test_a_failed_conversion_keeps_the_old_checkpoint",
+        "dtype": "unit/test_golden.py::test_bytes_are_tensorrt_llms",
+        "use_parallel_embedding": "unit/test_convert.py::test_parallel_embedding_is_recorded",
+        "embedding_sharding_dim": "unit/test_convert.py::test_parallel_embedding_is_recorded",
+        "tp_size": "unit/test_convert_ranks.py::test_the_parts_of_all_ranks_make_up_the_model",
+        "pp_size": "unit/test_convert_ranks.py::test_embedding_is_on_the_first_stage_and_head_on_the_last",
+        "use_weight_only": "unit/test_convert_weight_only.py::test_stored_bytes_are_the_scalar_quantizers",
+        "weight_only_precision": "unit/test_convert_weight_only.py::test_stored_bytes_are_the_scalar_quantizers",
+        "target_sm": "unit/test_convert_weight_only.py::test_config_records_mode_and_gpu",
+        "defer_quantization": "unit/test_convert_weight_only.py::test_deferred_weights_are_plain_with_a_quant_algo",
+        "workers": "unit/test_distribute.py::test_as_many_workers_as_asked_for_run_at_the_same_time",
+        "log_level": "unit/test_convert.py::test_log_level_warning_prints_nothing",
+    },
+    BuildConfig: {
+        "checkpoint_dir": "engine/test_build.py::test_an_engine_runs_after_its_checkpoint_and_source_are_gone",
+        "output_dir": "engine/test_build.py::test_an_interrupted_build_leaves_nothing",
+        "backend": "engine/test_build.py::test_the_backend_is_recorded_and_an_unknown_one_is_refused",
+        "max_batch_size": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
+        "max_input_len": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
+        "max_seq_len": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
+        "max_num_tokens": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
+        "opt_num_tokens": "unit/test_tactic.py::test_opt_num_tokens_weighs_its_own_bucket_only",
+        "tokens_per_block": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
+        "gemm_plugin": "engine/test_build.py::test_disabled_plugins_leave_the_library_only",
+        "gpt_attention_plugin": "engine/test_build.py::test_disabled_plugins_leave_the_library_only",
+        "context_fmha": "engine/test_build.py::test_context_fmha_disable_leaves_unfused_attention",
+        "logits_dtype": "engine/test_decoder.py::test_fp16_logits_are_rounded_to_fp16_when_asked",
+        "gather_context_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
+        "gather_generation_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
+        "gather_all_token_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
+        "use_parallel_embedding": "engine/test_build.py::test_flags_that_do_not_fit_the_checkpoint_are_refused",
+        "embedding_sharding_dim": "engine/test_build.py::test_flags_that_do_not_fit_the_checkpoint_are_refused",
+        "input_timing_cache": "engine/test_build.py::test_two_builds_with_one_timing_cache_choose_the_same_tactics",
+        "output_timing_cache": "engine/test_build.py::test_two_builds_with_one_timing_cache_choose_the_same_tactics",
+        "profiling_verbosity": "engine/test_build.py::test_profiling_verbosity_says_how_much_of_the_table_is_printed",
+        "dry_run": "engine/test_build.py::test_a_dry_run_prints_the_plan_and_writes_nothing",
+        "log_level": "engine/test_build.py::test_log_level_warning_prints_nothing",
+    },
+    RunConfig: {
+        "engine_dir": "unit/test_run.py::test_the_kv_cache_flags_reach_the_engine",
+        "tokenizer_dir": "unit/test_run.py::test_text_is_printed_as_upstream_prints_it",
+        "hf_model_dir": "unit/test_run.py::test_the_hugging_face_directory_has_the_tokenizer_too",
+        "no_add_special_tokens": "unit/test_run.py::test_no_special_tokens_means_no_prefix",
+        "max_input_length": "unit/test_run.py::test_prompts_are_cut_from_the_left",
+        "end_id": "unit/test_run.py::test_the_end_id_ends_a_text_and_is_not_printed",
+        "pad_id": "unit/test_run.py::test_pad_id_says_what_is_padding",
+        "max_tokens_in_paged_kv_cache": "unit/test_run.py::test_the_kv_cache_flags_reach_the_engine",
+        "kv_cache_free_gpu_memory_fraction": "unit/test_run.py::test_the_kv_cache_flags_reach_the_engine",
+        "log_level": "unit/test_flags.py::test_verbose_adds_the_traceback",
+        "max_output_len": "unit/test_run.py::test_text_is_printed_as_upstream_prints_it",
+        "input_text": "unit/test_run.py::test_text_is_printed_as_upstream_prints_it",
+        "input_file": "unit/test_run.py::test_a_text_file_is_a_prompt_per_line",
+        "output_csv": "unit/test_run.py::test_ids_in_and_ids_out_need_no_tokenizer",
+        "output_npy": "unit/test_run.py::test_npy_in_loses_its_padding_and_npy_out_is_a_rectangle_of_integers",
+        "streaming": "unit/test_run.py::test_a_stream_ends_as_the_same_text",
+        "streaming_interval": "unit/test_run.py::test_a_stream_is_printed_every_interval",
+        "run_profiling": "unit/test_run.py::test_profiling_warms_up_ten_times_and_times_ten",
+    },
+    SummarizeConfig: {
+        "engine_dir": "engine/test_pipeline.py::test_the_demo_pipeline_scores_like_hugging_face",
+        "tokenizer_dir": "unit/test_summarize.py::test_without_a_tokenizer_the_flag_is_named",
+        "hf_model_dir": "engine/test_pipeline.py::test_the_demo_pipeline_scores_like_hugging_face",
+        "no_add_special_tokens": "unit/test_text.py::test_no_special_tokens_leaves_the_text_alone",
+        "max_input_length": "unit/test_prompts.py::test_the_marker_and_the_leading_token_survive_the_cut",
+        "end_id": "unit/test_summarize.py::test_end_id_ends_a_summary",
+        "pad_id": "unit/test_hf_reference.py::test_left_padding_does_not_change_ids",
+        "max_tokens_in_paged_kv_cache": "unit/test_kv_cache.py::test_max_tokens_is_rounded_up_to_whole_blocks",
+        "kv_cache_free_gpu_memory_fraction": "unit/test_kv_cache.py::test_pool_takes_its_share_of_free_memory_only",
+        "log_level": "unit/test_summarize.py::test_warnings_level_prints_the_table_alone",
+        "test_hf": "unit/test_summarize.py::test_hugging_face_alone_needs_no_engine",
+        "test_trt_llm": "unit/test_summarize.py::test_a_good_engine_passes_with_exit_0",
+        "hf_data_type": "unit/test_hf_reference.py::test_it_computes_in_the_type_asked_for",
+        "dataset_dir": "unit/test_dataset.py::test_every_format_gives_the_same_rows",
+        "dataset_cache_dir": "unit/test_dataset.py::test_cache_dir_is_where_parquet_is_unpacked",
+        "batch_size": "unit/test_summarize.py::test_all_rows_of_all_batches_are_written_in_order",
+        "max_ite": "unit/test_summarize.py::test_max_ite_counts_batches",
+        "output_len": "unit/test_hf_reference.py::test_rows_differ_and_have_the_asked_length",
+        "min_input_length": "unit/test_prompts.py::test_short_articles_are_left_out_and_keep_their_index",
+        "random_seed": "unit/test_summarize.py::test_random_seed_decides_what_is_summarized",
+        "check_accuracy": "unit/test_summarize.py::test_a_bad_engine_fails_with_exit_1_after_its_table_and_files",
+        "tensorrt_llm_rouge1_threshold": "unit/test_gate.py::test_exactly_the_threshold_misses",
+        "max_rouge1_drop": "unit/test_summarize.py::test_a_drop_against_hugging_face_is_exit_1",
+        "eval_ppl": "unit/test_summarize.py::test_perplexity_gates_when_asked",
+        "tensorrt_llm_ppl_threshold": "unit/test_gate.py::test_perplexity_must_be_strictly_below",
+        "output_dir": "unit/test_summarize.py::test_all_rows_of_all_batches_are_written_in_order",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", EFFECTS)
+def test_every_accepted_flag_has_a_proof(config):
+    assert {f.name for f in fields(config)} == set(EFFECTS[config])
+
+
+@pytest.mark.parametrize("proof", sorted({p for row in EFFECTS.values() for p in row.values()}))
+def test_the_proof_exists(proof):
+    file, name = proof.split("::")
+    names = {n.name for n in ast.walk(ast.parse((TESTS / file).read_text())) if isinstance(n, ast.FunctionDef)}
+    assert name in names
+
+
+def test_verbose_adds_the_traceback(capsys):
+    from opt_trt.cli import run_main
+    from opt_trt.errors import UserError
+
+    def fail(config):
+        raise UserError(f"nothing there: {config.input_text}")
+
+    for level, shown in (("info", False), ("verbose", True)):
+        with pytest.raises(SystemExit):
+            run_main(fail, RunConfig, ["--max_output_len", "1", "--log_level", level])
+        assert ("Traceback" in capsys.readouterr().err) == shown

@@ -1,0 +1,142 @@
+"""The KV cache is as large as asked for, as memory allows, and its blocks have one owner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from _decoders import SPEC, spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opt_trt.errors import UserError
+from opt_trt.runtime import kv_cache
+from opt_trt.runtime.block_pool import BlockPool
+from opt_trt.runtime.kv_cache import KvCacheLimit, pool_blocks
+from opt_trt.runtime.memory import available_bytes
+
+PLENTY = 1 << 40
+BLOCK_BYTES = 2 * 4 * 2 * 1 * 1 * 4  # layers * tokens * (keys, values) * heads * head size * fp32
+
+
+def test_pool_holds_a_full_batch_of_longest_sequences() -> None:
+    assert pool_blocks(spec(max_batch_size=4, max_seq_len=21), KvCacheLimit(), PLENTY) == 4 * 6
+
+
+def test_max_tokens_is_rounded_up_to_whole_blocks() -> None:
+    assert pool_blocks(SPEC, KvCacheLimit(max_tokens=9), PLENTY) == 3
+
+
+def test_max_tokens_beyond_the_need_buys_nothing() -> None:
+    assert pool_blocks(SPEC, KvCacheLimit(max_tokens=10**9), PLENTY) == 24
+
+
+def test_pool_takes_its_share_of_free_memory_only() -> None:
+    assert pool_blocks(SPEC, KvCacheLimit(free_fraction=0.5), 10 * BLOCK_BYTES) == 5
+
+
+def test_memory_too_small_for_a_block_names_the_flag() -> None:
+    with pytest.raises(UserError, match="--kv_cache_free_gpu_memory_fraction"):
+        pool_blocks(SPEC, KvCacheLimit(), BLOCK_BYTES)
+
+
+def test_no_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match="--max_tokens_in_paged_kv_cache must be at least 1, found 0"):
+        KvCacheLimit(max_tokens=0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5, float("nan")])
+def test_fraction_outside_its_range_is_refused(fraction: float) -> None:
+    with pytest.raises(UserError, match="--kv_cache_free_gpu_memory_fraction"):
+        KvCacheLimit(free_fraction=fraction)
+
+
+def test_cache_has_a_tensor_per_layer_in_the_storage_type() -> None:
+    cache = kv_cache.allocate(spec(num_layers=3, kv_dtype=torch.bfloat16, num_heads=5, head_size=7), 11)
+    assert [(tuple(t.shape), t.dtype) for t in cache] == [((11, 2, 5, 4, 7), torch.bfloat16)] * 3
+
+
+def test_untouched_blocks_cost_no_memory() -> None:
+    before = resident_bytes()
+    cache = kv_cache.allocate(spec(head_size=64), (256 << 20) // spec(head_size=64).kv_block_bytes())
+    assert sum(t.nbytes for t in cache) >= 255 << 20
+    assert resident_bytes() - before < 32 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_more_than_the_address_space_is_named() -> None:
+    with pytest.raises(UserError, match="no memory for a KV cache of"):
+        kv_cache.allocate(SPEC, 1 << 55)
+
+
+def test_block_freed_last_is_taken_first() -> None:
+    pool = BlockPool(6)
+    first = pool.take(2)
+    pool.take(1)
+    pool.give_back(first)
+    assert (first, pool.take(3)) == ((0, 1), (0, 1, 3))
+
+
+def test_freeing_a_block_twice_is_a_bug() -> None:
+    pool = BlockPool(2)
+    blocks = pool.take(2)
+    pool.give_back(blocks)
+    with pytest.raises(AssertionError, match="twice"):
+        pool.give_back(blocks)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 7))))
+def test_no_block_has_two_owners_or_none(actions: list[tuple[bool, int]]) -> None:
+    pool, owners = BlockPool(16), []
+    for take, number in actions:
+        if take and number <= pool.num_free:
+            owners.append(pool.take(number))
+        elif not take and owners:
+            pool.give_back(owners.pop(number % len(owners)))
+        owned = [block for blocks in owners for block in blocks]
+        assert len(set(owned)) == len(owned) == 16 - pool.num_free
+    while owners:
+        pool.give_back(owners.pop())
+    assert sorted(pool.take(16)) == list(range(16))
+
+
+def fake_machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in ({"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 4000 kB\n"} | files).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_available_memory_is_what_linux_says(tmp_path: Path) -> None:
+    assert available_bytes(fake_machine(tmp_path, {})) == 4000 * 1024
+
+
+def test_a_container_limit_of_a_parent_group_counts(tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/pod"
+    files = {
+        "proc/self/cgroup": "0::/pod/box\n",
+        f"{group}/box/memory.max": "max\n",
+        f"{group}/box/memory.current": "600\n",
+        f"{group}/memory.max": "1000\n",
+        f"{group}/memory.current": "700\n",
+        f"{group}/memory.stat": "anon 600\ninactive_file 50\n",
+    }
+    assert available_bytes(fake_machine(tmp_path, files)) == 1000 - 700 + 50
+
+
+def test_a_version_1_container_limit_counts(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:cpu,cpuacct:/a\n3:memory:/a\n",
+        "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "500\n",
+        "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "100\n",
+    }
+    assert available_bytes(fake_machine(tmp_path, files)) == 400
+
+
+def test_this_machine_has_memory() -> None:
+    assert available_bytes() > 0

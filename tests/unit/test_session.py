@@ -1,0 +1,274 @@
+"""A session serves any mix of requests as if each were alone, and refuses by name what it cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from _decoders import SPEC, SumDecoder, expected_output, spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opt_trt.errors import UserError
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+from opt_trt.runtime.session import DecoderSession
+from opt_trt.runtime.world import World, current_world
+from opt_trt.step import DecoderSpec, StepInputs
+
+CALM = settings(deadline=None, max_examples=40)  # the machine may be busy
+GATHERS = spec(gather_context_logits=True, gather_generation_logits=True)
+
+
+def session(of: DecoderSpec = SPEC, max_tokens: int | None = None) -> DecoderSession:
+    return DecoderSession(SumDecoder(of), KvCacheLimit(max_tokens))
+
+
+def steps(of: DecoderSession) -> list[StepInputs]:
+    assert isinstance(of._decoder, SumDecoder)
+    return of._decoder.steps
+
+
+def test_output_is_new_tokens_only() -> None:
+    [result] = session().generate([Request((1, 3), 4)])
+    assert (result.prompt_ids, result.output_ids, result.finish_reason) == ((1, 3), (4, 8, 0, 0), "length")
+
+
+def test_the_end_id_is_the_last_new_token() -> None:
+    [result] = session().generate([Request((1, 3), 4, end_id=8)])
+    assert (result.output_ids, result.finish_reason) == ((4, 8), "end_id")
+
+
+def test_the_end_id_in_a_prompt_ends_nothing() -> None:
+    [result] = session().generate([Request((2, 2, 1), 3, end_id=2)])
+    assert result.output_ids == (5, 10, 4)
+
+
+def test_no_requests_no_results() -> None:
+    assert session().generate([]) == []
+
+
+REQUESTS = st.lists(
+    st.builds(
+        Request,
+        st.lists(st.integers(0, 15), min_size=1, max_size=16).map(tuple),
+        st.integers(1, 8),
+        st.sampled_from([None, 0, 2]),
+    ),
+    max_size=12,
+)
+
+
+@CALM
+@given(REQUESTS, st.integers(24, 96))
+def test_batched_in_flight_equals_alone(requests: list[Request], max_tokens: int) -> None:
+    of = session(max_tokens=max_tokens)
+    outputs = [result.output_ids for result in of.generate(requests)]
+    assert outputs == [expected_output(r.prompt_ids, r.max_new_tokens, r.end_id) for r in requests]
+    assert of._pool.num_free == of._pool.num_blocks
+
+
+@CALM
+@given(REQUESTS)
+def test_streaming_equals_blocking(requests: list[Request]) -> None:
+    of = session()
+    streamed: list[list[int]] = [[] for _ in requests]
+    reasons: dict[int, str] = {}
+    for event in of.stream(requests):
+        assert event.index not in reasons, "a token after the last one"
+        streamed[event.index].append(event.token_id)
+        if event.finish_reason:
+            reasons[event.index] = event.finish_reason
+    results = of.generate(requests)
+    assert [tuple(ids) for ids in streamed] == [r.output_ids for r in results]
+    assert reasons == {i: r.finish_reason for i, r in enumerate(results)}
+
+
+def test_a_step_is_packed_as_the_contract_says() -> None:
+    of = session(spec(max_batch_size=3))
+    of.generate([Request((1, 2, 3, 4, 5), 3), Request((6,), 1), Request((7, 8), 3), Request((9,), 1)])
+    first, second, third = steps(of)
+    assert first.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert first.query_start.tolist() == [0, 5, 6, 8]
+    assert first.kv_lens.tolist() == [5, 1, 2]
+    assert first.block_tables.tolist() == [[0, 1], [2, 0], [3, 4]]
+    assert first.slot_mapping.tolist() == [0, 1, 2, 3, 4, 8, 12, 13]
+    assert first.last_token_ids.tolist() == [4, 5, 7]
+    assert second.input_ids.tolist() == [15, 15, 9]  # two in the generation phase, then the one that joined
+    assert second.position_ids.tolist() == [5, 2, 0]
+    assert second.query_start.tolist() == [0, 1, 2, 3]
+    assert second.kv_lens.tolist() == [6, 3, 1]
+    assert second.block_tables.tolist() == [[0, 1], [3, 4], [2, 0]]
+    assert second.slot_mapping.tolist() == [5, 14, 8]
+    assert third.input_ids.tolist() == [14, 14]
+    assert third.block_tables.tolist() == [[0, 1], [3, 4]]
+
+
+def test_steps_have_the_types_of_the_contract() -> None:
+    of = session()
+    of.generate([Request((1, 2), 3), Request((3,), 3)])
+    int64, int32 = torch.int64, torch.int32
+    for inputs in steps(of):
+        tensors = list(vars(inputs).values())
+        assert [t.dtype for t in tensors] == [int64, int64, int64, int32, int32, int32, int64]
+        assert all(t.is_contiguous() for t in tensors)
+
+
+def test_the_block_table_is_as_wide_as_the_longest_sequence_left() -> None:
+    of = session()
+    of.generate([Request((1,) * 8, 1), Request((1,), 3)])
+    assert [inputs.block_tables.shape for inputs in steps(of)] == [(2, 3), (1, 1), (1, 1)]
+
+
+def test_context_logits_have_a_row_per_prompt_token() -> None:
+    [result] = session(GATHERS).generate([Request((1, 3, 4), 2, return_context_logits=True)])
+    assert result.context_logits is not None and result.context_logits.dtype == torch.float32
+    assert result.context_logits.argmax(-1).tolist() == [1, 4, 8]  # sums of the prompt up to each token
+
+
+def test_context_logits_of_one_token_are_kept_too() -> None:
+    [result] = session(GATHERS).generate([Request((3,), 1, return_context_logits=True)])
+    assert result.context_logits is not None and result.context_logits.argmax(-1).tolist() == [3]
+
+
+def test_generation_logits_have_a_row_per_new_token() -> None:
+    [result] = session(GATHERS).generate([Request((1, 3), 3, return_generation_logits=True)])
+    assert result.generation_logits is not None
+    assert result.generation_logits.argmax(-1).tolist() == [4, 8, 0]
+
+
+def test_logits_go_to_those_who_asked() -> None:
+    requests = [
+        Request((1, 2, 3), 5),
+        Request((4, 5), 2, return_context_logits=True),
+        Request((6,), 4, return_generation_logits=True),
+        Request((7, 8, 9), 1),
+        Request((1, 1, 1, 1), 3, return_context_logits=True, return_generation_logits=True),
+        Request((2, 3), 2),
+    ]
+    results = session(GATHERS).generate(requests)
+    assert [r.output_ids for r in results] == [expected_output(r.prompt_ids, r.max_new_tokens) for r in requests]
+    shapes = [[None if t is None else tuple(t.shape) for t in (r.context_logits, r.generation_logits)] for r in results]
+    assert shapes == [[None, None], [(2, 16), None], [None, (4, 16)], [None, None], [(4, 16), (3, 16)], [None, None]]
+    assert results[1].context_logits is not None and results[1].context_logits.argmax(-1).tolist() == [4, 9]
+    assert results[4].context_logits is not None and results[4].context_logits.argmax(-1).tolist() == [1, 2, 3, 4]
+
+
+def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
+    class Reusing(SumDecoder):
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+            self.buffer = super().step(inputs, kv_cache)
+            return self.buffer
+
+    decoder = Reusing(GATHERS)
+    of = DecoderSession(decoder, KvCacheLimit())
+    [result] = of.generate([Request((3, 1), 1, return_context_logits=True, return_generation_logits=True)])
+    decoder.buffer.zero_()
+    assert result.context_logits is not None and result.context_logits.any()
+    assert result.generation_logits is not None and result.generation_logits.any()
+
+
+ROOMY = replace(SPEC, max_input_len=20, max_num_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("of", "request_", "says"),
+    [
+        (SPEC, Request((), 1), "prompt 1 is empty"),
+        (SPEC, Request((3, 16), 1), "prompt 1 has token id 16, the vocabulary is 0 to 15"),
+        (SPEC, Request((-1,), 1), "prompt 1 has token id -1"),
+        (SPEC, Request((1,) * 17, 1), "prompt 1 has 17 tokens, the engine takes 16;.*--max_input_len"),
+        (ROOMY, Request((1,) * 11, 1), "prompt 1 has 11 tokens, one step of the engine takes 10;.*--max_num_tokens"),
+        (SPEC, Request((1,), 0), "asks for 0 new tokens; --max_output_len"),
+        (SPEC, Request((1,) * 16, 9), r"16 tokens \+ 9 new ones = 25, the engine takes 24;.*--max_seq_len"),
+        (SPEC, Request((1,) * 12, 9), "the whole KV cache holds 20; raise --max_tokens_in_paged_kv_cache"),
+        (SPEC, Request((1,), 1, return_context_logits=True), "--gather_context_logits"),
+        (SPEC, Request((1,), 1, return_generation_logits=True), "--gather_generation_logits"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["generate", "stream"])
+def test_what_cannot_be_served_is_named_before_anything_runs(
+    of: DecoderSpec, request_: Request, says: str, verb: str
+) -> None:
+    limited = session(of, max_tokens=20)
+    with pytest.raises(UserError, match=says):
+        getattr(limited, verb)([Request((1,), 1), request_])
+    assert steps(limited) == []
+
+
+def test_the_longest_sequence_allowed_is_served() -> None:
+    [result] = session(max_tokens=24).generate([Request((1,) * 16, 8)])
+    assert result.output_ids == expected_output((1,) * 16, 8)
+
+
+def interrupt_at(step: int) -> DecoderSession:
+    decoder = SumDecoder()
+
+    def interrupt(inputs: StepInputs) -> None:
+        if len(decoder.steps) == step:
+            decoder.steps.append(inputs)
+            raise KeyboardInterrupt
+
+    decoder.before_step = interrupt
+    return DecoderSession(decoder, KvCacheLimit())
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_ctrl_c_leaves_the_session_usable(step: int) -> None:
+    of = interrupt_at(step)
+    with pytest.raises(KeyboardInterrupt):
+        of.generate([Request((1, 2), 6)] * 9)
+    assert of._pool.num_free == of._pool.num_blocks
+    assert of.generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
+
+
+def test_closing_a_stream_frees_its_blocks() -> None:
+    of = session()
+    events = of.stream([Request((1, 2), 6)] * 9)
+    next(events)
+    assert of._pool.num_free < of._pool.num_blocks
+    del events
+    assert of._pool.num_free == of._pool.num_blocks
+
+
+def test_two_open_streams_do_not_share_blocks() -> None:
+    of = session()
+    requests = Request((1, 2, 3), 6), Request((4, 5), 6)
+    streams = [of.stream([r]) for r in requests]
+    interleaved = [tuple(event.token_id for event in pair) for pair in zip(*streams, strict=True)]
+    assert list(zip(*interleaved, strict=True)) == [expected_output(r.prompt_ids, 6) for r in requests]
+
+
+def test_logits_that_are_no_number_are_named() -> None:
+    class Broken(SumDecoder):
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+            return super().step(inputs, kv_cache) * float("nan")
+
+    with pytest.raises(UserError, match="expected finite logits"):
+        DecoderSession(Broken(), KvCacheLimit()).generate([Request((1,), 1)])
+
+
+def test_without_a_launcher_the_world_is_one() -> None:
+    assert current_world({"OMPI_COMM_WORLD_SIZE": "4"}) == World(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "rank"),
+    [
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("PMI_SIZE", "PMI_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ],
+)
+def test_a_launcher_is_believed(size: str, rank: str) -> None:
+    world = current_world({size: "4", rank: "3"})
+    assert (world, world.is_leader) == (World(3, 4), False)
+
+
+def test_more_processes_than_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    with pytest.raises(UserError, match="world size must equal the engine's: it was built for 1 rank, 2 processes"):
+        session()

@@ -1,0 +1,85 @@
+"""Winners are chosen per bucket, within one layout."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from opt_trt.errors import UserError
+from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
+from opt_trt.plugins.timing import TimingCache, time_interleaved
+
+A1, A2, B = Tactic("a1", "a", 1), Tactic("a2", "a", 2), Tactic("b", "b", 3)
+
+
+def test_each_bucket_takes_the_fastest_tactic_of_the_best_layout():
+    rows = [
+        [Timing(A1, 10.0), Timing(A2, 20.0), Timing(B, 15.0)],
+        [Timing(A1, 40.0), Timing(A2, 30.0), Timing(B, 100.0)],
+    ]
+    choice = choose(rows, [1.0, 1.0])
+    assert (choice.layout, [t.name for t in choice.tactics], choice.values) == ("a", ["a1", "a2"], [1, 2])
+
+
+def test_a_slow_large_bucket_does_not_outvote_small_ones():
+    rows = [[Timing(A1, 10.0), Timing(B, 30.0)], [Timing(A1, 10_000.0), Timing(B, 9_000.0)]]
+    assert choose(rows, [1.0, 1.0]).layout == "a"
+
+
+def test_weights_decide_which_bucket_counts():
+    rows = [[Timing(A1, 10.0), Timing(B, 30.0)], [Timing(A1, 10_000.0), Timing(B, 9_000.0)]]
+    assert choose(rows, [0.0, 1.0]).layout == "b"
+
+
+def test_a_layout_that_cannot_serve_every_bucket_cannot_win():
+    rows = [[Timing(A1, 1.0), Timing(B, 9.0)], [Timing(A1, None, "too many tokens"), Timing(B, 9.0)]]
+    assert choose(rows, [1.0, 1.0]).layout == "b"
+
+
+def test_a_tie_goes_to_the_earlier_tactic():
+    assert choose([[Timing(A1, 5.0), Timing(A2, 5.0)]], [1.0]).tactics == (A1,)
+
+
+def test_opt_num_tokens_weighs_its_own_bucket_only():
+    assert bucket_weights(None) == [1.0] * (len(BUCKETS) + 1)
+    assert bucket_weights(1) == [1.0, 0, 0, 0, 0, 0]
+    assert bucket_weights(5) == [0, 0, 1.0, 0, 0, 0]
+    assert bucket_weights(9999) == [0, 0, 0, 0, 0, 1.0]
+
+
+def test_a_cached_time_decides_without_timing(tmp_path):
+    cache = TimingCache("device")
+    cache.measure("problem", {"x": lambda: None})
+    cache.save(tmp_path / "model.cache")
+    again = TimingCache.load("device", tmp_path / "model.cache")
+
+    def must_not_run():
+        raise AssertionError("timed in spite of the cache")
+
+    assert again.measure("problem", {"x": must_not_run}) == cache.times["device | problem"]
+
+
+def test_another_device_is_timed_anew(tmp_path):
+    cache = TimingCache("one")
+    cache.measure("problem", {"x": lambda: None})
+    cache.save(tmp_path / "model.cache")
+    other = TimingCache.load("other", tmp_path / "model.cache")
+    timed = []
+    other.measure("problem", {"x": lambda: timed.append("x")})
+    assert timed
+    assert sorted(json.loads(json.dumps(other.times))) == ["one | problem", "other | problem"]
+
+
+def test_a_missing_timing_cache_is_empty_and_a_damaged_one_is_named(tmp_path):
+    assert TimingCache.load("d", tmp_path / "none").times == {}
+    (tmp_path / "bad").write_text('{"d | p": [1]}')
+    with pytest.raises(UserError, match="bad is not a timing cache"):
+        TimingCache.load("d", tmp_path / "bad")
+
+
+def test_candidates_take_turns_and_each_keeps_its_best():
+    order = []
+    times = time_interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")})
+    assert order[:4] == ["x", "y", "x", "y"]
+    assert set(times) == {"x", "y"} and min(times.values()) > 0
