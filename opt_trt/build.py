@@ -38,11 +38,6 @@ def build(config: BuildConfig) -> None:
 def _refuse_unbuildable(directory: Path) -> None:
     """Name what a checkpoint may be and an engine cannot be yet."""
     model = read_config(directory)
-    if model.quant_algo is not None:
-        raise UserError(
-            f"{directory} is quantized ({model.quant_algo}), and engines are built from plain weights only; "
-            "convert without --use_weight_only"
-        )
     if model.mapping.world_size > 1:
         raise UserError(
             f"{directory} has {model.mapping.world_size} ranks (tp_size {model.mapping.tp_size}, pp_size "

@@ -152,9 +152,8 @@ def _check_space(output_dir: Path, specs: list[dict[str, TensorSpec]]) -> None:
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
-    """One line: what was written, and the builder that takes it (ours takes plain weights of one rank)."""
-    ours = model.quant_algo is None and model.mapping.world_size == 1
-    builder = "python build.py" if ours else "trtllm-build (TensorRT-LLM 1.2)"
+    """One line: what was written, and the builder that takes it (ours takes one rank)."""
+    builder = "python build.py" if model.mapping.world_size == 1 else "trtllm-build (TensorRT-LLM 1.2)"
     size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (

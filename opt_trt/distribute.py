@@ -17,11 +17,11 @@ from typing import TypeVar
 import torch
 
 from opt_trt.checkpoint import rank_file
-from opt_trt.checkpoint.spec import packed_mode, scale_name, tensor_spec
+from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import RankWriter
 from opt_trt.config.model import ModelConfig
 from opt_trt.packing import pack
-from opt_trt.quant.mode import QuantMode
+from opt_trt.quant.mode import QuantMode, scale_name
 from opt_trt.shard import is_linear, placements, stage_names
 
 BLOCK_ELEMENTS = 1 << 18  # quantized at a time: the fp32 steps in between stay in the processor's cache

@@ -6,10 +6,12 @@ Activations, the residual stream and sums are fp32; weights and KV cache are sto
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
+
+from opt_trt.quant.nibbles import unpack_nibbles
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,19 @@ class AttentionInputs:
     block_tables: torch.Tensor
 
 
+class Linear(NamedTuple):
+    """The tensors of one matrix product; the weight lies as the tactic that reads it wants it."""
+
+    weight: torch.Tensor  # floating; int8; or uint8, two int4 in a byte
+    scale: torch.Tensor | None = None  # fp32 [N], what a step of an integer weight is worth
+    bias: torch.Tensor | None = None  # fp32 [N]
+
+
 class Ops(Protocol):
     """The operations of an OPT decoder."""
 
-    def gemm(
-        self,
-        site: str,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`act(x [T, K] @ weight.T + bias [N]) + residual [T, N]`; the site says which activation and layout."""
+    def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """`act(x [T, K] @ weight.T * scale + bias) + residual [T, N]`; the site says which activation and layout."""
         ...
 
     def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
@@ -55,16 +58,9 @@ RELU_SITES = frozenset({"fc"})
 class ReferenceOps:
     """The plain, slow, trusted implementation: every tactic is checked against it."""
 
-    def gemm(
-        self,
-        site: str,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See `Ops.gemm`; weight is row-major [N, K]."""
-        y = functional.linear(x, weight.float(), bias)
+    def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """See `Ops.gemm`; weight is row-major [N, K], of int4 [N, ceil(K / 2)]."""
+        y = functional.linear(x, _widen(linear, x.shape[1]), linear.bias)
         y = functional.relu(y) if site in RELU_SITES else y
         return y if residual is None else y + residual
 
@@ -90,6 +86,12 @@ class ReferenceOps:
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Ops.layer_norm`."""
         return functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+def _widen(linear: Linear, k: int) -> torch.Tensor:
+    """The fp32 weight [N, K] that a stored one stands for."""
+    weight = unpack_nibbles(linear.weight, 1)[:, :k] if linear.weight.dtype == torch.uint8 else linear.weight
+    return weight.float() if linear.scale is None else weight.float() * linear.scale[:, None]
 
 
 def _visibility(step: AttentionInputs, block_tokens: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

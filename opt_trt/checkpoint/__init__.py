@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from opt_trt.checkpoint.spec import tensor_spec
+from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_differences
 from opt_trt.config.json_file import read_json
 from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
+from opt_trt.packing import unpack
 from opt_trt.quant import ALGORITHMS
+from opt_trt.quant.mode import scale_name
 
 CONFIG_NAME = "config.json"
 QUANT_ALGOS = (None, *ALGORITHMS)
@@ -38,6 +40,7 @@ class Checkpoint:
         self.config = read_config(self.directory)
         self.spec = tensor_spec(self.config, rank)
         self.path = rank_file(self.directory, rank)
+        _check_target_sm(self.directory, self.config)
         _check_rank_files(self.directory, self.config.mapping.world_size)
         refuse_differences(self.path, _differences(_read_header(self.path), self.spec))
 
@@ -51,6 +54,16 @@ class Checkpoint:
         with safe_open(self.path, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
+
+    def integers(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A quantized linear: int8 `[out, in]` and scale `[out]`, unpacked, or quantized now if that was deferred."""
+        algorithm, sm = self.config.quant_algo, self.config.target_sm
+        assert algorithm is not None, name
+        mode = ALGORITHMS[algorithm]
+        if packed_mode(self.config) is None:
+            return mode.quantize(self.tensor(name))
+        assert sm is not None, name  # checked when the checkpoint was opened
+        return unpack(self.tensor(name), mode.bits, sm), self.tensor(scale_name(name))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor with its name, one at a time, in the order the model uses them."""
@@ -73,6 +86,15 @@ def read_config(directory: Path | str) -> ModelConfig:
             wanted = " or ".join(map(repr, supported))
             raise UserError(f"{path} has {key} {found!r}, only {wanted} is supported; convert the model again")
     return config
+
+
+def _check_target_sm(directory: Path, config: ModelConfig) -> None:
+    """Packed bytes mean nothing without the GPU they are laid out for, which TensorRT-LLM's converter leaves out."""
+    if packed_mode(config) is not None and config.target_sm is None:
+        raise UserError(
+            f"{directory / CONFIG_NAME} does not say which GPU its weights are packed for; add "
+            '"target_sm": 80 to it (90 if it was converted on Hopper)'
+        )
 
 
 def _read_header(path: Path) -> dict[str, TensorSpec]:

@@ -12,21 +12,15 @@ from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
 from opt_trt.packing import shape_problems
 from opt_trt.quant import ALGORITHMS
-from opt_trt.quant.mode import QuantMode
+from opt_trt.quant.mode import QuantMode, scale_name
 from opt_trt.shard import check_tp_size, indivisible, is_linear, placements, stage_names
 
-SCALE = "per_channel_scale"
 LOADER_STEP = 64  # features per rank that TensorRT-LLM's weight-only linears are rounded up to
 
 
 def packed_mode(config: ModelConfig) -> QuantMode | None:
     """The mode the linears are stored in; None when they are of the model's dtype, to be quantized later or not."""
     return None if config.defer_quantization or config.quant_algo is None else ALGORITHMS[config.quant_algo]
-
-
-def scale_name(weight_name: str) -> str:
-    """Where the scale of a packed weight is."""
-    return weight_name.removesuffix("weight") + SCALE
 
 
 def tensor_spec(config: ModelConfig, rank: int = 0) -> dict[str, TensorSpec]:

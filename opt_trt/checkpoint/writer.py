@@ -15,7 +15,9 @@ import torch
 
 from opt_trt.errors import UserError
 
-DTYPE_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
+DTYPE_CODES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
 DATA_ALIGNMENT = 64  # bytes; the header is padded so that the first tensor starts on a cache line
 WRITE_CHUNK = 1 << 24  # bytes handed to the system at a time, so that Ctrl-C is seen soon
 LISTED = 6  # differences an error names

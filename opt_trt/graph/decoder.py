@@ -5,26 +5,33 @@ Weights, KV cache and step tensors are inputs, so one compiled `layer` serves ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from opt_trt.config.model import ModelConfig
-from opt_trt.ops import AttentionInputs, Ops
+from opt_trt.ops import AttentionInputs, Linear, Ops
+from opt_trt.quant.mode import SCALE
 
-LAYER_WEIGHTS = (
-    "input_layernorm.weight", "input_layernorm.bias", "attention.qkv.weight", "attention.qkv.bias",
-    "attention.dense.weight", "attention.dense.bias", "post_layernorm.weight", "post_layernorm.bias",
-    "mlp.fc.weight", "mlp.fc.bias", "mlp.proj.weight", "mlp.proj.bias",
-)  # fmt: skip
+Pair = tuple[torch.Tensor, torch.Tensor]  # weight and bias of a layer norm
+
+LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.proj")
+NORMS = ("input_layernorm", "post_layernorm")
 EMBEDDING_WEIGHTS = ("transformer.vocab_embedding.weight", "transformer.position_embedding.weight")
 FINAL_NORM_WEIGHTS = ("transformer.ln_f.weight", "transformer.ln_f.bias")
 HEAD_WEIGHT = "lm_head.weight"
 
 
-def layer_weight_names(layer: int) -> tuple[str, ...]:
+def layer_weights(config: ModelConfig) -> tuple[str, ...]:
+    """What the `layer` program takes, in its order; names are those of a checkpoint, within the layer."""
+    kinds = ("weight", "bias") if config.quant_algo is None else ("weight", SCALE, "bias")
+    norms = tuple(f"{norm}.{kind}" for norm in NORMS for kind in ("weight", "bias"))
+    return norms + tuple(f"{linear}.{kind}" for linear in LINEARS for kind in kinds)
+
+
+def layer_weight_names(config: ModelConfig, layer: int) -> tuple[str, ...]:
     """Checkpoint names of one layer's weights, in the order the `layer` program takes them."""
-    return tuple(f"transformer.layers.{layer}.{name}" for name in LAYER_WEIGHTS)
+    return tuple(f"transformer.layers.{layer}.{name}" for name in layer_weights(config))
 
 
 def head_weight_names(config: ModelConfig) -> tuple[str, ...]:
@@ -52,28 +59,40 @@ class Layer(torch.nn.Module):
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
+        self.names = layer_weights(config)
         self.pre_norm = config.do_layer_norm_before
         self.epsilon = config.norm_epsilon
 
     def forward(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], kv_cache: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """`weights` in the order of `LAYER_WEIGHTS`, `step` in that of `AttentionInputs`."""
-        norm1_w, norm1_b, qkv_w, qkv_b, dense_w, dense_b, norm2_w, norm2_b, fc_w, fc_b, proj_w, proj_b = weights
+        """`weights` in the order of `layer_weights`, `step` in that of `AttentionInputs`."""
+        named = dict(zip(self.names, weights, strict=True))
+        norm1, norm2 = (_pair(named, name) for name in NORMS)
+        qkv, dense, fc, proj = (_linear(named, name) for name in LINEARS)
 
-        h = self._before(x, norm1_w, norm1_b)
-        h = self.ops.attention(self.ops.gemm("qkv", h, qkv_w, qkv_b), kv_cache, AttentionInputs(*step))
-        x = self._after(self.ops.gemm("dense", h, dense_w, dense_b, residual=x), norm1_w, norm1_b)
+        h = self._before(x, norm1)
+        h = self.ops.attention(self.ops.gemm("qkv", h, qkv), kv_cache, AttentionInputs(*step))
+        x = self._after(self.ops.gemm("dense", h, dense, residual=x), norm1)
 
-        h = self._before(x, norm2_w, norm2_b)
-        h = self.ops.gemm("fc", h, fc_w, fc_b)
-        return self._after(self.ops.gemm("proj", h, proj_w, proj_b, residual=x), norm2_w, norm2_b)
+        h = self._before(x, norm2)
+        h = self.ops.gemm("fc", h, fc)
+        return self._after(self.ops.gemm("proj", h, proj, residual=x), norm2)
 
-    def _before(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return self.ops.layer_norm(x, weight, bias, self.epsilon) if self.pre_norm else x
+    def _before(self, x: torch.Tensor, norm: Pair) -> torch.Tensor:
+        return self.ops.layer_norm(x, *norm, self.epsilon) if self.pre_norm else x
 
-    def _after(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return x if self.pre_norm else self.ops.layer_norm(x, weight, bias, self.epsilon)
+    def _after(self, x: torch.Tensor, norm: Pair) -> torch.Tensor:
+        return x if self.pre_norm else self.ops.layer_norm(x, *norm, self.epsilon)
+
+
+def _pair(named: Mapping[str, torch.Tensor], name: str) -> Pair:
+    return named[f"{name}.weight"], named[f"{name}.bias"]
+
+
+def _linear(named: Mapping[str, torch.Tensor], name: str) -> Linear:
+    weight, bias = _pair(named, name)
+    return Linear(weight, named.get(f"{name}.{SCALE}"), bias)
 
 
 class Head(torch.nn.Module):
@@ -91,5 +110,5 @@ class Head(torch.nn.Module):
         x = x.index_select(0, last_token_ids)
         if self.final_norm:
             x = self.ops.layer_norm(x, weights[0], weights[1], self.epsilon)
-        logits = self.ops.gemm("head", x, weights[-1])
+        logits = self.ops.gemm("head", x, Linear(weights[-1]))
         return logits.half() if self.rounded else logits  # widened outside: a compiler drops a round trip

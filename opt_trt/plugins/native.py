@@ -103,7 +103,7 @@ def _register_shapes(namespace: str) -> None:
     """What the operators return, for `torch.export`."""
 
     @torch.library.register_fake(f"{namespace}::gemm")
-    def _gemm(x, weight, bias, residual, relu, n, buckets, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _gemm(x, weight, scale, bias, residual, relu, n, buckets, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return x.new_empty(x.shape[0], n)
 
     @torch.library.register_fake(f"{namespace}::attention")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from opt_trt.ops import AttentionInputs, ReferenceOps
+from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
 from opt_trt.plugins.attention import fused_from, run_attention
 from opt_trt.plugins.gemm import GemmCall, GemmProblem, run_gemm
 from opt_trt.plugins.tactic import Choice
@@ -34,17 +34,10 @@ class PluginOps(ReferenceOps):
         self.native = native
         self.plan = plan
 
-    def gemm(
-        self,
-        site: str,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Ops.gemm`; the weight has the layout of the site's choice."""
         choice = self.plan.gemm[site]
-        call = GemmCall(x, weight, bias, residual)
+        call = GemmCall(x, linear, residual)
         return run_gemm(self.native, self.plan.problems[site], call, choice.layout, choice.values)
 
     def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from opt_trt.config.model import ModelConfig
-from opt_trt.ops import AttentionInputs
+from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins import attention, gemm
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import BUCKETS, Choice, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.timing import TimingCache
+from opt_trt.quant import ALGORITHMS, MODES
 
 LAST_BUCKET_TOKENS = 512
 ATTENTION_KV_LEN = 512
@@ -49,15 +50,16 @@ class TacticError(Exception):
 
 def gemm_problems(config: ModelConfig) -> dict[str, gemm.GemmProblem]:
     """The matrix products of a decoder by site."""
-    hidden, ffn, dtype = config.hidden_size, config.intermediate_size, getattr(torch, config.dtype)
+    hidden, ffn, dtype = config.hidden_size, config.intermediate_size, config.dtype
+    linear = dtype if config.quant_algo is None else ALGORITHMS[config.quant_algo].name
     rows = (
-        ("qkv", 3 * hidden, hidden, True, False),
-        ("dense", hidden, hidden, True, True),
-        ("fc", ffn, hidden, True, False),
-        ("proj", hidden, ffn, True, True),
-        ("head", config.vocab_size, hidden, False, False),
+        ("qkv", 3 * hidden, hidden, linear, True, False),
+        ("dense", hidden, hidden, linear, True, True),
+        ("fc", ffn, hidden, linear, True, False),
+        ("proj", hidden, ffn, linear, True, True),
+        ("head", config.vocab_size, hidden, dtype, False, False),
     )
-    return {site: gemm.GemmProblem(site, n, k, dtype, bias, residual) for site, n, k, bias, residual in rows}
+    return {row[0]: gemm.GemmProblem(*row) for row in rows}
 
 
 def tune(config: ModelConfig, native: Any, policy: Policy, cache: TimingCache) -> tuple[Plan, list[TunedProblem]]:
@@ -76,14 +78,13 @@ def _tune_gemm(
     problem: gemm.GemmProblem, native: Any, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(problem.n, problem.k, generator=generator).to(problem.dtype)
-    weights = {layout: gemm.pack(weight, layout) for layout in (gemm.ROW_MAJOR, gemm.INTERLEAVED)}
+    linears = _linears(problem, generator)
     reason = None if policy.gemm else "--gemm_plugin disable"
     rows: list[list[Timing]] = []
     for tokens in _representatives(policy.max_num_tokens):
         call = _gemm_call(problem, tokens, generator)
         runs = {
-            tactic: _gemm_run(native, problem, replace(call, weight=weights[tactic.layout]), tactic)
+            tactic: _gemm_run(native, problem, replace(call, linear=linears[tactic.layout]), tactic)
             for tactic in gemm.TACTICS
             if tactic == gemm.LIBRARY or policy.gemm
         }
@@ -92,13 +93,23 @@ def _tune_gemm(
     return choice, _lines(problem.site, _bucket_names(), rows, choice)
 
 
-def _gemm_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+def _linears(problem: gemm.GemmProblem, generator: torch.Generator) -> dict[str, Linear]:
+    """One random weight, as a plain or quantized checkpoint has it, in every layout."""
+    weight = torch.randn(problem.n, problem.k, generator=generator)
+    bias = torch.randn(problem.n, generator=generator) if problem.bias else None
+    scale = None
+    if problem.quantized:
+        weight, scale = MODES[problem.weight_type].quantize(weight)
+    else:
+        weight = weight.to(gemm.STORED[problem.weight_type])
+    layouts = (gemm.ROW_MAJOR, gemm.INTERLEAVED)
+    return {layout: Linear(gemm.pack(weight, problem, layout), scale, bias) for layout in layouts}
 
-    bias = random(problem.n) if problem.bias else None
-    residual = random(tokens, problem.n) if problem.residual else None
-    return gemm.GemmCall(random(tokens, problem.k), torch.empty(0), bias, residual)
+
+def _gemm_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
+    x = torch.randn(tokens, problem.k, generator=generator)
+    residual = torch.randn(tokens, problem.n, generator=generator) if problem.residual else None
+    return gemm.GemmCall(x, Linear(torch.empty(0)), residual)
 
 
 def _gemm_run(

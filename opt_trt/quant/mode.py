@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+SCALE = "per_channel_scale"
+
+
+def scale_name(weight_name: str) -> str:
+    """What the scale of a quantized weight is called, in checkpoints and engines."""
+    return weight_name.removesuffix("weight") + SCALE
+
 
 @dataclass(frozen=True)
 class QuantMode:

@@ -75,15 +75,21 @@ def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def build_engine(hf_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> BuildEngine:
-    """Convert and build a kind of model; equal requests share one engine."""
+    """Convert and build a kind of model; equal requests share one engine. `precision` quantizes its linears."""
     made: dict[str, Path] = {}
 
-    def make(kind: str = "pre-norm", dtype: str = "float32", **flags: object) -> Path:
-        key = repr((kind, dtype, sorted(flags.items())))
+    def make(kind: str = "pre-norm", dtype: str = "float32", precision: str | None = None, **flags: object) -> Path:
+        key = repr((kind, dtype, precision, sorted(flags.items())))
         if key not in made:
             root = tmp_path_factory.mktemp("engine")
             checkpoint, engine = root / "checkpoint", root / "engine"
-            convert(ConvertConfig(model_dir=str(hf_model(kind)), output_dir=str(checkpoint), dtype=dtype))
+            quantize = {"use_weight_only": True, "weight_only_precision": precision, "defer_quantization": True}
+            convert(
+                ConvertConfig(
+                    model_dir=str(hf_model(kind)), output_dir=str(checkpoint), dtype=dtype,
+                    **(quantize if precision else {}),
+                )
+            )  # fmt: skip
             flags.setdefault("output_timing_cache", str(root / "model.cache"))
             build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), **flags))
             made[key] = engine

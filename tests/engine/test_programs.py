@@ -160,9 +160,9 @@ def test_all_layers_share_one_program(engine):
     assert read_engine_config(engine).pretrained_config.num_hidden_layers == 3
 
 
-def test_weights_are_mapped_once_for_both_phases(decoder):
+def test_weights_are_mapped_once_for_both_phases(engine, decoder):
     pointers = [t.data_ptr() for layer in decoder._layers for t in layer]
-    assert len(set(pointers)) == 3 * len(layer_weight_names(0))
+    assert len(set(pointers)) == 3 * len(layer_weight_names(read_engine_config(engine).pretrained_config, 0))
 
 
 def test_generation_runs_compiled_programs_and_nothing_else(open_session, monkeypatch):

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from opt_trt.backends.inductor.isa import runnable_isas
-from opt_trt.ops import AttentionInputs, ReferenceOps
+from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
 from opt_trt.plugins import attention, gemm
 from opt_trt.plugins.native import compile_library
 from opt_trt.plugins.tactic import BUCKETS
+from opt_trt.quant import MODES
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the KV cache
 # fp32 sums of a few hundred terms of order 1 in another order.
 TOLERANCE = 5e-5
 
@@ -23,21 +24,36 @@ def native(request, tmp_path_factory):
     return compile_library(request.param, tmp_path_factory.mktemp("plugins")).operators()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def random_weight(weight_type, n, k, generator):
+    """A weight as a checkpoint has it, its scale, and the fp32 matrix the two stand for."""
+    weight = torch.randn(n, k, generator=generator)
+    if weight_type in MODES:
+        q, scale = MODES[weight_type].quantize(weight)
+        return q, scale, MODES[weight_type].dequantize(q, scale)
+    weight = weight.to(gemm.STORED[weight_type])
+    return weight, None, weight.float()
+
+
+@pytest.mark.parametrize("weight_type", gemm.STORED)
 @pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
-@pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1)])
-def test_gemm_tactics_equal_the_reference(native, tactic, dtype, n, k):
+@pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7)])
+def test_gemm_tactics_equal_the_plain_product(native, tactic, weight_type, n, k):
     generator = torch.Generator().manual_seed(n * k)
-    weight = torch.randn(n, k, generator=generator).to(dtype)
+    weight, scale, meant = random_weight(weight_type, n, k, generator)
     for site, has_bias, has_residual in (("fc", True, False), ("proj", True, True), ("head", False, False)):
-        problem = gemm.GemmProblem(site, n, k, dtype, has_bias, has_residual)
+        problem = gemm.GemmProblem(site, n, k, weight_type, has_bias, has_residual)
         for tokens in (1, 2, 4, 5, 13, 37):
             x = torch.randn(tokens, k, generator=generator)
             bias = torch.randn(n, generator=generator) if has_bias else None
             residual = torch.randn(tokens, n, generator=generator) if has_residual else None
-            call = gemm.GemmCall(x, gemm.pack(weight, tactic.layout), bias, residual)
+            packed = gemm.pack(weight, problem, tactic.layout)
+            assert tuple(packed.shape) == gemm.packed_shape(problem, tactic.layout)
+            call = gemm.GemmCall(x, Linear(packed, scale, bias), residual)
             found = gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
-            expected = ReferenceOps().gemm(site, x, weight, bias, residual)
+            expected = x @ meant.T
+            expected = expected + bias if has_bias else expected
+            expected = expected.relu() if site == "fc" else expected
+            expected = expected + residual if has_residual else expected
             assert (found - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
 
 

@@ -18,11 +18,6 @@ from opt_trt.errors import UserError
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"use_weight_only": True, "target_sm": 80}, r"is quantized \(W8A16\).*convert without --use_weight_only"),
-        (
-            {"use_weight_only": True, "weight_only_precision": "int4", "defer_quantization": True},
-            r"is quantized \(W4A16\)",
-        ),
         ({"tp_size": 2}, r"has 2 ranks \(tp_size 2, pp_size 1\).*convert with --tp_size 1 --pp_size 1"),
         ({"tp_size": 2, "pp_size": 2}, r"has 4 ranks \(tp_size 2, pp_size 2\)"),
     ],

@@ -106,7 +106,10 @@ def _compile_decoder(
     weights = {name: (t.shape, t.dtype) for name, t in engine_tensors(checkpoint, plan).items()}
     shapes = GraphShapes(limits.build_config.tokens_per_block, weights)
     specs = (
-        (layer_program(limits.model, ops, shapes, layer_weight_names(0)), ("qkv", "attention", "dense", "fc", "proj")),
+        (
+            layer_program(limits.model, ops, shapes, layer_weight_names(limits.model, 0)),
+            ("qkv", "attention", "dense", "fc", "proj"),
+        ),
         (head_program(limits.model, ops, shapes, head_weight_names(limits.model)), ("head",)),
     )
     choices = plan.choices()

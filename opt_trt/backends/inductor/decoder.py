@@ -34,7 +34,7 @@ class CompiledDecoder:
             self._embedding, self._layer, self._head = load_programs(package, ("embedding", "layer", "head"))
             self._tables = [weights[name] for name in EMBEDDING_WEIGHTS]
             self._layers = [
-                [weights[name] for name in layer_weight_names(layer)] for layer in range(model.num_hidden_layers)
+                [weights[name] for name in layer_weight_names(model, layer)] for layer in range(model.num_hidden_layers)
             ]
             self._head_weights = [weights[name] for name in head_weight_names(model)]
         except (FileNotFoundError, KeyError) as error:

@@ -8,8 +8,9 @@ import torch
 
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.writer import TensorSpec
-from opt_trt.plugins.gemm import pack, packed_shape
+from opt_trt.plugins.gemm import STORED, pack, packed_shape
 from opt_trt.plugins.ops import Plan
+from opt_trt.quant.mode import SCALE, scale_name
 
 SITES = {
     "attention.qkv.weight": "qkv",
@@ -27,22 +28,34 @@ def site_of(name: str) -> str | None:
 
 def engine_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     """Name, shape and dtype of every tensor the engine stores."""
-    return {name: _engine_spec(name, spec, plan) for name, spec in checkpoint.spec.items()}
-
-
-def _engine_spec(name: str, spec: TensorSpec, plan: Plan) -> TensorSpec:
-    site = site_of(name)
-    if site is not None:
-        n, k = spec.shape
-        return TensorSpec(packed_shape(n, k, plan.gemm[site].layout), spec.dtype)
-    return TensorSpec(spec.shape, torch.float32 if len(spec.shape) == 1 else spec.dtype)
+    specs: dict[str, TensorSpec] = {}
+    for name, spec in _unscaled(checkpoint):
+        if (site := site_of(name)) is None:
+            specs[name] = TensorSpec(spec.shape, torch.float32 if len(spec.shape) == 1 else spec.dtype)
+            continue
+        problem = plan.problems[site]
+        specs[name] = TensorSpec(packed_shape(problem, plan.gemm[site].layout), STORED[problem.weight_type])
+        if problem.quantized:
+            specs[scale_name(name)] = TensorSpec((problem.n,), torch.float32)
+    return specs
 
 
 def packed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
     """The engine's tensors one at a time."""
-    for name, tensor in checkpoint.tensors():
-        site = site_of(name)
-        if site is not None:
-            yield name, pack(tensor, plan.gemm[site].layout)
+    for name, spec in _unscaled(checkpoint):
+        if (site := site_of(name)) is None:
+            tensor = checkpoint.tensor(name)
+            yield name, tensor.float() if len(spec.shape) == 1 else tensor
+            continue
+        problem, layout = plan.problems[site], plan.gemm[site].layout
+        if problem.quantized:
+            q, scale = checkpoint.integers(name)
+            yield name, pack(q, problem, layout)
+            yield scale_name(name), scale.float()
         else:
-            yield name, tensor.float() if tensor.dim() == 1 else tensor
+            yield name, pack(checkpoint.tensor(name), problem, layout)
+
+
+def _unscaled(checkpoint: Checkpoint) -> list[tuple[str, TensorSpec]]:
+    """A checkpoint's tensors but for the scales, which come with their weights."""
+    return [(name, spec) for name, spec in checkpoint.spec.items() if not name.endswith(SCALE)]

@@ -15,14 +15,24 @@ using torch::stable::Tensor;
 
 namespace {
 
-// Calls `run(W{})` with the type a tensor stores.
+// Calls `run(W{})` with the floating type a tensor stores.
 template <typename Run>
 void dispatch(ScalarType type, Run run) {
   switch (type) {
     case ScalarType::Float: return run(float{});
     case ScalarType::Half: return run(opt_trt::fp16{});
     case ScalarType::BFloat16: return run(opt_trt::bf16{});
-    default: STD_TORCH_CHECK(false, "weights and KV cache must be float32, float16 or bfloat16");
+    default: STD_TORCH_CHECK(false, "expected float32, float16 or bfloat16");
+  }
+}
+
+// The same with a weight's type, which may be integers.
+template <typename Run>
+void dispatch_weight(ScalarType type, Run run) {
+  switch (type) {
+    case ScalarType::Char: return run(int8_t{});
+    case ScalarType::Byte: return run(opt_trt::int4x2{});
+    default: return dispatch(type, run);
   }
 }
 
@@ -31,17 +41,18 @@ const float* optional_data(const std::optional<Tensor>& t) {
 }
 
 Tensor gemm(
-    Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual, bool relu, int64_t n,
-    std::vector<int64_t> buckets, std::vector<int64_t> rows) {
+    Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
+    bool relu, int64_t n, std::vector<int64_t> buckets, std::vector<int64_t> rows) {
   const int64_t tokens = x.size(0);
-  STD_TORCH_CHECK(weight.size(1) == x.size(1), "gemm: x has ", x.size(1), " features, the weight ", weight.size(1));
+  const int64_t features = weight.scalar_type() == ScalarType::Byte ? (x.size(1) + 1) / 2 : x.size(1);
+  STD_TORCH_CHECK(weight.size(1) == features, "gemm: x has ", x.size(1), " features, the weight ", weight.size(1));
   Tensor y = torch::stable::new_empty(x, {tokens, n});
   const opt_trt::Gemm g{
-      static_cast<const float*>(x.data_ptr()), weight.data_ptr(), optional_data(bias), optional_data(residual),
-      static_cast<float*>(y.data_ptr()), tokens, x.size(1), n, relu};
+      static_cast<const float*>(x.data_ptr()), weight.data_ptr(), optional_data(scale), optional_data(bias),
+      optional_data(residual), static_cast<float*>(y.data_ptr()), tokens, x.size(1), n, relu};
   size_t bucket = 0;
   while (bucket < buckets.size() && tokens > buckets[bucket]) ++bucket;
-  dispatch(weight.scalar_type(), [&](auto w) { opt_trt::run_gemm<decltype(w)>(g, rows[bucket]); });
+  dispatch_weight(weight.scalar_type(), [&](auto w) { opt_trt::run_gemm<decltype(w)>(g, rows[bucket]); });
   return y;
 }
 
@@ -65,8 +76,8 @@ Tensor attention(
 
 STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
   m.def(
-      "gemm(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool relu, int n, int[] buckets, int[] rows)"
-      " -> Tensor");
+      "gemm(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, bool relu, int n, int[] buckets,"
+      " int[] rows) -> Tensor");
   m.def(
       "attention(Tensor qkv, Tensor(a!) cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens,"
       " Tensor block_tables, int fused_from) -> Tensor");

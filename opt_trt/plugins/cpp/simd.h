@@ -17,9 +17,12 @@ typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
+typedef int8_t qvec __attribute__((vector_size(16), aligned(1)));
+typedef uint8_t bvec __attribute__((vector_size(16), aligned(1)));
 
 struct fp16 { uint16_t bits; };
 struct bf16 { uint16_t bits; };
+struct int4x2 { uint8_t pair; };  // the earlier value in the low bits, each plus 8
 
 inline vec splat(float value) { return vec{} + value; }
 
@@ -66,6 +69,32 @@ inline vec load(const fp16* p) {
   std::memcpy(&v, &magnitude, sizeof(v));
 #endif
   return v;
+}
+
+inline vec load(const int8_t* p) {
+  qvec q;
+  std::memcpy(&q, p, sizeof(q));
+  return __builtin_convertvector(__builtin_convertvector(q, ivec), vec);
+}
+
+// The lower values of sixteen pairs, then the upper ones.
+inline void load_pairs(const int4x2* p, vec (&values)[2]) {
+  bvec bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  const uvec pair = __builtin_convertvector(bytes, uvec);
+#if defined(__AVX512F__)
+  // A permutation of a table looks at the four lowest bits of an index only: it masks and converts at once.
+  const __m512 table = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  __m512i index;
+  std::memcpy(&index, &pair, sizeof(index));
+  const __m512 lower = _mm512_permutexvar_ps(index, table);
+  const __m512 upper = _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), table);
+  std::memcpy(&values[0], &lower, sizeof(lower));
+  std::memcpy(&values[1], &upper, sizeof(upper));
+#else
+  values[0] = __builtin_convertvector((ivec)(pair & 15u) - 8, vec);
+  values[1] = __builtin_convertvector((ivec)(pair >> 4) - 8, vec);
+#endif
 }
 
 inline float load_one(const float* p) { return *p; }

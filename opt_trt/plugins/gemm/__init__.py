@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from opt_trt.ops import RELU_SITES, ReferenceOps
+from opt_trt.ops import RELU_SITES, Linear, ReferenceOps
 from opt_trt.plugins.tactic import BUCKETS, Tactic
+from opt_trt.quant.nibbles import pack_nibbles
 
 LANES = 16
 ROW_MAJOR, INTERLEAVED = "row_major", "interleaved"
@@ -17,6 +18,11 @@ LIBRARY = Tactic("library", ROW_MAJOR, 0)
 # Tokens held in registers while weights stream past; the values are run_gemm's in interleaved.h.
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
 TACTICS = (LIBRARY, *OWN)
+
+STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+    "int8": torch.int8, "int4": torch.uint8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,29 +32,36 @@ class GemmProblem:
     site: str
     n: int
     k: int
-    dtype: torch.dtype
+    weight_type: str  # one of STORED
     bias: bool
     residual: bool
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weight is integers, which a scale per output feature goes with."""
+        return not STORED[self.weight_type].is_floating_point
 
     def key(self) -> str:
         """The problem's name in timing caches."""
         extra = "".join(f" {name}" for name in ("bias", "residual") if getattr(self, name))
         relu = " relu" * (self.site in RELU_SITES)
-        return f"gemm n={self.n} k={self.k} {str(self.dtype).removeprefix('torch.')}{extra}{relu}"
+        return f"gemm n={self.n} k={self.k} {self.weight_type}{extra}{relu}"
 
 
-def pack(weight: torch.Tensor, layout: str) -> torch.Tensor:
-    """Lay out a row-major weight [N, K]; interleaved is [ceil(N / 16), K, 16], padded with zeros."""
+def pack(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tensor:
+    """Lay out a row-major weight [N, K], of int4 held in int8; interleaved is [ceil(N / 16), K, 16], zeros beyond N."""
+    nibbles = problem.weight_type == "int4"
     if layout == ROW_MAJOR:
-        return weight.contiguous()
-    n, k = weight.shape
-    padded = functional.pad(weight, (0, 0, 0, -n % LANES))
-    return padded.view(-1, LANES, k).transpose(1, 2).contiguous()
+        return pack_nibbles(weight, 1) if nibbles else weight.contiguous()
+    padded = functional.pad(weight, (0, 0, 0, -problem.n % LANES))
+    interleaved = padded.view(-1, LANES, problem.k).transpose(1, 2)
+    return pack_nibbles(interleaved, 1) if nibbles else interleaved.contiguous()
 
 
-def packed_shape(n: int, k: int, layout: str) -> tuple[int, ...]:
+def packed_shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
     """Shape of `pack`'s result."""
-    return (n, k) if layout == ROW_MAJOR else ((n + LANES - 1) // LANES, k, LANES)
+    k = (problem.k + 1) // 2 if problem.weight_type == "int4" else problem.k
+    return (problem.n, k) if layout == ROW_MAJOR else ((problem.n + LANES - 1) // LANES, k, LANES)
 
 
 @dataclass(frozen=True)
@@ -56,15 +69,14 @@ class GemmCall:
     """Tensors of one product, weight in the layout of the tactic that runs."""
 
     x: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    linear: Linear
     residual: torch.Tensor | None
 
 
 def run_gemm(native: Any, problem: GemmProblem, call: GemmCall, layout: str, rows: list[int]) -> torch.Tensor:
     """The product with the winners of its buckets: the library on row-major weights, or the own operator."""
     if layout == ROW_MAJOR:
-        return ReferenceOps().gemm(problem.site, call.x, call.weight, call.bias, call.residual)
+        return ReferenceOps().gemm(problem.site, call.x, call.linear, call.residual)
     relu = problem.site in RELU_SITES
-    y: torch.Tensor = native.gemm(call.x, call.weight, call.bias, call.residual, relu, problem.n, list(BUCKETS), rows)
+    y: torch.Tensor = native.gemm(call.x, *call.linear, call.residual, relu, problem.n, list(BUCKETS), rows)
     return y

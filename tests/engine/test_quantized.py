@@ -1,0 +1,57 @@
+"""Engines of quantized checkpoints compute what transformers computes with the dequantized weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_prompts
+from test_decoder import LOGITS_TOLERANCE, assert_same_or_tie, reference_ids
+
+from opt_trt.quant import MODES
+from opt_trt.runtime.request import Request
+
+CASES = (("pre-norm", "int8"), ("post-norm", "int4"))  # a compiled engine for each value of either axis
+LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
+
+
+def dequantized(model, precision, dtype=torch.float32):
+    """The model with its layers' linears replaced by what their integers and scales stand for."""
+    for name, parameter in model.named_parameters():
+        if name.split(".")[-2] in LINEARS and name.endswith("weight"):
+            mode = MODES[precision]
+            parameter.copy_(mode.dequantize(*mode.quantize(parameter.to(dtype))))
+    return model
+
+
+@pytest.mark.parametrize(("kind", "precision"), CASES)
+def test_ids_and_logits_equal_transformers_with_dequantized_weights(kind, precision, open_session, oracle):
+    session, model = open_session(kind, precision=precision), dequantized(oracle(kind), precision)
+    prompts = random_prompts((1, 5, 31, 70))
+    asked = {"return_context_logits": True, "return_generation_logits": True}
+    for prompt, result in zip(prompts, session.generate([Request(p, 8, **asked) for p in prompts]), strict=True):
+        assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
+        expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
+        found = torch.cat((result.context_logits, result.generation_logits[1:]))
+        assert (found - expected[: len(found)]).abs().max() < LOGITS_TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "precision"), CASES)
+def test_the_library_computes_the_same(kind, precision, open_session, oracle):
+    session = open_session(kind, precision=precision, gemm_plugin="disable", gpt_attention_plugin="disable")
+    model = dequantized(oracle(kind), precision)
+    (prompt,) = random_prompts((20,))
+    (result,) = session.generate([Request(prompt, 6)])
+    assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 6))
+
+
+@pytest.mark.parametrize(("precision", "least"), [("int8", 3.5), ("int4", 6.5)])
+def test_an_engine_stores_integers(precision, least, build_engine):
+    kind = dict(map(reversed, CASES))[precision]
+    sizes = [linear_bytes(build_engine(kind, gather_all_token_logits=True, precision=p)) for p in (None, precision)]
+    assert sizes[0] / sizes[1] > least  # fp32 over integers; scales and padding take the rest
+
+
+def linear_bytes(engine):
+    from opt_trt.backends.engine import map_weights
+
+    return sum(t.nbytes for name, t in map_weights(engine, 0).items() if ".attention." in name or ".mlp." in name)
