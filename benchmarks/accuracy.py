@@ -1,9 +1,10 @@
-"""ROUGE-1 of the demo model at each storage type: the engine against transformers with the same rounded weights.
+"""ROUGE-1 of the demo model at each precision: the engine against transformers with the same rounded weights.
 
     python benchmarks/accuracy.py [--rows 256] [--batch_size 8]
 
-Transformers computes in fp32 with weights rounded to the type and widened again, so what differs is ours: kernels, the
-rounded KV cache, in-flight batching. Rows are paired; the interval is a bootstrap over rows.
+Transformers computes in fp32 with weights rounded to the type (quantized, of int8 and int4) and widened again, so what
+differs is ours: kernels, the rounded KV cache, in-flight batching. Rows are paired; the interval is a bootstrap over
+rows.
 """
 
 from __future__ import annotations
@@ -27,25 +28,40 @@ from opt_trt.evaluate.hf_reference import Decoding, HfReference
 from opt_trt.evaluate.prompts import prompt_text
 from opt_trt.evaluate.rouge import score_rouge
 from opt_trt.evaluate.summarizer import Summarizer, TokenIds
+from opt_trt.quant import MODES
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.text import load_tokenizer
 
 DEMO = Path(__file__).parents[1] / "examples/demo"
-DTYPES = ("float32", "float16", "bfloat16")
+PRECISIONS = {  # name: type of the tables and the head, quant mode of the linears
+    "float32": ("float32", None), "float16": ("float16", None), "bfloat16": ("bfloat16", None),
+    "int8": ("float16", "int8"), "int4": ("float16", "int4"),
+}  # fmt: skip
+LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
-def rounded_model(dtype: str, out: Path) -> Path:
-    """The demo model with every weight rounded to `dtype`, stored as fp32."""
-    model = OPTForCausalLM.from_pretrained(DEMO / "model", dtype=getattr(torch, dtype)).float()
+def rounded_model(precision: str, out: Path) -> Path:
+    """The demo model with every weight rounded as the engine's, stored as fp32."""
+    dtype, mode = PRECISIONS[precision]
+    model = OPTForCausalLM.from_pretrained(DEMO / "model", dtype=getattr(torch, dtype))
+    exact = {
+        f"{name}.weight": MODES[mode].dequantize(*MODES[mode].quantize(module.weight.detach()))
+        for name, module in model.named_modules()
+        if mode and name.endswith(LINEARS)
+    }
+    model = model.float()
+    model.load_state_dict(exact, strict=False)
     model.save_pretrained(out)
     return out
 
 
-def engine_summaries(dtype: str, work: Path, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
+def engine_summaries(precision: str, work: Path, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
     """Convert, build and summarize."""
     checkpoint, engine = work / "checkpoint", work / "engine"
+    dtype, mode = PRECISIONS[precision]
+    quantize = {"use_weight_only": True, "weight_only_precision": mode} if mode else {}
     quiet = {"log_level": "warning"}
-    convert(ConvertConfig(model_dir=str(DEMO / "model"), output_dir=str(checkpoint), dtype=dtype, **quiet))
+    convert(ConvertConfig(model_dir=str(DEMO / "model"), output_dir=str(checkpoint), dtype=dtype, **quantize, **quiet))
     cache = str(work / "model.cache")
     build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), output_timing_cache=cache, **quiet))
     session = open_engine(engine, KvCacheLimit(max_tokens=16384))
@@ -74,11 +90,11 @@ def main() -> None:
     tokenizer = load_tokenizer(DEMO / "model")
     rows = [json.loads(line) for line in (DEMO / "test.jsonl").read_text().splitlines()][: arguments.rows]
     prompts = [tokenizer.encode(prompt_text(row["article"]), 923) for row in rows]
-    print(f"{'storage':<10}{'HF':>8}{'engine':>8}{'difference':>12}  {'95 % interval':<18}{'same summaries':>15}")
-    for dtype in DTYPES:
+    print(f"{'precision':<10}{'HF':>8}{'engine':>8}{'difference':>12}  {'95 % interval':<18}{'same summaries':>15}")
+    for precision in PRECISIONS:
         with tempfile.TemporaryDirectory() as work:
-            ours = engine_summaries(dtype, Path(work), prompts, arguments.batch_size)
-            reference = HfReference(rounded_model(dtype, Path(work, "hf")), "fp32", Decoding(100, 2, 1))
+            ours = engine_summaries(precision, Path(work), prompts, arguments.batch_size)
+            reference = HfReference(rounded_model(precision, Path(work, "hf")), "fp32", Decoding(100, 2, 1))
             theirs = in_batches(reference, prompts, arguments.batch_size)
         scores = [
             np.array([score_rouge([r["highlights"]], [tokenizer.decode(o)]).mean["rouge1"] for r, o in pairs])
@@ -89,7 +105,7 @@ def main() -> None:
         difference = scores[1].mean() - scores[0].mean()
         interval = f"{low:+.2f} to {high:+.2f}"
         print(
-            f"{dtype:<10}{scores[0].mean():>8.2f}{scores[1].mean():>8.2f}{difference:>+12.2f}  {interval:<18}"
+            f"{precision:<10}{scores[0].mean():>8.2f}{scores[1].mean():>8.2f}{difference:>+12.2f}  {interval:<18}"
             f"{same:>8} of {len(rows)}"
         )
 

@@ -16,6 +16,7 @@ DEFAULT_PROMPT = "Born in north-east France, Soyer trained as a"
 class RunConfig(SessionConfig):
     """Generate text with an engine."""
 
+    engine_dir: str = flag("engine_outputs", "engine directory written by build.py")
     max_output_len: int | None = flag(None, "most new tokens per prompt (required)")
     input_text: tuple[str, ...] = flag((DEFAULT_PROMPT,), "prompts", nargs="+")
     input_file: str | None = flag(None, "prompts from .txt (a line each), or token ids from .csv or .npy (a row each)")

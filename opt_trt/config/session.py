@@ -67,7 +67,6 @@ SESSION_REFUSED: dict[str, Refusal] = {
 class SessionConfig:
     """Fields common to both scripts."""
 
-    engine_dir: str = flag("engine_outputs", "engine directory written by build.py")
     tokenizer_dir: str | None = flag(None, "directory of the tokenizer; default: --hf_model_dir")
     hf_model_dir: str | None = flag(None, "directory of the Hugging Face model", aliases=("model_dir",))
     no_add_special_tokens: bool = flag(False, "do not put </s> before the prompt")

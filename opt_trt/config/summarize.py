@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import ClassVar
 
 from opt_trt.config.flags import Refusal, flag
 from opt_trt.config.session import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
+LIMITS = ("tensorrt_llm_rouge1_threshold", "max_rouge1_drop", "tensorrt_llm_ppl_threshold")
+
 
 @dataclass(frozen=True)
 class SummarizeConfig(SessionConfig):
     """Summarize CNN/DailyMail with Hugging Face and with the engine, and compare ROUGE, perplexity and speed."""
 
+    engine_dir: tuple[str, ...] = flag(
+        ("engine_outputs",), "engine directories written by build.py, a column each", nargs="+"
+    )
     test_hf: bool = flag(False, "summarize with Hugging Face transformers")
     test_trt_llm: bool = flag(False, "summarize with the engine (whichever backend built it)")
     hf_data_type: str = flag(
@@ -30,11 +36,17 @@ class SummarizeConfig(SessionConfig):
     min_input_length: int = flag(0, "articles with fewer tokens are left out")
     random_seed: int = flag(0, "order in which the articles are drawn")
     check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds")
-    tensorrt_llm_rouge1_threshold: float = flag(15.0, "ROUGE-1 of the engine must be above this")
-    max_rouge1_drop: float | None = flag(None, "most ROUGE-1 the engine may lose against Hugging Face in this run")
+    tensorrt_llm_rouge1_threshold: tuple[float, ...] = flag(
+        (15.0,), "ROUGE-1 of the engine must be above this; one for all engines or one each", nargs="+"
+    )
+    max_rouge1_drop: tuple[float, ...] | None = flag(
+        None, "most ROUGE-1 the engine may lose against Hugging Face in this run; one for all or one each", nargs="+"
+    )
     eval_ppl: bool = flag(False, "also measure perplexity (engine built with --gather_context_logits)")
-    tensorrt_llm_ppl_threshold: float = flag(15.0, "perplexity of the engine must be below this")
-    output_dir: str | None = flag(None, "write hf.out, trtllm.out and summary.json here")
+    tensorrt_llm_ppl_threshold: tuple[float, ...] = flag(
+        (15.0,), "perplexity of the engine must be below this; one for all or one each", nargs="+"
+    )
+    output_dir: str | None = flag(None, "write hf.out, trtllm.out (NAME.out of several) and summary.json here")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
         "streaming": Refusal("scores need whole summaries"),
@@ -58,3 +70,21 @@ class SummarizeConfig(SessionConfig):
             raise UserError("--check_accuracy checks the engine: give --test_trt_llm too")
         if self.max_rouge1_drop is not None and not (self.test_hf and self.check_accuracy):
             raise UserError("--max_rouge1_drop compares with Hugging Face: give --test_hf and --check_accuracy too")
+        self._check_engines()
+
+    def engine_names(self) -> tuple[str, ...]:
+        """What the engines are called in table and files: `engine`, or each by its directory if there are several."""
+        several = len(self.engine_dir) > 1
+        return tuple(PurePath(d).name for d in self.engine_dir) if several else ("engine",)
+
+    def _check_engines(self) -> None:
+        names = self.engine_names()
+        if len(set(names)) < len(names) or {"", "hf"} & set(names):
+            raise UserError(
+                f"--engine_dir: engines are told apart by the names of their directories, found {', '.join(names)}; "
+                "give different ones, and none named hf"
+            )
+        for flag_name in LIMITS:
+            given = getattr(self, flag_name)
+            if given is not None and len(given) not in (1, len(names)):
+                raise UserError(f"--{flag_name} takes one limit or one for each of {len(names)}, found {len(given)}")

@@ -1,8 +1,9 @@
-"""Pass or fail: is the engine's score good enough?"""
+"""Pass or fail: are the engines' scores good enough?"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_trt.errors import CheckFailed, UserError
@@ -22,8 +23,14 @@ class Gate:
             raise UserError("a limit of the gate is not a number; give --tensorrt_llm_rouge1_threshold and others one")
 
 
-def check_gate(gate: Gate, engine: Scores, reference: Scores | None) -> None:
-    """`CheckFailed` names every score that misses its limit; `UserError` when a score is not a number."""
+def check_gates(gates: Sequence[Gate], engines: Sequence[Scores], reference: Scores | None) -> None:
+    """`CheckFailed` names every score that misses its engine's limit; `UserError` when a score is not a number."""
+    judged = [(engine.title, _misses(gate, engine, reference)) for gate, engine in zip(gates, engines, strict=True)]
+    if failed := [f"{title}: {'; '.join(misses)}" for title, misses in judged if misses]:
+        raise CheckFailed("; ".join(failed))
+
+
+def _misses(gate: Gate, engine: Scores, reference: Scores | None) -> list[str]:
     rouge1 = _number(engine, "rouge1")
     misses = []
     if not rouge1 > gate.rouge1_above:
@@ -41,8 +48,7 @@ def check_gate(gate: Gate, engine: Scores, reference: Scores | None) -> None:
                 f"ROUGE-1 {rouge1:.4f} is {drop:.4f} below {reference.title}'s, more than --max_rouge1_drop "
                 f"{gate.rouge1_drop_at_most:g}"
             )
-    if misses:
-        raise CheckFailed(f"{engine.title}: " + "; ".join(misses))
+    return misses
 
 
 def _number(scores: Scores, key: str) -> float:

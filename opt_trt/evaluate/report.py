@@ -42,23 +42,26 @@ ROWS = (
     Row("summaries/s", "summaries_per_s", 3, ratio=True),
 )
 
+SHORT = {"hf": "HF"}  # in the heads of columns that compare
+
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured: models by name (`hf`, `engine`), the first one being what others are held to."""
+    """Everything that was measured: models by name (`hf`, `engine`); the first one is what the others are held to."""
 
     scores: dict[str, Scores]
     indices: tuple[int, ...]  # place of each summarized row in the shuffled dataset
     settings: dict[str, Any]
 
     def table(self) -> str:
-        """Plain text, aligned; a last column compares when there are two models."""
+        """Plain text, aligned; a column per model, then one per comparison with the first."""
         models = list(self.scores.values())
+        first, others = self._first, self._others
         shown = [row for row in ROWS if row.key in models[0].values]
-        lines = [["", *(m.title for m in models), *(["engine vs HF"] * (len(models) == 2))]]
+        lines = [["", *(m.title for m in models), *(f"{name} vs {SHORT.get(first, first)}" for name in others)]]
         for row in shown:
             values = [m.values[row.key] for m in models]
-            compared = [_compare(row, *values)] if len(values) == 2 else []
+            compared = [_compare(row, values[0], value) for value in values[1:]]
             lines.append([row.label, *(f"{v:.{row.digits}f}" for v in values), *compared])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
@@ -68,25 +71,38 @@ class Report:
         """The numbers of the table, unrounded; what is not finite becomes null."""
         values: dict[str, Any] = {"rows": len(self.indices), "settings": _finite(self.settings)}
         values |= {name: _finite(scores.values) for name, scores in self.scores.items()}
-        if len(self.scores) == 2:
-            reference, engine = (s.values for s in self.scores.values())
-            compared = {r.key: _comparison(r, reference[r.key], engine[r.key]) for r in ROWS if r.key in reference}
-            values["engine_vs_hf"] = _finite(
-                {f"{r.key}_{'ratio' if r.ratio else 'difference'}": compared[r.key] for r in ROWS if r.key in compared}
-            )
-            values["identical_summaries"] = self._identical()
+        for name in self._others:
+            values[f"{name}_vs_{self._first}"] = self._comparisons(name)
         return values
+
+    @property
+    def _first(self) -> str:
+        return next(iter(self.scores))
+
+    @property
+    def _others(self) -> list[str]:
+        return list(self.scores)[1:]
+
+    def _comparisons(self, name: str) -> dict[str, Any]:
+        first, other = self.scores[self._first].values, self.scores[name].values
+        compared = {
+            f"{row.key}_{'ratio' if row.ratio else 'difference'}": _comparison(row, first[row.key], other[row.key])
+            for row in ROWS
+            if row.key in first
+        }
+        return _finite(compared) | {"identical_summaries": self._identical(name)}
 
     def _footnotes(self) -> list[str]:
         articles = "article" if len(self.indices) == 1 else "articles"
         notes = [f"{len(self.indices)} {articles}; ROUGE as TensorRT-LLM's metric (bootstrap median), in percent"]
-        if len(self.scores) == 2:
-            notes.append(f"{self._identical()} of {len(self.indices)} summaries are identical")
+        if self._others:
+            counts = ", ".join(f"{self._identical(name)} ({name})" for name in self._others)
+            notes.append(f"{len(self.indices)} summaries, identical with {self.scores[self._first].title}'s: {counts}")
         return notes
 
-    def _identical(self) -> int:
-        first, second = (s.summaries for s in self.scores.values())
-        return sum(a == b for a, b in zip(first, second, strict=True))
+    def _identical(self, name: str) -> int:
+        pairs = zip(self.scores[self._first].summaries, self.scores[name].summaries, strict=True)
+        return sum(a == b for a, b in pairs)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from opt_trt.config.summarize import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.evaluate.dataset import DatasetSource, load_articles
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
-from opt_trt.evaluate.gate import Gate, check_gate
+from opt_trt.evaluate.gate import Gate, check_gates
 from opt_trt.evaluate.measure import MeasurePlan, measure
 from opt_trt.evaluate.prompts import Sample, Selection, select_samples
 from opt_trt.evaluate.report import Report, write_json, write_summaries
@@ -25,7 +25,8 @@ from opt_trt.runtime.world import current_world
 from opt_trt.text import Tokenizer, load_tokenizer
 
 EXCERPT_CHARS = 400
-TITLES = {"hf": "Hugging Face", "engine": "engine"}
+TITLES = {"hf": "Hugging Face"}  # engines are called by their names
+FILES = {"engine": "trtllm"}  # upstream's name for the only engine's summaries
 Say = Callable[[str], None]
 
 
@@ -36,7 +37,7 @@ def summarize(config: SummarizeConfig) -> None:
     """
     if not config.test_trt_llm and not current_world(os.environ).is_leader:
         return  # Hugging Face runs once, however many processes were started
-    gate = _gate(config) if config.check_accuracy else None
+    gates = _gates(config) if config.check_accuracy else None
     say: Say = print if config.log_level in TALKATIVE else lambda text: None
     tokenizer = _load_tokenizer(config)
     samples = _load_samples(config, tokenizer)
@@ -50,8 +51,9 @@ def summarize(config: SummarizeConfig) -> None:
     print(report.table())
     if config.output_dir is not None:
         _write(config, report)
-    if gate is not None:
-        check_gate(gate, report.scores["engine"], report.scores.get("hf"))
+    if gates is not None:
+        engines = [report.scores[name] for name in config.engine_names()]
+        check_gates(gates, engines, report.scores.get("hf"))
         say("the accuracy gate passed")
 
 
@@ -90,7 +92,8 @@ def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -
         summarizers["hf"] = HfReference(Path(str(config.hf_model_dir)), config.hf_data_type, decoding)
     if config.test_trt_llm:
         limit = KvCacheLimit(config.max_tokens_in_paged_kv_cache, config.kv_cache_free_gpu_memory_fraction)
-        summarizers["engine"] = EngineSummarizer(open_engine(Path(config.engine_dir), limit), config.output_len, end_id)
+        for name, directory in zip(config.engine_names(), config.engine_dir, strict=True):
+            summarizers[name] = EngineSummarizer(open_engine(Path(directory), limit), config.output_len, end_id)
     return summarizers
 
 
@@ -124,7 +127,7 @@ def _show_one(summarizers: dict[str, Summarizer], sample: Sample, tokenizer: Tok
     say(f"Article:      {article.text[:EXCERPT_CHARS]}{cut}\n\nReference:    {article.highlights}\n")
     for name, summarizer in summarizers.items():
         (output,) = summarizer.generate([sample.prompt_ids])
-        say(f"{TITLES[name] + ':':<14}{tokenizer.decode(output)}\n")
+        say(f"{TITLES.get(name, name) + ':':<14}{tokenizer.decode(output)}\n")
 
 
 def _measure(
@@ -134,7 +137,7 @@ def _measure(
     measured = measure(summarizers, samples, plan, time.perf_counter)
     references = [s.article.highlights for s in samples]
     scores = {
-        name: score(TITLES[name], m, [tokenizer.decode(o) for o in m.outputs], references)
+        name: score(TITLES.get(name, name), m, [tokenizer.decode(o) for o in m.outputs], references)
         for name, m in measured.items()
     }
     return Report(scores, tuple(s.article.index for s in samples), asdict(config))
@@ -142,21 +145,28 @@ def _measure(
 
 def _write(config: SummarizeConfig, report: Report) -> None:
     directory = Path(str(config.output_dir))
-    files = {
-        "hf": ("hf.out", "Model path", config.hf_model_dir),
-        "engine": ("trtllm.out", "Engine path", config.engine_dir),
-    }
+    sources = {"hf": f"Model path: {config.hf_model_dir}"}
+    sources |= {n: f"Engine path: {d}" for n, d in zip(config.engine_names(), config.engine_dir, strict=True)}
     for name, scores in report.scores.items():
-        file_name, what, where = files[name]
-        header = (f"{what}: {where}", f"Tokenizer path: {_tokenizer_dir(config)}")
+        header = (sources[name], f"Tokenizer path: {_tokenizer_dir(config)}")
+        file_name = f"{FILES.get(name, name)}.out"
         write_summaries(directory / file_name, header, report.indices, scores.summaries)
     write_json(directory / "summary.json", report.to_json())
     print(f"wrote {directory / 'summary.json'}")
 
 
-def _gate(config: SummarizeConfig) -> Gate:
-    return Gate(
-        config.tensorrt_llm_rouge1_threshold,
-        config.tensorrt_llm_ppl_threshold if config.eval_ppl else None,
-        config.max_rouge1_drop,
-    )
+def _gates(config: SummarizeConfig) -> list[Gate]:
+    """A gate per engine; a single limit is every engine's."""
+    perplexity = config.tensorrt_llm_ppl_threshold if config.eval_ppl else None
+    return [
+        Gate(
+            _limit(config.tensorrt_llm_rouge1_threshold, engine),
+            None if perplexity is None else _limit(perplexity, engine),
+            None if config.max_rouge1_drop is None else _limit(config.max_rouge1_drop, engine),
+        )
+        for engine in range(len(config.engine_dir))
+    ]
+
+
+def _limit(limits: tuple[float, ...], engine: int) -> float:
+    return limits[engine] if len(limits) > 1 else limits[0]

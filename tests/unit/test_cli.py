@@ -106,6 +106,12 @@ def test_context_fmha_without_the_attention_plugin_is_an_error(flag):
             "--check_accuracy checks the engine",
         ),
         (SummarizeConfig, ["--test_trt_llm", "--max_rouge1_drop", "1"], "--max_rouge1_drop compares"),
+        (SummarizeConfig, ["--test_trt_llm", "--engine_dir", "a/e", "b/e"], "names of their directories, found e, e"),
+        (
+            SummarizeConfig,
+            ["--test_trt_llm", "--engine_dir", "a", "b", "c", "--tensorrt_llm_rouge1_threshold", "1", "2"],
+            "--tensorrt_llm_rouge1_threshold takes one limit or one for each of 3, found 2",
+        ),
         (RunConfig, ["--max_output_len", "0"], "--max_output_len must be at least 1"),
         (RunConfig, ["--max_output_len", "1", "--kv_cache_free_gpu_memory_fraction", "0"], "must be above 0"),
         (

@@ -7,13 +7,17 @@ import math
 import pytest
 
 from opt_trt.errors import CheckFailed, UserError
-from opt_trt.evaluate.gate import Gate, check_gate
+from opt_trt.evaluate.gate import Gate, check_gates
 from opt_trt.evaluate.scores import Scores
 
 
 def scores(rouge1: float, perplexity: float | None = None, title: str = "engine") -> Scores:
     values = {"rouge1": rouge1} | ({} if perplexity is None else {"perplexity": perplexity})
     return Scores(title, (), values)
+
+
+def check_gate(gate: Gate, engine: Scores, reference: Scores | None) -> None:
+    check_gates([gate], [engine], reference)
 
 
 def test_above_the_threshold_passes() -> None:
@@ -75,3 +79,10 @@ def test_what_is_not_a_number_is_no_verdict(engine: Scores, reference: Scores) -
 def test_a_limit_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(UserError, match="a limit of the gate is not a number"):
         Gate(15.0, rouge1_drop_at_most=math.nan)
+
+
+def test_each_engine_has_its_gate_and_all_misses_are_named() -> None:
+    engines = [scores(90.0, title="fp16"), scores(80.0, title="int8"), scores(70.0, title="int4")]
+    check_gates([Gate(89.0), Gate(79.0), Gate(69.0)], engines, None)
+    with pytest.raises(CheckFailed, match=r"^fp16: ROUGE-1 90.*; int4: ROUGE-1 70"):
+        check_gates([Gate(95.0), Gate(79.0), Gate(75.0)], engines, None)

@@ -217,7 +217,7 @@ def test_the_same_model_on_both_sides_scores_the_same(run: Run, model_dir: Path)
                session=ModelSession(model_dir))  # fmt: skip
     assert code == 0, run.err
     values = json.loads((out / "summary.json").read_text())
-    assert values["identical_summaries"] == values["rows"] == 5
+    assert values["engine_vs_hf"]["identical_summaries"] == values["rows"] == 5
     assert values["engine"]["output_tokens"] == values["hf"]["output_tokens"]
     assert values["engine"]["perplexity"] == pytest.approx(values["hf"]["perplexity"], rel=1e-5)  # fp32 sums
     hf_lines = (out / "hf.out").read_text().splitlines()
@@ -234,6 +234,16 @@ def test_a_drop_against_hugging_face_is_exit_1(run: Run, model_dir: Path, monkey
     assert run(*flags, *gate, session=FakeSession("tale {n}")) == 1
     # "tale n" of "tale n told": precision 1, recall 2/3, F 4/5
     assert "ROUGE-1 80.0000 is 20.0000 below Hugging Face's, more than --max_rouge1_drop 2" in run.err
+
+
+def test_several_engines_get_a_column_a_file_and_a_limit_each(run: Run) -> None:
+    out = run.directory / "out"
+    flags = ("--test_trt_llm", "--engine_dir", "e/int8", "e/int4", "--output_dir", str(out), "--check_accuracy")
+    assert run(*flags, "--tensorrt_llm_rouge1_threshold", "15", "101") == 1
+    assert run.err == "error: int4: ROUGE-1 100.0000 is not above --tensorrt_llm_rouge1_threshold 101\n"
+    assert {path.name for path in out.iterdir()} == {"int8.out", "int4.out", "summary.json"}
+    assert (out / "int8.out").read_text().startswith("Engine path: e/int8\n")
+    assert set(json.loads((out / "summary.json").read_text())) >= {"int8", "int4", "int4_vs_int8"}
 
 
 def test_hugging_face_alone_needs_no_engine(run: Run, model_dir: Path) -> None:
