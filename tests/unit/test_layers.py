@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 LAYER = {
     "errors": 0, "mapping": 0, "config": 0, "atomic": 0,
     "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "distribute": 1, "convert": 1,
+    "progress": 1, "threads": 1,
     "step": 2, "ops": 2,
     "graph": 3, "plugins": 3,
     "runtime": 4,
@@ -27,7 +28,7 @@ SIBLINGS = {
     ("checkpoint", "shard"), ("checkpoint", "quant"), ("checkpoint", "packing"),
     ("distribute", "checkpoint"), ("distribute", "shard"), ("distribute", "quant"), ("distribute", "packing"),
     ("convert", "checkpoint"), ("convert", "shard"), ("convert", "sources"), ("convert", "distribute"),
-    ("convert", "quant"), ("convert", "packing"),
+    ("convert", "quant"), ("convert", "packing"), ("convert", "progress"), ("convert", "threads"),
     ("run", "text"), ("evaluate", "text"),
     ("commands", "cli"),
 }  # fmt: skip
