@@ -64,7 +64,7 @@ def build_parser(config_class: type) -> Parser:
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
     """The configuration a command line asks for; `UserError` names what does not fit."""
-    values = vars(build_parser(config_class).parse_args(argv))
+    values = vars(build_parser(config_class).parse_intermixed_args(argv))
     return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
@@ -114,6 +114,9 @@ def _add_flag(parser: Parser, f: Field[Any], hint: Any) -> None:
         how["nargs"] = flag.nargs
     if flag.bare:
         how |= {"nargs": "?", "const": flag.bare}
+    if flag.positional:  # absent is the field's default, which need not be shown
+        parser.add_argument(f.name, metavar=flag.positional, default=argparse.SUPPRESS, **how)
+        return
     parser.add_argument(*names, dest=f.name, default=f.default, **how)
 
 

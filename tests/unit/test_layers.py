@@ -19,7 +19,7 @@ LAYER = {
     "runtime": 4,
     "backends": 5,
     "text": 6, "run": 6, "evaluate": 6,
-    "build": 7, "cli": 7, "commands": 7,
+    "build": 7, "describe": 7, "cli": 7, "commands": 7,
     "__main__": 8,
 }  # fmt: skip
 
