@@ -54,6 +54,14 @@ def atomic_directory(
         raise
 
 
+def check_space(path: Path | str, needed: int) -> None:
+    """Refuse before the work what the disk of `path` cannot take after it; `needed` in bytes."""
+    parent = next(p for p in Path(os.path.realpath(path)).parents if p.is_dir())
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise UserError(f"{path} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; make room")
+
+
 def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
     if not target.exists():
         return

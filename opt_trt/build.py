@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opt_trt.atomic import atomic_directory
 from opt_trt.backends import choose_backend, load_backend
-from opt_trt.checkpoint import Checkpoint, read_config
+from opt_trt.checkpoint import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.errors import UserError
@@ -38,6 +38,7 @@ def build(config: BuildConfig) -> None:
 def _refuse_unbuildable(directory: Path) -> None:
     """Name what a checkpoint may be and an engine cannot be yet."""
     model = read_config(directory)
+    check_target_sm(directory, model)
     if model.mapping.world_size > 1:
         raise UserError(
             f"{directory} has {model.mapping.world_size} ranks (tp_size {model.mapping.tp_size}, pp_size "

@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, config_class: type) -> None:
         super().__init__(
+            prog=_program(),
             description=(config_class.__doc__ or "").strip(),
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
@@ -63,7 +64,7 @@ def build_parser(config_class: type) -> Parser:
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
     """The configuration a command line asks for; `UserError` names what does not fit."""
-    values = vars(build_parser(config_class).parse_args(argv))
+    values = vars(build_parser(config_class).parse_intermixed_args(argv))
     return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
@@ -93,20 +94,30 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
     sys.exit(0)
 
 
+def _program() -> str | None:
+    """What the user typed where argparse would say `__main__.py`: `python -m opt_trt.describe`."""
+    spec = sys.modules["__main__"].__spec__
+    named = spec is not None and spec.name.endswith(".__main__")
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None and named else None
+
+
 def _add_flag(parser: Parser, f: Field[Any], hint: Any) -> None:
     flag: Flag = f.metadata["flag"]
     names = [f"--{name}" for name in (f.name, *flag.aliases)]
     if hint is bool:
         parser.add_argument(*names, dest=f.name, action="store_true", default=f.default, help=flag.help)
         return
-    how: dict[str, Any] = {"type": _value_type(hint), "choices": flag.choices}
+    how: dict[str, Any] = {"type": _value_type(hint), "choices": flag.choices, "help": flag.help}
     if how["type"] is int and flag.choices:
         how["choices"] = tuple(int(c) for c in flag.choices)
     if flag.nargs:
         how["nargs"] = flag.nargs
     if flag.bare:
         how |= {"nargs": "?", "const": flag.bare}
-    parser.add_argument(*names, dest=f.name, default=f.default, help=flag.help, **how)
+    if flag.positional:  # absent is the field's default, which need not be shown
+        parser.add_argument(f.name, metavar=flag.positional, default=argparse.SUPPRESS, **how)
+        return
+    parser.add_argument(*names, dest=f.name, default=f.default, **how)
 
 
 def _value_type(hint: Any) -> type:

@@ -1,4 +1,4 @@
-"""The four commands: each parses its flags, then hands them to one library entry."""
+"""The commands: each parses its flags, then hands them to one library entry."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from importlib import import_module
 from opt_trt.cli import run_main
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.describe import DescribeConfig
+from opt_trt.config.export_hf import ExportConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
 
@@ -16,6 +18,8 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "build": (BuildConfig, "opt_trt.build", "build"),
     "run": (RunConfig, "opt_trt.run.run", "run"),
     "summarize": (SummarizeConfig, "opt_trt.evaluate.summarize", "summarize"),
+    "describe": (DescribeConfig, "opt_trt.describe.describe", "describe"),
+    "export_hf": (ExportConfig, "opt_trt.export_hf.export", "export_hf"),
 }
 
 
@@ -37,6 +41,16 @@ def run() -> None:
 def summarize() -> None:
     """`summarize.py`: an engine's summaries are scored beside Hugging Face's."""
     _command("summarize")
+
+
+def describe() -> None:
+    """`python -m opt_trt.describe`: what a checkpoint or an engine holds, or what two checkpoints differ in."""
+    _command("describe")
+
+
+def export_hf() -> None:
+    """`python -m opt_trt.export_hf`: a checkpoint becomes a Hugging Face model again."""
+    _command("export_hf")
 
 
 def _command(name: str) -> None:

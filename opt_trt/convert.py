@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from opt_trt.atomic import atomic_directory
+from opt_trt.atomic import atomic_directory, check_space
 from opt_trt.checkpoint import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
 from opt_trt.checkpoint.writer import TensorSpec
@@ -24,10 +20,12 @@ from opt_trt.distribute import RankFiles, for_each
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
 from opt_trt.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.progress import byte_bar
 from opt_trt.quant import MODES
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
 from opt_trt.sources.opt import OptConfig
+from opt_trt.threads import one_thread
 
 DEFAULT_CAPABILITY = 8, 0  # of the GPU to pack for where none is visible
 
@@ -46,24 +44,16 @@ def convert(config: ConvertConfig) -> None:
     check_shards(model)
     _warn_of_loader(model)
     specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
-    _check_space(output_dir, specs)
-    with _one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
+    check_space(output_dir, _nbytes(specs))
+    with one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
         write_config(directory, model)
-        with _progress(_nbytes(specs), config.log_level) as bar, RankFiles(directory, model, bar.update) as ranks:
+        with (
+            byte_bar("convert", _nbytes(specs), config.log_level) as bar,
+            RankFiles(directory, model, bar.update) as ranks,
+        ):
             for_each(canonical_tensors(source, getattr(torch, model.dtype)), ranks.write, config.workers)
     if config.log_level in TALKATIVE:
         print(_summary(output_dir, model, specs, time.perf_counter() - started))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Copying is bound by memory and disk; more threads would only wait for one another on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
@@ -126,12 +116,6 @@ def _warn_of_loader(model: ModelConfig) -> None:
         )
 
 
-def _progress(total: int, log_level: str) -> tqdm:
-    """A bar over the bytes written; quiet when stderr is not a terminal."""
-    quiet = None if log_level in TALKATIVE else True
-    return tqdm(total=total, desc="convert", unit="B", unit_scale=True, disable=quiet, leave=False)
-
-
 def _protect_source(model_dir: Path, output_dir: Path) -> None:
     """Refuse to replace the source or a directory around it; a new directory inside it does no harm."""
     source, target = Path(os.path.realpath(model_dir)), Path(os.path.realpath(output_dir))
@@ -141,14 +125,6 @@ def _protect_source(model_dir: Path, output_dir: Path) -> None:
 
 def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
     return sum(tensor.nbytes for spec in specs for tensor in spec.values())
-
-
-def _check_space(output_dir: Path, specs: list[dict[str, TensorSpec]]) -> None:
-    """Refuse before the work what the disk cannot take after it."""
-    parent = next(p for p in Path(os.path.realpath(output_dir)).parents if p.is_dir())
-    needed, free = _nbytes(specs), shutil.disk_usage(parent).free
-    if needed > free:
-        raise UserError(f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; make room")
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:

@@ -20,7 +20,7 @@ from opt_trt.checkpoint import rank_file
 from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import RankWriter
 from opt_trt.config.model import ModelConfig
-from opt_trt.packing import pack
+from opt_trt.packing import pack, unpack
 from opt_trt.quant.mode import QuantMode, scale_name
 from opt_trt.shard import is_linear, placements, stage_names
 
@@ -81,14 +81,31 @@ def quantize_and_pack(weight: torch.Tensor, mode: QuantMode, sm: int) -> tuple[t
     """
     shape, scale_shape = mode.spec(*weight.shape)
     packed, scale = torch.empty(shape, dtype=torch.int8), torch.empty(scale_shape, dtype=weight.dtype)
-    rows = max(BLOCK_ROWS, BLOCK_ELEMENTS // weight.shape[1] // BLOCK_ROWS * BLOCK_ROWS)
     stored = packed.view(-1)
-    for start in range(0, len(weight), rows):
-        q, scale[start : start + rows] = mode.quantize(weight[start : start + rows])
-        block = pack(q, mode.bits, sm).view(-1)
-        first = start * weight.shape[1] * mode.bits // 8
-        stored[first : first + len(block)] = block
+    for rows, place in _blocks(weight.shape[0], weight.shape[1], mode.bits):
+        q, scale[rows] = mode.quantize(weight[rows])
+        stored[place] = pack(q, mode.bits, sm).view(-1)
     return packed, scale
+
+
+def unpack_and_dequantize(packed: torch.Tensor, scale: torch.Tensor, mode: QuantMode, sm: int) -> torch.Tensor:
+    """The weight `[out, in]`, in the dtype of its scale, that a packed tensor and its per_channel_scale stand for.
+
+    Works on the same blocks as `quantize_and_pack`.
+    """
+    weight, stored = torch.empty(len(scale), len(packed), dtype=scale.dtype), packed.contiguous().view(-1)
+    for rows, place in _blocks(len(scale), len(packed), mode.bits):
+        block = stored[place].view(len(packed), -1)
+        weight[rows] = mode.dequantize(unpack(block, mode.bits, sm), scale[rows])
+    return weight
+
+
+def _blocks(out_features: int, in_features: int, bits: int) -> Iterator[tuple[slice, slice]]:
+    """Output features taken together, and the bytes of the packed tensor that hold them."""
+    count = max(BLOCK_ROWS, BLOCK_ELEMENTS // in_features // BLOCK_ROWS * BLOCK_ROWS)
+    for start in range(0, out_features, count):
+        stop = min(start + count, out_features)
+        yield slice(start, stop), slice(start * in_features * bits // 8, stop * in_features * bits // 8)
 
 
 def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) -> None:

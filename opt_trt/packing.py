@@ -61,10 +61,17 @@ def unpack(packed: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
     in_features, out_features = packed.shape[0], packed.shape[1] * 8 // bits
     groups, columns, tiles, blocks, _ = _runs_shape(out_features, in_features, bits, sm)
     word = packed.contiguous().view(-1).view(torch.int16).view(groups, tiles, columns, blocks * RUN)
-    mask, bias = 2**bits - 1, 2 ** (bits - 1)
-    digits = torch.stack([((word >> shift) & mask).sub_(bias).to(torch.int8) for shift in range(0, 16, bits)])
-    runs = digits.view(torch.int64).permute(1, 3, 2, 4, 0)
+    runs = stored_integers(word, bits).view(torch.int64).permute(1, 3, 2, 4, 0)
     return runs.contiguous().view(torch.int8).view(out_features, in_features)
+
+
+def stored_integers(word: torch.Tensor, bits: int) -> torch.Tensor:
+    """The `16 / bits` integers of each 16-bit word of packed bytes, `[16 / bits, *word.shape]` in int8.
+
+    Which of them belongs where depends on the GPU; that they are these does not.
+    """
+    mask, bias = 2**bits - 1, 2 ** (bits - 1)
+    return torch.stack([((word >> shift) & mask).sub_(bias).to(torch.int8) for shift in range(0, 16, bits)])
 
 
 def _runs_shape(out_features: int, in_features: int, bits: int, sm: int) -> tuple[int, int, int, int, int]:

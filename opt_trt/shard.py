@@ -69,7 +69,7 @@ class Placement:
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The whole tensor from the parts of all ranks, in rank order; the inverse of `cut`."""
         dim, blocks = self.split.dim, self.split.blocks
-        if dim is None:
+        if dim is None or len(parts) == 1:
             return parts[0]
         joined = torch.cat([_in_blocks(part, dim, blocks) for part in parts], dim + 1).flatten(dim, dim + 1)
         return joined.narrow(dim, 0, self.shape[dim])

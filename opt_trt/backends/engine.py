@@ -108,13 +108,14 @@ def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) 
         )
 
 
-def map_weights(engine_dir: Path, rank: int) -> dict[str, torch.Tensor]:
-    """All weights of a rank, memory-mapped: nothing is read until a program touches it."""
+def map_weights(engine_dir: Path, rank: int, only: str | None = None) -> dict[str, torch.Tensor]:
+    """All weights of a rank, or `only` one, memory-mapped: nothing is read until a program touches it."""
     path = engine_dir / WEIGHTS.format(rank=rank)
     if not path.is_file():
         raise UserError(f"expected {path}, found nothing there; {REBUILD.format(engine=engine_dir)}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if only is None else (only,)
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); {REBUILD.format(engine=engine_dir)}") from error

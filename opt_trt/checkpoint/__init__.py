@@ -40,7 +40,6 @@ class Checkpoint:
         self.config = read_config(self.directory)
         self.spec = tensor_spec(self.config, rank)
         self.path = rank_file(self.directory, rank)
-        _check_target_sm(self.directory, self.config)
         _check_rank_files(self.directory, self.config.mapping.world_size)
         refuse_differences(self.path, _differences(_read_header(self.path), self.spec))
 
@@ -62,7 +61,7 @@ class Checkpoint:
         mode = ALGORITHMS[algorithm]
         if packed_mode(self.config) is None:
             return mode.quantize(self.tensor(name))
-        assert sm is not None, name  # checked when the checkpoint was opened
+        assert sm is not None, name  # check_target_sm
         return unpack(self.tensor(name), mode.bits, sm), self.tensor(scale_name(name))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,7 +87,7 @@ def read_config(directory: Path | str) -> ModelConfig:
     return config
 
 
-def _check_target_sm(directory: Path, config: ModelConfig) -> None:
+def check_target_sm(directory: Path, config: ModelConfig) -> None:
     """Packed bytes mean nothing without the GPU they are laid out for, which TensorRT-LLM's converter leaves out."""
     if packed_mode(config) is not None and config.target_sm is None:
         raise UserError(

@@ -18,6 +18,7 @@ class Flag:
     aliases: tuple[str, ...] = ()
     nargs: str | None = None
     bare: str | None = None  # what the flag means when given without a value
+    positional: str | None = None  # given without a name; this stands for it in the help
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import torch
 
 from opt_trt.errors import UserError
-from opt_trt.sources.opt import EMBEDDING, HEAD, OFFSET_ROWS, POSITIONS, PROJECT_IN, PROJECT_OUT, Source, source_shapes
+from opt_trt.sources.opt import (
+    EMBEDDING,
+    HEAD,
+    OFFSET_ROWS,
+    POSITIONS,
+    PROJECT_IN,
+    PROJECT_OUT,
+    OptConfig,
+    Source,
+    source_shapes,
+)
 
 LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output features
     "input_layernorm": ("self_attn_layer_norm",),
@@ -28,17 +38,29 @@ LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output
 def canonical_tensors(source: Source, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory."""
     reader = _Reader(source, dtype)
-    yield "transformer.vocab_embedding.weight", reader.table(EMBEDDING, PROJECT_IN)
-    yield "transformer.position_embedding.weight", reader.concatenated(POSITIONS)[OFFSET_ROWS:]
-    for layer in range(source.config.num_hidden_layers):
+    tables = {
+        EMBEDDING: lambda: reader.table(EMBEDDING, PROJECT_IN),
+        POSITIONS: lambda: reader.concatenated(POSITIONS)[OFFSET_ROWS:],
+        HEAD: lambda: reader.table(_head(source), PROJECT_OUT),
+    }
+    for name, parts in canonical_parts(source.config).items():
+        yield name, tables[parts[0]]() if parts[0] in tables else reader.concatenated(*parts)
+
+
+def canonical_parts(config: OptConfig) -> dict[str, tuple[str, ...]]:
+    """Every canonical tensor, in the order the model uses them, and the source's tensors it is made of."""
+    parts: dict[str, tuple[str, ...]] = {
+        "transformer.vocab_embedding.weight": (EMBEDDING,),
+        "transformer.position_embedding.weight": (POSITIONS,),
+    }
+    for layer in range(config.num_hidden_layers):
         for part, sources in LAYER_PARTS.items():
             for kind in ("weight", "bias"):
-                names = [f"decoder.layers.{layer}.{name}.{kind}" for name in sources]
-                yield f"transformer.layers.{layer}.{part}.{kind}", reader.concatenated(*names)
-    if source.config.has_final_layer_norm:
-        for kind in ("weight", "bias"):
-            yield f"transformer.ln_f.{kind}", reader.concatenated(f"decoder.final_layer_norm.{kind}")
-    yield "lm_head.weight", reader.table(_head(source), PROJECT_OUT)
+                names = tuple(f"decoder.layers.{layer}.{name}.{kind}" for name in sources)
+                parts[f"transformer.layers.{layer}.{part}.{kind}"] = names
+    if config.has_final_layer_norm:
+        parts |= {f"transformer.ln_f.{kind}": (f"decoder.final_layer_norm.{kind}",) for kind in ("weight", "bias")}
+    return parts | {"lm_head.weight": (HEAD,)}
 
 
 @dataclass(frozen=True)

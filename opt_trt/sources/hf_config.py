@@ -1,4 +1,4 @@
-"""Read a Hugging Face `config.json` into an `OptConfig`, refusing by name what is not this OPT."""
+"""A Hugging Face `config.json` and the `OptConfig` it stands for; what is not this OPT is refused by name."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def read_hf_config(path: Path) -> OptConfig:
     tokens = {key: _typed(values, key, default, path) for key, default in TOKENS.items()}
     width = _size({"word_embed_proj_dim": sizes["hidden_size"]} | _given(values), "word_embed_proj_dim", path)
     return OptConfig(word_embed_proj_dim=width, **sizes, **switches, **tokens)
+
+
+def hf_config_values(config: OptConfig) -> dict[str, Any]:
+    """The keys of a `config.json` that `read_hf_config` reads as `config`."""
+    keys = (*SIZES, "word_embed_proj_dim", *SWITCHES, *TOKENS)
+    variants = {key: supported for key, (supported, _) in VARIANTS.items() if supported is not None}
+    return {"model_type": "opt"} | {key: getattr(config, key.lstrip("_")) for key in keys} | variants
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -26,16 +26,19 @@ def test_the_readme_is_short():
 
 
 def test_every_stage_has_a_command():
-    assert [line.split()[1] for line in PIPELINE] == ["convert_checkpoint.py", "build.py", "run.py", "summarize.py"]
+    scripts = [line.split()[1] for line in PIPELINE if not line.startswith("python -m ")]
+    assert scripts == ["convert_checkpoint.py", "build.py", "run.py", "summarize.py"]
 
 
 def test_the_pipelines_commands_run(tmp_path):
     """As written, but into a directory of the test's own."""
+    printed = ""
     for line in PIPELINE:
         words = line.replace(" work/", f" {tmp_path}/").replace("python ", f"{sys.executable} ", 1)
         result = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
-    assert "the accuracy gate passed" in result.stdout
+        printed += result.stdout
+    assert "the accuracy gate passed" in printed
     assert not list(ROOT.glob("model.cache.*"))
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from _models import Model
 
+from opt_trt.build import build
 from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
@@ -51,4 +53,4 @@ def test_packed_weights_of_an_unknown_gpu_are_refused_with_what_to_add(model, tm
     del values["target_sm"]
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=r'which GPU its weights are packed for; add "target_sm": 80'):
-        Checkpoint(tmp_path / "q")
+        build(BuildConfig(checkpoint_dir=str(tmp_path / "q"), output_dir=str(tmp_path / "e")))

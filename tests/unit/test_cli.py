@@ -13,6 +13,8 @@ import pytest
 from opt_trt.cli import Terminated, build_parser, parse, run_main
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.describe import DescribeConfig
+from opt_trt.config.export_hf import ExportConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
@@ -23,17 +25,21 @@ REQUIRED = {
     BuildConfig: ["--checkpoint_dir", "c"],
     RunConfig: ["--max_output_len", "5"],
     SummarizeConfig: ["--test_trt_llm"],
+    DescribeConfig: ["d"],
+    ExportConfig: ["--checkpoint_dir", "c"],
 }
+MODULES = ["opt_trt.describe", "opt_trt.export_hf"]
 HELP_WITHOUT_TORCH = """
 import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
+run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    run(sys.argv[0], run_name="__main__")
 except SystemExit as stop:
     assert not stop.code
 assert "torch" not in sys.modules
 """
-REFUSALS = [(c, name, refusal) for c in REQUIRED for name, refusal in c.REFUSED.items()]
+REFUSALS = [(c, name, refusal) for c in REQUIRED for name, refusal in getattr(c, "REFUSED", {}).items()]
 
 
 @pytest.mark.parametrize(("config", "name", "refusal"), REFUSALS, ids=lambda x: x if isinstance(x, str) else "")
@@ -52,7 +58,8 @@ def test_a_refused_flag_is_accepted_with_a_value_that_asks_for_what_happens_anyw
 def test_every_field_has_help_and_its_default(config):
     text = build_parser(config).format_help()
     for f in fields(config):
-        assert f"--{f.name}" in text and f.metadata["flag"].help
+        flag = f.metadata["flag"]
+        assert (flag.positional or f"--{f.name}") in text and flag.help
 
 
 @pytest.mark.parametrize("config", REQUIRED)
@@ -120,6 +127,13 @@ def test_context_fmha_without_the_attention_plugin_is_an_error(flag):
             "--opt_num_tokens must be at least 1, found -5",
         ),
         (ConvertConfig, ["--model_dir", "m", "--dtype", "int3"], "invalid choice: 'int3'"),
+        (ExportConfig, [], "--checkpoint_dir is required"),
+        (ExportConfig, ["--checkpoint_dir", "c", "--max_shard_size", "5TB"], "a size like 500MB or 5GB, found '5TB'"),
+        (ExportConfig, ["--checkpoint_dir", "c", "--max_shard_size", "0"], "at least 1 byte, found '0'"),
+        (DescribeConfig, [], "expected one directory, found none"),
+        (DescribeConfig, ["a", "b"], "expected one directory, found a b; give --compare to compare two"),
+        (DescribeConfig, ["--compare", "a"], "expected two directories, found a$"),
+        (DescribeConfig, ["--compare", "a", "b", "--rank", "0"], "--rank lists one directory, --compare compares"),
     ],
 )
 def test_values_that_do_not_fit_are_named(config, argv, text):
@@ -158,7 +172,7 @@ def test_a_note_says_what_a_neutral_flag_means_here(capsys):
     assert "always accumulates in fp32" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["convert_checkpoint.py", "build.py", "run.py", "summarize.py"])
+@pytest.mark.parametrize("script", ["convert_checkpoint.py", "build.py", "run.py", "summarize.py", *MODULES])
 def test_help_is_instant_because_torch_is_not_loaded(script):
     subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH, script], cwd=ROOT, check=True, capture_output=True)
 
@@ -168,3 +182,15 @@ def test_a_mistake_costs_one_line_and_exit_code_2(script):
     result = subprocess.run([sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_names_itself_as_it_was_called(module):
+    result = subprocess.run([sys.executable, "-m", module, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == f"error: unrecognized arguments: --nonsense; python -m {module} --help lists the flags\n"
+
+
+@pytest.mark.parametrize("argv", [["--compare", "a", "b"], ["a", "--compare", "b"], ["a", "b", "--compare"]])
+def test_directories_stand_before_and_behind_flags(argv):
+    assert parse(DescribeConfig, argv).directories == ("a", "b")

@@ -150,7 +150,7 @@ def test_a_failed_conversion_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 def test_a_disk_that_cannot_take_it_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("opt_trt.convert.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("opt_trt.atomic.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"out needs 0\.00 GB, .* has 0\.00 GB free"):
         run(Model().write(tmp_path / "model"), tmp_path / "out")
 

@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _memory import peak_bytes
 from _models import Model
-
-import opt_trt
 
 MIB = 1 << 20
 LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times that
-PEAK = """
-import json, sys
-import safetensors, tqdm
-from torch._subclasses.fake_tensor import FakeTensorMode
-import opt_trt.convert
-from opt_trt.config.convert import ConvertConfig
-with FakeTensorMode():
-    opt_trt.convert.torch.empty(1)
-opt_trt.convert.torch.ones(64, 64) @ opt_trt.convert.torch.ones(64, 64)
-if len(sys.argv) > 1:
-    flags = json.loads(sys.argv[3])
-    opt_trt.convert.convert(ConvertConfig(model_dir=sys.argv[1], output_dir=sys.argv[2], log_level="error", **flags))
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
+COMMAND = ("opt_trt.config.convert", "ConvertConfig", "opt_trt.convert", "convert")
 
 
-def peak_bytes(*arguments: Path | str) -> int:
-    """Most memory a process ever held, mapped pages included (VmHWM: unlike ru_maxrss, not its parent's)."""
-    environment = os.environ | {"PYTHONPATH": str(Path(opt_trt.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout) * 1024
+def convert(model_dir: Path, output_dir: Path, **flags: Any) -> int:
+    """Peak of a conversion."""
+    return peak_bytes(*COMMAND, model_dir=str(model_dir), output_dir=str(output_dir), log_level="error", **flags)
 
 
 @pytest.fixture(scope="module")
 def baseline() -> int:
     """The same libraries, no conversion."""
-    return peak_bytes()
+    return peak_bytes(*COMMAND)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +35,7 @@ def test_peak_is_bounded_by_the_largest_tensor(
     model = Model(vocab=8192, hidden=1024, width=width, layers=4, ffn=2048, positions=64)
     total = sum(tensor.nbytes for tensor in model.tensors.values())
     directory = model.write(tmp_path / "model", kind, shards)
-    extra = peak_bytes(directory, tmp_path / "out", "{}") - baseline
+    extra = convert(directory, tmp_path / "out") - baseline
     assert total > 9 * LARGEST
     assert extra <= 3 * LARGEST, f"{extra / MIB:.0f} MiB over {baseline / MIB:.0f} MiB"
 
@@ -77,5 +57,5 @@ def test_peak_does_not_grow_with_ranks_but_with_workers(
     model = Model(vocab=8192, hidden=1024, width=1024, layers=4, ffn=8192, positions=64)
     assert sum(tensor.nbytes for tensor in model.tensors.values()) > 20 * LARGEST
     directory = model.write(tmp_path / "model")
-    extra = peak_bytes(directory, tmp_path / "out", json.dumps(flags)) - baseline
+    extra = convert(directory, tmp_path / "out", **flags) - baseline
     assert extra <= tensors * LARGEST, f"{extra / MIB:.0f} MiB over {baseline / MIB:.0f} MiB"

@@ -11,12 +11,12 @@ import torch
 from _models import Model
 from safetensors.torch import load_file
 
-from opt_trt.checkpoint import Checkpoint, read_config
+from opt_trt.checkpoint import read_config
 from opt_trt.cli import parse
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.shard import placements, stage_names
+from opt_trt.gather import WholeModel
 
 Ranks = list[dict[str, torch.Tensor]]
 SIX_HEADS = {"num_attention_heads": 6}
@@ -25,18 +25,6 @@ SIX_HEADS = {"num_attention_heads": 6}
 def run(model_dir: Path, output_dir: Path, **flags: Any) -> Ranks:
     convert(ConvertConfig(model_dir=str(model_dir), output_dir=str(output_dir), log_level="error", **flags))
     return [load_file(output_dir / f"rank{r}.safetensors") for r in range(len(list(output_dir.glob("rank*"))))]
-
-
-def joined(directory: Path) -> dict[str, torch.Tensor]:
-    """The whole model put together from the parts of all ranks, each read through the checkpoint reader."""
-    config = read_config(directory)
-    whole = {}
-    for stage in range(config.mapping.pp_size):
-        ranks = range(stage * config.mapping.tp_size, (stage + 1) * config.mapping.tp_size)
-        parts = [Checkpoint(directory, rank) for rank in ranks]
-        for name, local in stage_names(config, stage).items():
-            whole[name] = placements(config)[name].join([part.tensor(local) for part in parts])
-    return whole
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -50,9 +38,9 @@ def test_the_parts_of_all_ranks_make_up_the_model(
     (expected,) = run(source, tmp_path / "whole")
     run(source, tmp_path / "out", tp_size=tp_size, pp_size=pp_size, workers=workers,
         use_parallel_embedding=embedding[0], embedding_sharding_dim=embedding[1])  # fmt: skip
-    found = joined(tmp_path / "out")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    found = WholeModel(tmp_path / "out")
+    assert found.shapes.keys() == expected.keys()
+    assert all(torch.equal(found.tensor(name), expected[name]) for name in expected)
 
 
 def test_config_records_the_mapping(tmp_path: Path) -> None:

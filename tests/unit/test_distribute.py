@@ -14,7 +14,7 @@ from _models import Model
 from opt_trt import distribute
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.distribute import for_each, quantize_and_pack
+from opt_trt.distribute import for_each, quantize_and_pack, unpack_and_dequantize
 from opt_trt.errors import UserError
 from opt_trt.packing import pack
 from opt_trt.quant import MODES
@@ -99,3 +99,17 @@ def test_blocks_do_not_change_what_is_stored(mode, block: int, monkeypatch: pyte
     q, scale = mode.quantize(weight)
     stored, stored_scale = quantize_and_pack(weight, mode, 80)
     assert torch.equal(stored, pack(q, mode.bits, 80)) and torch.equal(stored_scale, scale)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize("sm", [80, 90, 120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_quantized_and_packed_comes_back_dequantized(
+    mode, sm: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(320, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    q, scale = mode.quantize(weight)
+    stored, stored_scale = quantize_and_pack(weight, mode, sm)
+    monkeypatch.setattr(distribute, "BLOCK_ELEMENTS", 128 * 128)  # two blocks and a half
+    back = unpack_and_dequantize(stored, stored_scale, mode, sm)
+    assert torch.equal(back, (q.float() * scale.float()[:, None]).to(dtype)) and back.dtype == dtype

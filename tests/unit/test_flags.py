@@ -1,4 +1,4 @@
-"""Every accepted flag of the four scripts, with the test that shows its effect. (Refused ones: test_cli.py.)"""
+"""Every accepted flag of the commands, with the test that shows its effect. (Refused ones: test_cli.py.)"""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.describe import DescribeConfig
+from opt_trt.config.export_hf import ExportConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
 
@@ -103,6 +105,22 @@ EFFECTS: dict[type, dict[str, str]] = {
         "eval_ppl": "unit/test_summarize.py::test_perplexity_gates_when_asked",
         "tensorrt_llm_ppl_threshold": "unit/test_gate.py::test_perplexity_must_be_strictly_below",
         "output_dir": "unit/test_summarize.py::test_all_rows_of_all_batches_are_written_in_order",
+    },
+    DescribeConfig: {
+        "directories": "unit/test_describe.py::test_a_checkpoint_is_a_header_and_a_table_per_rank",
+        "compare": "unit/test_compare.py::test_differences_are_printed_and_exit_1",
+        "rank": "unit/test_describe.py::test_one_rank_alone",
+        "all": "unit/test_describe.py::test_every_layer_has_its_own_lines_when_asked",
+        "sha256": "unit/test_describe.py::test_hashes_are_those_of_the_golden_checkpoints",
+        "json": "unit/test_describe.py::test_json_has_every_tensor",
+        "log_level": "unit/test_describe.py::test_log_level_decides_on_the_bar",
+    },
+    ExportConfig: {
+        "checkpoint_dir": "unit/test_export_hf.py::test_a_plain_model_comes_back_tensor_for_tensor",
+        "output_dir": "unit/test_export_hf.py::test_only_an_export_is_replaced",
+        "max_shard_size": "unit/test_export_hf.py::test_several_files_have_an_index_and_are_the_same_model",
+        "tokenizer_dir": "unit/test_export_hf.py::test_a_tokenizer_is_copied_when_named",
+        "log_level": "unit/test_export_hf.py::test_the_export_says_where_it_is_from",
     },
 }  # fmt: skip
 

@@ -13,12 +13,14 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 LAYER = {
     "errors": 0, "mapping": 0, "config": 0, "atomic": 0,
     "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "distribute": 1, "convert": 1,
+    "gather": 1, "export_hf": 1, "progress": 1, "threads": 1,
     "step": 2, "ops": 2,
     "graph": 3, "plugins": 3,
     "runtime": 4,
     "backends": 5,
     "text": 6, "run": 6, "evaluate": 6,
-    "build": 7, "cli": 7, "commands": 7,
+    "build": 7, "describe": 7, "cli": 7, "commands": 7,
+    "__main__": 8,
 }  # fmt: skip
 
 # Siblings that may know each other, beside the rule that a module may import what is below it.
@@ -27,7 +29,10 @@ SIBLINGS = {
     ("checkpoint", "shard"), ("checkpoint", "quant"), ("checkpoint", "packing"),
     ("distribute", "checkpoint"), ("distribute", "shard"), ("distribute", "quant"), ("distribute", "packing"),
     ("convert", "checkpoint"), ("convert", "shard"), ("convert", "sources"), ("convert", "distribute"),
-    ("convert", "quant"), ("convert", "packing"),
+    ("convert", "quant"), ("convert", "packing"), ("convert", "progress"), ("convert", "threads"),
+    ("gather", "checkpoint"), ("gather", "shard"), ("gather", "distribute"),
+    ("export_hf", "gather"), ("export_hf", "checkpoint"), ("export_hf", "sources"), ("export_hf", "progress"),
+    ("export_hf", "threads"),
     ("run", "text"), ("evaluate", "text"),
     ("commands", "cli"),
 }  # fmt: skip
@@ -49,7 +54,7 @@ INSTANT = ("errors", "mapping", "config", "atomic", "cli", "commands")
 
 
 def layer_of(path):
-    return path.relative_to(ROOT).with_suffix("").parts[0]
+    return path.stem if path.name == "__main__.py" else path.relative_to(ROOT).with_suffix("").parts[0]
 
 
 def modules():

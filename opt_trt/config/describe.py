@@ -1,0 +1,38 @@
+"""What `python -m opt_trt.describe` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from opt_trt.config.flags import LOG_LEVELS, flag
+from opt_trt.errors import UserError
+
+
+@dataclass(frozen=True)
+class DescribeConfig:
+    """Print what a checkpoint, an engine or a Hugging Face model holds, or what two checkpoints differ in."""
+
+    directories: tuple[str, ...] = flag(
+        (), "checkpoint, engine or Hugging Face directory; two checkpoints with --compare", nargs="*", positional="DIR"
+    )
+    compare: bool = flag(False, "compare two checkpoints, whatever their ranks and packing; exit 1 if they differ")
+    rank: int | None = flag(None, "list the tensors of this rank only; default: of every rank")
+    all: bool = flag(False, "list each layer's tensors; default: a line for equal tensors of all layers")
+    sha256: bool = flag(False, "list each tensor with the SHA-256 of its bytes")
+    json: bool = flag(False, "print JSON, every tensor on its own, instead of tables")
+    log_level: str = flag("info", "info: a progress bar on terminals; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    def __post_init__(self) -> None:
+        wanted, found = (2 if self.compare else 1), len(self.directories)
+        if found != wanted:
+            kind = "two directories" if self.compare else "one directory"
+            hint = "; give --compare to compare two" if found == 2 else ""
+            raise UserError(f"expected {kind}, found {' '.join(self.directories) or 'none'}{hint}")
+        for name, unset in (("rank", None), ("sha256", False)):
+            if self.compare and getattr(self, name) is not unset:
+                raise UserError(f"--{name} lists one directory, --compare compares whole models; give one of them")
+
+    @property
+    def every_layer(self) -> bool:
+        """Whether each layer's tensors are listed: hashes belong to one tensor each, and so do JSON objects."""
+        return self.all or self.sha256 or self.json

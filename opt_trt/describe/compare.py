@@ -1,0 +1,129 @@
+"""What two checkpoints differ in, as whole models: ranks and packing may be different, values are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opt_trt.config.describe import DescribeConfig
+from opt_trt.describe.difference import Difference, difference
+from opt_trt.describe.measure import highest
+from opt_trt.describe.table import aligned, collapsed
+from opt_trt.errors import CheckFailed
+from opt_trt.gather import WholeModel
+from opt_trt.progress import byte_bar
+
+COLUMNS = ("tensor", "A", "B", "largest |A - B|", "relative", "rms relative")
+NOTE = "relative: to the larger of the two values; rms: of the whole tensor; weights as what their integers stand for"
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """A tensor that differs: what it is in either checkpoint, and by how much where the shapes are the same."""
+
+    name: str
+    sides: tuple[str, str]
+    values: Difference | None
+
+
+def compare(a: Path, b: Path, config: DescribeConfig) -> None:
+    """Print the differences; `CheckFailed` if there is one."""
+    models = WholeModel(a), WholeModel(b)
+    keys = config_differences(models[0].config.to_dict(), models[1].config.to_dict())
+    names = list(dict.fromkeys((*models[0].shapes, *models[1].shapes)))
+    with byte_bar("compare", sum(_nbytes(models[0], name) for name in names), config.log_level) as bar:
+        rows = []
+        for name in names:
+            rows += _rows(name, models)
+            bar.update(_nbytes(models[0], name))
+    if config.json:
+        print(json.dumps({"a": str(a), "b": str(b)} | _values(keys, rows), indent=2, allow_nan=False))
+    else:
+        print("\n".join(_lines((a, b), keys, rows, config.every_layer)))
+    verdict = f"{_count(keys, 'config key')} and {len(rows)} of {_count(names, 'tensor')}"
+    if keys or rows:
+        raise CheckFailed(f"{a} and {b} differ in {verdict}")
+    if not config.json:
+        print(f"{a} and {b} are equal: the same configuration, the same values in {_count(names, 'tensor')}")
+
+
+def config_differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, and both; of nested objects, `quantization.quant_algo`."""
+    left, right = dict(_flat(a)), dict(_flat(b))
+    pairs = {key: (left.get(key), right.get(key)) for key in dict.fromkeys((*left, *right))}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _rows(name: str, models: tuple[WholeModel, WholeModel]) -> list[TensorRow]:
+    """The row of a tensor that differs; none if it does not."""
+    shapes = tuple(model.shapes.get(name) for model in models)
+    forms = [model.stored_as(name) for model in models]
+    if shapes[0] != shapes[1]:
+        sides = [f"{form} {list(shape)}" if shape else "-" for form, shape in zip(forms, shapes, strict=True)]
+        return [TensorRow(name, (sides[0], sides[1]), None)]
+    found = difference(models[0].tensor(name), models[1].tensor(name))
+    same = forms[0] == forms[1] and found.largest == 0
+    return [] if same else [TensorRow(name, (forms[0], forms[1]), found)]
+
+
+def _nbytes(model: WholeModel, name: str) -> int:
+    itemsize: int = getattr(torch, model.config.dtype).itemsize
+    return math.prod(model.shapes.get(name, (0,))) * itemsize
+
+
+def _lines(
+    directories: tuple[Path, Path], keys: dict[str, tuple[Any, Any]], rows: list[TensorRow], every_layer: bool
+) -> list[str]:
+    lines = [f"A  {directories[0]}", f"B  {directories[1]}", ""]
+    if keys:
+        table = [(key, *map(_text, pair)) for key, pair in keys.items()]
+        lines += [*aligned(("config", "A", "B"), table, left=3), ""]
+    if rows:
+        by_line = {row.name: [row] for row in rows}
+        if not every_layer:
+            by_line = collapsed(rows, lambda row: row.name, lambda row: row.sides)
+        table = [(name, *line[0].sides, *_cells(line)) for name, line in by_line.items()]
+        lines += [*aligned(COLUMNS, table, left=3), "", NOTE]
+    return lines
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cells(line: list[TensorRow]) -> list[str]:
+    """The largest numbers of the tensors on a line."""
+    values = [row.values for row in line if row.values is not None]
+    if not values:
+        return ["", "", ""]
+    columns = zip(*((v.largest, v.relative, v.rms) for v in values), strict=True)
+    return [f"{highest(list(column)):.4g}" for column in columns]
+
+
+def _values(keys: dict[str, tuple[Any, Any]], rows: list[TensorRow]) -> dict[str, Any]:
+    return {
+        "equal": not keys and not rows,
+        "config": {key: {"a": pair[0], "b": pair[1]} for key, pair in keys.items()},
+        "tensors": [
+            {"name": row.name, "a": row.sides[0], "b": row.sides[1]} | (row.values.to_json() if row.values else {})
+            for row in rows
+        ],
+    }
+
+
+def _count(things: Any, what: str) -> str:
+    return f"{len(things)} {what}{'s' * (len(things) != 1)}"

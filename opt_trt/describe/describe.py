@@ -1,0 +1,44 @@
+"""Print what a directory holds: its header, then every tensor with its extremes, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from opt_trt.config.describe import DescribeConfig
+from opt_trt.describe.compare import compare
+from opt_trt.describe.directories import list_directory
+from opt_trt.describe.listing import Group
+from opt_trt.describe.measure import Measured, measure
+from opt_trt.describe.report import report_lines, report_values
+from opt_trt.progress import byte_bar
+from opt_trt.threads import one_thread
+
+
+def describe(config: DescribeConfig) -> None:
+    """Print the directory of `config`, or compare its two (`CheckFailed` if they differ)."""
+    directories = [Path(directory) for directory in config.directories]
+    with one_thread():
+        if config.compare:
+            compare(directories[0], directories[1], config)
+        else:
+            _describe(directories[0], config)
+
+
+def _describe(directory: Path, config: DescribeConfig) -> None:
+    listing = list_directory(directory, config.rank)
+    with byte_bar("describe", listing.nbytes, config.log_level) as bar:
+        measured = [_measure(group, config.sha256, bar.update) for group in listing.groups]
+    if config.json:
+        print(json.dumps(report_values(directory, listing, measured), indent=2, allow_nan=False))
+    else:
+        print("\n".join(report_lines(directory, listing, measured, config.every_layer)))
+
+
+def _measure(group: Group, hashed: bool, advance: Callable[[int], object]) -> list[Measured]:
+    measured = []
+    for entry in group.entries:
+        measured.append(measure(entry, hashed))
+        advance(entry.nbytes)
+    return measured

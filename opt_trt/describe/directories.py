@@ -1,0 +1,113 @@
+"""List a checkpoint, an engine or a Hugging Face model: one function each, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
+from opt_trt.checkpoint import CONFIG_NAME, Checkpoint, read_config
+from opt_trt.checkpoint.spec import packed_mode
+from opt_trt.config.json_file import read_json
+from opt_trt.config.model import ModelConfig
+from opt_trt.describe.headers import engine_header, model_header, source_header
+from opt_trt.describe.listing import Entry, Group, Listing, blocks_of, dtype_name
+from opt_trt.describe.table import size_text
+from opt_trt.errors import UserError
+from opt_trt.shard import is_linear
+from opt_trt.sources.hf import open_source
+from opt_trt.sources.hf_config import hf_config_values
+
+PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
+
+
+def list_directory(directory: Path, rank: int | None) -> Listing:
+    """What the directory holds, with the tensors of one rank or of all; `UserError` where that cannot be told."""
+    values = read_json(directory / CONFIG_NAME)
+    for key, opener in OPENERS.items():
+        if key in values:
+            return opener(directory, rank)
+    raise UserError(
+        f"{directory / CONFIG_NAME} is of no checkpoint, engine or Hugging Face model: it has none of the keys "
+        f"{', '.join(OPENERS)}; give another directory"
+    )
+
+
+def _list_checkpoint(directory: Path, rank: int | None) -> Listing:
+    config = read_config(directory)
+    groups = [_checkpoint_group(directory, config, r) for r in _ranks(directory, config, rank)]
+    return Listing("checkpoint", model_header(config), config.to_dict(), tuple(groups))
+
+
+def _checkpoint_group(directory: Path, config: ModelConfig, rank: int) -> Group:
+    checkpoint, mode = Checkpoint(directory, rank), packed_mode(config)
+    entries = []
+    for name, spec in checkpoint.spec.items():
+        bits = mode.bits if mode is not None and is_linear(name) else None
+        dtype = dtype_name(spec.dtype) if bits is None else PACKED_NAMES[bits]
+        read = partial(_blocks, partial(checkpoint.tensor, name))
+        entries.append(Entry(name, dtype, spec.shape, spec.nbytes, read, bits))
+    return Group(_rank_title(config, rank), tuple(entries), rank)
+
+
+def _list_engine(directory: Path, rank: int | None) -> Listing:
+    engine = read_engine_config(directory)
+    groups = [_engine_group(directory, engine, r) for r in _ranks(directory, engine.pretrained_config, rank)]
+    files = [file.stat().st_size for file in directory.iterdir()]
+    on_disk = {"on disk": f"{size_text(sum(files))} in {len(files)} files"}
+    return Listing("engine", engine_header(engine) | on_disk, engine.to_dict(), tuple(groups))
+
+
+def _engine_group(directory: Path, engine: EngineConfig, rank: int) -> Group:
+    def one(name: str) -> torch.Tensor:
+        return map_weights(directory, rank, only=name)[name]
+
+    entries = [
+        Entry(name, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes, partial(_blocks, partial(one, name)))
+        for name, tensor in map_weights(directory, rank).items()
+    ]
+    return Group(_rank_title(engine.pretrained_config, rank), tuple(entries), rank)
+
+
+def _list_source(directory: Path, rank: int | None) -> Listing:
+    if rank is not None:
+        raise UserError(f"{directory} is a Hugging Face model, which has no ranks; drop --rank")
+    source = open_source(directory)
+    files: dict[Path, list[Entry]] = {}
+    for tensor in source.tensors.values():
+        count = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+        entry = Entry(tensor.key, dtype_name(tensor.dtype), tensor.shape, count, tensor.blocks)
+        files.setdefault(tensor.path, []).append(entry)
+    groups = tuple(Group(path.name, tuple(entries)) for path, entries in files.items())
+    return Listing("Hugging Face model", source_header(source.config), hf_config_values(source.config), groups)
+
+
+OPENERS: dict[str, Callable[[Path, int | None], Listing]] = {  # by a key that only their config.json has
+    "build_config": _list_engine,
+    "architecture": _list_checkpoint,
+    "model_type": _list_source,
+}
+
+
+def _ranks(directory: Path, config: ModelConfig, rank: int | None) -> range:
+    every = range(config.mapping.world_size)
+    if rank is None:
+        return every
+    if rank not in every:
+        raise UserError(f"--rank {rank}: {directory} has the ranks 0 to {every[-1]}")
+    return range(rank, rank + 1)
+
+
+def _rank_title(config: ModelConfig, rank: int) -> str:
+    mapping = config.mapping
+    layers = mapping.layers(config.num_hidden_layers, mapping.pp_rank(rank))
+    place = f" (tp {mapping.tp_rank(rank)}, pp {mapping.pp_rank(rank)})" if mapping.world_size > 1 else ""
+    held = f"layers {layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"layer {layers.start}"
+    return f"rank {rank}{place}, {held} of the model"
+
+
+def _blocks(read: Callable[[], torch.Tensor]) -> Iterator[torch.Tensor]:
+    yield from blocks_of(read())

@@ -1,0 +1,1 @@
+"""A checkpoint back to Hugging Face's format."""

@@ -1,0 +1,38 @@
+"""Peak memory of a command in a process of its own, beside that of its libraries alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import opt_trt
+
+PEAK = """
+import json, sys
+import safetensors, tqdm
+from importlib import import_module
+from torch._subclasses.fake_tensor import FakeTensorMode
+import torch
+with FakeTensorMode():
+    torch.empty(1)
+torch.ones(64, 64) @ torch.ones(64, 64)
+config_module, config_class, module, entry = sys.argv[1:5]
+make, command = getattr(import_module(config_module), config_class), getattr(import_module(module), entry)
+if len(sys.argv) > 5:
+    command(make(**json.loads(sys.argv[5])))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def peak_bytes(*command: str, **flags: Any) -> int:
+    """Most memory a process ever held, mapped pages included (VmHWM: unlike ru_maxrss, not its parent's).
+
+    `command` is a configuration's module and class, a library's module and entry; without flags it is not called.
+    """
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(opt_trt.__path__[0]), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-c", PEAK, *command, *([json.dumps(flags)] if flags else [])]
+    out = subprocess.run(argv, check=True, capture_output=True, text=True, env=environment).stdout
+    return int(out.splitlines()[-1]) * 1024
