@@ -10,6 +10,7 @@ from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint import Checkpoint, read_config
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
+from opt_trt.config.model import ENGINE_ACTIVATION
 from opt_trt.errors import UserError
 
 OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
@@ -38,6 +39,11 @@ def build(config: BuildConfig) -> None:
 def _refuse_unbuildable(directory: Path) -> None:
     """Name what a checkpoint may be and an engine cannot be yet."""
     model = read_config(directory)
+    if model.hidden_act != ENGINE_ACTIVATION:
+        raise UserError(
+            f"{directory} has hidden_act {model.hidden_act!r}, and engines compute {ENGINE_ACTIVATION} only; "
+            "build this checkpoint with TensorRT-LLM's trtllm-build"
+        )
     if model.quant_algo is not None:
         raise UserError(
             f"{directory} is quantized ({model.quant_algo}), and engines are built from plain weights only; "
