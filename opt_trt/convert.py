@@ -41,8 +41,9 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
+    notes: list[str] = []
     warnings: list[str] = []
-    source = open_source(model_dir)
+    source = open_source(model_dir, config.model_type, notes.append)
     model = model_config(source.config, config)
     check_shards(model)
     _warn_of_loader(model)
@@ -56,7 +57,7 @@ def convert(config: ConvertConfig) -> None:
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
     if config.log_level in TALKATIVE:
-        print(_summary(output_dir, model, specs, time.perf_counter() - started))
+        print(*notes, _summary(output_dir, model, specs, time.perf_counter() - started), sep="\n")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ class ConvertConfig:
     """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
 
     model_dir: str | None = flag(None, "directory of the Hugging Face checkpoint")
+    model_type: str = flag("opt", "what it holds; blip2: convert the OPT inside a BLIP-2", choices=("opt", "blip2"))
     output_dir: str = flag("tllm_checkpoint", "directory to write; appears only when it is whole")
     dtype: str = flag("float16", "type the weights are stored in", choices=DTYPES)
     use_parallel_embedding: bool = flag(False, "shard the embedding tables over the ranks (recorded in config.json)")
@@ -34,9 +35,7 @@ class ConvertConfig:
     workers: int = flag(1, "threads; each holds one tensor in memory")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
-    REFUSED: ClassVar[dict[str, Refusal]] = {
-        "model_type": Refusal("only OPT itself is read", ("opt",)),
-    }
+    REFUSED: ClassVar[dict[str, Refusal]] = {}
 
     def __post_init__(self) -> None:
         if self.model_dir is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opt_trt.errors import UserError
-from opt_trt.sources import hf
+from opt_trt.sources import blip2, hf
 from opt_trt.sources.opt import Source
 
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {  # format: (recognizes, opens)
@@ -14,12 +14,17 @@ SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = { 
 }
 
 
-def open_source(model_dir: Path) -> Source:
-    """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it."""
+def open_source(model_dir: Path, model_type: str = "opt", tell: Callable[[str], object] = lambda line: None) -> Source:
+    """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it.
+
+    `model_type` blip2 asks for the OPT inside a BLIP-2; `tell` is told, in a line, what of it is left aside.
+    """
     if not model_dir.is_dir():
         raise UserError(
             f"--model_dir {model_dir} is not a directory; give a local copy of the model, hubs are not read"
         )
+    if model_type == "blip2":
+        return blip2.open_source(model_dir, tell)
     for recognizes, opens in SOURCES.values():
         if recognizes(model_dir):
             return opens(model_dir)

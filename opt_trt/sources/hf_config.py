@@ -26,6 +26,8 @@ def read_hf_config(path: Path) -> OptConfig:
     """The configuration in `path`; `UserError` for another model type, a missing or mistyped key, a variant of OPT."""
     values = read_json(path)
     found = values.get("model_type")
+    if found == "blip-2":
+        raise UserError(f"{path} has model_type 'blip-2'; give --model_type blip2 to convert its language model")
     if found != "opt":
         raise UserError(f"{path} must have model_type 'opt', found {found!r}; give the directory of an OPT model")
     return opt_config(values, str(path))

@@ -317,6 +317,7 @@ def test_a_header_that_lies_about_its_length_is_named(tmp_path: Path) -> None:
         ("enable_bias", False, "unexpected: model.decoder.layers.0."),
         ("architectures", ["OPTForSequenceClassification"], "whose head says classes; give an OPTForCausalLM"),
         ("architectures", ["OPTForQuestionAnswering"], "describes an OPTForQuestionAnswering"),
+        ("model_type", "blip-2", "has model_type 'blip-2'; give --model_type blip2"),
         ("quantization_config", {"bits": 4}, "quantized already"),
         ("vocab_size", None, "vocab_size, an integer of at least 1, found None"),
         ("hidden_size", "16", "hidden_size, an integer of at least 1, found '16'"),
