@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Stored:
                 count = min(rows, self.shape[0] - start)
                 yield self._fill(file, buffer[: count * row]).view(count, *self.shape[1:])
 
+    def rows(self, start: int, stop: int) -> Stored:
+        """Some of its rows, as a tensor of its own."""
+        offset = self.offset + start * self.stride[0] * self.dtype.itemsize
+        return replace(self, shape=(stop - start, *self.shape[1:]), offset=offset)
+
     def _buffer(self, elements: int) -> torch.Tensor:
         return torch.empty(elements, dtype=self.dtype)
 
@@ -78,6 +83,10 @@ class Loaded:
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time."""
         yield from _in_rows(self.tensor)
+
+    def rows(self, start: int, stop: int) -> Loaded:
+        """Some of its rows, as a tensor of its own."""
+        return replace(self, tensor=self.tensor[start:stop])
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

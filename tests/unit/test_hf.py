@@ -232,6 +232,14 @@ def test_sharded_weights_without_their_first_file_are_named(tmp_path: Path) -> N
     assert "missing: decoder.embed_tokens.weight" in refusal(directory)
 
 
+def test_a_state_dict_in_a_trainers_module_is_read(tmp_path: Path) -> None:
+    model = Model()
+    directory = model.write(tmp_path, "bin")
+    torch.save({"module": model.tensors, "global_steps": 3, "lr_scheduler": None}, directory / "pytorch_model.bin")
+    table = read(hf.open_source(directory), "decoder.embed_tokens.weight")
+    assert torch.equal(table, model.tensors["model.decoder.embed_tokens.weight"])
+
+
 def test_an_index_may_not_point_elsewhere(tmp_path: Path) -> None:
     directory = Model().write(tmp_path / "m", shards=2)
     outside = directory.rename(tmp_path / "n") / "model-00001-of-00002.safetensors"
