@@ -41,9 +41,10 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
-    notes: list[str] = []
     warnings: list[str] = []
-    source = open_source(model_dir, config.model_type, notes.append)
+    source = open_source(model_dir, config.model_type)
+    for note in source.notes if config.log_level in TALKATIVE else ():
+        print(note)
     model = model_config(source.config, config)
     check_shards(model)
     _warn_of_loader(model)
@@ -57,7 +58,7 @@ def convert(config: ConvertConfig) -> None:
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
     if config.log_level in TALKATIVE:
-        print(*notes, _summary(output_dir, model, specs, time.perf_counter() - started), sep="\n")
+        print(_summary(output_dir, model, specs, time.perf_counter() - started))
 
 
 @contextmanager

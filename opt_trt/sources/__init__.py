@@ -16,17 +16,17 @@ SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = { 
 }
 
 
-def open_source(model_dir: Path, model_type: str = "opt", tell: Callable[[str], object] = lambda line: None) -> Source:
+def open_source(model_dir: Path, model_type: str = "opt") -> Source:
     """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it.
 
-    `model_type` blip2 asks for the OPT inside a BLIP-2; `tell` is told, in a line, what of it is left aside.
+    `model_type` blip2 asks for the OPT inside a BLIP-2.
     """
     if not model_dir.is_dir():
         raise UserError(
             f"--model_dir {model_dir} is not a directory; give a local copy of the model, hubs are not read"
         )
     if model_type == "blip2":
-        return blip2.open_source(model_dir, tell)
+        return blip2.open_source(model_dir)
     for recognizes, opens in SOURCES.values():
         if recognizes(model_dir):
             return opens(model_dir)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ DEFAULTS = {  # of transformers' OPTConfig: a config.json within a config.json m
 }
 
 
-def open_source(directory: Path, tell: Callable[[str], object]) -> ListedSource:
-    """Open the directory; `tell` is told what was left aside. `UserError` for other models and for a T5 inside."""
+def open_source(directory: Path) -> ListedSource:
+    """Open the directory; a note says what was left aside. `UserError` for other models and for a T5 inside."""
     path = directory / "config.json"
     refuse_pointer(path)
     config = _config(path)
@@ -34,9 +34,8 @@ def open_source(directory: Path, tell: Callable[[str], object]) -> ListedSource:
     others = sorted({entry.key.partition(".")[0] for entry in entries} - {LANGUAGE_MODEL[:-1]})
     named = ((entry.key.removeprefix(LANGUAGE_MODEL).removeprefix("model."), entry) for entry in own)
     source = listed_source(config, named, directory)
-    if others:
-        tell(f"{directory}: only the language model is converted; {', '.join(others)} are left aside")
-    return source
+    note = f"{directory}: only the language model is converted; {', '.join(others)} are left aside"
+    return replace(source, notes=(note,)) if others else source
 
 
 def _config(path: Path) -> OptConfig:

@@ -12,7 +12,7 @@ from pathlib import Path
 from opt_trt.errors import UserError
 from opt_trt.sources.hf import LAYOUTS, refuse_pointer
 from opt_trt.sources.hf_config import read_hf_config
-from opt_trt.sources.listed import Entry, ListedSource, listed_source, some
+from opt_trt.sources.listed import ListedSource, Placed, listed_source, some
 from opt_trt.sources.merged import Merged
 from opt_trt.sources.opt import EMBEDDING
 from opt_trt.sources.published import published_config
@@ -72,7 +72,7 @@ def _axis(name: str) -> int | None:
     return next((axis for pattern, axis in AXES.items() if pattern.fullmatch(name)), None)
 
 
-def _named(path: Path) -> Iterator[tuple[str, Entry]]:
+def _named(path: Path) -> Iterator[tuple[str, Placed]]:
     """The tensors of a part under Hugging Face's names, q, k and v apart."""
     for entry in list_torch_bin(path):
         name = entry.key.removeprefix("model.")
@@ -84,7 +84,7 @@ def _named(path: Path) -> Iterator[tuple[str, Entry]]:
             yield name, entry
 
 
-def _apart(name: str, fused: Stored | Loaded) -> Iterator[tuple[str, Entry]]:
+def _apart(name: str, fused: Stored | Loaded) -> Iterator[tuple[str, Placed]]:
     rows = fused.shape[0] // len(FUSED)
     for block, part in enumerate(FUSED):
         yield name.replace("qkv_proj", part), fused.rows(block * rows, (block + 1) * rows)

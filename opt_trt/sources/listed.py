@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,33 +11,19 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.sources.opt import EMBEDDING, HEAD, POSITIONS, OptConfig, source_shapes
+from opt_trt.sources.stored import Entry
 
 IGNORED = ("decoder.version",)  # a format number of early exports
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LISTED = 6  # tensors an error names of each kind
 
 
-class Entry(Protocol):
+class Placed(Entry, Protocol):
     """A tensor in a file, or put together from several."""
 
     @property
     def path(self) -> Path:
         """The file, of several the first."""
-        ...
-
-    @property
-    def key(self) -> str:
-        """Its spelling there."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type it is stored in."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
         ...
 
     def blocks(self) -> Iterator[torch.Tensor]:
@@ -50,7 +36,8 @@ class ListedSource:
     """An OPT whose `tensors` map Hugging Face's names, without the `model.` prefix, to their places."""
 
     config: OptConfig
-    tensors: dict[str, Entry]
+    tensors: dict[str, Placed]
+    notes: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the files hold this tensor."""
@@ -65,9 +52,9 @@ class ListedSource:
         return _where(self.tensors[name])
 
 
-def listed_source(config: OptConfig, named: Iterable[tuple[str, Entry]], directory: Path) -> ListedSource:
+def listed_source(config: OptConfig, named: Iterable[tuple[str, Placed]], directory: Path) -> ListedSource:
     """The source of these tensors; `UserError` names whatever is doubled, missing, left over or mis-shaped."""
-    tensors: dict[str, Entry] = {}
+    tensors: dict[str, Placed] = {}
     for name, entry in named:
         if name in tensors:
             raise UserError(f"{_where(entry)} and {_where(tensors[name])} are the same tensor; remove one")
@@ -75,7 +62,8 @@ def listed_source(config: OptConfig, named: Iterable[tuple[str, Entry]], directo
             tensors[name] = entry
     if config.tie_word_embeddings and EMBEDDING not in tensors and HEAD in tensors:
         tensors[EMBEDDING] = tensors.pop(HEAD)  # of the two names of a tied table, exports keep either
-    _check(config, tensors, directory)
+    model = "its config.json" if (directory / "config.json").exists() else "the published OPT of this size"
+    check_tensors(config, tensors, f"the weights in {directory} are not those of {model}")
     return ListedSource(config, tensors)
 
 
@@ -86,12 +74,12 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _where(entry: Entry) -> str:
+def _where(entry: Placed) -> str:
     return f"{entry.key} in {entry.path}"
 
 
-def _check(config: OptConfig, tensors: dict[str, Entry], directory: Path) -> None:
-    """Compare what is there with what the configuration asks for; every difference in one error."""
+def check_tensors(config: OptConfig, tensors: Mapping[str, Entry], problem: str) -> None:
+    """Compare what is there with what the configuration asks for; every difference in one error, after `problem`."""
     expected = source_shapes(config)
     optional = {HEAD} if config.tie_word_embeddings else set()
     missing = [name for name in expected if name not in tensors and name not in optional]
@@ -100,8 +88,7 @@ def _check(config: OptConfig, tensors: dict[str, Entry], directory: Path) -> Non
     problems = {"missing": missing, "unexpected": extra, "wrong": [text for text in wrong if text]}
     found = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
     if found:
-        model = "its config.json" if (directory / "config.json").exists() else "the published OPT of this size"
-        raise UserError(f"the weights in {directory} are not those of {model}: {found}; fetch both again")
+        raise UserError(f"{problem}: {found}; fetch them again")
 
 
 def _difference(entry: Entry, shape: tuple[int, ...], name: str) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from opt_trt.errors import UserError
-from opt_trt.sources.listed import Entry
+from opt_trt.sources.listed import Placed
 
 
 @dataclass(frozen=True)
 class Merged:
     """Parts side by side along `axis` 0 or 1; with `axis` None every rank stored all of it, which is compared."""
 
-    parts: tuple[Entry, ...]
+    parts: tuple[Placed, ...]
     axis: int | None
 
     def __post_init__(self) -> None:

@@ -11,12 +11,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from opt_trt.errors import UserError
 
 BLOCK_ELEMENTS = 1 << 18  # small enough to stay in the processor's cache on the way from file to file
+
+
+class Entry(Protocol):
+    """A tensor of a source, wherever it is."""
+
+    @property
+    def key(self) -> str:
+        """Its spelling in its file."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is stored in."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
 
 
 @dataclass(frozen=True)
