@@ -34,12 +34,13 @@ def write_config(model: Model, directory: Path) -> Path:
     return directory
 
 
-def npy(tensor: torch.Tensor, descr: str, fortran_order: bool = False) -> bytes:
-    """A `.npy` file of version 1.0, as NumPy's format says: header padded to 64 bytes, data behind it."""
+def npy(tensor: torch.Tensor, descr: str, fortran_order: bool = False, version: int = 1) -> bytes:
+    """A `.npy` file, as NumPy's format says: magic, version, length of the header, header, data."""
     text = f"{{'descr': '{descr}', 'fortran_order': {fortran_order}, 'shape': {tuple(tensor.shape)}, }}"
     text = text.ljust(117) + "\n"
     data = (tensor.T if fortran_order else tensor).contiguous().numpy().tobytes()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + data
+    length = len(text).to_bytes({1: 2, 2: 4, 3: 4}[version], "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode() + data
 
 
 def flagai_parts(tensors: Tensors, ranks: int) -> list[Tensors]:

@@ -58,12 +58,13 @@ def test_what_metaseq_stores_beside_the_weights_is_passed_over(tmp_path: Path) -
     assert converted(directory, tmp_path / "found") == expected
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("fortran_order", [False, True])
-def test_a_header_written_out_by_hand_is_read(tmp_path: Path, fortran_order: bool) -> None:
+def test_a_header_written_out_by_hand_is_read(tmp_path: Path, fortran_order: bool, version: int) -> None:
     """Against the format's own text, not NumPy's writer: magic, version, length, literal, data."""
     directory = write(Model(), tmp_path)
     weight = torch.arange(640.0).view(40, 16)
-    (directory / "decoder.layers.0.fc1.weight").write_bytes(npy(weight, "<f4", fortran_order))
+    (directory / "decoder.layers.0.fc1.weight").write_bytes(npy(weight, "<f4", fortran_order, version))
     source = open_source(directory)
     assert torch.equal(torch.cat([b.clone() for b in source.blocks("decoder.layers.0.fc1.weight")]), weight)
 

@@ -88,6 +88,13 @@ def test_a_tensor_that_is_zero_in_the_other_layers_is_not_judged(tmp_path: Path)
     assert warnings(changed, tmp_path) == []
 
 
+def test_of_two_layers_the_other_one_is_the_measure(tmp_path: Path) -> None:
+    damaged = Model(layers=2)
+    damaged.tensors["model.decoder.layers.1.fc2.weight"][0, 0] = 1e3
+    (line,) = warnings(damaged, tmp_path)
+    assert line.startswith("model.decoder.layers.1.fc2.weight in ")
+
+
 def test_a_single_layer_has_no_neighbours(tmp_path: Path) -> None:
     assert (
         warnings(Model(layers=1, tensors={"model.decoder.layers.0.fc1.bias": torch.full((40,), 1e4)}), tmp_path) == []
