@@ -1,4 +1,4 @@
-"""Convert a Hugging Face OPT checkpoint to a TensorRT-LLM checkpoint."""
+"""Convert an original OPT checkpoint to a TensorRT-LLM checkpoint."""
 
 from opt_trt.commands import convert
 

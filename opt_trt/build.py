@@ -10,6 +10,7 @@ from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
+from opt_trt.config.model import ENGINE_ACTIVATION
 from opt_trt.errors import UserError
 
 OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
@@ -39,6 +40,11 @@ def _refuse_unbuildable(directory: Path) -> None:
     """Name what a checkpoint may be and an engine cannot be yet."""
     model = read_config(directory)
     check_target_sm(directory, model)
+    if model.hidden_act != ENGINE_ACTIVATION:
+        raise UserError(
+            f"{directory} has hidden_act {model.hidden_act!r}, and engines compute {ENGINE_ACTIVATION} only; "
+            "build this checkpoint with TensorRT-LLM's trtllm-build"
+        )
     if model.mapping.world_size > 1:
         raise UserError(
             f"{directory} has {model.mapping.world_size} ranks (tp_size {model.mapping.tp_size}, pp_size "

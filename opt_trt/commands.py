@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 
 
 def convert() -> None:
-    """`convert_checkpoint.py`: a Hugging Face OPT becomes a TensorRT-LLM checkpoint."""
+    """`convert_checkpoint.py`: an original OPT becomes a TensorRT-LLM checkpoint."""
     _command("convert")
 
 

@@ -15,7 +15,7 @@ from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
 from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.flags import TALKATIVE
-from opt_trt.config.model import ModelConfig
+from opt_trt.config.model import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.distribute import RankFiles, for_each
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
@@ -39,7 +39,10 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
-    source = open_source(model_dir)
+    warnings: list[str] = []
+    source = open_source(model_dir, config.model_type)
+    for note in source.notes if config.log_level in TALKATIVE else ():
+        print(note)
     model = model_config(source.config, config)
     check_shards(model)
     _warn_of_loader(model)
@@ -51,7 +54,10 @@ def convert(config: ConvertConfig) -> None:
             byte_bar("convert", _nbytes(specs), config.log_level) as bar,
             RankFiles(directory, model, bar.update) as ranks,
         ):
-            for_each(canonical_tensors(source, getattr(torch, model.dtype)), ranks.write, config.workers)
+            tensors = canonical_tensors(source, getattr(torch, model.dtype), warnings.append)
+            for_each(tensors, ranks.write, config.workers)
+    for line in warnings:
+        print(f"WARNING: {line}", file=sys.stderr)
     if config.log_level in TALKATIVE:
         print(_summary(output_dir, model, specs, time.perf_counter() - started))
 
@@ -77,6 +83,7 @@ def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
         vocab_size=source.vocab_size,
         max_position_embeddings=source.max_position_embeddings,
         do_layer_norm_before=source.do_layer_norm_before,
+        hidden_act=source.hidden_act,
         quantization={"quant_algo": MODES[config.weight_only_precision or "int8"].quant_algo if quantized else None},
         mapping=Mapping(config.tp_size * config.pp_size, config.tp_size, config.pp_size),
         use_parallel_embedding=parallel,
@@ -128,8 +135,9 @@ def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
-    """One line: what was written, and the builder that takes it (ours takes one rank)."""
-    builder = "python build.py" if model.mapping.world_size == 1 else "trtllm-build (TensorRT-LLM 1.2)"
+    """One line: what was written, and the builder that takes it (ours takes one rank, and ReLU)."""
+    ours = model.mapping.world_size == 1 and model.hidden_act == ENGINE_ACTIVATION
+    builder = "python build.py" if ours else "trtllm-build (TensorRT-LLM 1.2)"
     size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (

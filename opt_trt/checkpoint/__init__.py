@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_differences
 from opt_trt.config.json_file import read_json
-from opt_trt.config.model import ModelConfig
+from opt_trt.config.model import ACTIVATIONS, ModelConfig
 from opt_trt.errors import UserError
 from opt_trt.packing import unpack
 from opt_trt.quant import ALGORITHMS
@@ -77,7 +77,7 @@ def read_config(directory: Path | str) -> ModelConfig:
     config = ModelConfig.from_dict(values, path)
     for key, found, supported in (
         ("architecture", config.architecture, ("OPTForCausalLM",)),
-        ("hidden_act", config.hidden_act, ("relu",)),
+        ("hidden_act", config.hidden_act, ACTIVATIONS),
         ("quantization.quant_algo", config.quant_algo, QUANT_ALGOS),
         ("quantization.kv_cache_quant_algo", config.quantization.get("kv_cache_quant_algo"), (None,)),
     ):

@@ -16,7 +16,8 @@ PRECISIONS = ("int8", "int4")
 class ConvertConfig:
     """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
 
-    model_dir: str | None = flag(None, "directory of the Hugging Face checkpoint")
+    model_dir: str | None = flag(None, "directory of the original checkpoint: Hugging Face, FlagAI or Alpa")
+    model_type: str = flag("opt", "what it holds; blip2: convert the OPT inside a BLIP-2", choices=("opt", "blip2"))
     output_dir: str = flag("tllm_checkpoint", "directory to write; appears only when it is whole")
     dtype: str = flag("float16", "type the weights are stored in", choices=DTYPES)
     use_parallel_embedding: bool = flag(False, "shard the embedding tables over the ranks (recorded in config.json)")
@@ -34,13 +35,11 @@ class ConvertConfig:
     workers: int = flag(1, "threads; each holds one tensor in memory")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
-    REFUSED: ClassVar[dict[str, Refusal]] = {
-        "model_type": Refusal("only OPT itself is read", ("opt",)),
-    }
+    REFUSED: ClassVar[dict[str, Refusal]] = {}
 
     def __post_init__(self) -> None:
         if self.model_dir is None:
-            raise UserError("--model_dir is required: the directory of the Hugging Face checkpoint")
+            raise UserError("--model_dir is required: the directory of the original checkpoint")
         for name in ("tp_size", "pp_size", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, found {getattr(self, name)}")

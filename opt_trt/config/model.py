@@ -11,6 +11,8 @@ from opt_trt.errors import UserError, divide_exactly
 from opt_trt.mapping import Mapping
 
 DTYPES = ("float32", "bfloat16", "float16")
+ACTIVATIONS = ("relu", "gelu")  # `hidden_act`: OPT's and Galactica's
+ENGINE_ACTIVATION = ACTIVATIONS[0]  # the one our own engines compute
 SIZES = (
     "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
     "max_position_embeddings",

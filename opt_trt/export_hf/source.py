@@ -39,6 +39,7 @@ def source_config(model: WholeModel) -> OptConfig:
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
+        hidden_act=config.hidden_act,
     )
 
 

@@ -6,20 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opt_trt.errors import UserError
-from opt_trt.sources import hf
+from opt_trt.sources import alpa, blip2, flagai, hf
 from opt_trt.sources.opt import Source
 
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {  # format: (recognizes, opens)
+    "FlagAI (pytorch_model_00.bin and its siblings)": (flagai.recognizes, flagai.open_source),
+    "Alpa (one NumPy file per tensor)": (alpa.recognizes, alpa.open_source),
     "Hugging Face (config.json beside safetensors or .bin files)": (hf.recognizes, hf.open_source),
 }
 
 
-def open_source(model_dir: Path) -> Source:
-    """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it."""
+def open_source(model_dir: Path, model_type: str = "opt") -> Source:
+    """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it.
+
+    `model_type` blip2 asks for the OPT inside a BLIP-2.
+    """
     if not model_dir.is_dir():
         raise UserError(
             f"--model_dir {model_dir} is not a directory; give a local copy of the model, hubs are not read"
         )
+    if model_type == "blip2":
+        return blip2.open_source(model_dir)
     for recognizes, opens in SOURCES.values():
         if recognizes(model_dir):
             return opens(model_dir)

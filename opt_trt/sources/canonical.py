@@ -1,14 +1,15 @@
 """Turn any source of OPT weights into canonical tensors: TensorRT-LLM's names, one dtype, no oddity left.
 
 q, k and v are merged, the offset rows of the position table dropped, `project_in` and `project_out` folded into the
-embedding and the head, a tied head written out. Values are checked: what is not finite is refused by name.
+embedding and the head, a tied head written out, biases and norm weights of models without them are zeros and ones.
+Values are checked: what is not finite is refused by name, what looks damaged is said.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,8 +23,10 @@ from opt_trt.sources.opt import (
     PROJECT_OUT,
     OptConfig,
     Source,
-    source_shapes,
+    constant,
+    tensor_shapes,
 )
+from opt_trt.sources.verify import outlier_warnings, pad_row_warning
 
 LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output features
     "input_layernorm": ("self_attn_layer_norm",),
@@ -35,16 +38,23 @@ LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output
 }
 
 
-def canonical_tensors(source: Source, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory."""
-    reader = _Reader(source, dtype)
+def canonical_tensors(
+    source: Source, dtype: torch.dtype, warn: Callable[[str], object] = lambda line: None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory.
+
+    `warn` is told what may be damaged, a line each; of what needs all layers to compare, after the last one.
+    """
+    reader = _Reader(source, dtype, tensor_shapes(source.config))
     tables = {
         EMBEDDING: lambda: reader.table(EMBEDDING, PROJECT_IN),
-        POSITIONS: lambda: reader.concatenated(POSITIONS)[OFFSET_ROWS:],
+        POSITIONS: lambda: reader.positions(warn),
         HEAD: lambda: reader.table(_head(source), PROJECT_OUT),
     }
     for name, parts in canonical_parts(source.config).items():
         yield name, tables[parts[0]]() if parts[0] in tables else reader.concatenated(*parts)
+    for line in outlier_warnings(source, reader.largest):
+        warn(line)
 
 
 def canonical_parts(config: OptConfig) -> dict[str, tuple[str, ...]]:
@@ -69,14 +79,30 @@ class _Reader:
 
     source: Source
     dtype: torch.dtype
+    shapes: dict[str, tuple[int, ...]]
+    largest: dict[str, float] = field(default_factory=dict)  # absolute value in each tensor read
 
     def concatenated(self, *names: str) -> torch.Tensor:
-        """Tensors under one another, along output features."""
-        shapes = source_shapes(self.source.config)
-        rows = sum(shapes[name][0] for name in names)
-        filled = torch.empty((rows, *shapes[names[0]][1:]), dtype=self.dtype)
-        _fill(filled, ((block, self.source.where(name)) for name in names for block in self.source.blocks(name)))
+        """Tensors under one another, along output features; those the model does not store are constant."""
+        rows = sum(self.shapes[name][0] for name in names)
+        filled = torch.empty((rows, *self.shapes[names[0]][1:]), dtype=self.dtype)
+        start = 0
+        for name in names:
+            part = filled[start : start + self.shapes[name][0]]
+            start += len(part)
+            value = constant(self.source.config, name)
+            if value is None:
+                self.largest[name] = _fill(part, self.source.blocks(name), self.source.where(name))
+            else:
+                part.fill_(value)
         return filled
+
+    def positions(self, warn: Callable[[str], object]) -> torch.Tensor:
+        """The position table without its offset rows, of which the pad row is looked at."""
+        table = self.concatenated(POSITIONS)
+        if line := pad_row_warning(self.source, table):
+            warn(line)
+        return table[OFFSET_ROWS:]
 
     def table(self, name: str, projection: str) -> torch.Tensor:
         """An embedding or head table at the decoder's width, `[V, H]`: times its projection, if the model has one.
@@ -86,22 +112,23 @@ class _Reader:
         config = self.source.config
         if not config.has_projections:
             return self.concatenated(name)
-        right = _Reader(self.source, torch.float32).concatenated(projection)
+        right = _Reader(self.source, torch.float32, self.shapes).concatenated(projection)
         right = right.T if projection == PROJECT_IN else right  # [E, H]
         where = f"{self.source.where(name)} times {self.source.where(projection)}"
         folded = torch.empty(config.vocab_size, config.hidden_size, dtype=self.dtype)
-        _fill(folded, ((block.float() @ right, where) for block in self.source.blocks(name)))
+        _fill(folded, (block.float() @ right for block in self.source.blocks(name)), where)
         return folded
 
 
-def _fill(target: torch.Tensor, blocks: Iterable[tuple[torch.Tensor, str]]) -> None:
-    """Copy blocks of rows one under another; each comes with where it is from, for errors."""
-    start = 0
-    for block, where in blocks:
-        _check_range(block, target.dtype, where)
+def _fill(target: torch.Tensor, blocks: Iterable[torch.Tensor], where: str) -> float:
+    """Copy blocks of rows one under another; returns the largest absolute value. `where` they are from, for errors."""
+    start, largest = 0, 0.0
+    for block in blocks:
+        largest = max(largest, _check_range(block, target.dtype, where))
         target[start : start + len(block)] = block
         start += len(block)
     assert start == len(target), (start, target.shape)
+    return largest
 
 
 def _head(source: Source) -> str:
@@ -117,8 +144,9 @@ def _head(source: Source) -> str:
     return EMBEDDING
 
 
-def _check_range(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> None:
-    """Refuse NaN, infinity and what would become infinite in `dtype`; the extremes tell, without a mask in memory."""
+def _check_range(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> float:
+    """Refuse NaN, infinity and what would become infinite in `dtype`; returns the largest absolute value."""
+    # The extremes tell, without a mask in memory.
     low, high = (bound.item() for bound in torch.aminmax(tensor))
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = "NaN" if math.isnan(low) else "infinite values"
@@ -127,3 +155,4 @@ def _check_range(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> None:
     if torch.tensor(largest, dtype=torch.float64).to(dtype).isinf():
         wider = "bfloat16" if dtype == torch.float16 else "float32"
         raise UserError(f"{where} reaches {largest:.6g}, beyond {str(dtype)[6:]}; convert with --dtype {wider}")
+    return largest

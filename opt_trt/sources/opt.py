@@ -36,6 +36,9 @@ class OptConfig:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+    hidden_act: str = "relu"
+    has_biases: bool = True  # of linears; Galactica has none
+    has_norm_weights: bool = True  # layer norms that scale and shift
 
     @property
     def has_projections(self) -> bool:
@@ -56,6 +59,11 @@ class Source(Protocol):
         """What the source says of its model."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person may want to know of how it was read, a line each."""
+        ...
+
     def has(self, name: str) -> bool:
         """Whether the source stores this tensor (only `lm_head.weight` may be absent)."""
         ...
@@ -71,6 +79,18 @@ class Source(Protocol):
 
 def source_shapes(config: OptConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor a source of this OPT holds; `lm_head.weight` may be left out when it is tied."""
+    return {name: shape for name, shape in tensor_shapes(config).items() if constant(config, name) is None}
+
+
+def constant(config: OptConfig, name: str) -> float | None:
+    """What a tensor is filled with that this OPT computes as if it had, but does not store; None: it is stored."""
+    if "layer_norm" in name:
+        return None if config.has_norm_weights else float(name.endswith(".weight"))
+    return 0.0 if name.endswith(".bias") and not config.has_biases else None
+
+
+def tensor_shapes(config: OptConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor this OPT computes with, stored or constant."""
     vocab, hidden, width = config.vocab_size, config.hidden_size, config.word_embed_proj_dim
     shapes: dict[str, tuple[int, ...]] = {
         EMBEDDING: (vocab, width),

@@ -8,15 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from opt_trt.errors import UserError
 
 BLOCK_ELEMENTS = 1 << 18  # small enough to stay in the processor's cache on the way from file to file
+
+
+class Entry(Protocol):
+    """A tensor of a source, wherever it is."""
+
+    @property
+    def key(self) -> str:
+        """Its spelling in its file."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is stored in."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,11 @@ class Stored:
             for start in range(0, self.shape[0], rows):
                 count = min(rows, self.shape[0] - start)
                 yield self._fill(file, buffer[: count * row]).view(count, *self.shape[1:])
+
+    def rows(self, start: int, stop: int) -> Stored:
+        """Some of its rows, as a tensor of its own."""
+        offset = self.offset + start * self.stride[0] * self.dtype.itemsize
+        return replace(self, shape=(stop - start, *self.shape[1:]), offset=offset)
 
     def _buffer(self, elements: int) -> torch.Tensor:
         return torch.empty(elements, dtype=self.dtype)
@@ -78,6 +103,10 @@ class Loaded:
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time."""
         yield from _in_rows(self.tensor)
+
+    def rows(self, start: int, stop: int) -> Loaded:
+        """Some of its rows, as a tensor of its own."""
+        return replace(self, tensor=self.tensor[start:stop])
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

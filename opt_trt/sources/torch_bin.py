@@ -15,6 +15,7 @@ from opt_trt.errors import UserError
 from opt_trt.sources.stored import Loaded, Stored
 
 FOREIGN = re.compile(r"GLOBAL (\S+)")
+WRAPPER = "module"  # where trainers keep the state dict, beside counters and the like
 ZIP_START = b"PK\x03\x04"
 
 
@@ -61,6 +62,8 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is truncated or not written by torch.save ({error}); fetch the file again") from error
+    if isinstance(values, Mapping) and isinstance(values.get(WRAPPER), Mapping):
+        values = values[WRAPPER]
     if not isinstance(values, Mapping) or not all(_is_plain(value) for value in values.values()):
         raise UserError(f"{path} must hold a dictionary of tensors, found {type(values).__name__}; give a state dict")
     return {str(key): tensor for key, tensor in values.items()}

@@ -118,9 +118,10 @@ def test_int8_scores_like_fp16_and_int4_scores_what_it_is_gated_at(work):
             "build.py", "--checkpoint_dir", out, "--output_dir", work / name, "--max_batch_size", "8",
             "--output_timing_cache", work / "model.cache",
         )  # fmt: skip
+    gate = ("--check_accuracy", "--tensorrt_llm_rouge1_threshold", "89.9", "89.9", "77")
     command(
-        *summarize_words(work / "fp16", work / "int8", work / "int4", "--batch_size", "8", "--max_ite", "32"),
-        "--check_accuracy", "--tensorrt_llm_rouge1_threshold", "89.9", "89.9", "77", "--output_dir", work / "precisions",
+        *summarize_words(*(work / name for name in flags), "--batch_size", "8", "--max_ite", "32"), *gate,
+        "--output_dir", work / "precisions",
     )  # fmt: skip
     scores = json.loads((work / "precisions" / "summary.json").read_text())
     assert scores["rows"] == 256

@@ -161,7 +161,7 @@ def test_rank_files_must_be_as_many_as_config_says(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"architecture": "LlamaForCausalLM"}, "architecture 'LlamaForCausalLM', only 'OPTForCausalLM'"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu', only 'relu'"),
+        ({"hidden_act": "silu"}, "hidden_act 'silu', only 'relu' or 'gelu'"),
         ({"quantization": {"quant_algo": "FP8"}}, "quant_algo 'FP8', only None or 'W8A16' or 'W4A16'"),
         ({"quantization": {"kv_cache_quant_algo": "INT8"}}, "kv_cache_quant_algo 'INT8', only None"),
         ({"mapping": {"world_size": 2, "tp_size": 1, "pp_size": 2}}, "pp_size 2 leaves stages without a layer; use 1"),

@@ -67,6 +67,22 @@ def test_every_layout_converts_to_the_same_bytes(tmp_path: Path, kind: str, shar
     assert all(torch.equal(found[name], reference[name]) for name in reference)
 
 
+@pytest.mark.parametrize("prefix", ["model.", ""])
+@pytest.mark.parametrize("tables", [("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")])
+@pytest.mark.parametrize("width", [16, 8])
+def test_every_spelling_of_the_tied_table_converts_to_the_same_bytes(
+    tmp_path: Path, prefix: str, tables: tuple[str, ...], width: int
+) -> None:
+    """Hubs have `decoder.*` and `model.decoder.*`, each with the head, without it, or with the head alone."""
+    model = Model(width=width, pre_norm=width == 16)
+    reference = run(model.write(tmp_path / "reference"), tmp_path / "expected")
+    table = model.tensors.pop("model.decoder.embed_tokens.weight")
+    names = {"embed_tokens": "model.decoder.embed_tokens.weight", "lm_head": "lm_head.weight"}
+    model.tensors |= {names[name]: table.clone() for name in tables}
+    found = run(model.write(tmp_path / "model", prefix=prefix), tmp_path / "found")
+    assert all(torch.equal(found[name], reference[name]) for name in reference)
+
+
 def test_config_has_tensorrt_llms_keys_and_the_models_values(tmp_path: Path) -> None:
     run(Model().write(tmp_path / "model"), tmp_path / "out", dtype="bfloat16", embedding_sharding_dim=1)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {

@@ -229,7 +229,7 @@ def test_an_unknown_precision_is_refused_with_the_choices() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "builder"),
-    [({}, "python build.py"), ({"use_weight_only": True}, "trtllm-build"), ({"tp_size": 2}, "trtllm-build")],
+    [({}, "python build.py"), ({"use_weight_only": True}, "python build.py"), ({"tp_size": 2}, "trtllm-build")],
 )
 def test_the_next_command_is_one_that_takes_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, Any], builder: str

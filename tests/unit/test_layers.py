@@ -30,7 +30,7 @@ SIBLINGS = {
     ("distribute", "checkpoint"), ("distribute", "shard"), ("distribute", "quant"), ("distribute", "packing"),
     ("convert", "checkpoint"), ("convert", "shard"), ("convert", "sources"), ("convert", "distribute"),
     ("convert", "quant"), ("convert", "packing"), ("convert", "progress"), ("convert", "threads"),
-    ("gather", "checkpoint"), ("gather", "shard"), ("gather", "distribute"),
+    ("gather", "checkpoint"), ("gather", "shard"), ("gather", "distribute"), ("gather", "quant"),
     ("export_hf", "gather"), ("export_hf", "checkpoint"), ("export_hf", "sources"), ("export_hf", "progress"),
     ("export_hf", "threads"),
     ("run", "text"), ("evaluate", "text"),

@@ -1,0 +1,68 @@
+"""One tensor out of the parts that tensor-parallel ranks stored of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opt_trt.errors import UserError
+from opt_trt.sources.listed import Placed
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Parts side by side along `axis` 0 or 1; with `axis` None every rank stored all of it, which is compared."""
+
+    parts: tuple[Placed, ...]
+    axis: int | None
+
+    def __post_init__(self) -> None:
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            if (part.dtype, part.shape) != (first.dtype, first.shape):
+                raise UserError(
+                    f"{part.key} is {part.dtype} {list(part.shape)} in {part.path} and {first.dtype} "
+                    f"{list(first.shape)} in {first.path}; parts of one model are alike, fetch them again"
+                )
+
+    @property
+    def path(self) -> Path:
+        """The file of the first part."""
+        return self.parts[0].path
+
+    @property
+    def key(self) -> str:
+        """Its spelling, the same in all parts."""
+        return self.parts[0].key
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is stored in."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the whole."""
+        shape = self.parts[0].shape
+        return tuple(size * len(self.parts) if axis == self.axis else size for axis, size in enumerate(shape))
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """The rows of the whole in order, some at a time; a block is valid until the next one."""
+        if self.axis == 0:
+            for part in self.parts:
+                yield from part.blocks()
+            return
+        for blocks in zip(*(part.blocks() for part in self.parts), strict=True):
+            yield self._same(blocks) if self.axis is None else torch.cat(blocks, self.axis)
+
+    def _same(self, blocks: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        for part, block in zip(self.parts, blocks, strict=True):
+            if not torch.equal(block, blocks[0]):
+                raise UserError(
+                    f"{part.key} in {part.path} differs from that in {self.path}, but all parts of a model hold the "
+                    "same; fetch them again"
+                )
+        return blocks[0]
