@@ -154,7 +154,7 @@ def test_hashes_are_those_of_the_golden_checkpoints(
         quantized = case["weight_only_precision"] is not None
         keys = ("dtype", "tp_size", "weight_only_precision", "use_parallel_embedding", "embedding_sharding_dim")
         flags = {key: case[key] for key in keys} | {"use_weight_only": quantized, "target_sm": case["sm"]}
-        convert(ConvertConfig(str(GOLDEN / model), str(tmp_path / "out"), log_level="error", **flags))
+        convert(ConvertConfig(str(GOLDEN / model), output_dir=str(tmp_path / "out"), log_level="error", **flags))
         parts = json.loads(printed(capsys, tmp_path / "out", sha256=True, json=True))["parts"]
         for part, golden in zip(parts, case["ranks"], strict=True):
             found = {tensor["name"]: tensor["sha256"] for tensor in part["tensors"]}

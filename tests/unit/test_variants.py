@@ -24,7 +24,7 @@ from opt_trt.graph.decoder import (
     head_weight_names,
     layer_weight_names,
 )
-from opt_trt.ops import ReferenceOps
+from opt_trt.ops import Linear, ReferenceOps
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "opt": {},
@@ -47,10 +47,10 @@ TOLERANCE = 1e-5  # absolute, logits of order 1: fp32 sums in another order
 class GeluOps(ReferenceOps):
     """The reference with the activation that `hidden_act` gelu asks for."""
 
-    def gemm(self, site: str, x: torch.Tensor, weight: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+    def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
         if site == "fc":
-            return functional.gelu(functional.linear(x, weight, *rest, **named))
-        return super().gemm(site, x, weight, *rest, **named)
+            return functional.gelu(functional.linear(x, linear.weight, linear.bias))
+        return super().gemm(site, x, linear, residual)
 
 
 OPS = {"relu": ReferenceOps, "gelu": GeluOps}
@@ -65,7 +65,7 @@ def logits(directory: Path, ids: list[int]) -> torch.Tensor:
     x = Embedding(ops)(torch.tensor(ids), tokens, *(weights[name] for name in EMBEDDING_WEIGHTS))
     for layer in range(config.num_hidden_layers):
         cache = torch.zeros(1, 2, config.num_attention_heads, 8, config.head_size)
-        x = Layer(config, ops)(x, [weights[name] for name in layer_weight_names(layer)], cache, step)
+        x = Layer(config, ops)(x, [weights[name] for name in layer_weight_names(config, layer)], cache, step)
     return Head(config, ops)(x, tokens, [weights[name] for name in head_weight_names(config)])
 
 
