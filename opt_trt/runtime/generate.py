@@ -9,7 +9,7 @@ import torch
 from opt_trt.runtime.batch import Batch, empty_batch, generation_inputs, mixed_inputs, num_context_logits
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.request import Request, Result
-from opt_trt.runtime.sampling import greedy
+from opt_trt.runtime.sampling import choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits, TokenSequence
 from opt_trt.step import Decoder, StepInputs
 
@@ -22,6 +22,7 @@ class Generation:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._tokens_per_block = spec.tokens_per_block
+        self._vocab_size = spec.vocab_size
         self._scheduler = Scheduler(StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block), pool)
         self._batch = empty_batch()
 
@@ -39,10 +40,10 @@ class Generation:
         joined = self._scheduler.admit()
         stepped = self._scheduler.running
         inputs = self._inputs(joined)
-        logits = self._decoder.step(inputs, self._kv_cache)
+        logits = self._decoder.step(inputs, self._kv_cache)[:, : self._vocab_size]  # no padding row is ever chosen
         if any(s.request.return_context_logits for s in joined):
             logits = _take_context_logits(logits, stepped, joined)
-        newest_ids = greedy(logits)
+        newest_ids = choose(logits, stepped)
         for row, (sequence, token_id) in enumerate(zip(stepped, newest_ids.tolist(), strict=True)):
             sequence.accept(token_id)
             if sequence.request.return_generation_logits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
@@ -17,7 +18,7 @@ FinishReason = Literal["end_id", "length"]
 
 @dataclass(frozen=True)
 class Request:
-    """Continue `prompt_ids` greedily, by at most `max_new_tokens` tokens.
+    """Continue `prompt_ids` by at most `max_new_tokens` tokens, chosen as `sampling` says.
 
     `end_id` is looked for in new tokens only (OPT begins a prompt with the token that ends it); None never ends early.
     """
@@ -27,6 +28,7 @@ class Request:
     end_id: int | None = None
     return_context_logits: bool = False
     return_generation_logits: bool = False
+    sampling: SamplingParams = GREEDY
 
     @property
     def max_tokens(self) -> int:
@@ -57,7 +59,10 @@ class TokenEvent:
 def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
     """Raise `UserError` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
     problem = (
-        _prompt_problem(request, spec) or _length_problem(request, spec, pool_tokens) or _logits_problem(request, spec)
+        _prompt_problem(request, spec)
+        or _length_problem(request, spec, pool_tokens)
+        or _logits_problem(request, spec)
+        or _sampling_problem(request, spec)
     )
     if problem:
         raise UserError(f"prompt {index} {problem}")
@@ -105,4 +110,16 @@ def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:
         return "asks for context logits; build the engine with --gather_context_logits"
     if request.return_generation_logits and not spec.gather_generation_logits:
         return "asks for generation logits; build the engine with --gather_generation_logits"
+    return None
+
+
+def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
+    bad = next((i for i in request.sampling.token_ids if not 0 <= i < spec.vocab_size), None)
+    if bad is not None:
+        return f"bans or biases token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; use the model's tokenizer"
+    if request.sampling.min_length > request.max_new_tokens:
+        return (
+            f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "
+            "lower --min_length or raise --max_output_len"
+        )
     return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING
 
 from opt_trt.errors import UserError
@@ -26,6 +28,11 @@ class TokenSequence:
     finish_reason: FinishReason | None = None
     context_logits: torch.Tensor | None = None
     generation_logits: list[torch.Tensor] = field(default_factory=list)
+
+    @cached_property
+    def random(self) -> Random:
+        """Its own random numbers: they depend on its seed alone, not on what runs beside it."""
+        return Random(f"{self.request.sampling.random_seed}/{self.request.sampling.sequence}")
 
     def accept(self, token_id: int) -> None:
         """Take a new token; the end id, or the last token asked for, finishes the sequence."""
