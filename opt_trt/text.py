@@ -1,4 +1,4 @@
-"""Strings to token ids and back, with the tokenizer of the model."""
+"""Strings to token ids and back, whole or as they come, with the tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.errors import UserError
+from opt_trt.runtime.request import Result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ class Tokenizer:
         return text
 
 
-class TextStream:
+class Detokenizer:
     """The text of ids that come one by one; half a UTF-8 character is held back until it is whole."""
 
     def __init__(self, tokenizer: Decodes) -> None:
@@ -62,16 +63,29 @@ class TextStream:
         """The text that is new and whole."""
         self._held += ids
         text = self._tokenizer.decode(self._held)
-        if text.endswith(HALF_CHARACTER):
-            return ""
-        self._held.clear()
-        return text
+        if not text.endswith(HALF_CHARACTER):
+            self._held.clear()
+            return text
+        for kept in range(1, len(self._held)):
+            whole, rest = self._tokenizer.decode(self._held[:-kept]), self._tokenizer.decode(self._held[-kept:])
+            if rest and whole + rest == text:  # cut inside a character, both sides would show a replacement for it
+                del self._held[:-kept]
+                return whole
+        return ""
 
     def flush(self) -> str:
         """The rest, at the end of the sequence."""
         text = self._tokenizer.decode(self._held)
         self._held.clear()
         return text
+
+
+def readable(result: Result, text: Decodes) -> str:
+    """The text of an output without the end id or stop word that ended it."""
+    if result.stop is not None and result.stop.text_end is not None:
+        return text.decode(result.output_ids)[: result.stop.text_end]
+    ending = 1 if result.finish_reason == "end_id" else len(result.stop.word) if result.stop else 0
+    return text.decode(result.output_ids[: len(result.output_ids) - ending])
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from opt_trt.config.run import DEFAULT_PROMPT, RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run import id_files, prompt_files
-from opt_trt.run.console import IdText, StreamPrinter, print_pair, without_end_id
+from opt_trt.run.console import IdText, StreamPrinter, print_pair
 from opt_trt.run.profiling import time_generations
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
@@ -120,7 +120,7 @@ def _generate(job: Job) -> list[Ids]:
     results = job.session.generate(job.requests)
     if job.prints_text:
         for index, result in enumerate(results):
-            print_pair(index, result.prompt_ids, without_end_id(result.output_ids, result.finish_reason), job.text)
+            print_pair(index, result, job.text)
     return [result.output_ids for result in results]
 
 
@@ -129,7 +129,7 @@ def _stream(job: Job) -> list[Ids]:
     events = job.session.stream(job.requests)
     printer = None
     if job.prints_text:
-        printer = StreamPrinter([r.prompt_ids for r in job.requests], job.text, job.config.streaming_interval)
+        printer = StreamPrinter(job.requests, job.text, job.config.streaming_interval)
     for event in events:
         outputs[event.index].append(event.token_id)
         if printer is not None:

@@ -8,7 +8,7 @@ import torch
 
 from opt_trt.runtime.batch import Batch, empty_batch, generation_inputs, mixed_inputs, num_context_logits
 from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.request import Request, Result, TokenEvent
 from opt_trt.runtime.sampling import choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits, TokenSequence
 from opt_trt.step import Decoder, StepInputs
@@ -83,6 +83,11 @@ def _take_context_logits(
     return logits[last_rows]
 
 
+def event_of(sequence: TokenSequence) -> TokenEvent:
+    """The newest token of a sequence that was stepped."""
+    return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop)
+
+
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
     assert sequence.finish_reason is not None, sequence.index
@@ -91,6 +96,7 @@ def result_of(sequence: TokenSequence) -> Result:
         prompt_ids=sequence.request.prompt_ids,
         output_ids=tuple(sequence.output_ids),
         finish_reason=sequence.finish_reason,
+        stop=sequence.stop,
         context_logits=sequence.context_logits,
         generation_logits=torch.stack(logits) if logits else None,
     )

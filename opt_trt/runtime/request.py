@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
+from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
     import torch
 
     from opt_trt.step import DecoderSpec
 
-FinishReason = Literal["end_id", "length"]
+FinishReason = Literal["end_id", "stop_words", "length"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Request:
     return_context_logits: bool = False
     return_generation_logits: bool = False
     sampling: SamplingParams = GREEDY
+    stop_words: StopWords | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -38,11 +41,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one request; `output_ids` are new tokens only, the end id included as the last one if it came."""
+    """The answer to one request; `output_ids` are new tokens only, the end id or stop word that ended them included."""
 
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
     finish_reason: FinishReason
+    stop: Stop | None = None  # the stop word, where it is the reason
     context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
 
@@ -54,6 +58,7 @@ class TokenEvent:
     index: int
     token_id: int
     finish_reason: FinishReason | None
+    stop: Stop | None = None
 
 
 def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
@@ -114,9 +119,13 @@ def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:
 
 
 def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
-    bad = next((i for i in request.sampling.token_ids if not 0 <= i < spec.vocab_size), None)
+    stop_ids = () if request.stop_words is None else chain.from_iterable(request.stop_words.ids)
+    bad = next((i for i in (*request.sampling.token_ids, *stop_ids) if not 0 <= i < spec.vocab_size), None)
     if bad is not None:
-        return f"bans or biases token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; use the model's tokenizer"
+        return (
+            f"bans, biases or stops at token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; "
+            "use the tokenizer of the model"
+        )
     if request.sampling.min_length > request.max_new_tokens:
         return (
             f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "

@@ -187,8 +187,8 @@ ROOMY = replace(SPEC, max_input_len=20, max_num_tokens=10)
         (SPEC, Request((1,) * 12, 9), "the whole KV cache holds 20; raise --max_tokens_in_paged_kv_cache"),
         (SPEC, Request((1,), 1, return_context_logits=True), "--gather_context_logits"),
         (SPEC, Request((1,), 1, return_generation_logits=True), "--gather_generation_logits"),
-        (SPEC, Request((1,), 1, sampling=SamplingParams(bad_words=((3, 16),))), "prompt 1 bans .* token id 16"),
-        (SPEC, Request((1,), 1, sampling=SamplingParams(logit_bias=((-1, 0.5),))), "biases token id -1"),
+        (SPEC, Request((1,), 1, sampling=SamplingParams(bad_words=((3, 16),))), "prompt 1 bans.* token id 16"),
+        (SPEC, Request((1,), 1, sampling=SamplingParams(logit_bias=((-1, 0.5),))), "biases.* token id -1"),
         (SPEC, Request((1,), 3, sampling=SamplingParams(min_length=4)), "at least 4 and at most 3 new tokens"),
     ],
 )
