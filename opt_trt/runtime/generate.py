@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from opt_trt.runtime import log_probs
 from opt_trt.runtime.batch import Batch, empty_batch, generation_inputs, mixed_inputs, num_context_logits
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.request import Request, Result, TokenEvent
@@ -44,6 +45,7 @@ class Generation:
         if any(s.request.return_context_logits for s in joined):
             logits = _take_context_logits(logits, stepped, joined)
         newest_ids = choose(logits, stepped)
+        log_probs.record(logits, newest_ids, stepped)
         for row, (sequence, token_id) in enumerate(zip(stepped, newest_ids.tolist(), strict=True)):
             sequence.accept(token_id)
             if sequence.request.return_generation_logits:
@@ -85,7 +87,8 @@ def _take_context_logits(
 
 def event_of(sequence: TokenSequence) -> TokenEvent:
     """The newest token of a sequence that was stepped."""
-    return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop)
+    newest = sequence.log_probs[-1] if sequence.log_probs else None
+    return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop, newest)
 
 
 def result_of(sequence: TokenSequence) -> Result:
@@ -97,6 +100,7 @@ def result_of(sequence: TokenSequence) -> Result:
         output_ids=tuple(sequence.output_ids),
         finish_reason=sequence.finish_reason,
         stop=sequence.stop,
+        log_probs=tuple(sequence.log_probs),
         context_logits=sequence.context_logits,
         generation_logits=torch.stack(logits) if logits else None,
     )

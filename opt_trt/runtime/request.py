@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogProbs:
+    """Natural logarithms of the probabilities the model gave a new token and the most likely ones, best first."""
+
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()  # id and log-probability of as many as were asked for
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer to one request; `output_ids` are new tokens only, the end id or stop word that ended them included."""
 
@@ -47,8 +56,15 @@ class Result:
     output_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop: Stop | None = None  # the stop word, where it is the reason
+    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if asked for
     context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
+
+    @property
+    def cum_log_prob(self) -> float:
+        """The log-probability of all new tokens together; it must have been asked for."""
+        assert len(self.log_probs) == len(self.output_ids), (len(self.log_probs), len(self.output_ids))
+        return math.fsum(token.log_prob for token in self.log_probs)
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,7 @@ class TokenEvent:
     token_id: int
     finish_reason: FinishReason | None
     stop: Stop | None = None
+    log_probs: TokenLogProbs | None = None  # if asked for
 
 
 def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.block_pool import BlockPool, blocks_for
-from opt_trt.runtime.request import FinishReason, Request
+from opt_trt.runtime.request import FinishReason, Request, TokenLogProbs
 from opt_trt.runtime.stopping import Stop, StopWatch
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class TokenSequence:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop: Stop | None = None
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: torch.Tensor | None = None
     generation_logits: list[torch.Tensor] = field(default_factory=list)
 
