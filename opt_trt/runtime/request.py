@@ -55,10 +55,10 @@ class Result:
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
     finish_reason: FinishReason
-    stop: Stop | None = None  # the stop word, where it is the reason
-    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if asked for
     context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
+    stop: Stop | None = None  # the stop word, where it is the reason
+    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if asked for
 
     @property
     def cum_log_prob(self) -> float:

@@ -134,7 +134,7 @@ def test_text_is_cut_at_the_string_and_ids_are_kept_to_its_end(demo: Tokenizer) 
     count, stop = watch(["said: n"], ids, partial(Detokenizer, demo))
     assert stop == Stop("said: n", len("the mayor "))
     assert "said: n" in demo.decode(ids[:count]) and "said: n" not in demo.decode(ids[: count - 1])
-    result = Result((2,), ids[:count], "stop_words", stop)
+    result = Result((2,), ids[:count], "stop_words", stop=stop)
     assert readable(result, demo) == "the mayor "
 
 
@@ -143,9 +143,9 @@ def test_text_is_cut_at_the_string_and_ids_are_kept_to_its_end(demo: Tokenizer) 
     [
         (Result((), (4, 8, 2), "end_id"), "4 8"),
         (Result((), (4, 8, 2), "length"), "4 8 2"),
-        (Result((), (4, 8, 2), "stop_words", Stop((8, 2))), "4"),
-        (Result((), (4, 8, 2), "stop_words", Stop("8", 2)), "4 "),
-        (Result((), (4, 8, 2), "stop_words", Stop("4", 0)), ""),
+        (Result((), (4, 8, 2), "stop_words", stop=Stop((8, 2))), "4"),
+        (Result((), (4, 8, 2), "stop_words", stop=Stop("8", 2)), "4 "),
+        (Result((), (4, 8, 2), "stop_words", stop=Stop("4", 0)), ""),
     ],
 )
 def test_what_ended_an_output_is_not_read(result: Result, text: str) -> None:
