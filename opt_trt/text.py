@@ -41,9 +41,13 @@ class Tokenizer:
 
     def encode(self, text: str, max_length: int) -> tuple[int, ...]:
         """At most `max_length` ids: the `</s>` if there is one, then the end of the text (cut from the left)."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = self.encode_word(text)
         room = max_length - len(self._prefix)
         return (*self._prefix, *ids[max(0, len(ids) - max(0, room)) :])[:max_length]
+
+    def encode_word(self, text: str) -> tuple[int, ...]:
+        """All ids of a piece of text, without a `</s>` before it."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens and ids beyond the vocabulary (padding rows of the table) are empty."""

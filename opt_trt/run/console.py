@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from opt_trt.runtime.request import Request, Result, TokenEvent
 from opt_trt.runtime.stopping import Stop
@@ -17,15 +18,28 @@ class IdText:
         return "".join(f" {token_id}" for token_id in ids)
 
 
-def print_pair(index: int, result: Result, text: Decodes) -> None:
-    """One prompt and what followed it."""
-    _begin(index, result.prompt_ids, text)
-    print(f'{readable(result, text)}"')
+@dataclass(frozen=True)
+class Printing:
+    """How outputs are shown: `num_sequences` requests in a row have the same prompt."""
+
+    text: Decodes
+    num_sequences: int = 1
+    interval: int = 1  # new tokens that appear at once when streaming
+
+    def begin(self, index: int, prompt_ids: Sequence[int]) -> None:
+        """Print all that stands before the output of the request at `index`."""
+        prompt, sequence = divmod(index, self.num_sequences)
+        if sequence == 0:
+            print(f'Input [Text {prompt}]: "{self.text.decode(prompt_ids)}"')
+        which = f" Seq {sequence}" * (self.num_sequences > 1)
+        print(f'Output [Text {prompt}{which} Beam 0]: "', end="", flush=True)
 
 
-def _begin(index: int, prompt_ids: Sequence[int], text: Decodes) -> None:
-    print(f'Input [Text {index}]: "{text.decode(prompt_ids)}"')
-    print(f'Output [Text {index} Beam 0]: "', end="", flush=True)
+def print_results(results: Sequence[Result], printing: Printing) -> None:
+    """Every prompt and what followed it."""
+    for index, result in enumerate(results):
+        printing.begin(index, result.prompt_ids)
+        print(f'{readable(result, printing.text)}"')
 
 
 class StreamPrinter:
@@ -35,10 +49,9 @@ class StreamPrinter:
     text that may turn out to begin a stop word.
     """
 
-    def __init__(self, requests: Sequence[Request], text: Decodes, interval: int) -> None:
+    def __init__(self, requests: Sequence[Request], printing: Printing) -> None:
         self._requests = requests
-        self._text = text
-        self._interval = interval
+        self._printing = printing
         self._waiting: list[list[int]] = [[] for _ in requests]
         self._finished: dict[int, Stop | None] = {}
         self._start(0)
@@ -52,19 +65,19 @@ class StreamPrinter:
         while self._turn in self._finished:
             self._finish(self._finished[self._turn])
             self._start(self._turn + 1)
-        if self._turn < len(self._requests) and len(self._waiting[self._turn]) >= self._interval:
+        if self._turn < len(self._requests) and len(self._waiting[self._turn]) >= self._printing.interval:
             self._decode()
             self._print(len(self._unprinted) - self._withheld)
 
     def _start(self, turn: int) -> None:
         self._turn = turn
-        self._stream = Detokenizer(self._text)
+        self._stream = Detokenizer(self._printing.text)
         self._unprinted = ""
         self._printed = 0
         if turn < len(self._requests):
             words = self._requests[turn].stop_words
             self._withheld = 0 if words is None else max(0, words.longest_string - 1)
-            _begin(turn, self._requests[turn].prompt_ids, self._text)
+            self._printing.begin(turn, self._requests[turn].prompt_ids)
 
     def _finish(self, stop: Stop | None) -> None:
         self._decode()
