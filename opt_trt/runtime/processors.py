@@ -14,6 +14,8 @@ import torch
 
 from opt_trt.runtime.scheduler import TokenSequence
 
+CANDIDATES = 1024  # largest logits that nearly always hold the cut of top-p
+TOP_P_MARGIN = 1e-5  # of probability: fp32 sums over a vocabulary differ by some 1e-6
 Processor = Callable[[torch.Tensor, Sequence[TokenSequence]], torch.Tensor]
 
 
@@ -77,10 +79,29 @@ def _keep_top_k(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> tor
 
 
 def _keep_top_p(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The fewest most probable tokens that hold `top_p` of the probability; the first one always stays."""
-    tail = torch.tensor([1 - s.request.sampling.top_p for s in sequences], dtype=torch.float32).unsqueeze(1)
+    """The fewest most probable tokens that hold `top_p` of the probability; the first one always stays.
+
+    Sorting a vocabulary takes 4 ms a row, its largest logits 0.3: rows are sorted only where those do not settle it.
+    """
+    top_p = torch.tensor([s.request.sampling.top_p for s in sequences], dtype=torch.float64).unsqueeze(1)
+    best = logits.topk(min(CANDIDATES, logits.shape[1])).values
+    mass = (best - logits.logsumexp(-1, keepdim=True)).double().exp()
+    before = mass.cumsum(-1) - mass  # of the probability, more probable than each candidate
+    kept = (before < top_p).sum(-1, keepdim=True)
+    least = best.gather(1, (kept - 1).clamp(min=0))
+    next_one = best.gather(1, kept.clamp(max=best.shape[1] - 1))
+    settled = ((before - top_p).abs() > TOP_P_MARGIN).all(-1) & (least > next_one).squeeze(1)
+    filtered = logits.masked_fill(logits < least, -inf)
+    rows = (~settled).nonzero().squeeze(1)
+    if len(rows):
+        filtered[rows] = _keep_top_p_sorted(logits[rows], top_p[rows])
+    return filtered
+
+
+def _keep_top_p_sorted(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The same with transformers' operations, which decide where rounding or a tie matters; `top_p` is `[R, 1]`."""
     ascending, token_ids = logits.sort()
-    drop = ascending.softmax(-1).cumsum(-1) <= tail
+    drop = ascending.softmax(-1).cumsum(-1) <= (1 - top_p).float()
     drop[:, -1] = False
     return logits.masked_fill(drop.scatter(1, token_ids, drop), -inf)
 

@@ -100,6 +100,26 @@ def test_every_option_changes_something() -> None:
     assert changed == set(OPTIONS) - {"longer_than_the_text", "top_k_of_all"}
 
 
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999, 0.9999999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("round_to", [None, 0, 1])  # rounded logits tie
+def test_top_p_cuts_where_transformers_does(top_p: float, spread: float, round_to: int | None) -> None:
+    logits = spread * torch.randn(8, 5001, generator=torch.Generator().manual_seed(7))
+    if round_to is not None:
+        logits = logits.round(decimals=round_to)
+    logits[:4, 100:] = float("-inf")
+    params = SamplingParams(top_k=0, top_p=top_p)
+    expected = oracle.TopPLogitsWarper(top_p)(torch.empty(8, 0), logits)
+    assert torch.equal(process(logits.clone(), [sequence(params, [4] * PROMPT)] * 8), expected)
+
+
+def test_the_cut_of_top_p_is_exact_where_it_falls_on_a_token() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    for top_p, kept in [(0.5, 1), (0.50001, 2), (0.75, 2), (0.75001, 3)]:
+        processed = process(logits.clone(), [sequence(SamplingParams(top_k=0, top_p=top_p), [1] * PROMPT)])
+        assert processed.isfinite().sum() == kept
+
+
 def test_ties_at_the_edge_of_top_k_stay() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0]])
     kept = process(logits.clone(), [sequence(SamplingParams(top_k=2), [4] * PROMPT)]).isfinite()
