@@ -35,6 +35,7 @@ class RunConfig(SessionConfig):
     )  # fmt: skip
     streaming: bool = flag(False, "print text while it is generated")
     streaming_interval: int = flag(5, "tokens between two prints of a stream")
+    interactive: bool = flag(False, "ask for prompts, a line each, and print outputs while they are generated")
     run_profiling: bool = flag(False, "time 10 generations after 10 to warm up")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
@@ -66,10 +67,24 @@ class RunConfig(SessionConfig):
                 "give --top_k 50, or --top_k 0 --top_p 0.9"
             )
 
+        self._check_interactive()
+
     def targets(self) -> list[str]:
         """Every file to write."""
         names = (self.output_csv, self.output_npy, self.output_log_probs_npy, self.output_cum_log_probs_npy)
         return [name for name in names if name is not None]
+
+    def _check_interactive(self) -> None:
+        """What needs all prompts before the first output does not go with prompts that are typed."""
+        given = {
+            "--input_file": self.input_file,
+            "--input_text": self.input_text != (DEFAULT_PROMPT,),
+            "--run_profiling": self.run_profiling,
+            "the --output_ file": self.targets(),
+        }
+        clash = next((name for name, value in given.items() if value), None)
+        if self.interactive and clash:
+            raise UserError(f"--interactive asks for prompts and prints outputs; drop it or {clash}")
 
     def prints_outputs(self) -> bool:
         """Whether outputs go to the terminal: they do unless their ids go to a file."""

@@ -25,21 +25,29 @@ class Printing:
     text: Decodes
     num_sequences: int = 1
     interval: int = 1  # new tokens that appear at once when streaming
+    framed: bool = True  # with the prompt before the output, in quotes
 
     def begin(self, index: int, prompt_ids: Sequence[int]) -> None:
         """Print all that stands before the output of the request at `index`."""
+        if not self.framed:
+            return
         prompt, sequence = divmod(index, self.num_sequences)
         if sequence == 0:
             print(f'Input [Text {prompt}]: "{self.text.decode(prompt_ids)}"')
         which = f" Seq {sequence}" * (self.num_sequences > 1)
         print(f'Output [Text {prompt}{which} Beam 0]: "', end="", flush=True)
 
+    def end(self) -> None:
+        """Print what stands behind an output."""
+        print('"' * self.framed, flush=True)
+
 
 def print_results(results: Sequence[Result], printing: Printing) -> None:
     """Every prompt and what followed it."""
     for index, result in enumerate(results):
         printing.begin(index, result.prompt_ids)
-        print(f'{readable(result, printing.text)}"')
+        print(readable(result, printing.text), end="")
+        printing.end()
 
 
 class StreamPrinter:
@@ -84,7 +92,7 @@ class StreamPrinter:
         self._unprinted += self._stream.flush()
         text_end = None if stop is None else stop.text_end
         self._print(len(self._unprinted) if text_end is None else text_end - self._printed)
-        print('"', flush=True)
+        self._printing.end()
 
     def _decode(self) -> None:
         self._unprinted += self._stream.push(self._waiting[self._turn])

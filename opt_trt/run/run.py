@@ -10,6 +10,7 @@ from opt_trt.config.run import RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.console import IdText, Printing, StreamPrinter, print_results
+from opt_trt.run.interactive import converse
 from opt_trt.run.outputs import Output, output_of, write_outputs
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests, reads_text
@@ -36,6 +37,10 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
         array_files.check_target(Path(target))
     tokenizer = _tokenizer(config)
     session = (open_session or _open_engine)(Path(config.engine_dir), _kv_cache_limit(config))
+    if config.interactive:
+        assert tokenizer is not None  # prompts are text
+        converse(config, session, tokenizer)
+        return
     requests = make_requests(config, session.spec, tokenizer)
     printing = Printing(tokenizer or IdText(), config.num_return_sequences, config.streaming_interval)
     job = Job(session, requests, printing if config.prints_outputs() else None)

@@ -89,6 +89,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "bad_words": "unit/test_run.py::test_penalties_and_bans_change_what_is_most_likely",
         "streaming": "unit/test_run.py::test_a_stream_ends_as_the_same_text",
         "streaming_interval": "unit/test_run.py::test_a_stream_is_printed_every_interval",
+        "interactive": "unit/test_interactive.py::test_every_line_is_continued",
         "run_profiling": "unit/test_run.py::test_profiling_warms_up_ten_times_and_times_ten",
     },
     SummarizeConfig: {
