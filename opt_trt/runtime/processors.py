@@ -23,9 +23,11 @@ def process(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.T
     """Apply to each row of `logits [R, V]`, which are overwritten, what its sequence asks for."""
     for name, apply in PROCESSORS.items():
         rows = [row for row, sequence in enumerate(sequences) if name in sequence.request.sampling.processors]
+        if not rows:
+            continue
         if len(rows) == len(sequences):
             logits = apply(logits, sequences)
-        elif rows:
+        else:
             logits[rows] = apply(logits[rows], [sequences[row] for row in rows])
     return logits
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers.generation import logits_process as oracle
 
 from opt_trt.config.sampling import SamplingParams
@@ -90,6 +92,29 @@ def test_a_mixed_batch_equals_transformers_row_by_row(vocab: int) -> None:
     sequences, logits, expected = cases(vocab)
     for one, got, wanted in zip(sequences, process(logits.clone(), sequences), expected, strict=True):
         assert torch.equal(got, wanted), one.request.sampling
+
+
+WORDS = st.lists(st.lists(st.integers(3, 7), min_size=1, max_size=3).map(tuple), max_size=3, unique=True).map(tuple)
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.floats(0.05, 5.0),
+    top_k=st.sampled_from([2, 5, 40]),
+    top_p=st.floats(0.01, 1.0),
+    min_p=st.floats(0.0, 1.0),
+    repetition_penalty=st.floats(0.5, 2.0),
+    no_repeat_ngram_size=st.integers(0, 4),
+    min_length=st.integers(0, 20),
+    bad_words=WORDS,
+)
+
+
+@settings(deadline=None, max_examples=60)  # the machine may be busy
+@given(st.lists(st.tuples(PARAMS, st.lists(st.integers(0, 7), min_size=PROMPT, max_size=30)), max_size=4))
+def test_any_mix_of_options_equals_transformers(rows: list[tuple[SamplingParams, list[int]]]) -> None:
+    logits = 4 * torch.randn(len(rows), 60, generator=torch.Generator().manual_seed(len(rows)))
+    processed = process(logits.clone(), [sequence(*row) for row in rows])
+    for row, got, before in zip(rows, processed, logits, strict=True):
+        assert torch.equal(got, transformers_says(*row, before))
 
 
 def test_every_option_changes_something() -> None:

@@ -181,6 +181,11 @@ def test_greedy_rows_of_a_mixed_batch_stay_greedy() -> None:
     assert choose(logits, rows)[[0, 2]].tolist() == logits[[0, 2]].argmax(-1).tolist()
 
 
+def test_rows_without_options_are_not_even_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("opt_trt.runtime.sampling._choose_processed")
+    assert choose(torch.tensor([LOGITS] * 2), [sequence(0), sequence(1)]).tolist() == [2, 2]
+
+
 def test_choosing_leaves_the_logits_as_the_decoder_gave_them() -> None:
     logits = torch.tensor([LOGITS])
     choose(logits, [sequence(repetition_penalty=2.0, **ALL)])
