@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -65,7 +64,7 @@ def build_parser(config_class: type) -> Parser:
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
     """The configuration a command line asks for; `UserError` names what does not fit."""
     values = vars(build_parser(config_class).parse_intermixed_args(argv))
-    return config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return config_class(**{name: _as_tuples(value) for name, value in values.items()})
 
 
 def run_main(main: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
@@ -112,6 +111,8 @@ def _add_flag(parser: Parser, f: Field[Any], hint: Any) -> None:
         how["choices"] = tuple(int(c) for c in flag.choices)
     if flag.nargs:
         how["nargs"] = flag.nargs
+    if flag.repeats:
+        how["action"] = "append"
     if flag.bare:
         how |= {"nargs": "?", "const": flag.bare}
     if flag.positional:  # absent is the field's default, which need not be shown
@@ -121,13 +122,15 @@ def _add_flag(parser: Parser, f: Field[Any], hint: Any) -> None:
 
 
 def _value_type(hint: Any) -> type:
-    """The type one value is parsed as: `int | None` → int, `tuple[str, ...]` → str."""
-    if isinstance(hint, types.UnionType):
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if typing.get_origin(hint) is tuple:
-        hint = typing.get_args(hint)[0]
+    """The type one value is parsed as: `int | None` → int, `tuple[tuple[str, ...], ...]` → str."""
+    while args := typing.get_args(hint):
+        hint = next(a for a in args if a is not type(None))
     assert isinstance(hint, type), hint
     return hint
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 class _RefuseAction(argparse.Action):

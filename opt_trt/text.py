@@ -1,4 +1,4 @@
-"""Strings to token ids and back, with the tokenizer of the model."""
+"""Strings to token ids and back, whole or as they come, with the tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.errors import UserError
+from opt_trt.runtime.request import Result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,9 +41,13 @@ class Tokenizer:
 
     def encode(self, text: str, max_length: int) -> tuple[int, ...]:
         """At most `max_length` ids: the `</s>` if there is one, then the end of the text (cut from the left)."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = self.encode_word(text)
         room = max_length - len(self._prefix)
         return (*self._prefix, *ids[max(0, len(ids) - max(0, room)) :])[:max_length]
+
+    def encode_word(self, text: str) -> tuple[int, ...]:
+        """All ids of a piece of text, without a `</s>` before it."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens and ids beyond the vocabulary (padding rows of the table) are empty."""
@@ -51,7 +56,7 @@ class Tokenizer:
         return text
 
 
-class TextStream:
+class Detokenizer:
     """The text of ids that come one by one; half a UTF-8 character is held back until it is whole."""
 
     def __init__(self, tokenizer: Decodes) -> None:
@@ -62,16 +67,29 @@ class TextStream:
         """The text that is new and whole."""
         self._held += ids
         text = self._tokenizer.decode(self._held)
-        if text.endswith(HALF_CHARACTER):
-            return ""
-        self._held.clear()
-        return text
+        if not text.endswith(HALF_CHARACTER):
+            self._held.clear()
+            return text
+        for kept in range(1, len(self._held)):
+            whole, rest = self._tokenizer.decode(self._held[:-kept]), self._tokenizer.decode(self._held[-kept:])
+            if rest and whole + rest == text:  # cut inside a character, both sides would show a replacement for it
+                del self._held[:-kept]
+                return whole
+        return ""
 
     def flush(self) -> str:
         """The rest, at the end of the sequence."""
         text = self._tokenizer.decode(self._held)
         self._held.clear()
         return text
+
+
+def readable(result: Result, text: Decodes) -> str:
+    """The text of an output without the end id or stop word that ended it."""
+    if result.stop is not None and result.stop.text_end is not None:
+        return text.decode(result.output_ids)[: result.stop.text_end]
+    ending = 1 if result.finish_reason == "end_id" else len(result.stop.word) if result.stop else 0
+    return text.decode(result.output_ids[: len(result.output_ids) - ending])
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:

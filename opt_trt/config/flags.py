@@ -17,6 +17,7 @@ class Flag:
     choices: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
     nargs: str | None = None
+    repeats: bool = False  # every use adds a group of values
     bare: str | None = None  # what the flag means when given without a value
     positional: str | None = None  # given without a name; this stands for it in the help
 

@@ -9,6 +9,7 @@ from opt_trt.config.flags import Refusal, flag
 from opt_trt.config.session import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
+Groups = tuple[tuple[str, ...], ...] | None  # of words: one for all prompts, or one for each
 DEFAULT_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
@@ -22,16 +23,25 @@ class RunConfig(SessionConfig):
     input_file: str | None = flag(None, "prompts from .txt (a line each), or token ids from .csv or .npy (a row each)")
     output_csv: str | None = flag(None, "write token ids, prompt included, a row per prompt")
     output_npy: str | None = flag(None, "write token ids, prompt included, a row per prompt")
+    output_log_probs_npy: str | None = flag(None, "write the model's log-probability of every new token")
+    output_cum_log_probs_npy: str | None = flag(None, "write the log-probability of every output as a whole")
+    num_return_sequences: int = flag(1, "outputs per prompt, each drawn with random numbers of its own")
+    stop_words: tuple[tuple[str, ...], ...] | None = flag(
+        None, "strings that end an output and are left out; repeat the flag to give each prompt its own",
+        nargs="+", repeats=True,
+    )  # fmt: skip
+    bad_words: tuple[tuple[str, ...], ...] | None = flag(
+        None, "words never generated, as the tokenizer cuts them (' London' with its space); repeat likewise",
+        nargs="+", repeats=True,
+    )  # fmt: skip
     streaming: bool = flag(False, "print text while it is generated")
     streaming_interval: int = flag(5, "tokens between two prints of a stream")
+    interactive: bool = flag(False, "ask for prompts, a line each, and print outputs while they are generated")
     run_profiling: bool = flag(False, "time 10 generations after 10 to warm up")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
-        "random_seed": Refusal("decoding is greedy: there is nothing to seed", ("0",)),
         "output_generation_logits": Refusal("file output of logits is not there yet"),
         "output_logits_npy": Refusal("file output of logits is not there yet"),
-        "output_log_probs_npy": Refusal("file output of log-probabilities is not there yet"),
-        "output_cum_log_probs_npy": Refusal("file output of log-probabilities is not there yet"),
         "fail_fast_on_attention_window_too_large": Refusal("OPT attends to the whole sequence"),
         "multimodal_input_file": Refusal("OPT reads text"),
         "input_token_extra_ids": Refusal("prompt tables are not supported"),
@@ -50,3 +60,33 @@ class RunConfig(SessionConfig):
             raise UserError(f"--max_output_len must be at least 1, found {self.max_output_len}")
         if self.streaming_interval < 1:
             raise UserError(f"--streaming_interval must be at least 1, found {self.streaming_interval}")
+        if self.num_return_sequences < 1:
+            raise UserError(f"--num_return_sequences must be at least 1, found {self.num_return_sequences}")
+        if self.num_return_sequences > 1 and not self.sampling().draws:
+            raise UserError(
+                f"--num_return_sequences {self.num_return_sequences} would give one greedy output as many times; "
+                "give --top_k 50, or --top_k 0 --top_p 0.9"
+            )
+
+        self._check_interactive()
+
+    def targets(self) -> list[str]:
+        """Every file to write."""
+        names = (self.output_csv, self.output_npy, self.output_log_probs_npy, self.output_cum_log_probs_npy)
+        return [name for name in names if name is not None]
+
+    def _check_interactive(self) -> None:
+        """What needs all prompts before the first output does not go with prompts that are typed."""
+        given = {
+            "--input_file": self.input_file,
+            "--input_text": self.input_text != (DEFAULT_PROMPT,),
+            "--run_profiling": self.run_profiling,
+            "the --output_ file": self.targets(),
+        }
+        clash = next((name for name, value in given.items() if value), None)
+        if self.interactive and clash:
+            raise UserError(f"--interactive asks for prompts and prints outputs; drop it or {clash}")
+
+    def prints_outputs(self) -> bool:
+        """Whether outputs go to the terminal: they do unless their ids go to a file."""
+        return self.output_csv is None and self.output_npy is None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
 
-GREEDY = "decoding is greedy; sampling is not there yet"
 ONE_BEAM = "decoding has one beam; beam search is not there yet"
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
@@ -16,20 +17,9 @@ GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
 SESSION_REFUSED: dict[str, Refusal] = {
     "num_beams": Refusal(ONE_BEAM, ("1",)),
     "beam_width_array": Refusal(ONE_BEAM),
-    "num_return_sequences": Refusal(GREEDY, ("1",)),
-    "temperature": Refusal(GREEDY, ("1", "1.0")),
-    "top_k": Refusal(GREEDY, ("1",)),
-    "top_p": Refusal(GREEDY, ("0", "0.0")),
-    "min_p": Refusal(GREEDY, ("0", "0.0")),
     "length_penalty": Refusal(ONE_BEAM, ("1", "1.0")),
     "early_stopping": Refusal(ONE_BEAM, ("1",)),
     "beam_search_diversity_rate": Refusal(ONE_BEAM, ("0", "0.0")),
-    "repetition_penalty": Refusal(GREEDY, ("1", "1.0")),
-    "presence_penalty": Refusal(GREEDY, ("0", "0.0")),
-    "frequency_penalty": Refusal(GREEDY, ("0", "0.0")),
-    "no_repeat_ngram_size": Refusal(GREEDY, ("0",)),
-    "stop_words": Refusal("stop words are not there yet; generation ends at --end_id or the length"),
-    "bad_words": Refusal(GREEDY),
     "sink_token_length": Refusal("OPT attends to the whole sequence"),
     "max_attention_window_size": Refusal("OPT attends to the whole sequence"),
     "multi_block_mode": Refusal(GPU_ONLY, ("True", "true", "1")),
@@ -62,6 +52,11 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "language_task_uids": Refusal("OPT has no language adapters"),
 }
 
+SAMPLING_FLAGS = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "no_repeat_ngram_size", "min_length", "random_seed",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SessionConfig:
@@ -73,13 +68,32 @@ class SessionConfig:
     max_input_length: int = flag(923, "prompts are cut to this many tokens, from the left")
     end_id: int | None = flag(None, "token that ends a sequence; default: the model's </s>")
     pad_id: int | None = flag(None, "token that stands for padding; default: the model's <pad>")
+    temperature: float = flag(GREEDY.temperature, "divides logits before tokens are drawn; 0 is greedy")
+    top_k: int = flag(GREEDY.top_k, "draw from so many most likely tokens; 1 is greedy, 0 keeps all")
+    top_p: float = flag(GREEDY.top_p, "draw from the fewest tokens with this probability together; 0 and 1 keep all")
+    min_p: float = flag(GREEDY.min_p, "draw from tokens at least this many times as likely as the first; 0 keeps all")
+    repetition_penalty: float = flag(
+        GREEDY.repetition_penalty, "divides positive logits of tokens of prompt and output, multiplies negative ones"
+    )
+    presence_penalty: float = flag(GREEDY.presence_penalty, "subtracted from logits of tokens of the output")
+    frequency_penalty: float = flag(
+        GREEDY.frequency_penalty, "subtracted from logits of tokens of the output for every time they appeared"
+    )
+    no_repeat_ngram_size: int = flag(GREEDY.no_repeat_ngram_size, "so many tokens in a row never repeat; 0 is off")
+    min_length: int = flag(GREEDY.min_length, "new tokens before the end id or a stop word may end the output")
+    random_seed: int = flag(GREEDY.random_seed, "seed of the tokens drawn; each prompt's own, whatever runs beside it")
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
     kv_cache_free_gpu_memory_fraction: float = flag(
         0.9, "share of the free memory of the engine's device the KV cache may take"
     )
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
+    def sampling(self, **more: Any) -> SamplingParams:
+        """What the flags, and fields beyond them, say of the choice of tokens; `UserError` if they contradict."""
+        return SamplingParams(**{name: getattr(self, name) for name in SAMPLING_FLAGS}, **more)
+
     def __post_init__(self) -> None:
+        self.sampling()
         if self.max_input_length < 1:
             raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
         if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:

@@ -34,7 +34,7 @@ class SummarizeConfig(SessionConfig):
     max_ite: int = flag(20, "batches summarized")
     output_len: int = flag(100, "most new tokens per summary")
     min_input_length: int = flag(0, "articles with fewer tokens are left out")
-    random_seed: int = flag(0, "order in which the articles are drawn")
+    random_seed: int = flag(0, "order in which the articles are drawn, and seed of the tokens drawn")
     check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds")
     tensorrt_llm_rouge1_threshold: tuple[float, ...] = flag(
         (15.0,), "ROUGE-1 of the engine must be above this; one for all engines or one each", nargs="+"
@@ -49,6 +49,9 @@ class SummarizeConfig(SessionConfig):
     output_dir: str | None = flag(None, "write hf.out, trtllm.out (NAME.out of several) and summary.json here")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
+        "num_return_sequences": Refusal("every article has one summary", ("1",)),
+        "stop_words": Refusal("summaries end at --end_id or --output_len"),
+        "bad_words": Refusal("summaries may use every word"),
         "streaming": Refusal("scores need whole summaries"),
         "streaming_interval": Refusal("scores need whole summaries"),
         "eval_task": Refusal("the task is summarize", ("summarize",)),
@@ -66,6 +69,7 @@ class SummarizeConfig(SessionConfig):
             raise UserError("nothing to do: give --test_hf, --test_trt_llm or both")
         if self.test_hf and self.hf_model_dir is None:
             raise UserError("--test_hf needs --hf_model_dir: the directory of the Hugging Face model")
+        self._check_penalties()
         if self.check_accuracy and not self.test_trt_llm:
             raise UserError("--check_accuracy checks the engine: give --test_trt_llm too")
         if self.max_rouge1_drop is not None and not (self.test_hf and self.check_accuracy):
@@ -88,3 +92,8 @@ class SummarizeConfig(SessionConfig):
             given = getattr(self, flag_name)
             if given is not None and len(given) not in (1, len(names)):
                 raise UserError(f"--{flag_name} takes one limit or one for each of {len(names)}, found {len(given)}")
+
+    def _check_penalties(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            if self.test_hf and getattr(self, name):
+                raise UserError(f"--{name} is unknown to transformers: drop it, or --test_hf")

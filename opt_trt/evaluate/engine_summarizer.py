@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -12,12 +14,15 @@ from opt_trt.runtime.session import Session
 
 
 class EngineSummarizer:
-    """Greedy summaries from a live engine; every new request ends at `end_id` or after `output_len` tokens."""
+    """Summaries from a live engine; every new request ends at `end_id` or after `output_len` tokens."""
 
-    def __init__(self, session: Session, output_len: int, end_id: int | None) -> None:
+    def __init__(
+        self, session: Session, output_len: int, end_id: int | None, sampling: SamplingParams = GREEDY
+    ) -> None:
         self._session = session
         self._output_len = output_len
         self._end_id = end_id
+        self._sampling = sampling
 
     def check(self, demand: Demand) -> None:
         """Refuse what the engine was not built for, with the flags that would change it."""
@@ -43,7 +48,7 @@ class EngineSummarizer:
 
     def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
         """New tokens of each prompt, all submitted together."""
-        requests = [Request(prompt, self._output_len, end_id=self._end_id) for prompt in prompts]
+        requests = [self._request(prompt, self._output_len) for prompt in prompts]
         return [result.output_ids for result in self._session.generate(requests)]
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
@@ -57,7 +62,8 @@ class EngineSummarizer:
 
     def _mean_nll_by_generating(self, prompt: TokenIds, output_len: int) -> float:
         """Generate the text again and keep the logits of both phases: for texts too long to be a prompt."""
-        request = Request(prompt, output_len, self._end_id, return_context_logits=True, return_generation_logits=True)
+        request = self._request(prompt, output_len)
+        request = replace(request, return_context_logits=True, return_generation_logits=True)
         (result,) = self._session.generate([request])
         context, generation = result.context_logits, result.generation_logits
         assert context is not None and generation is not None
@@ -68,6 +74,9 @@ class EngineSummarizer:
             if targets
         ]
         return sum(parts) / (n_context + n_generation)
+
+    def _request(self, prompt: TokenIds, output_len: int) -> Request:
+        return Request(prompt, output_len, self._end_id, sampling=self._sampling)
 
     def _fits_as_prompt(self, length: int) -> bool:
         spec = self._session.spec

@@ -1,4 +1,4 @@
-"""The oracle: the same prompts through Hugging Face transformers, greedily, on this machine.
+"""The oracle: the same prompts through Hugging Face transformers, on this machine.
 
 No code from the model directory runs and nothing is fetched.
 """
@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -31,11 +33,12 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """How far greedy decoding goes: at most `output_len` new tokens, or to `end_id`; `pad_id` fills short prompts."""
+    """How tokens are chosen and how far: `output_len` at most, or to `end_id`; `pad_id` fills short prompts."""
 
     output_len: int
     end_id: int | None
     pad_id: int
+    sampling: SamplingParams = GREEDY
 
 
 class HfReference:
@@ -47,7 +50,7 @@ class HfReference:
         self._model = _load(model_dir, DTYPES[dtype])
         # Replaced as a whole, so that nothing in generation_config.json (beams, penalties, sampling) has a say.
         self._model.generation_config = GenerationConfig(
-            do_sample=False,
+            **_choice(decoding.sampling),
             max_new_tokens=decoding.output_len,
             bos_token_id=None,
             eos_token_id=decoding.end_id,
@@ -78,7 +81,8 @@ class HfReference:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(self._decoding.sampling.random_seed)
             sequences = self._model.generate(input_ids=ids, attention_mask=mask)
         return [_up_to_end(row.tolist(), self._decoding.end_id) for row in sequences[:, longest:]]
 
@@ -111,6 +115,24 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
             "random numbers; fetch the model again"
         )
     return model.eval()
+
+
+def _choice(sampling: SamplingParams) -> dict[str, Any]:
+    """The fields of a `GenerationConfig` that say which tokens are chosen."""
+    penalties = {
+        "repetition_penalty": sampling.repetition_penalty,
+        "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
+        "min_new_tokens": sampling.min_length or None,
+    }
+    if not sampling.draws:
+        return {"do_sample": False} | penalties
+    filters = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p or 1.0,
+        "min_p": sampling.min_p or None,
+    }
+    return {"do_sample": True} | filters | penalties
 
 
 def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:

@@ -88,12 +88,13 @@ def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -
 
         if config.hf_data_type in ("fp16", "float16"):
             say("Hugging Face computes in fp16, as asked: slow on a CPU; --hf_data_type fp32 is the fair opponent")
-        decoding = Decoding(config.output_len, end_id, _pad_id(config, tokenizer))
+        decoding = Decoding(config.output_len, end_id, _pad_id(config, tokenizer), config.sampling())
         summarizers["hf"] = HfReference(Path(str(config.hf_model_dir)), config.hf_data_type, decoding)
     if config.test_trt_llm:
         limit = KvCacheLimit(config.max_tokens_in_paged_kv_cache, config.kv_cache_free_gpu_memory_fraction)
         for name, directory in zip(config.engine_names(), config.engine_dir, strict=True):
-            summarizers[name] = EngineSummarizer(open_engine(Path(directory), limit), config.output_len, end_id)
+            session = open_engine(Path(directory), limit)
+            summarizers[name] = EngineSummarizer(session, config.output_len, end_id, config.sampling())
     return summarizers
 
 

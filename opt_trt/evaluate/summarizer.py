@@ -20,7 +20,7 @@ class Demand:
 
 
 class Summarizer(Protocol):
-    """A model that continues prompts greedily."""
+    """A model that continues prompts."""
 
     def check(self, demand: Demand) -> None:
         """Raise `UserError` when the run cannot succeed."""

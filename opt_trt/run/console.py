@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from opt_trt.runtime.request import FinishReason, TokenEvent
-from opt_trt.text import Decodes, TextStream
+from opt_trt.runtime.request import Request, Result, TokenEvent
+from opt_trt.runtime.stopping import Stop
+from opt_trt.text import Decodes, Detokenizer, readable
 
 
 class IdText:
@@ -16,34 +18,50 @@ class IdText:
         return "".join(f" {token_id}" for token_id in ids)
 
 
-def print_pair(index: int, prompt_ids: Sequence[int], output_ids: Sequence[int], text: Decodes) -> None:
-    """One prompt and what followed it."""
-    _begin(index, prompt_ids, text)
-    print(f'{text.decode(output_ids)}"')
+@dataclass(frozen=True)
+class Printing:
+    """How outputs are shown: `num_sequences` requests in a row have the same prompt."""
+
+    text: Decodes
+    num_sequences: int = 1
+    interval: int = 1  # new tokens that appear at once when streaming
+    framed: bool = True  # with the prompt before the output, in quotes
+
+    def begin(self, index: int, prompt_ids: Sequence[int]) -> None:
+        """Print all that stands before the output of the request at `index`."""
+        if not self.framed:
+            return
+        prompt, sequence = divmod(index, self.num_sequences)
+        if sequence == 0:
+            print(f'Input [Text {prompt}]: "{self.text.decode(prompt_ids)}"')
+        which = f" Seq {sequence}" * (self.num_sequences > 1)
+        print(f'Output [Text {prompt}{which} Beam 0]: "', end="", flush=True)
+
+    def end(self) -> None:
+        """Print what stands behind an output."""
+        print('"' * self.framed, flush=True)
 
 
-def without_end_id(output_ids: Sequence[int], finish_reason: FinishReason) -> Sequence[int]:
-    """What is there to read: the end id is not."""
-    return output_ids[:-1] if finish_reason == "end_id" else output_ids
-
-
-def _begin(index: int, prompt_ids: Sequence[int], text: Decodes) -> None:
-    print(f'Input [Text {index}]: "{text.decode(prompt_ids)}"')
-    print(f'Output [Text {index} Beam 0]: "', end="", flush=True)
+def print_results(results: Sequence[Result], printing: Printing) -> None:
+    """Every prompt and what followed it."""
+    for index, result in enumerate(results):
+        printing.begin(index, result.prompt_ids)
+        print(readable(result, printing.text), end="")
+        printing.end()
 
 
 class StreamPrinter:
     """Prints outputs while they come, one prompt after the other: in the end the same lines as without streaming.
 
-    Of the prompt whose turn it is, every `interval` new tokens appear at once; tokens of later ones wait.
+    Of the prompt whose turn it is, every `interval` new tokens appear at once; tokens of later ones wait, and so does
+    text that may turn out to begin a stop word.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], text: Decodes, interval: int) -> None:
-        self._prompts = prompts
-        self._text = text
-        self._interval = interval
-        self._waiting: list[list[int]] = [[] for _ in prompts]
-        self._finished: set[int] = set()
+    def __init__(self, requests: Sequence[Request], printing: Printing) -> None:
+        self._requests = requests
+        self._printing = printing
+        self._waiting: list[list[int]] = [[] for _ in requests]
+        self._finished: dict[int, Stop | None] = {}
         self._start(0)
 
     def add(self, event: TokenEvent) -> None:
@@ -51,20 +69,38 @@ class StreamPrinter:
         if event.finish_reason != "end_id":
             self._waiting[event.index].append(event.token_id)
         if event.finish_reason is not None:
-            self._finished.add(event.index)
+            self._finished[event.index] = event.stop
         while self._turn in self._finished:
-            print(self._new_text() + self._stream.flush() + '"', flush=True)
+            self._finish(self._finished[self._turn])
             self._start(self._turn + 1)
-        if self._turn < len(self._prompts) and len(self._waiting[self._turn]) >= self._interval:
-            print(self._new_text(), end="", flush=True)
+        if self._turn < len(self._requests) and len(self._waiting[self._turn]) >= self._printing.interval:
+            self._decode()
+            self._print(len(self._unprinted) - self._withheld)
 
     def _start(self, turn: int) -> None:
         self._turn = turn
-        self._stream = TextStream(self._text)
-        if turn < len(self._prompts):
-            _begin(turn, self._prompts[turn], self._text)
+        self._stream = Detokenizer(self._printing.text)
+        self._unprinted = ""
+        self._printed = 0
+        if turn < len(self._requests):
+            words = self._requests[turn].stop_words
+            self._withheld = 0 if words is None else max(0, words.longest_string - 1)
+            self._printing.begin(turn, self._requests[turn].prompt_ids)
 
-    def _new_text(self) -> str:
-        new = self._stream.push(self._waiting[self._turn])
+    def _finish(self, stop: Stop | None) -> None:
+        self._decode()
+        self._unprinted += self._stream.flush()
+        text_end = None if stop is None else stop.text_end
+        self._print(len(self._unprinted) if text_end is None else text_end - self._printed)
+        self._printing.end()
+
+    def _decode(self) -> None:
+        self._unprinted += self._stream.push(self._waiting[self._turn])
         self._waiting[self._turn] = []
-        return new
+
+    def _print(self, size: int) -> None:
+        """Print that many characters."""
+        shown = self._unprinted[: max(0, size)]
+        print(shown, end="", flush=True)
+        self._unprinted = self._unprinted[len(shown) :]
+        self._printed += len(shown)

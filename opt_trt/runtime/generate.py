@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from opt_trt.runtime import log_probs
 from opt_trt.runtime.batch import Batch, empty_batch, generation_inputs, mixed_inputs, num_context_logits
 from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.request import Request, Result
-from opt_trt.runtime.sampling import greedy
+from opt_trt.runtime.request import Request, Result, TokenEvent
+from opt_trt.runtime.sampling import choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits, TokenSequence
 from opt_trt.step import Decoder, StepInputs
 
@@ -22,6 +23,7 @@ class Generation:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._tokens_per_block = spec.tokens_per_block
+        self._vocab_size = spec.vocab_size
         self._scheduler = Scheduler(StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block), pool)
         self._batch = empty_batch()
 
@@ -39,10 +41,11 @@ class Generation:
         joined = self._scheduler.admit()
         stepped = self._scheduler.running
         inputs = self._inputs(joined)
-        logits = self._decoder.step(inputs, self._kv_cache)
+        logits = self._decoder.step(inputs, self._kv_cache)[:, : self._vocab_size]  # no padding row is ever chosen
         if any(s.request.return_context_logits for s in joined):
             logits = _take_context_logits(logits, stepped, joined)
-        newest_ids = greedy(logits)
+        newest_ids = choose(logits, stepped)
+        log_probs.record(logits, newest_ids, stepped)
         for row, (sequence, token_id) in enumerate(zip(stepped, newest_ids.tolist(), strict=True)):
             sequence.accept(token_id)
             if sequence.request.return_generation_logits:
@@ -82,6 +85,12 @@ def _take_context_logits(
     return logits[last_rows]
 
 
+def event_of(sequence: TokenSequence) -> TokenEvent:
+    """The newest token of a sequence that was stepped."""
+    newest = sequence.log_probs[-1] if sequence.log_probs else None
+    return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop, newest)
+
+
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
     assert sequence.finish_reason is not None, sequence.index
@@ -90,6 +99,8 @@ def result_of(sequence: TokenSequence) -> Result:
         prompt_ids=sequence.request.prompt_ids,
         output_ids=tuple(sequence.output_ids),
         finish_reason=sequence.finish_reason,
+        stop=sequence.stop,
+        log_probs=tuple(sequence.log_probs),
         context_logits=sequence.context_logits,
         generation_logits=torch.stack(logits) if logits else None,
     )

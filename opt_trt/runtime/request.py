@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
+from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
     import torch
 
     from opt_trt.step import DecoderSpec
 
-FinishReason = Literal["end_id", "length"]
+FinishReason = Literal["end_id", "stop_words", "length"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """Continue `prompt_ids` greedily, by at most `max_new_tokens` tokens.
+    """Continue `prompt_ids` by at most `max_new_tokens` tokens, chosen as `sampling` says.
 
     `end_id` is looked for in new tokens only (OPT begins a prompt with the token that ends it); None never ends early.
     """
@@ -27,6 +31,8 @@ class Request:
     end_id: int | None = None
     return_context_logits: bool = False
     return_generation_logits: bool = False
+    sampling: SamplingParams = GREEDY
+    stop_words: StopWords | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -35,14 +41,30 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogProbs:
+    """Natural logarithms of the probabilities the model gave a new token and the most likely ones, best first."""
+
+    log_prob: float
+    top: tuple[tuple[int, float], ...] = ()  # id and log-probability of as many as were asked for
+
+
+@dataclass(frozen=True)
 class Result:
-    """The answer to one request; `output_ids` are new tokens only, the end id included as the last one if it came."""
+    """The answer to one request; `output_ids` are new tokens only, the end id or stop word that ended them included."""
 
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
     finish_reason: FinishReason
     context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
+    stop: Stop | None = None  # the stop word, where it is the reason
+    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if asked for
+
+    @property
+    def cum_log_prob(self) -> float:
+        """The log-probability of all new tokens together; it must have been asked for."""
+        assert len(self.log_probs) == len(self.output_ids), (len(self.log_probs), len(self.output_ids))
+        return math.fsum(token.log_prob for token in self.log_probs)
 
 
 @dataclass(frozen=True)
@@ -52,12 +74,17 @@ class TokenEvent:
     index: int
     token_id: int
     finish_reason: FinishReason | None
+    stop: Stop | None = None
+    log_probs: TokenLogProbs | None = None  # if asked for
 
 
 def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
     """Raise `UserError` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
     problem = (
-        _prompt_problem(request, spec) or _length_problem(request, spec, pool_tokens) or _logits_problem(request, spec)
+        _prompt_problem(request, spec)
+        or _length_problem(request, spec, pool_tokens)
+        or _logits_problem(request, spec)
+        or _sampling_problem(request, spec)
     )
     if problem:
         raise UserError(f"prompt {index} {problem}")
@@ -105,4 +132,20 @@ def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:
         return "asks for context logits; build the engine with --gather_context_logits"
     if request.return_generation_logits and not spec.gather_generation_logits:
         return "asks for generation logits; build the engine with --gather_generation_logits"
+    return None
+
+
+def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
+    stop_ids = () if request.stop_words is None else chain.from_iterable(request.stop_words.ids)
+    bad = next((i for i in (*request.sampling.token_ids, *stop_ids) if not 0 <= i < spec.vocab_size), None)
+    if bad is not None:
+        return (
+            f"bans, biases or stops at token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; "
+            "use the tokenizer of the model"
+        )
+    if request.sampling.min_length > request.max_new_tokens:
+        return (
+            f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "
+            "lower --min_length or raise --max_output_len"
+        )
     return None

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.block_pool import BlockPool, blocks_for
-from opt_trt.runtime.request import FinishReason, Request
+from opt_trt.runtime.request import FinishReason, Request, TokenLogProbs
+from opt_trt.runtime.stopping import Stop, StopWatch
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +27,29 @@ class TokenSequence:
     blocks: tuple[int, ...] = ()
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop: Stop | None = None
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: torch.Tensor | None = None
     generation_logits: list[torch.Tensor] = field(default_factory=list)
 
+    @cached_property
+    def random(self) -> Random:
+        """Its own random numbers: they depend on its seed alone, not on what runs beside it."""
+        return Random(f"{self.request.sampling.random_seed}/{self.request.sampling.sequence}")
+
+    @cached_property
+    def _stop_watch(self) -> StopWatch | None:
+        words = self.request.stop_words
+        return None if words is None else StopWatch(words, self.request.sampling.min_length)
+
     def accept(self, token_id: int) -> None:
-        """Take a new token; the end id, or the last token asked for, finishes the sequence."""
+        """Take a new token; the end id, a stop word, or the last token asked for, finishes the sequence."""
         self.output_ids.append(token_id)
+        self.stop = self._stop_watch.look(self.output_ids) if self._stop_watch else None
         if token_id == self.request.end_id:
-            self.finish_reason = "end_id"
+            self.finish_reason, self.stop = "end_id", None
+        elif self.stop is not None:
+            self.finish_reason = "stop_words"
         elif len(self.output_ids) == self.request.max_new_tokens:
             self.finish_reason = "length"
 

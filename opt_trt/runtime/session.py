@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.generate import Generation, result_of
+from opt_trt.runtime.generate import Generation, event_of, result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
 from opt_trt.runtime.request import Request, Result, TokenEvent, check_request
@@ -83,6 +83,6 @@ def _events(generation: Generation) -> Iterator[TokenEvent]:
     try:
         while generation.has_work:
             for sequence in generation.step():
-                yield TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason)
+                yield event_of(sequence)
     finally:
         generation.close()

@@ -1,4 +1,4 @@
-"""The oracle: greedy, padded without effect, and loud about what it cannot load."""
+"""The oracle: greedy unless asked otherwise, padded without effect, and loud about what it cannot load."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import math
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.evaluate.hf_reference import Decoding, HfReference
-from opt_trt.evaluate.summarizer import Demand
+from opt_trt.evaluate.summarizer import Demand, TokenIds
 
 VOCAB_SIZE = 48
 PROMPTS = [(2, 5, 9, 11, 30, 7, 21), (2, 40), (2, 17, 33, 8)]
@@ -73,6 +75,34 @@ def test_the_models_generation_config_has_no_say(model_dir: Path, tmp_path: Path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     GenerationConfig(num_beams=3, repetition_penalty=5.0, min_new_tokens=3).save_pretrained(tmp_path)
     assert reference(tmp_path).generate(PROMPTS) == expected
+
+
+def with_sampling(model_dir: Path, end_id: int | None = None, **params: Any) -> list[TokenIds]:
+    decoding = Decoding(12, end_id, pad_id=1, sampling=SamplingParams(**params))
+    return HfReference(model_dir, "fp32", decoding).generate(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "params", [{"temperature": 1.4}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.02}], ids=lambda p: next(iter(p))
+)
+def test_the_seed_decides_what_it_draws(model_dir: Path, params: dict[str, float]) -> None:
+    state = torch.random.get_rng_state()
+    drawn = {"top_k": 0, "top_p": 1.0} | params
+    first, again, other = (with_sampling(model_dir, random_seed=seed, **drawn) for seed in (3, 3, 4))
+    assert first == again != other
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("narrow", [{"temperature": 1e-3}, {"top_k": 1}, {"top_p": 1e-5}, {"min_p": 1.0}])
+def test_a_narrow_choice_of_its_own_is_greedy(model_dir: Path, narrow: dict[str, float]) -> None:
+    assert with_sampling(model_dir, **{"top_k": 0, "top_p": 1.0} | narrow) == reference(model_dir).generate(PROMPTS)
+
+
+def test_it_takes_the_penalties_it_knows(model_dir: Path) -> None:
+    for bare in (with_sampling(model_dir, repetition_penalty=50.0), with_sampling(model_dir, no_repeat_ngram_size=1)):
+        assert all(not set(ids) & set(prompt) for ids, prompt in zip(bare, PROMPTS, strict=True))
+    end_id = reference(model_dir).generate(PROMPTS)[0][0]
+    assert len(with_sampling(model_dir, end_id)[0]) == 1 < 7 <= len(with_sampling(model_dir, end_id, min_length=6)[0])
 
 
 def test_nll_is_the_models_own_loss(model_dir: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from _tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 from opt_trt.cli import parse
 from opt_trt.config.run import RunConfig
 from opt_trt.errors import UserError
-from opt_trt.run import id_files
+from opt_trt.run import array_files
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.run import run
 from opt_trt.runtime.kv_cache import KvCacheLimit
@@ -219,6 +219,15 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
     [
         ((), "text prompts need a tokenizer: give --tokenizer_dir"),
         (("--input_text", "a", "--input_file", "p.csv"), "--input_text and --input_file both"),
+        (("--input_file", "p.csv", "--stop_words", "a", "--bad_words", "b"), "--stop_words and --bad_words need a tok"),
+        (("--tokenizer_dir", "tokenizer", "--stop_words", ""), "an empty stop word would end every output"),
+        (("--tokenizer_dir", "tokenizer", "--bad_words", ""), "a word without tokens"),
+        (("--tokenizer_dir", "tokenizer", "--stop_words", "a", "--stop_words", "b"), "2 times for 1 prompts; give it"),
+        (("--tokenizer_dir", "tokenizer", "--input_text", "a", "--min_length", 2), "at least 2 and at most 1 new"),
+        (("--top_p", 0.9), "--top_p 0.9 has no effect with --top_k 1"),
+        (("--num_return_sequences", 0), "--num_return_sequences must be at least 1"),
+        (("--num_return_sequences", 2), "--num_return_sequences 2 would give one greedy output as many times"),
+        (("--output_log_probs_npy", "."), "is a directory"),
         (("--input_file", "missing.csv"), "expected a prompt file at missing.csv"),
         (("--output_csv", "no/such/out.csv"), "no/such is not a directory"),
         (("--output_npy", "."), "is a directory"),
@@ -230,9 +239,10 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("letters")
 def test_what_cannot_be_done_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: Sequence[str], says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: Sequence[object], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "p.csv", (3,))
     with pytest.raises(UserError, match=says):
         start("--max_output_len", 1, *flags)
 
@@ -246,7 +256,7 @@ def test_an_older_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("os.fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        id_files.write_csv(target, np.ones((2, 2), dtype=np.int32))
+        array_files.write_csv(target, np.ones((2, 2), dtype=np.int32))
     assert [p.name for p in tmp_path.iterdir()] == ["o.csv"] and target.read_text() == "old"
 
 
@@ -267,6 +277,143 @@ def test_profiling_prints_latency_spread_and_rate(letters: Path, capsys: pytest.
     start("--max_output_len", 2, "--tokenizer_dir", letters, "--input_text", "a", "b", "--run_profiling")
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("batch_size: 2, avg latency of 10 iterations: ") and line.endswith(" new tokens/s")
+
+
+@dataclass
+class Alphabet(SumDecoder):
+    """Always the same logits: `a` has 5, `b` 4.5, `c` 4, and so on."""
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        super().step(inputs, kv_cache)
+        [a] = ids_of("a")
+        return (5 - 0.5 * (torch.arange(self.spec.vocab_size) - a).remainder(self.spec.vocab_size)).expand(
+            inputs.last_token_ids.shape[0], -1
+        )
+
+
+DRAWN = ("--top_k", 0, "--top_p", 1.0)
+
+
+@pytest.fixture
+def output(letters: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What is printed as the one output of the prompt `x`, over the alphabet."""
+
+    def generate(*flags: object) -> str:
+        start(
+            "--tokenizer_dir", letters, "--input_text", "x", "--max_output_len", 5, "--end_id", -1, *flags,
+            decoder=Alphabet(SPEC),
+        )  # fmt: skip
+        return capsys.readouterr().out.split('Beam 0]: "', 1)[1].removesuffix('"\n')
+
+    return generate
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "aaaaa"),
+        (("--repetition_penalty", 2.0), "abcde"),
+        (("--presence_penalty", 0.7), "abaaa"),
+        (("--frequency_penalty", 0.7), "abacb"),
+        (("--no_repeat_ngram_size", 2), "aabac"),
+        (("--bad_words", "a"), "bbbbb"),
+        (("--bad_words", "aa", "c", "--repetition_penalty", 1.3), "abada"),
+    ],
+)
+def test_penalties_and_bans_change_what_is_most_likely(
+    output: Callable[..., str], flags: tuple[object, ...], expected: str
+) -> None:
+    assert output(*flags) == expected
+
+
+def test_min_length_keeps_the_end_away(output: Callable[..., str]) -> None:
+    [a] = ids_of("a")
+    assert (output("--end_id", a), output("--end_id", a, "--min_length", 3)) == ("", "bbb")
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [("--temperature", 0.01), ("--temperature", 0), ("--top_k", 1), ("--top_p", 0.05), ("--min_p", 0.95)],
+    ids=lambda flags: f"{flags[0]} {flags[1]}",
+)
+def test_a_narrow_choice_leaves_nothing_to_chance(output: Callable[..., str], narrow: tuple[object, ...]) -> None:
+    assert output(*DRAWN) != "aaaaa"
+    assert output(*DRAWN, *narrow) == "aaaaa"
+
+
+def test_the_seed_decides_what_is_drawn(output: Callable[..., str]) -> None:
+    first, again, other = (output(*DRAWN, "--random_seed", seed) for seed in (3, 3, 4))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("streaming", [(), ("--streaming", "--streaming_interval", 2)])
+def test_a_prompt_may_have_several_outputs(
+    letters: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, streaming: tuple[object, ...]
+) -> None:
+    shared = ("--tokenizer_dir", letters, "--input_text", "x", "y", "--max_output_len", 8, *DRAWN, "--end_id", -1)
+    start(*shared, "--num_return_sequences", 3, *streaming, decoder=Alphabet(SPEC))
+    lines = capsys.readouterr().out.splitlines()
+    labels = [f"Output [Text {i} Seq {j} Beam 0]" for i in (0, 1) for j in (0, 1, 2)]
+    assert [line.split(":")[0] for line in lines] == ["Input [Text 0]", *labels[:3], "Input [Text 1]", *labels[3:]]
+    texts = [line.split(": ", 1)[1] for line in lines if line.startswith("Output")]
+    assert len(set(texts[:3])) == 3 and texts[:3] == texts[3:]  # the seed is each prompt's own
+    start(*shared, "--num_return_sequences", 3, "--output_csv", tmp_path / "o.csv", *streaming, decoder=Alphabet(SPEC))
+    assert (tmp_path / "o.csv").read_text().count("\n") == 6
+    start(*shared, *streaming, decoder=Alphabet(SPEC))
+    assert [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()[1::2]] == texts[::3]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--stop_words", "e"), ["cd", "yz{|}~", "d"]),
+        (("--stop_words", "ef", "z{"), ["cd", "y", "d"]),
+        (("--stop_words", "d", "--stop_words", "}~", "--stop_words", "f"), ["c", "yz{|", "de"]),
+        (("--stop_words", "nothing"), ["cdefgh", "yz{|}~", "defghi"]),
+    ],
+)
+@pytest.mark.parametrize("interval", [None, 1, 2, 5])
+def test_stop_words_end_outputs_and_are_not_shown(
+    letters: Path, capsys: pytest.CaptureFixture[str], words: Sequence[str], expected: list[str], interval: int | None
+) -> None:
+    streaming = () if interval is None else ("--streaming", "--streaming_interval", interval)
+    start("--tokenizer_dir", letters, "--input_text", "ab", "x", "c", "--max_output_len", 6, *words, *streaming)
+    assert [line.split('"')[1] for line in capsys.readouterr().out.splitlines()[1::2]] == expected
+
+
+def test_text_that_may_begin_a_stop_word_waits(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[str] = []
+    decoder = NextLetter(SPEC, before_step=lambda inputs: seen.append(capsys.readouterr().out))
+    start(
+        "--max_output_len", 5, "--tokenizer_dir", letters, "--input_text", "a", "--streaming",
+        "--streaming_interval", 1, "--stop_words", "xyz", decoder=decoder,
+    )  # fmt: skip
+    assert [text.split('Beam 0]: "')[-1] for text in seen] == ["", "", "", "b", "c"]
+    assert capsys.readouterr().out == 'def"\n'
+
+
+def test_ids_of_an_output_reach_to_the_end_of_its_stop_word(letters: Path, tmp_path: Path) -> None:
+    start(
+        "--max_output_len", 9, "--tokenizer_dir", letters, "--input_text", "ab", "--stop_words", "de",
+        "--output_csv", tmp_path / "o.csv",
+    )  # fmt: skip
+    assert (tmp_path / "o.csv").read_text() == ",".join(map(str, (2, *ids_of("abcde")))) + "\n"
+
+
+def test_log_probabilities_are_written_beside_the_text(
+    letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "each.npy", tmp_path / "whole.npy"]
+    flags = ("--output_log_probs_npy", files[0], "--output_cum_log_probs_npy", files[1], "--end_id", *ids_of("d"))
+    shared = ("--tokenizer_dir", letters, "--input_text", "a", "b", "--max_output_len", 3)
+    likely = 1 - np.log(np.e + VOCAB_SIZE - 1)  # one token has a logit of 1, the others 0
+    for streaming in ((), ("--streaming",)):
+        start(*shared, *flags, *streaming)
+        assert '"bc"' in capsys.readouterr().out
+        each, whole = map(np.load, files)
+        assert (each.dtype, each.shape, whole.dtype, whole.shape) == (np.float32, (2, 1, 3), np.float32, (2, 1))
+        np.testing.assert_allclose(each[:, 0], likely * np.array([[1, 1, 1], [1, 1, 0]]), rtol=1e-6)  # fp32 logarithms
+        np.testing.assert_allclose(whole[:, 0], likely * np.array([3, 2]), rtol=1e-6)
 
 
 class FakeSession:

@@ -11,6 +11,7 @@ from _decoders import SPEC, SumDecoder, expected_output, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
@@ -186,6 +187,9 @@ ROOMY = replace(SPEC, max_input_len=20, max_num_tokens=10)
         (SPEC, Request((1,) * 12, 9), "the whole KV cache holds 20; raise --max_tokens_in_paged_kv_cache"),
         (SPEC, Request((1,), 1, return_context_logits=True), "--gather_context_logits"),
         (SPEC, Request((1,), 1, return_generation_logits=True), "--gather_generation_logits"),
+        (SPEC, Request((1,), 1, sampling=SamplingParams(bad_words=((3, 16),))), "prompt 1 bans.* token id 16"),
+        (SPEC, Request((1,), 1, sampling=SamplingParams(logit_bias=((-1, 0.5),))), "biases.* token id -1"),
+        (SPEC, Request((1,), 3, sampling=SamplingParams(min_length=4)), "at least 4 and at most 3 new tokens"),
     ],
 )
 @pytest.mark.parametrize("verb", ["generate", "stream"])
@@ -248,6 +252,30 @@ def test_logits_that_are_no_number_are_named() -> None:
 
     with pytest.raises(UserError, match="expected finite logits"):
         DecoderSession(Broken(), KvCacheLimit()).generate([Request((1,), 1)])
+
+
+CHANCE = SamplingParams(top_k=0, top_p=1.0, random_seed=3)
+
+
+@CALM
+@given(REQUESTS, st.integers(24, 96))
+def test_drawn_tokens_do_not_depend_on_what_runs_beside(requests: list[Request], max_tokens: int) -> None:
+    drawn = [replace(r, sampling=CHANCE) for r in requests]
+    alone = [session().generate([r])[0].output_ids for r in drawn]
+    assert [result.output_ids for result in session(max_tokens=max_tokens).generate(drawn)] == alone
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), CHANCE])
+def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: SamplingParams) -> None:
+    class Padded(SumDecoder):
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+            logits = super().step(inputs, kv_cache)
+            return torch.cat((logits, torch.full((logits.shape[0], 3), 9.0)), dim=1)
+
+    requests = [Request((1, 3), 8, sampling=sampling, return_generation_logits=True)] * 4
+    padded = DecoderSession(Padded(GATHERS), KvCacheLimit()).generate(requests)
+    assert [r.output_ids for r in padded] == [r.output_ids for r in session(GATHERS).generate(requests)]
+    assert all(r.generation_logits is not None and r.generation_logits.shape == (8, 16) for r in padded)
 
 
 def test_without_a_launcher_the_world_is_one() -> None:

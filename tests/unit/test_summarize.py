@@ -12,7 +12,9 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.cli import run_main
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.evaluate import hf_reference
 from opt_trt.evaluate import summarize as command
 from opt_trt.runtime.request import Request, Result
 from opt_trt.step import DecoderSpec
@@ -189,6 +191,46 @@ def test_random_seed_decides_what_is_summarized(run: Run) -> None:
         assert run("--test_trt_llm", "--max_ite", "1", "--random_seed", seed) == 0
         shown.append(run.out.split("Reference:")[1].splitlines()[0])
     assert shown[0] != shown[1]
+
+
+SAMPLING = {
+    "temperature": 0.5, "top_k": 7, "top_p": 0.75, "min_p": 0.25, "repetition_penalty": 1.5, "presence_penalty": 0.5,
+    "frequency_penalty": 0.25, "no_repeat_ngram_size": 3, "min_length": 4, "random_seed": 9,
+}  # fmt: skip
+
+
+def test_sampling_flags_reach_the_engine(run: Run) -> None:
+    asked: list[Request] = []
+
+    class Listening(FakeSession):
+        def generate(self, requests: Sequence[Request]) -> list[Result]:
+            asked.extend(requests)
+            return super().generate(requests)
+
+    flags = [word for name, value in SAMPLING.items() for word in (f"--{name}", str(value))]
+    assert run("--test_trt_llm", *flags, session=Listening()) == 0
+    assert {request.sampling for request in asked} == {SamplingParams(**SAMPLING)}
+
+
+def test_sampling_flags_reach_hugging_face(run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {name: value for name, value in SAMPLING.items() if name not in ("presence_penalty", "frequency_penalty")}
+    seen: list[SamplingParams] = []
+    init = hf_reference.HfReference.__init__
+
+    def spy(self: hf_reference.HfReference, where: Path, dtype: str, decoding: hf_reference.Decoding) -> None:
+        seen.append(decoding.sampling)
+        init(self, where, dtype, decoding)
+
+    monkeypatch.setattr(hf_reference.HfReference, "__init__", spy)
+    flags = [word for name, value in known.items() for word in (f"--{name}", str(value))]
+    assert run("--test_hf", "--hf_model_dir", str(model_dir), "--hf_data_type", "fp32", *flags) == 0
+    assert seen == [SamplingParams(**known)]
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_a_penalty_that_transformers_lacks_is_exit_2(run: Run, model_dir: Path, name: str) -> None:
+    assert run("--test_hf", "--hf_model_dir", str(model_dir), f"--{name}", "0.5") == 2
+    assert f"--{name} is unknown to transformers" in run.err
 
 
 def test_end_id_ends_a_summary(run: Run) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.errors import UserError
-from opt_trt.text import TextStream, Tokenizer, load_tokenizer
+from opt_trt.text import Detokenizer, Tokenizer, load_tokenizer
 
+DEMO = Path(__file__).parents[2] / "examples/demo/model"
 SPACE_A = VOCAB_SIZE - 1
 
 
@@ -24,6 +25,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tokenizer(directory: Path) -> Tokenizer:
     return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Tokenizer:
+    return load_tokenizer(DEMO, add_special_tokens=False)
 
 
 def test_a_prompt_begins_with_the_end_token(tokenizer: Tokenizer) -> None:
@@ -83,19 +89,19 @@ def test_decoding_gives_the_text_back_as_it_was(tokenizer: Tokenizer, text: str)
 
 def test_half_a_character_is_held_back(tokenizer: Tokenizer) -> None:
     first, second = tokenizer.encode("\u00e9", 9)[1:]
-    stream = TextStream(tokenizer)
+    stream = Detokenizer(tokenizer)
     assert (stream.push([first]), stream.push([second]), stream.flush()) == ("", "\u00e9", "")
 
 
 def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Tokenizer) -> None:
-    stream = TextStream(tokenizer)
-    assert (stream.push(tokenizer.encode("a\u00e9", 9)[1:-1]), stream.flush()) == ("", "a\ufffd")
+    stream = Detokenizer(tokenizer)
+    assert (stream.push(tokenizer.encode("a\u00e9", 9)[1:-1]), stream.flush()) == ("a", "\ufffd")
 
 
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, VOCAB_SIZE + 3)), size=st.integers(1, 4))
 def test_pieces_of_a_stream_join_to_the_text(tokenizer: Tokenizer, ids: list[int], size: int) -> None:
-    stream = TextStream(tokenizer)
+    stream = Detokenizer(tokenizer)
     pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)]
     assert "".join(pieces) + stream.flush() == tokenizer.decode(ids)
 
@@ -103,9 +109,36 @@ def test_pieces_of_a_stream_join_to_the_text(tokenizer: Tokenizer, ids: list[int
 @settings(deadline=None)
 @given(text=st.text(alphabet="a\u00e9\u65e5\U0001f600 "))
 def test_a_stream_of_whole_text_never_shows_a_replacement(tokenizer: Tokenizer, text: str) -> None:
-    stream = TextStream(tokenizer)
+    stream = Detokenizer(tokenizer)
     pieces = [stream.push([i]) for i in tokenizer.encode(text, 999)[1:]]
     assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(deadline=None)
+@given(text=st.text(max_size=20))
+def test_a_stream_of_the_demo_tokenizer_never_shows_half_a_character(demo: Tokenizer, text: str) -> None:
+    stream = Detokenizer(demo)
+    ids = demo.encode(text, 999)
+    pieces = [stream.push([i]) for i in ids]
+    whole = demo.decode(ids)
+    assert "".join(pieces) + stream.flush() == whole
+    shown = 0
+    for piece in pieces:
+        assert whole.startswith(piece, shown)
+        shown += len(piece)
+
+
+def test_bytes_that_never_become_a_character_do_not_hold_the_text_back(tokenizer: Tokenizer) -> None:
+    [lead, follow] = tokenizer.encode("\u00e9", 9)[1:]
+    stream = Detokenizer(tokenizer)
+    pieces = [stream.push([i]) for i in (follow, follow, lead, lead, follow, *ids_of("a"))]
+    assert pieces == ["", "\ufffd", "\ufffd", "\ufffd", "\u00e9", "a"]
+
+
+def test_many_ids_at_once_hold_back_the_last_character_only(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a\u65e5\U0001f600", 99)[1:]
+    stream = Detokenizer(tokenizer)
+    assert (stream.push(ids[:-1]), stream.push(ids[-1:])) == ("a\u65e5", "\U0001f600")
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

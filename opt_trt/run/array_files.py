@@ -1,4 +1,4 @@
-"""Write token ids as .csv and .npy files that appear whole or not at all."""
+"""Write arrays of a row per output as .csv and .npy files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def check_target(path: Path) -> None:
         raise UserError(f"{path.parent} is not a directory; make it, or give another place for {path.name}")
 
 
-def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
-    """int32 `[rows, longest row]`, short rows filled at the end."""
-    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int32)
+def pad_rows(rows: Sequence[Sequence[float]], fill: float, dtype: type[np.number]) -> np.ndarray:
+    """`[rows, longest row]` of a type, short rows filled at the end."""
+    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return padded
@@ -37,10 +37,10 @@ def write_csv(path: Path, ids: np.ndarray) -> None:
     _put(path, text.getvalue().encode("ascii"))
 
 
-def write_npy(path: Path, ids: np.ndarray) -> None:
+def write_npy(path: Path, values: np.ndarray) -> None:
     """numpy's format; the name is kept as given."""
     data = io.BytesIO()
-    np.save(data, ids, allow_pickle=False)
+    np.save(data, values, allow_pickle=False)
     _put(path, data.getvalue())
 
 

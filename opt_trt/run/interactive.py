@@ -1,0 +1,55 @@
+"""Prompts from the keyboard, one a line, each answered while it is typed out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from opt_trt.config.run import RunConfig
+from opt_trt.errors import UserError
+from opt_trt.run.console import Printing, StreamPrinter
+from opt_trt.run.requests import make_requests
+from opt_trt.runtime.session import Session
+from opt_trt.text import Tokenizer
+
+CUE = "> "
+
+
+def converse(config: RunConfig, session: Session, tokenizer: Tokenizer) -> None:
+    """Continue every line of standard input until it ends; a prompt that cannot be served is named and the next asked.
+
+    Ctrl-C ends an answer, at the cue the whole command.
+    """
+    printing = Printing(tokenizer, config.num_return_sequences, config.streaming_interval, framed=False)
+    for line in _lines():
+        try:
+            requests = make_requests(replace(config, input_text=(line,), interactive=False), session.spec, tokenizer)
+            printer = StreamPrinter(requests, printing)
+            for event in session.stream(requests):
+                printer.add(event)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(flush=True)
+
+
+def _lines() -> Iterator[str]:
+    try:
+        if sys.stdin.isatty():
+            yield from _typed_lines()
+        else:
+            yield from (line.removesuffix("\n") for line in sys.stdin)
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts on standard input are not UTF-8 text ({error}); save them as UTF-8") from None
+
+
+def _typed_lines() -> Iterator[str]:
+    import readline  # noqa: F401  arrow keys and history for input(), where there is a keyboard
+
+    while True:
+        try:
+            yield input(CUE)
+        except EOFError:
+            print()
+            return

@@ -1,0 +1,25 @@
+"""How likely each new token was to the model, before penalties, temperature and filters had their say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from opt_trt.runtime.request import TokenLogProbs
+from opt_trt.runtime.scheduler import TokenSequence
+
+
+def record(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
+    """Append to each sequence that asks what its logits, fp32 `[S, V]`, say of its new token (`[S]`) and of others."""
+    asked = [(row, s) for row, s in enumerate(sequences) if s.request.sampling.log_probs is not None]
+    if not asked:
+        return
+    rows = torch.tensor([row for row, _ in asked])
+    scores = logits[rows].log_softmax(-1)
+    chosen = scores.gather(1, token_ids[rows].unsqueeze(1)).squeeze(1).tolist()
+    counts = [min(s.request.sampling.log_probs or 0, logits.shape[1]) for _, s in asked]
+    top = scores.topk(max(counts))
+    best = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    for (_, sequence), log_prob, (ids, values), count in zip(asked, chosen, best, counts, strict=True):
+        sequence.log_probs.append(TokenLogProbs(log_prob, tuple(zip(ids[:count], values[:count], strict=True))))
