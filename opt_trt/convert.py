@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
+from opt_trt.disk import check_space, telling_what_lacks
 from opt_trt.distribute import RankFiles, for_each
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
@@ -46,11 +46,16 @@ def convert(config: ConvertConfig) -> None:
     check_shards(model)
     _warn_of_loader(model)
     specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
-    _check_space(output_dir, specs)
+    check_space(output_dir, _nbytes(specs))
+    tensors = canonical_tensors(source, getattr(torch, model.dtype))
     with _one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
         write_config(directory, model)
-        with _progress(_nbytes(specs), config.log_level) as bar, RankFiles(directory, model, bar.update) as ranks:
-            for_each(canonical_tensors(source, getattr(torch, model.dtype)), ranks.write, config.workers)
+        with (
+            telling_what_lacks(directory, _nbytes(specs)),
+            _progress(_nbytes(specs), config.log_level) as bar,
+            RankFiles(directory, model, bar.update) as ranks,
+        ):
+            for_each(tensors, ranks.write, config.workers)
     if config.log_level in TALKATIVE:
         print(_summary(output_dir, model, specs, time.perf_counter() - started))
 
@@ -141,14 +146,6 @@ def _protect_source(model_dir: Path, output_dir: Path) -> None:
 
 def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
     return sum(tensor.nbytes for spec in specs for tensor in spec.values())
-
-
-def _check_space(output_dir: Path, specs: list[dict[str, TensorSpec]]) -> None:
-    """Refuse before the work what the disk cannot take after it."""
-    parent = next(p for p in Path(os.path.realpath(output_dir)).parents if p.is_dir())
-    needed, free = _nbytes(specs), shutil.disk_usage(parent).free
-    if needed > free:
-        raise UserError(f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; make room")
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 
 # Layer by first part of the module path under opt_trt; a module may import its own layer's package and those below.
 LAYER = {
-    "errors": 0, "mapping": 0, "config": 0, "atomic": 0,
+    "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "disk": 0,
     "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "distribute": 1, "convert": 1,
     "step": 2, "ops": 2,
     "graph": 3, "plugins": 3,
@@ -23,7 +23,7 @@ LAYER = {
 
 # Siblings that may know each other, beside the rule that a module may import what is below it.
 SIBLINGS = {
-    ("atomic", "errors"), ("config", "errors"), ("config", "mapping"), ("mapping", "errors"),
+    ("atomic", "errors"), ("disk", "errors"), ("config", "errors"), ("config", "mapping"), ("mapping", "errors"),
     ("checkpoint", "shard"), ("checkpoint", "quant"), ("checkpoint", "packing"),
     ("distribute", "checkpoint"), ("distribute", "shard"), ("distribute", "quant"), ("distribute", "packing"),
     ("convert", "checkpoint"), ("convert", "shard"), ("convert", "sources"), ("convert", "distribute"),
@@ -45,7 +45,7 @@ THIRD_PARTY = {
 }
 
 
-INSTANT = ("errors", "mapping", "config", "atomic", "cli", "commands")
+INSTANT = ("errors", "mapping", "config", "atomic", "disk", "cli", "commands")
 
 
 def layer_of(path):
