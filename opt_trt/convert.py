@@ -20,7 +20,7 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
 from opt_trt.disk import check_space, telling_what_lacks
-from opt_trt.distribute import RankFiles, for_each
+from opt_trt.distribute import RankFiles, Scratch, for_each
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
 from opt_trt.packing import DEFERRED_ONLY, is_interleaved
@@ -47,7 +47,7 @@ def convert(config: ConvertConfig) -> None:
     _warn_of_loader(model)
     specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
     check_space(output_dir, _nbytes(specs))
-    tensors = canonical_tensors(source, getattr(torch, model.dtype))
+    tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty)
     with _one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
         write_config(directory, model)
         with (

@@ -6,11 +6,12 @@ worker takes the next one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, local
 from types import TracebackType
 from typing import TypeVar
 
@@ -89,6 +90,21 @@ def quantize_and_pack(weight: torch.Tensor, mode: QuantMode, sm: int) -> tuple[t
         first = start * weight.shape[1] * mode.bits // 8
         stored[first : first + len(block)] = block
     return packed, scale
+
+
+class Scratch(local):
+    """Memory for a tensor per thread, used again for its next one: fresh pages cost more than what is copied there."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialized tensor, valid until the same thread asks for another."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes > len(self._memory):
+            self._memory = torch.empty(0, dtype=torch.uint8)  # before the larger one is made
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory[:nbytes].view(dtype).view(shape)
 
 
 def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) -> None:

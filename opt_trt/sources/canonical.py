@@ -7,7 +7,7 @@ embedding and the head, a tied head written out. Values are checked: what is not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +25,14 @@ LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output
 }
 
 
-def canonical_tensors(source: Source, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory."""
-    reader = _Reader(source, dtype)
+def canonical_tensors(
+    source: Source, dtype: torch.dtype, empty: Callable[..., torch.Tensor] = torch.empty
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory.
+
+    `empty(shape, dtype=dtype)` makes what a tensor is filled into.
+    """
+    reader = _Reader(source, dtype, empty)
     yield "transformer.vocab_embedding.weight", reader.table(EMBEDDING, PROJECT_IN)
     yield "transformer.position_embedding.weight", reader.concatenated(POSITIONS)[OFFSET_ROWS:]
     for layer in range(source.config.num_hidden_layers):
@@ -47,12 +52,13 @@ class _Reader:
 
     source: Source
     dtype: torch.dtype
+    empty: Callable[..., torch.Tensor] = torch.empty
 
     def concatenated(self, *names: str) -> torch.Tensor:
         """Tensors under one another, along output features."""
         shapes = source_shapes(self.source.config)
         rows = sum(shapes[name][0] for name in names)
-        filled = torch.empty((rows, *shapes[names[0]][1:]), dtype=self.dtype)
+        filled = self.empty((rows, *shapes[names[0]][1:]), dtype=self.dtype)
         _fill(filled, ((block, self.source.where(name)) for name in names for block in self.source.blocks(name)))
         return filled
 
@@ -67,7 +73,7 @@ class _Reader:
         right = _Reader(self.source, torch.float32).concatenated(projection)
         right = right.T if projection == PROJECT_IN else right  # [E, H]
         where = f"{self.source.where(name)} times {self.source.where(projection)}"
-        folded = torch.empty(config.vocab_size, config.hidden_size, dtype=self.dtype)
+        folded = self.empty((config.vocab_size, config.hidden_size), dtype=self.dtype)
         _fill(folded, ((block.float() @ right, where) for block in self.source.blocks(name)))
         return folded
 

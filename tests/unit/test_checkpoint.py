@@ -69,7 +69,11 @@ def test_data_start_on_a_cache_line(tmp_path: Path) -> None:
         assert (8 + int.from_bytes((tmp_path / "x").read_bytes()[:8], "little")) % 64 == 0
 
 
-def test_tensors_of_any_stride_are_written_in_row_major_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gather_bytes", [1, 20, 1 << 20])
+def test_tensors_of_any_stride_are_written_in_row_major_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gather_bytes: int
+) -> None:
+    monkeypatch.setattr("opt_trt.checkpoint.writer.GATHER_BYTES", gather_bytes)
     tensor = torch.arange(6.0).view(2, 3).T
     write_rank(tmp_path / "x", {"a": TensorSpec((3, 2), torch.float32)}, [("a", tensor)])
     assert load_file(tmp_path / "x")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from _models import Model
 from opt_trt import distribute
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.distribute import for_each, quantize_and_pack
+from opt_trt.distribute import Scratch, for_each, quantize_and_pack
 from opt_trt.errors import UserError
 from opt_trt.packing import pack
 from opt_trt.quant import MODES
@@ -79,6 +80,17 @@ def test_a_failing_source_is_raised(workers: int) -> None:
 
     with pytest.raises(UserError, match="the file ends early"):
         for_each(items(), lambda item: None, workers)
+
+
+def test_scratch_memory_is_used_again_by_its_thread_and_by_no_other() -> None:
+    scratch = Scratch()
+    large = scratch.empty((4, 3), torch.float32)
+    small = scratch.empty((5,), torch.float16)
+    assert (small.shape, small.dtype, small.data_ptr()) == ((5,), torch.float16, large.data_ptr())
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: scratch.empty((2,), torch.int8)).result()
+    assert other.data_ptr() != large.data_ptr()
+    assert scratch.empty((5, 3), torch.float32).shape == (5, 3)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
