@@ -1,4 +1,4 @@
-"""Write a directory so that it appears only when it is whole, and an older one stays until then.
+"""Write a directory or a file so that it appears only when it is whole, and an older one stays until then.
 
 The new directory grows under a hidden name beside its target and is swapped in by one rename. The hidden directory is
 locked while its writer lives: a second writer of the same target is refused, and what a killed process left behind is
@@ -54,6 +54,20 @@ def atomic_directory(
     except BaseException:
         _remove_empty(made_parents)
         raise
+
+
+def replace_file(path: Path | str, data: bytes) -> None:
+    """Write a file beside its target and rename it, so that a full disk or Ctrl-C leaves an older one as it was."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
