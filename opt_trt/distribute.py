@@ -6,14 +6,12 @@ worker takes the next one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from threading import Event, Lock, local
+from threading import Lock
 from types import TracebackType
-from typing import TypeVar
 
 import torch
 
@@ -23,20 +21,27 @@ from opt_trt.checkpoint.writer import RankWriter
 from opt_trt.config.model import ModelConfig
 from opt_trt.packing import pack
 from opt_trt.quant.mode import QuantMode
-from opt_trt.shard import is_linear, placements, stage_names
+from opt_trt.quant.report import QuantReport, Shard
+from opt_trt.shard import LAYER, is_linear, placements, stage_names
 
 BLOCK_ELEMENTS = 1 << 18  # quantized at a time: the fp32 steps in between stay in the processor's cache
 BLOCK_ROWS = 64  # output features of a block are a multiple of this, as packing needs
 
-Item = TypeVar("Item")
+Observe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # of a block: weight, integers, scales
 
 
 class RankFiles:
     """The files of all ranks of a checkpoint while they are written; use it in a `with` block."""
 
-    def __init__(self, directory: Path, config: ModelConfig, advance: Callable[[int], object]) -> None:
-        """`advance` is told the bytes of every tensor that was written."""
-        self._config, self._advance, self._lock = config, advance, Lock()
+    def __init__(
+        self,
+        directory: Path,
+        config: ModelConfig,
+        advance: Callable[[int], object],
+        report: QuantReport | None = None,
+    ) -> None:
+        """`advance` is told the bytes of every tensor that was written, `report` what quantizing makes of linears."""
+        self._config, self._advance, self._lock, self._report = config, advance, Lock(), report
         self._mode, self._placements = packed_mode(config), placements(config)
         self._names = [stage_names(config, stage) for stage in range(config.mapping.pp_size)]
         ranks = range(config.mapping.world_size)
@@ -62,78 +67,56 @@ class RankFiles:
             name = self._names[mapping.pp_rank(rank)].get(whole)
             if name is not None:
                 part = self._placements[whole].cut(values, mapping.tp_size, mapping.tp_rank(rank))
-                self._write_part(writer, name, part)
+                self._write_part(writer, name, part, self._observer(whole, rank))
 
-    def _write_part(self, writer: RankWriter, name: str, part: torch.Tensor) -> None:
+    def _observer(self, whole: str, rank: int) -> Observe | None:
+        """What is told the blocks of a linear as they are quantized, if there is a report."""
+        layer = LAYER.fullmatch(whole)
+        if self._report is None or layer is None or not is_linear(whole):
+            return None
+        tp_rank = self._config.mapping.tp_rank(rank)
+        return partial(self._report.add, Shard(layer[2].removesuffix(".weight"), tp_rank, int(layer[1]), rank))
+
+    def _write_part(self, writer: RankWriter, name: str, part: torch.Tensor, observe: Observe | None) -> None:
         stored = {name: part}
         if self._mode is not None and is_linear(name):
             assert self._config.target_sm is not None
-            stored[name], stored[scale_name(name)] = quantize_and_pack(part, self._mode, self._config.target_sm)
+            packed = quantize_and_pack(part, self._mode, self._config.target_sm, observe)
+            stored[name], stored[scale_name(name)] = packed
+        elif self._report is not None and observe is not None:  # the builder will quantize
+            for _, *block in quantized_blocks(part, self._report.mode):
+                observe(*block)
         for stored_name, tensor in stored.items():
             writer.write(stored_name, tensor)
             with self._lock:
                 self._advance(tensor.nbytes)
 
 
-def quantize_and_pack(weight: torch.Tensor, mode: QuantMode, sm: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantized_blocks(
+    weight: torch.Tensor, mode: QuantMode
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Blocks of output features of a weight `[out, in]`: the first one's number, the block, its integers and scales."""
+    rows = max(BLOCK_ROWS, BLOCK_ELEMENTS // weight.shape[1] // BLOCK_ROWS * BLOCK_ROWS)
+    for start in range(0, len(weight), rows):
+        block = weight[start : start + rows]
+        yield start, block, *mode.quantize(block)
+
+
+def quantize_and_pack(
+    weight: torch.Tensor, mode: QuantMode, sm: int, observe: Observe | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What a checkpoint stores of a weight `[out, in]`: the packed tensor and its per_channel_scale.
 
     Works on blocks of output features: beside its input it holds its output and a few MiB.
     """
     shape, scale_shape = mode.spec(*weight.shape)
     packed, scale = torch.empty(shape, dtype=torch.int8), torch.empty(scale_shape, dtype=weight.dtype)
-    rows = max(BLOCK_ROWS, BLOCK_ELEMENTS // weight.shape[1] // BLOCK_ROWS * BLOCK_ROWS)
     stored = packed.view(-1)
-    for start in range(0, len(weight), rows):
-        q, scale[start : start + rows] = mode.quantize(weight[start : start + rows])
-        block = pack(q, mode.bits, sm).view(-1)
+    for start, block, q, block_scale in quantized_blocks(weight, mode):
+        scale[start : start + len(block)] = block_scale
+        pieces = pack(q, mode.bits, sm).view(-1)
         first = start * weight.shape[1] * mode.bits // 8
-        stored[first : first + len(block)] = block
+        stored[first : first + len(pieces)] = pieces
+        if observe is not None:
+            observe(block, q, block_scale)
     return packed, scale
-
-
-class Scratch(local):
-    """Memory for a tensor per thread, used again for its next one: fresh pages cost more than what is copied there."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialized tensor, valid until the same thread asks for another."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes > len(self._memory):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # before the larger one is made
-            self._memory = torch.empty(nbytes, dtype=torch.uint8)
-        return self._memory[:nbytes].view(dtype).view(shape)
-
-
-def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) -> None:
-    """Do `work` for every item, `workers` at a time; no more items than workers exist, and the first failure is raised.
-
-    Items are made one after another: the iterator need not know of threads.
-    """
-    taking, stop = Lock(), Event()
-
-    def drain() -> None:
-        try:
-            while not stop.is_set():
-                with taking:
-                    item = next(items, None)
-                if item is None:
-                    return
-                work(item)
-                del item  # before the next one is made
-        except BaseException:
-            stop.set()
-            raise
-
-    if workers == 1:
-        drain()
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            running = [pool.submit(drain) for _ in range(workers)]
-            for failed in wait(running, return_when=FIRST_EXCEPTION).done:
-                failed.result()
-        finally:
-            stop.set()

@@ -15,10 +15,11 @@ from _models import Model
 from opt_trt import distribute
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.distribute import Scratch, for_each, quantize_and_pack
+from opt_trt.distribute import quantize_and_pack
 from opt_trt.errors import UserError
 from opt_trt.packing import pack
 from opt_trt.quant import MODES
+from opt_trt.workers import Scratch, for_each
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

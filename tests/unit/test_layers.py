@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 # Layer by first part of the module path under opt_trt; a module may import its own layer's package and those below.
 LAYER = {
     "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "disk": 0,
-    "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "distribute": 1, "convert": 1,
+    "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "workers": 1, "distribute": 1, "convert": 1,
     "step": 2, "ops": 2,
     "graph": 3, "plugins": 3,
     "runtime": 4,
@@ -27,7 +27,7 @@ SIBLINGS = {
     ("checkpoint", "shard"), ("checkpoint", "quant"), ("checkpoint", "packing"),
     ("distribute", "checkpoint"), ("distribute", "shard"), ("distribute", "quant"), ("distribute", "packing"),
     ("convert", "checkpoint"), ("convert", "shard"), ("convert", "sources"), ("convert", "distribute"),
-    ("convert", "quant"), ("convert", "packing"),
+    ("convert", "quant"), ("convert", "packing"), ("convert", "workers"),
     ("run", "text"), ("evaluate", "text"),
     ("commands", "cli"),
 }  # fmt: skip
