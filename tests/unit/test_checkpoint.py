@@ -168,7 +168,10 @@ def test_rank_files_must_be_as_many_as_config_says(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu', only 'relu'"),
         ({"quantization": {"quant_algo": "FP8"}}, "quant_algo 'FP8', only None or 'W8A16' or 'W4A16'"),
         ({"quantization": {"kv_cache_quant_algo": "INT8"}}, "kv_cache_quant_algo 'INT8', only None"),
-        ({"mapping": {"world_size": 2, "tp_size": 1, "pp_size": 2}}, "pp_size 2 leaves stages without a layer; use 1"),
+        (
+            {"mapping": {"world_size": 2, "tp_size": 1, "pp_size": 2}},
+            "pp_size 2 leaves stages without a layer; use at most 1",
+        ),
         ({"dtype": "int8"}, "dtype must be float32 or bfloat16 or float16"),
         ({"hidden_size": None}, "lacks hidden_size"),
     ],
