@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
@@ -131,6 +132,7 @@ def make_source(directory: Path, layers: int, kind: str) -> Path:
     (directory / f"{stem}.{kind}.index.json").write_text(json.dumps(index))
     save_tokenizer(directory, config.vocab_size)
     (directory / "config" / "config.json").rename(directory / "config.json")
+    (directory / "config").rmdir()
     return directory
 
 
@@ -155,7 +157,8 @@ def measure(job: Job, source: Path, target: Path) -> Measured:
     shutil.rmtree(target, ignore_errors=True)
     code = CHILD.format(imports=job.imports, work=job.work)
     command = [job.python, "-c", code, str(source), str(target), json.dumps(job.flags)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    quiet = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=quiet)
     seconds, busy, imported, peak = json.loads(done.stdout.splitlines()[-1])
     written = size(target, "*") if target.exists() else 0
     shutil.rmtree(target, ignore_errors=True)
@@ -179,7 +182,7 @@ def peer_jobs(python: str) -> dict[str, Job]:
 
 
 def measure_rounds(jobs: dict[str, Job], source: Path, work: Path, pairs: int) -> dict[str, list[Measured]]:
-    """All jobs one after another, `pairs` times; a round of warming up is not needed, the copies come first."""
+    """All jobs one after another, `pairs` times."""
     measured: dict[str, list[Measured]] = {name: [] for name in jobs}
     for _ in range(pairs):
         for name, job in jobs.items():
@@ -204,12 +207,11 @@ def main() -> None:
         jobs = {"copy": Job(CONVERT_IMPORTS, COPY)}
         jobs |= {name: Job(CONVERT_IMPORTS, CONVERT, CONVERSIONS[name]) for name in a.only}
         jobs |= {} if a.no_peers else peer_jobs(a.peer_python)
-        results[kind] = measure_rounds(jobs, source, a.work_dir, a.pairs)
-        report(f"{kind}, {a.layers} layers", results[kind], size(source, "*model*-of-*"))
-    if a.json:
-        a.json.write_text(
-            json.dumps({k: {n: [asdict(m) for m in ms] for n, ms in r.items()} for k, r in results.items()})
-        )
+        measured = measure_rounds(jobs, source, a.work_dir, a.pairs)
+        report(f"{kind}, {a.layers} layers", measured, size(source, "*model*-of-*"))
+        results[kind] = {name: [asdict(m) for m in values] for name, values in measured.items()}
+        if a.json:
+            a.json.write_text(json.dumps(results))
 
 
 def report(title: str, results: dict[str, list[Measured]], source_bytes: int) -> None:
