@@ -1,7 +1,8 @@
-"""Write a directory so that it appears only when it is whole, and an older one stays until then.
+"""Write a directory or a file so that it appears only when it is whole, and an older one stays until then.
 
 The new directory grows under a hidden name beside its target and is swapped in by one rename. The hidden directory is
-locked while its writer lives, so that what a killed process left behind is told apart and removed by the next writer.
+locked while its writer lives: a second writer of the same target is refused, and what a killed process left behind is
+told apart and removed by the next one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,14 +33,14 @@ def atomic_directory(
     """Yield an empty temporary directory that becomes `path` when the block ends without an exception.
 
     What is at `path` already is replaced only if it is empty or an earlier result of the same kind: it holds `marker`,
-    names that match `owned` and nothing else. Anything else is refused with `UserError`, before the block runs. On any
-    exception, Ctrl-C included, the temporary directory is removed and `path` is as it was.
+    names that match `owned` and nothing else. Anything else is refused with `UserError`, before the block runs, and so
+    is a target that another process is writing. On any exception, Ctrl-C included, the temporary directory is removed
+    and `path` is as it was.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(target, marker, owned)
     made_parents = _make_parents(target.parent)
     try:
-        _remove_stale(target)
         temporary, lock = _locked_directory(target)
         try:
             yield temporary
@@ -54,12 +56,18 @@ def atomic_directory(
         raise
 
 
-def check_space(path: Path | str, needed: int) -> None:
-    """Refuse before the work what the disk of `path` cannot take after it; `needed` in bytes."""
-    parent = next(p for p in Path(os.path.realpath(path)).parents if p.is_dir())
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise UserError(f"{path} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; make room")
+def replace_file(path: Path | str, data: bytes) -> None:
+    """Write a file beside its target and rename it, so that a full disk or Ctrl-C leaves an older one as it was."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
@@ -97,41 +105,43 @@ def _remove_empty(directories: list[Path]) -> None:
 
 
 def _locked_directory(target: Path) -> tuple[Path, int]:
-    """A fresh directory beside the target and the descriptor that holds its lock."""
-    while True:
+    """A fresh directory beside the target and the descriptor that holds its lock; no other writer has one."""
+    parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_EX)  # one writer at a time looks for others and makes its own
+        _remove_stale(target)
         temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{SUFFIX}"
         temporary.mkdir()
         lock = _try_lock(temporary)
-        if lock is not None and os.fstat(lock).st_nlink:  # else another writer took it for stale just now
-            return temporary, lock
-        if lock is not None:
-            os.close(lock)
+        assert lock is not None, temporary
+        return temporary, lock
+    finally:
+        os.close(parent)
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove temporary directories of this target whose writers are gone."""
-    prefix = f".{target.name}."
-    for entry in target.parent.iterdir():
-        if (
-            entry.name.startswith(prefix)
-            and entry.name.endswith(SUFFIX)
-            and len(entry.name) == len(prefix + SUFFIX) + 8
-        ):
+    """Remove temporary directories of this target whose writers are gone; `UserError` if one lives."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")
+    for entry in filter(lambda entry: ours.fullmatch(entry.name), target.parent.iterdir()):
+        try:
             lock = _try_lock(entry)
-            if lock is not None:
-                shutil.rmtree(entry, ignore_errors=True)
-                os.close(lock)
+        except FileNotFoundError:  # its writer has just ended
+            continue
+        if lock is None:
+            raise UserError(
+                f"{target} is being written by another process, in {entry.name} beside it; "
+                "wait for it to end or give another directory"
+            )
+        shutil.rmtree(entry, ignore_errors=True)
+        os.close(lock)
 
 
 def _try_lock(directory: Path) -> int | None:
-    """The descriptor of the locked directory, or None when a living writer holds it or it is gone."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
+    """The descriptor of the locked directory, or None when a living writer holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
@@ -148,6 +158,9 @@ def _sync(path: Path | str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 

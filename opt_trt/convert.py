@@ -6,26 +6,30 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from opt_trt.atomic import atomic_directory, check_space
+from opt_trt.atomic import atomic_directory
 from opt_trt.checkpoint import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
 from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ENGINE_ACTIVATION, ModelConfig
-from opt_trt.distribute import RankFiles, for_each
+from opt_trt.disk import check_space, telling_what_lacks
+from opt_trt.distribute import RankFiles
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
 from opt_trt.packing import DEFERRED_ONLY, is_interleaved
 from opt_trt.progress import byte_bar
-from opt_trt.quant import MODES
+from opt_trt.quant import ALGORITHMS, MODES
+from opt_trt.quant.report import QuantReport, report_paths, write_report
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
 from opt_trt.sources.opt import OptConfig
 from opt_trt.threads import one_thread
+from opt_trt.workers import Scratch, for_each
 
 DEFAULT_CAPABILITY = 8, 0  # of the GPU to pack for where none is visible
 
@@ -39,7 +43,7 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
-    warnings: list[str] = []
+    paths = report_paths(config.report, config.output_dir) if config.report else None
     source = open_source(model_dir, config.model_type)
     for note in source.notes if config.log_level in TALKATIVE else ():
         print(note)
@@ -48,18 +52,24 @@ def convert(config: ConvertConfig) -> None:
     _warn_of_loader(model)
     specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
     check_space(output_dir, _nbytes(specs))
+    report = QuantReport(ALGORITHMS[model.quant_algo]) if paths and model.quant_algo else None
+    warnings: list[str] = []
+    tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty, warnings.append)
     with one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
         write_config(directory, model)
         with (
+            telling_what_lacks(directory, _nbytes(specs)),
             byte_bar("convert", _nbytes(specs), config.log_level) as bar,
-            RankFiles(directory, model, bar.update) as ranks,
+            RankFiles(directory, model, bar.update, report) as ranks,
         ):
-            tensors = canonical_tensors(source, getattr(torch, model.dtype), warnings.append)
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
+    told = [_summary(output_dir, model, specs, time.perf_counter() - started)]
+    if paths and report:
+        told.append(write_report(report, paths, _about(model_dir, model)))
     if config.log_level in TALKATIVE:
-        print(_summary(output_dir, model, specs, time.perf_counter() - started))
+        print("\n".join(told))
 
 
 def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
@@ -132,6 +142,19 @@ def _protect_source(model_dir: Path, output_dir: Path) -> None:
 
 def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
     return sum(tensor.nbytes for spec in specs for tensor in spec.values())
+
+
+def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
+    """What a report says of the conversion it describes."""
+    return {
+        "model": Path(os.path.realpath(model_dir)).name,
+        "quant_algo": model.quant_algo,
+        "dtype": model.dtype,
+        "tp_size": model.mapping.tp_size,
+        "pp_size": model.mapping.pp_size,
+        "target_sm": model.target_sm,
+        "defer_quantization": model.defer_quantization,
+    }
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:

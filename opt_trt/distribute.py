@@ -6,13 +6,12 @@ worker takes the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from types import TracebackType
-from typing import TypeVar
 
 import torch
 
@@ -20,22 +19,24 @@ from opt_trt.checkpoint import rank_file
 from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import RankWriter
 from opt_trt.config.model import ModelConfig
-from opt_trt.packing import pack, unpack
-from opt_trt.quant.mode import QuantMode, scale_name
-from opt_trt.shard import is_linear, placements, stage_names
-
-BLOCK_ELEMENTS = 1 << 18  # quantized at a time: the fp32 steps in between stay in the processor's cache
-BLOCK_ROWS = 64  # output features of a block are a multiple of this, as packing needs
-
-Item = TypeVar("Item")
+from opt_trt.quant.mode import scale_name
+from opt_trt.quant.report import QuantReport, Shard
+from opt_trt.quantized import Observe, quantize_and_pack, quantized_blocks
+from opt_trt.shard import LAYER, is_linear, placements, stage_names
 
 
 class RankFiles:
     """The files of all ranks of a checkpoint while they are written; use it in a `with` block."""
 
-    def __init__(self, directory: Path, config: ModelConfig, advance: Callable[[int], object]) -> None:
-        """`advance` is told the bytes of every tensor that was written."""
-        self._config, self._advance, self._lock = config, advance, Lock()
+    def __init__(
+        self,
+        directory: Path,
+        config: ModelConfig,
+        advance: Callable[[int], object],
+        report: QuantReport | None = None,
+    ) -> None:
+        """`advance` is told the bytes of every tensor that was written, `report` what quantizing makes of linears."""
+        self._config, self._advance, self._lock, self._report = config, advance, Lock(), report
         self._mode, self._placements = packed_mode(config), placements(config)
         self._names = [stage_names(config, stage) for stage in range(config.mapping.pp_size)]
         ranks = range(config.mapping.world_size)
@@ -61,80 +62,26 @@ class RankFiles:
             name = self._names[mapping.pp_rank(rank)].get(whole)
             if name is not None:
                 part = self._placements[whole].cut(values, mapping.tp_size, mapping.tp_rank(rank))
-                self._write_part(writer, name, part)
+                self._write_part(writer, name, part, self._observer(whole, rank))
 
-    def _write_part(self, writer: RankWriter, name: str, part: torch.Tensor) -> None:
+    def _observer(self, whole: str, rank: int) -> Observe | None:
+        """What is told the blocks of a linear as they are quantized, if there is a report."""
+        layer = LAYER.fullmatch(whole)
+        if self._report is None or layer is None or not is_linear(whole):
+            return None
+        tp_rank = self._config.mapping.tp_rank(rank)
+        return partial(self._report.add, Shard(layer[2].removesuffix(".weight"), tp_rank, int(layer[1]), rank))
+
+    def _write_part(self, writer: RankWriter, name: str, part: torch.Tensor, observe: Observe | None) -> None:
         stored = {name: part}
         if self._mode is not None and is_linear(name):
             assert self._config.target_sm is not None
-            stored[name], stored[scale_name(name)] = quantize_and_pack(part, self._mode, self._config.target_sm)
+            packed = quantize_and_pack(part, self._mode, self._config.target_sm, observe)
+            stored[name], stored[scale_name(name)] = packed
+        elif self._report is not None and observe is not None:  # the builder will quantize
+            for _, *block in quantized_blocks(part, self._report.mode):
+                observe(*block)
         for stored_name, tensor in stored.items():
             writer.write(stored_name, tensor)
             with self._lock:
                 self._advance(tensor.nbytes)
-
-
-def quantize_and_pack(weight: torch.Tensor, mode: QuantMode, sm: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a checkpoint stores of a weight `[out, in]`: the packed tensor and its per_channel_scale.
-
-    Works on blocks of output features: beside its input it holds its output and a few MiB.
-    """
-    shape, scale_shape = mode.spec(*weight.shape)
-    packed, scale = torch.empty(shape, dtype=torch.int8), torch.empty(scale_shape, dtype=weight.dtype)
-    stored = packed.view(-1)
-    for rows, place in _blocks(weight.shape[0], weight.shape[1], mode.bits):
-        q, scale[rows] = mode.quantize(weight[rows])
-        stored[place] = pack(q, mode.bits, sm).view(-1)
-    return packed, scale
-
-
-def unpack_and_dequantize(packed: torch.Tensor, scale: torch.Tensor, mode: QuantMode, sm: int) -> torch.Tensor:
-    """The weight `[out, in]`, in the dtype of its scale, that a packed tensor and its per_channel_scale stand for.
-
-    Works on the same blocks as `quantize_and_pack`.
-    """
-    weight, stored = torch.empty(len(scale), len(packed), dtype=scale.dtype), packed.contiguous().view(-1)
-    for rows, place in _blocks(len(scale), len(packed), mode.bits):
-        block = stored[place].view(len(packed), -1)
-        weight[rows] = mode.dequantize(unpack(block, mode.bits, sm), scale[rows])
-    return weight
-
-
-def _blocks(out_features: int, in_features: int, bits: int) -> Iterator[tuple[slice, slice]]:
-    """Output features taken together, and the bytes of the packed tensor that hold them."""
-    count = max(BLOCK_ROWS, BLOCK_ELEMENTS // in_features // BLOCK_ROWS * BLOCK_ROWS)
-    for start in range(0, out_features, count):
-        stop = min(start + count, out_features)
-        yield slice(start, stop), slice(start * in_features * bits // 8, stop * in_features * bits // 8)
-
-
-def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) -> None:
-    """Do `work` for every item, `workers` at a time; no more items than workers exist, and the first failure is raised.
-
-    Items are made one after another: the iterator need not know of threads.
-    """
-    taking, stop = Lock(), Event()
-
-    def drain() -> None:
-        try:
-            while not stop.is_set():
-                with taking:
-                    item = next(items, None)
-                if item is None:
-                    return
-                work(item)
-                del item  # before the next one is made
-        except BaseException:
-            stop.set()
-            raise
-
-    if workers == 1:
-        drain()
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            running = [pool.submit(drain) for _ in range(workers)]
-            for failed in wait(running, return_when=FIRST_EXCEPTION).done:
-                failed.result()
-        finally:
-            stop.set()

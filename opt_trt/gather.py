@@ -11,8 +11,8 @@ import torch
 
 from opt_trt.checkpoint import Checkpoint, check_target_sm, read_config
 from opt_trt.checkpoint.spec import packed_mode
-from opt_trt.distribute import unpack_and_dequantize
 from opt_trt.quant.mode import scale_name
+from opt_trt.quantized import unpack_and_dequantize
 from opt_trt.shard import is_linear, placements, stage_names
 
 

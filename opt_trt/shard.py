@@ -90,7 +90,7 @@ def placements(config: ModelConfig) -> dict[str, Placement]:
     check_tp_size(config)
     if config.mapping.pp_size > config.num_hidden_layers:
         stages, layers = config.mapping.pp_size, config.num_hidden_layers
-        raise UserError(f"pp_size {stages} leaves stages without a layer; use 1 to {layers}")
+        raise UserError(f"pp_size {stages} leaves stages without a layer; use at most {layers}")
     hidden = config.hidden_size
     embedding = EMBEDDING_SPLITS[config.embedding_sharding_dim] if config.use_parallel_embedding else WHOLE
     table = {
@@ -142,8 +142,8 @@ def check_tp_size(config: ModelConfig, fitting: Sequence[int] = ()) -> None:
     tp_size = config.mapping.tp_size
     if problems := indivisible(config, tp_size):
         fitting = fitting or [n for n in range(1, config.num_attention_heads + 1) if not indivisible(config, n)]
-        sizes = ", ".join(map(str, fitting))
-        raise UserError(f"tp_size {tp_size} does not divide {', '.join(problems)}; use one of {sizes}")
+        sizes = f"one of {', '.join(map(str, fitting))}" if len(fitting) > 1 else str(fitting[0])
+        raise UserError(f"tp_size {tp_size} does not divide {', '.join(problems)}; use {sizes}")
 
 
 def _in_blocks(tensor: torch.Tensor, dim: int, blocks: int) -> torch.Tensor:

@@ -14,9 +14,7 @@ from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_difference
 from opt_trt.config.json_file import read_json
 from opt_trt.config.model import ACTIVATIONS, ModelConfig
 from opt_trt.errors import UserError
-from opt_trt.packing import unpack
 from opt_trt.quant import ALGORITHMS
-from opt_trt.quant.mode import scale_name
 
 CONFIG_NAME = "config.json"
 QUANT_ALGOS = (None, *ALGORITHMS)
@@ -53,16 +51,6 @@ class Checkpoint:
         with safe_open(self.path, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
-
-    def integers(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A quantized linear: int8 `[out, in]` and scale `[out]`, unpacked, or quantized now if that was deferred."""
-        algorithm, sm = self.config.quant_algo, self.config.target_sm
-        assert algorithm is not None, name
-        mode = ALGORITHMS[algorithm]
-        if packed_mode(self.config) is None:
-            return mode.quantize(self.tensor(name))
-        assert sm is not None, name  # check_target_sm
-        return unpack(self.tensor(name), mode.bits, sm), self.tensor(scale_name(name))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor with its name, one at a time, in the order the model uses them."""

@@ -44,10 +44,11 @@ def check_shards(config: ModelConfig) -> None:
     fitting = [n for n in heads if not indivisible(config, n) and not _packing_problems(config, n)]
     check_tp_size(config, fitting)
     if problems := _packing_problems(config, tp_size):
-        advice = f"use a --tp_size of {', '.join(map(str, fitting))}" if fitting else "no --tp_size fits"
+        sizes = ", ".join(map(str, fitting))
+        advice = f"use a --tp_size of {sizes}, or" if fitting else "no --tp_size fits: use"
         raise UserError(
             f"at tp_size {tp_size} weights cannot be packed for SM {config.target_sm}: {'; '.join(problems)}; "
-            f"{advice}, or --defer_quantization"
+            f"{advice} --defer_quantization"
         )
 
 

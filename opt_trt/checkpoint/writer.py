@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,7 +19,8 @@ DTYPE_CODES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 DATA_ALIGNMENT = 64  # bytes; the header is padded so that the first tensor starts on a cache line
-WRITE_CHUNK = 1 << 24  # bytes handed to the system at a time, so that Ctrl-C is seen soon
+WRITE_CHUNK = 1 << 20  # bytes handed to the system at a time: more make it take huge pages, slow on virtual machines
+GATHER_BYTES = 1 << 20  # of a strided tensor, copied together before they are written
 LISTED = 6  # differences an error names
 
 
@@ -66,8 +67,11 @@ class RankWriter:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Put one tensor into its place; of any stride, written in row-major order."""
         if self._accept(name, TensorSpec(tuple(tensor.shape), tensor.dtype)):
-            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
-            self._put(data, len(self._header) + self._offsets[name])
+            start = offset = len(self._header) + self._offsets[name]
+            for block in _in_order(tensor):
+                self._put(block.flatten().view(torch.uint8).numpy().data, offset)
+                offset += block.nbytes
+            os.posix_fadvise(self._descriptor, start, tensor.nbytes, os.POSIX_FADV_DONTNEED)  # the disk starts now
 
     def _accept(self, name: str, found: TensorSpec) -> bool:
         with self._lock:
@@ -112,6 +116,15 @@ def refuse_differences(path: Path, problems: list[str]) -> None:
             f"{path} does not hold the tensors its config.json asks for: {'; '.join(problems[:LISTED])}{more}; "
             "convert the model again"
         )
+
+
+def _in_order(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor as contiguous blocks of rows: itself, or copies that stay in the processor's cache."""
+    if tensor.is_contiguous():
+        yield tensor
+        return
+    rows = max(1, GATHER_BYTES * len(tensor) // tensor.nbytes)
+    yield from (tensor[start : start + rows].contiguous() for start in range(0, len(tensor), rows))
 
 
 def _layout(spec: dict[str, TensorSpec]) -> tuple[dict[str, int], bytes]:

@@ -32,6 +32,9 @@ class ConvertConfig:
         None, "GPU the quantized weights are packed for, 80 = compute capability 8.0; default: the visible one, else 80"
     )
     defer_quantization: bool = flag(False, "store --dtype weights, to be quantized by the builder: fits every GPU")
+    report: str | None = flag(
+        None, "write what quantizing changes, per matrix and rank: PATH/report.json and .svg, or PATH.json and PATH.svg"
+    )
     workers: int = flag(1, "threads; each holds one tensor in memory")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
@@ -46,3 +49,7 @@ class ConvertConfig:
         for name, unset in (("weight_only_precision", None), ("target_sm", None), ("defer_quantization", False)):
             if getattr(self, name) is not unset and not self.use_weight_only:
                 raise UserError(f"--{name} says how to quantize, but --use_weight_only is not given; give both or none")
+        if self.report is not None and not self.use_weight_only:
+            raise UserError(
+                "--report tells of quantized weights, but --use_weight_only is not given; give both or none"
+            )

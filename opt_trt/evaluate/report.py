@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opt_trt.atomic import replace_file
 from opt_trt.evaluate.scores import Scores
 
 
@@ -107,26 +106,13 @@ class Report:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write strict JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    replace_file(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_summaries(path: Path, header: Sequence[str], indices: Sequence[int], summaries: Sequence[str]) -> None:
     """Write upstream's `.out` layout, every row of every batch: `[index] [Beam 0] text` below the header lines."""
     rows = [f"[{index}] [Beam 0] {text}" for index, text in zip(indices, summaries, strict=True)]
-    write_text(path, "".join(f"{line}\n" for line in (*header, *rows)))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by one rename, so that a full disk or Ctrl-C leaves the old one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, "".join(f"{line}\n" for line in (*header, *rows)).encode())
 
 
 def _comparison(row: Row, reference: float, engine: float) -> float:

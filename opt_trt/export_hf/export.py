@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from opt_trt import __version__
-from opt_trt.atomic import atomic_directory, check_space
+from opt_trt.atomic import atomic_directory
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
 from opt_trt.config.export_hf import ExportConfig
 from opt_trt.config.flags import TALKATIVE
+from opt_trt.disk import check_space
 from opt_trt.errors import UserError
 from opt_trt.export_hf.source import source_config, source_specs, source_tensors
 from opt_trt.gather import WholeModel
@@ -56,7 +57,7 @@ def _write(model: WholeModel, tokenizer: list[Path], config: ExportConfig) -> Fi
     source = source_config(model)
     specs = source_specs(source, model.config)
     total = sum(spec.nbytes for spec in specs.values())
-    check_space(config.output_dir, total)
+    check_space(Path(config.output_dir), total)
     files = shard_files(specs, config.max_shard_bytes)
     with atomic_directory(config.output_dir, marker=MARKER, owned=OWNED) as directory:
         _write_json(directory / MARKER, _origin(model))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from opt_trt.atomic import replace_file
 from opt_trt.errors import UserError
 
 
@@ -34,25 +33,11 @@ def write_csv(path: Path, ids: np.ndarray) -> None:
     """A line of comma-separated integers per row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(ids.tolist())
-    _put(path, text.getvalue().encode("ascii"))
+    replace_file(path, text.getvalue().encode("ascii"))
 
 
 def write_npy(path: Path, values: np.ndarray) -> None:
     """numpy's format; the name is kept as given."""
     data = io.BytesIO()
     np.save(data, values, allow_pickle=False)
-    _put(path, data.getvalue())
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Write beside the target and rename, so that a full disk or Ctrl-C leaves an older file as it was."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, data.getvalue())

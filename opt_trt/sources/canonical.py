@@ -39,13 +39,17 @@ LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output
 
 
 def canonical_tensors(
-    source: Source, dtype: torch.dtype, warn: Callable[[str], object] = lambda line: None
+    source: Source,
+    dtype: torch.dtype,
+    empty: Callable[..., torch.Tensor] = torch.empty,
+    warn: Callable[[str], object] = lambda line: None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory.
 
-    `warn` is told what may be damaged, a line each; of what needs all layers to compare, after the last one.
+    `empty(shape, dtype=dtype)` makes what a tensor is filled into. `warn` is told what may be damaged, a line each; of
+    what needs all layers to compare, after the last one.
     """
-    reader = _Reader(source, dtype, tensor_shapes(source.config))
+    reader = _Reader(source, dtype, empty, tensor_shapes(source.config))
     tables = {
         EMBEDDING: lambda: reader.table(EMBEDDING, PROJECT_IN),
         POSITIONS: lambda: reader.positions(warn),
@@ -79,13 +83,14 @@ class _Reader:
 
     source: Source
     dtype: torch.dtype
+    empty: Callable[..., torch.Tensor]
     shapes: dict[str, tuple[int, ...]]
     largest: dict[str, float] = field(default_factory=dict)  # absolute value in each tensor read
 
     def concatenated(self, *names: str) -> torch.Tensor:
         """Tensors under one another, along output features; those the model does not store are constant."""
         rows = sum(self.shapes[name][0] for name in names)
-        filled = torch.empty((rows, *self.shapes[names[0]][1:]), dtype=self.dtype)
+        filled = self.empty((rows, *self.shapes[names[0]][1:]), dtype=self.dtype)
         start = 0
         for name in names:
             part = filled[start : start + self.shapes[name][0]]
@@ -112,10 +117,10 @@ class _Reader:
         config = self.source.config
         if not config.has_projections:
             return self.concatenated(name)
-        right = _Reader(self.source, torch.float32, self.shapes).concatenated(projection)
+        right = _Reader(self.source, torch.float32, torch.empty, self.shapes).concatenated(projection)
         right = right.T if projection == PROJECT_IN else right  # [E, H]
         where = f"{self.source.where(name)} times {self.source.where(projection)}"
-        folded = torch.empty(config.vocab_size, config.hidden_size, dtype=self.dtype)
+        folded = self.empty((config.vocab_size, config.hidden_size), dtype=self.dtype)
         _fill(folded, (block.float() @ right for block in self.source.blocks(name)), where)
         return folded
 

@@ -143,25 +143,50 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_work_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+def test_a_target_that_a_living_process_writes_is_refused_and_its_work_left_alone(tmp_path: Path) -> None:
     writer = start_writer(tmp_path / "out")
     try:
-        write(tmp_path / "out")
-        assert len(list(tmp_path.glob(".out.*.partial"))) == 1
+        with pytest.raises(UserError, match=rf"^{tmp_path / 'out'} is being written by another process, in \.out\."):
+            write(tmp_path / "out")
+        assert [p.name for p in tmp_path.glob(".out.*.partial/*")] == ["config.json"]
+        write(tmp_path / "out2")
     finally:
         kill(writer)
 
 
-def test_of_two_writers_the_last_wins_whole(tmp_path: Path) -> None:
-    with atomic_directory(tmp_path / "out") as first:
-        (first / "config.json").write_text("1")
-        (first / "rank0.engine").write_text("1")
-        write(tmp_path / "out", "2")
-    assert (tmp_path / "out" / "config.json").read_text() == "1"
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.read_text() == "1") == [
-        "config.json",
-        "rank0.engine",
-    ]
+def test_writers_that_start_together_never_mix(tmp_path: Path) -> None:
+    """Each writes its own number into every file, twenty times; the rest of the attempts are refused."""
+    code = """
+import sys, time
+from pathlib import Path
+from opt_trt.atomic import atomic_directory
+from opt_trt.errors import UserError
+path, number = Path(sys.argv[1]), sys.argv[2]
+written = 0
+while written < 20:
+    try:
+        with atomic_directory(path) as tmp:
+            for name in ("config.json", "rank0.safetensors", "rank1.safetensors"):
+                (tmp / name).write_text(number)
+        written += 1
+    except UserError as error:
+        assert "is being written by another process" in str(error), error
+        time.sleep(0.001)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out"), str(n)]) for n in range(4)]
+    while any(writer.poll() is None for writer in writers):
+        if not (tmp_path / "out").exists():
+            continue
+        directory = os.open(tmp_path / "out", os.O_RDONLY)  # whole, also once it has been replaced
+        try:
+            assert len({path.read_text() for path in Path(f"/proc/self/fd/{directory}").iterdir()}) <= 1
+        except FileNotFoundError:  # replaced and being removed
+            pass
+        finally:
+            os.close(directory)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len({p.read_text() for p in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ def test_data_start_on_a_cache_line(tmp_path: Path) -> None:
         assert (8 + int.from_bytes((tmp_path / "x").read_bytes()[:8], "little")) % 64 == 0
 
 
-def test_tensors_of_any_stride_are_written_in_row_major_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gather_bytes", [1, 20, 1 << 20])
+def test_tensors_of_any_stride_are_written_in_row_major_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gather_bytes: int
+) -> None:
+    monkeypatch.setattr("opt_trt.checkpoint.writer.GATHER_BYTES", gather_bytes)
     tensor = torch.arange(6.0).view(2, 3).T
     write_rank(tmp_path / "x", {"a": TensorSpec((3, 2), torch.float32)}, [("a", tensor)])
     assert load_file(tmp_path / "x")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
@@ -164,7 +168,10 @@ def test_rank_files_must_be_as_many_as_config_says(tmp_path: Path) -> None:
         ({"hidden_act": "silu"}, "hidden_act 'silu', only 'relu' or 'gelu'"),
         ({"quantization": {"quant_algo": "FP8"}}, "quant_algo 'FP8', only None or 'W8A16' or 'W4A16'"),
         ({"quantization": {"kv_cache_quant_algo": "INT8"}}, "kv_cache_quant_algo 'INT8', only None"),
-        ({"mapping": {"world_size": 2, "tp_size": 1, "pp_size": 2}}, "pp_size 2 leaves stages without a layer; use 1"),
+        (
+            {"mapping": {"world_size": 2, "tp_size": 1, "pp_size": 2}},
+            "pp_size 2 leaves stages without a layer; use at most 1",
+        ),
         ({"dtype": "int8"}, "dtype must be float32 or bfloat16 or float16"),
         ({"hidden_size": None}, "lacks hidden_size"),
     ],

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,21 +167,56 @@ def test_a_failed_conversion_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 def test_a_disk_that_cannot_take_it_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("opt_trt.atomic.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("opt_trt.disk.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"out needs 0\.00 GB, .* has 0\.00 GB free"):
         run(Model().write(tmp_path / "model"), tmp_path / "out")
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, view: memoryview, offset: int) -> None:
-        os.pwrite(descriptor, view[: len(view) // 2], offset)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_keeps_the_old_and_says_what_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run(Model().write(tmp_path / "model"), tmp_path / "out")
+    before, room, write = (tmp_path / "out" / "rank0.safetensors").read_bytes(), 2 << 20, writer.write_all
 
-    monkeypatch.setattr(writer, "write_all", full)
-    model = Model().write(tmp_path / "model")
-    with pytest.raises(OSError, match=r"No space left on device.*rank0\.safetensors"):
-        run(model, tmp_path / "a" / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    def filling(descriptor: int, view: memoryview, offset: int) -> None:
+        nonlocal room
+        room -= len(view)
+        if room < 0:
+            raise OSError(number, os.strerror(number))
+        write(descriptor, view, offset)
+
+    monkeypatch.setattr(writer, "write_all", filling)
+    model = Model(vocab=50_000).write(tmp_path / "model")  # two tables of 1.6 MB in fp16: the second does not fit
+    says = (
+        rf"^/.*/rank0\.safetensors: {os.strerror(number)}; 0\.002 of 0\.003 GB were .*: free as much in {tmp_path} or"
+    )
+    with pytest.raises(UserError, match=says):
+        run(model, tmp_path / "out")
+    assert (tmp_path / "out" / "rank0.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_full_file_system_ends_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path, workers: int
+) -> None:
+    monkeypatch.setattr("opt_trt.convert.check_space", lambda *_: None)  # as if another program took the room meanwhile
+    model = Model(vocab=50_000).write(tmp_path / "model")
+    with pytest.raises(UserError, match=r"rank0\.safetensors: No space left on device; 0\.001 of 0\.003 GB"):
+        run(model, small_disk / "a" / "out", workers=workers)
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_write_refused_by_the_system_is_one_line_and_exit_2(tmp_path: Path) -> None:
@@ -228,26 +264,56 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
 
+WAITING = SLOW.replace("time.sleep(3)", "sys.stdin.readline()")  # at every tensor; ends with its standard input
+
+
+def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """A conversion in a process of its own, in the middle of writing."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(REPOSITORY / "convert_checkpoint.py"), *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    return process
+
+
 @pytest.mark.parametrize("workers", ["1", "3"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, status: int, workers: str) -> None:
     model = Model().write(tmp_path / "model")
-    arguments = [
-        str(REPOSITORY / "convert_checkpoint.py"),
-        "--model_dir",
-        str(model),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--workers",
-        workers,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    process = start(SLOW, "--model_dir", model, "--output_dir", tmp_path / "out", "--workers", workers)
     assert list(tmp_path.glob(".out.*/rank0.safetensors"))
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr.count("\n")) == (status, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_whole_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    model = Model().write(tmp_path / "model")
+    before = run(model, tmp_path / "out")["lm_head.weight"]
+    process = start(WAITING, "--model_dir", model, "--output_dir", tmp_path / "out", "--dtype", "float32")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert torch.equal(load_file(tmp_path / "out" / "rank0.safetensors")["lm_head.weight"], before)
+    assert [p.name[:5] for p in tmp_path.iterdir() if p.name not in ("model", "out")] == [".out."]
+    assert run(model, tmp_path / "out", dtype="float32")["lm_head.weight"].dtype == torch.float32
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_of_two_conversions_into_one_directory_the_second_is_refused_by_name(tmp_path: Path) -> None:
+    model = Model().write(tmp_path / "model")
+    first = start(
+        WAITING, "--model_dir", model, "--output_dir", tmp_path / "out", "--dtype", "float32", "--tp_size", "2"
+    )
+    second = script("--model_dir", model, "--output_dir", tmp_path / "out")
+    assert second.returncode == 2 and second.stderr.count("\n") == 1
+    assert second.stderr.startswith(f"error: {tmp_path / 'out'} is being written by another process, in .out.")
+    first.communicate()
+    assert first.returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+    assert read_config(tmp_path / "out").mapping.tp_size == 2
+    assert all(
+        load_file(tmp_path / "out" / f"rank{r}.safetensors")["lm_head.weight"].dtype == torch.float32 for r in (0, 1)
+    )

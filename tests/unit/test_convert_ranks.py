@@ -107,7 +107,7 @@ def test_fewer_ranks_replace_a_checkpoint_of_more(tmp_path: Path) -> None:
             {"tp_size": 3, "use_parallel_embedding": True, "embedding_sharding_dim": 1},
             r"hidden_size 16 \(embedding_sharding_dim 1\); use one of 1, 2, 4$",
         ),
-        ({"pp_size": 3}, "pp_size 3 leaves stages without a layer; use 1 to 2"),
+        ({"pp_size": 3}, "pp_size 3 leaves stages without a layer; use at most 2"),
     ],
 )
 def test_sizes_that_do_not_fit_the_model_are_named(tmp_path: Path, flags: dict[str, Any], says: str) -> None:

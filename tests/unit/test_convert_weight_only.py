@@ -188,9 +188,20 @@ def test_the_reader_takes_what_was_written(tmp_path: Path, precision: str, defer
             {"target_sm": 90},
             r"mlp\.fc\.weight \(of every layer\): 360 output features must be a multiple of 32; "
             r"transformer\.layers\.0\.mlp\.proj\.weight \(of every layer\): 360 input features must be a multiple of "
-            r"32; no --tp_size fits, or --defer_quantization$",
+            r"32; no --tp_size fits: use --defer_quantization$",
         ),
-        ({}, {"tp_size": 4}, r"tp_size 4 does not divide 6 attention heads; use one of 1, 3$"),
+        (
+            {"ffn": 384 * 5},
+            {"tp_size": 6, "target_sm": 75, "weight_only_precision": "int4"},
+            r"attention\.qkv\.weight \(of every layer\): 96 output features must be a multiple of 64; .*; use "
+            r"a --tp_size of 1, 3, or --defer_quantization$",
+        ),
+        ({}, {"tp_size": 4}, r"^tp_size 4 does not divide 6 attention heads; use one of 1, 3$"),
+        (
+            {"ffn": 320},
+            {"tp_size": 5},
+            r"^tp_size 5 does not divide 6 attention heads; use 1$",
+        ),
     ],
 )
 def test_a_part_that_cannot_be_packed_is_named(
@@ -198,6 +209,15 @@ def test_a_part_that_cannot_be_packed_is_named(
 ) -> None:
     with pytest.raises(UserError, match=says):
         run(small(**shape).write(tmp_path / "model"), tmp_path / "out", **flags)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_what_is_not_finite_is_never_quantized(tmp_path: Path, value: str) -> None:
+    model = small()
+    model.tensors["model.decoder.layers.0.fc2.weight"][191, 383] = float(value)
+    with pytest.raises(UserError, match=r"^model\.decoder\.layers\.0\.fc2\.weight in .* holds (NaN|infinite values)"):
+        run(model.write(tmp_path / "model"), tmp_path / "out", tp_size=3)
     assert not (tmp_path / "out").exists()
 
 

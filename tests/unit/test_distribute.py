@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from _models import Model
 
-from opt_trt import distribute
+from opt_trt import quantized
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.distribute import for_each, quantize_and_pack, unpack_and_dequantize
 from opt_trt.errors import UserError
 from opt_trt.packing import pack
 from opt_trt.quant import MODES
+from opt_trt.quantized import quantize_and_pack, unpack_and_dequantize
+from opt_trt.workers import Scratch, for_each
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -81,6 +83,17 @@ def test_a_failing_source_is_raised(workers: int) -> None:
         for_each(items(), lambda item: None, workers)
 
 
+def test_scratch_memory_is_used_again_by_its_thread_and_by_no_other() -> None:
+    scratch = Scratch()
+    large = scratch.empty((4, 3), torch.float32)
+    small = scratch.empty((5,), torch.float16)
+    assert (small.shape, small.dtype, small.data_ptr()) == ((5,), torch.float16, large.data_ptr())
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: scratch.empty((2,), torch.int8)).result()
+    assert other.data_ptr() != large.data_ptr()
+    assert scratch.empty((5, 3), torch.float32).shape == (5, 3)
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_damaged_tensor_fails_a_conversion_of_any_workers(tmp_path: Path, workers: int) -> None:
     model = Model(layers=6)
@@ -94,7 +107,7 @@ def test_a_damaged_tensor_fails_a_conversion_of_any_workers(tmp_path: Path, work
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 @pytest.mark.parametrize("block", [1, 64 * 128, 1 << 20])
 def test_blocks_do_not_change_what_is_stored(mode, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribute, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(quantized, "BLOCK_ELEMENTS", block)
     weight = torch.randn(320, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     q, scale = mode.quantize(weight)
     stored, stored_scale = quantize_and_pack(weight, mode, 80)
@@ -110,6 +123,6 @@ def test_what_was_quantized_and_packed_comes_back_dequantized(
     weight = torch.randn(320, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
     q, scale = mode.quantize(weight)
     stored, stored_scale = quantize_and_pack(weight, mode, sm)
-    monkeypatch.setattr(distribute, "BLOCK_ELEMENTS", 128 * 128)  # two blocks and a half
+    monkeypatch.setattr(quantized, "BLOCK_ELEMENTS", 128 * 128)  # two blocks and a half
     back = unpack_and_dequantize(stored, stored_scale, mode, sm)
     assert torch.equal(back, (q.float() * scale.float()[:, None]).to(dtype)) and back.dtype == dtype

@@ -31,6 +31,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "weight_only_precision": "unit/test_convert_weight_only.py::test_stored_bytes_are_the_scalar_quantizers",
         "target_sm": "unit/test_convert_weight_only.py::test_config_records_mode_and_gpu",
         "defer_quantization": "unit/test_convert_weight_only.py::test_deferred_weights_are_plain_with_a_quant_algo",
+        "report": "unit/test_quant_report.py::test_numbers_are_those_of_the_stored_weights",
         "workers": "unit/test_distribute.py::test_as_many_workers_as_asked_for_run_at_the_same_time",
         "log_level": "unit/test_convert.py::test_log_level_warning_prints_nothing",
     },

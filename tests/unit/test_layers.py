@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 
 # Layer by first part of the module path under opt_trt; a module may import its own layer's package and those below.
 LAYER = {
-    "errors": 0, "mapping": 0, "config": 0, "atomic": 0,
-    "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "distribute": 1, "convert": 1,
-    "gather": 1, "export_hf": 1, "progress": 1, "threads": 1,
+    "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "disk": 0,
+    "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "quantized": 1, "workers": 1,
+    "distribute": 1, "convert": 1, "gather": 1, "export_hf": 1, "progress": 1, "threads": 1,
     "step": 2, "ops": 2,
     "graph": 3, "plugins": 3,
     "runtime": 4,
@@ -25,12 +25,14 @@ LAYER = {
 
 # Siblings that may know each other, beside the rule that a module may import what is below it.
 SIBLINGS = {
-    ("atomic", "errors"), ("config", "errors"), ("config", "mapping"), ("mapping", "errors"),
+    ("atomic", "errors"), ("disk", "errors"), ("config", "errors"), ("config", "mapping"), ("mapping", "errors"),
     ("checkpoint", "shard"), ("checkpoint", "quant"), ("checkpoint", "packing"),
     ("distribute", "checkpoint"), ("distribute", "shard"), ("distribute", "quant"), ("distribute", "packing"),
     ("convert", "checkpoint"), ("convert", "shard"), ("convert", "sources"), ("convert", "distribute"),
     ("convert", "quant"), ("convert", "packing"), ("convert", "progress"), ("convert", "threads"),
-    ("gather", "checkpoint"), ("gather", "shard"), ("gather", "distribute"), ("gather", "quant"),
+    ("convert", "workers"), ("distribute", "quantized"),
+    ("quantized", "checkpoint"), ("quantized", "quant"), ("quantized", "packing"),
+    ("gather", "checkpoint"), ("gather", "shard"), ("gather", "quantized"), ("gather", "quant"),
     ("export_hf", "gather"), ("export_hf", "checkpoint"), ("export_hf", "sources"), ("export_hf", "progress"),
     ("export_hf", "threads"),
     ("run", "text"), ("evaluate", "text"),
@@ -50,7 +52,7 @@ THIRD_PARTY = {
 }
 
 
-INSTANT = ("errors", "mapping", "config", "atomic", "cli", "commands")
+INSTANT = ("errors", "mapping", "config", "atomic", "disk", "cli", "commands")
 
 
 def layer_of(path):

@@ -125,6 +125,7 @@ def test_models_without_a_final_layer_norm_have_no_ln_f(changes: dict[str, bool]
             r"divide 4 attention heads, hidden_size 8 \(embedding_sharding_dim 1\); use one of 1, 2, 4",
         ),
         (4, {"intermediate_size": 10}, "tp_size 4 does not divide intermediate_size 10; use one of 1, 2"),
+        (2, {"intermediate_size": 11}, "tp_size 2 does not divide intermediate_size 11; use 1"),
     ],
 )
 def test_a_tp_size_that_does_not_fit_is_named(tp_size: int, changes: dict[str, object], says: str) -> None:
@@ -155,7 +156,7 @@ def test_tables_are_on_the_first_stage_and_head_and_last_norm_on_the_last() -> N
 
 
 def test_more_stages_than_layers_are_refused() -> None:
-    with pytest.raises(UserError, match="pp_size 3 leaves stages without a layer; use 1 to 2"):
+    with pytest.raises(UserError, match="pp_size 3 leaves stages without a layer; use at most 2"):
         placements(at_stages(3, 2))
 
 

@@ -32,7 +32,7 @@ def model(fill: float = 0.5) -> Model:
 
 def warnings(made: Model, directory: Path, dtype: torch.dtype = torch.float32) -> list[str]:
     lines: list[str] = []
-    for _ in canonical_tensors(open_source(made.write(directory)), dtype, lines.append):
+    for _ in canonical_tensors(open_source(made.write(directory)), dtype, warn=lines.append):
         pass
     return lines
 

@@ -11,6 +11,7 @@ from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.plugins.gemm import STORED, pack, packed_shape
 from opt_trt.plugins.ops import Plan
 from opt_trt.quant.mode import SCALE, scale_name
+from opt_trt.quantized import integers
 
 SITES = {
     "attention.qkv.weight": "qkv",
@@ -49,7 +50,7 @@ def packed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
             continue
         problem, layout = plan.problems[site], plan.gemm[site].layout
         if problem.quantized:
-            q, scale = checkpoint.integers(name)
+            q, scale = integers(checkpoint, name)
             yield name, pack(q, problem, layout)
             yield scale_name(name), scale.float()
         else:

@@ -16,6 +16,7 @@ from opt_trt.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.packing import DEFERRED_ONLY, INTERLEAVED
 from opt_trt.quant import MODES
+from opt_trt.quantized import integers
 from opt_trt.shard import is_linear
 
 SMS = [sm for sm in INTERLEAVED if sm not in DEFERRED_ONLY] + [120]
@@ -40,7 +41,7 @@ def test_integers_and_scales_are_those_of_the_plain_weight(model, tmp_path, prec
     assert len(linears) == 4 * quantized.config.num_hidden_layers
     for name in linears:
         for found, expected in zip(
-            quantized.integers(name), MODES[precision].quantize(plain.tensor(name)), strict=True
+            integers(quantized, name), MODES[precision].quantize(plain.tensor(name)), strict=True
         ):
             assert torch.equal(found, expected), name
 
