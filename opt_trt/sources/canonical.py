@@ -157,7 +157,7 @@ def _check_range(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> float:
         bad = "NaN" if math.isnan(low) else "infinite values"
         raise UserError(f"{where} holds {bad}: the file is damaged or its training diverged; fetch it again")
     largest = max(-low, high)
-    if torch.tensor(largest, dtype=torch.float64).to(dtype).isinf():
+    if tensor.dtype != dtype and torch.tensor(largest, dtype=torch.float64).to(dtype).isinf():
         wider = "bfloat16" if dtype == torch.float16 else "float32"
         raise UserError(f"{where} reaches {largest:.6g}, beyond {str(dtype)[6:]}; convert with --dtype {wider}")
     return largest

@@ -17,7 +17,7 @@ import torch
 
 from opt_trt.errors import UserError
 
-BLOCK_ELEMENTS = 1 << 20  # small enough to stay in the processor's cache on the way from file to file
+BLOCK_ELEMENTS = 1 << 19  # small enough to stay in the processor's cache on the way from file to file
 
 
 class Entry(Protocol):
