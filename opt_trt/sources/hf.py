@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from opt_trt.config.json_file import read_json
 from opt_trt.errors import UserError
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.opt import EMBEDDING, HEAD, POSITIONS, OptConfig, source_shapes
-from opt_trt.sources.stored import Loaded, Stored, contiguous_stride
+from opt_trt.sources.stored import Entry, Loaded, Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -29,6 +29,7 @@ class HfSource:
 
     config: OptConfig
     tensors: dict[str, Stored | Loaded]
+    notes: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the files hold this tensor."""
@@ -63,7 +64,7 @@ def open_source(directory: Path) -> HfSource:
             tensors[name] = entry
     if config.tie_word_embeddings and EMBEDDING not in tensors and HEAD in tensors:
         tensors[EMBEDDING] = tensors.pop(HEAD)  # of the two names of a tied table, exports keep either
-    _check(config, tensors, directory)
+    check_tensors(config, tensors, f"the weights in {directory} are not those of its config.json")
     return HfSource(config, tensors)
 
 
@@ -117,8 +118,8 @@ def _list_safetensors(path: Path) -> list[Stored | Loaded]:
         raise UserError(f"{path} is truncated or not safetensors ({error}); fetch the file again") from error
 
 
-def _check(config: OptConfig, tensors: dict[str, Stored | Loaded], directory: Path) -> None:
-    """Compare what is there with what the configuration asks for; every difference in one error."""
+def check_tensors(config: OptConfig, tensors: Mapping[str, Entry], problem: str) -> None:
+    """Compare what is there with what the configuration asks for; every difference in one error, after `problem`."""
     expected = source_shapes(config)
     optional = {HEAD} if config.tie_word_embeddings else set()
     missing = [name for name in expected if name not in tensors and name not in optional]
@@ -127,10 +128,10 @@ def _check(config: OptConfig, tensors: dict[str, Stored | Loaded], directory: Pa
     problems = {"missing": missing, "unexpected": extra, "wrong": [text for text in wrong if text]}
     found = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
     if found:
-        raise UserError(f"the weights in {directory} are not those of its config.json: {found}; fetch both again")
+        raise UserError(f"{problem}: {found}; fetch them again")
 
 
-def _difference(entry: Stored | Loaded, shape: tuple[int, ...], name: str) -> str:
+def _difference(entry: Entry, shape: tuple[int, ...], name: str) -> str:
     if entry.dtype not in FLOATS.values():
         return f"{entry.key} has dtype {entry.dtype}, expected a floating one"
     if entry.shape == shape:

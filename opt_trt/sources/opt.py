@@ -56,6 +56,11 @@ class Source(Protocol):
         """What the source says of its model."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person may want to know of how it was read, a line each."""
+        ...
+
     def has(self, name: str) -> bool:
         """Whether the source stores this tensor (only `lm_head.weight` may be absent)."""
         ...

@@ -11,12 +11,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from opt_trt.errors import UserError
 
 BLOCK_ELEMENTS = 1 << 18  # small enough to stay in the processor's cache on the way from file to file
+
+
+class Entry(Protocol):
+    """A tensor of a source, wherever it is."""
+
+    @property
+    def key(self) -> str:
+        """Its spelling in its file."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type it is stored in."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Stored:
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time, each block in the memory of the one before; a short file is named."""
-        rows, row = _rows_per_block(self.shape), math.prod(self.shape[1:])
+        rows, row = rows_per_block(self.shape), math.prod(self.shape[1:])
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             if self.stride != contiguous_stride(self.shape):  # stored as a view: transposed, say
@@ -86,9 +106,10 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _in_rows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    rows = _rows_per_block(tuple(tensor.shape))
+    rows = rows_per_block(tuple(tensor.shape))
     return (tensor[start : start + rows] for start in range(0, len(tensor), rows))
 
 
-def _rows_per_block(shape: tuple[int, ...]) -> int:
+def rows_per_block(shape: tuple[int, ...]) -> int:
+    """Rows of a tensor that make up a block."""
     return min(shape[0], max(1, BLOCK_ELEMENTS // math.prod(shape[1:])))
