@@ -27,7 +27,8 @@ from opt_trt.packing import DEFERRED_ONLY, is_interleaved
 from opt_trt.quant import MODES
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
-from opt_trt.sources.opt import OptConfig
+from opt_trt.sources.manifest import check_md5
+from opt_trt.sources.opt import OptConfig, Source
 
 DEFAULT_CAPABILITY = 8, 0  # of the GPU to pack for where none is visible
 
@@ -41,7 +42,7 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
-    source = open_source(model_dir)
+    source = _open(model_dir, config)
     model = model_config(source.config, config)
     check_shards(model)
     _warn_of_loader(model)
@@ -53,6 +54,16 @@ def convert(config: ConvertConfig) -> None:
             for_each(canonical_tensors(source, getattr(torch, model.dtype)), ranks.write, config.workers)
     if config.log_level in TALKATIVE:
         print(_summary(output_dir, model, specs, time.perf_counter() - started))
+
+
+def _open(model_dir: Path, config: ConvertConfig) -> Source:
+    """The source, its files compared with their published md5 sums if there is a list; says what was found."""
+    quiet = config.log_level not in TALKATIVE
+    checked = [check_md5(model_dir, Path(config.md5_manifest), quiet)] if config.md5_manifest else []
+    source = open_source(model_dir)
+    for note in () if quiet else (*checked, *source.notes):
+        print(note)
+    return source
 
 
 @contextmanager

@@ -16,7 +16,10 @@ PRECISIONS = ("int8", "int4")
 class ConvertConfig:
     """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
 
-    model_dir: str | None = flag(None, "directory of the Hugging Face checkpoint")
+    model_dir: str | None = flag(None, "directory of the Hugging Face or metaseq checkpoint")
+    md5_manifest: str | None = flag(
+        None, "published md5 sums of files in --model_dir, as md5sum prints them or csv with the header shard,md5sum"
+    )
     output_dir: str = flag("tllm_checkpoint", "directory to write; appears only when it is whole")
     dtype: str = flag("float16", "type the weights are stored in", choices=DTYPES)
     use_parallel_embedding: bool = flag(False, "shard the embedding tables over the ranks (recorded in config.json)")
@@ -40,7 +43,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         if self.model_dir is None:
-            raise UserError("--model_dir is required: the directory of the Hugging Face checkpoint")
+            raise UserError("--model_dir is required: the directory of the Hugging Face or metaseq checkpoint")
         for name in ("tp_size", "pp_size", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, found {getattr(self, name)}")
