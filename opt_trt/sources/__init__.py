@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opt_trt.errors import UserError
-from opt_trt.sources import hf
+from opt_trt.sources import hf, metaseq
 from opt_trt.sources.opt import Source
 
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {  # format: (recognizes, opens)
+    "metaseq (.pt files)": (metaseq.recognizes, metaseq.open_source),
     "Hugging Face (config.json beside safetensors or .bin files)": (hf.recognizes, hf.open_source),
 }
 

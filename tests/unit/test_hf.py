@@ -151,7 +151,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
     ("name", "kind"),
     [
         ("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("adapter_model.safetensors", "adapter"),
-        ("opt.gguf", r"llama\.cpp"), ("reshard.pt", "metaseq"), ("weights.bin", "under another name"),
+        ("opt.gguf", r"llama\.cpp"), ("weights.bin", "under another name"),
     ],
 )  # fmt: skip
 def test_other_weights_are_refused_by_name(tmp_path: Path, name: str, kind: str) -> None:
@@ -168,7 +168,7 @@ def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_and_a_hub_name_are_named(tmp_path: Path) -> None:
-    assert "holds no checkpoint of a known format: Hugging Face" in refusal(tmp_path)
+    assert "holds no checkpoint of a known format: metaseq (.pt files); Hugging Face" in refusal(tmp_path)
     assert "facebook/opt-125m is not a directory" in refusal(Path("facebook/opt-125m"))
 
 

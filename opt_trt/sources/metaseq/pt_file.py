@@ -1,0 +1,100 @@
+"""What one metaseq file holds: tensors, what its training said of the model, and how flat vectors were made up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opt_trt.errors import UserError
+from opt_trt.sources.metaseq.unpickle import Stub, unpickle
+from opt_trt.sources.stored import Stored
+
+Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of the tensors in it, in order
+
+FLAT = "flat_param_0"
+SETTINGS = {  # metaseq's spelling: ours
+    "decoder_embed_dim": "hidden_size",
+    "decoder_layers": "num_hidden_layers",
+    "decoder_ffn_embed_dim": "ffn_dim",
+    "decoder_attention_heads": "num_attention_heads",
+    "max_target_positions": "max_position_embeddings",
+    "decoder_normalize_before": "do_layer_norm_before",
+}
+VARIANTS = {
+    "activation_fn": ("relu", "an activation other than relu"),
+    "no_scale_embedding": (True, "scaled embeddings"),
+}
+
+
+@dataclass(frozen=True)
+class PtFile:
+    """`tensors` by metaseq's names; `settings` by `OptConfig`'s; `layout` as `shard_metadata` tells it, or empty."""
+
+    path: Path
+    tensors: dict[str, Stored]
+    settings: dict[str, int]
+    layout: Layout
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether tensors were concatenated into vectors."""
+        return any(key.endswith(FLAT) for key in self.tensors)
+
+
+def read_pt_file(path: Path) -> PtFile:
+    """List a file; `UserError` when it is damaged, holds no named tensors or could run code."""
+    top = unpickle(path)
+    found = _fields(top)
+    model = found.get("model", top)
+    if not isinstance(model, dict) or not model:
+        raise UserError(f"{path} must hold a dictionary of tensors, found {type(model).__name__}; give a metaseq model")
+    tensors = {}
+    for key, value in model.items():
+        if not isinstance(value, Stored) or not math.prod(value.shape) or not value.shape:
+            kind = type(value)
+            what = f"of shape {list(value.shape)}" if kind is Stored else f"a {kind.__module__}.{kind.__name__}"
+            raise UserError(f"{path}: {key} is {what}, expected a tensor with elements; give a metaseq checkpoint")
+        tensors[str(key)] = replace(value, key=str(key))
+    return PtFile(path, tensors, _settings(found, path), _layout(found.get("shard_metadata"), path))
+
+
+def _fields(value: Any) -> dict[Any, Any]:
+    """The contents of a dictionary, a Namespace or an OmegaConf container; of anything else none."""
+    if isinstance(value, Stub):
+        value = value.state
+    if isinstance(value, dict) and isinstance(value.get("_content"), dict):
+        value = value["_content"]
+    return value if isinstance(value, dict) else {}
+
+
+def _leaf(value: Any) -> Any:
+    return _fields(value).get("_val", value)
+
+
+def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
+    """Hyper-parameters in `args` and in `cfg.model`, which newer checkpoints have."""
+    stated = _fields(top.get("args")) | _fields(_leaf(_fields(top.get("cfg")).get("model")))
+    for key, (supported, meaning) in VARIANTS.items():
+        value = _leaf(stated.get(key, supported))
+        if value != supported:
+            raise UserError(f"{path} says {key} = {value!r}: {meaning} cannot be converted; only {supported!r} can")
+    values = {ours: _leaf(stated.get(theirs)) for theirs, ours in SETTINGS.items()}
+    return {name: value for name, value in values.items() if isinstance(value, int)}
+
+
+def _layout(metadata: Any, path: Path) -> Layout:
+    layout: Layout = {}
+    try:
+        for module in _fields(metadata).get("param_metadata", ()):
+            prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
+            for flat, info in module["params"].items():
+                shapes = [tuple(int(size) for size in shape) for shape in info["shapes"]]
+                if any(size < 1 for shape in shapes for size in shape):
+                    raise ValueError(shapes)
+                names = (f"{prefix}{name}" for name in info["names"])
+                layout[f"{prefix}{flat}"] = list(zip(names, shapes, strict=True))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: shard_metadata is not as fairscale writes it ({error!r}); fetch it again") from error
+    return layout
