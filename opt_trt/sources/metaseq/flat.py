@@ -12,6 +12,7 @@ from opt_trt.sources.metaseq.pt_file import FLAT, Layout, PtFile
 from opt_trt.sources.metaseq.sizes import PUBLISHED, Size, elements, flat_layout, with_vocabulary
 
 PARTS = (1, 2, 4, 8, 16)  # model-parallel degrees an error looks for
+MOST_SHARDS = 1024  # per part; short vectors would fit any model in shards enough
 STATED = ("hidden_size", "num_hidden_layers", "ffn_dim")  # what must be stated to know the shapes of an OPT
 
 
@@ -80,7 +81,11 @@ def _shards(layout: Layout, lengths: dict[str, int]) -> int:
     totals = {key: elements(shapes) for key, shapes in layout.items()}
     longest = max(totals, key=lambda key: totals[key])
     shards = -(-totals[longest] // lengths[longest])
-    return shards if all(-(-total // shards) == lengths[key] for key, total in totals.items()) else 0
+    return (
+        shards
+        if shards <= MOST_SHARDS and all(-(-total // shards) == lengths[key] for key, total in totals.items())
+        else 0
+    )
 
 
 def _misfit(first: PtFile, found: tuple[int, int], fits: list[tuple[int, int]], origin: str) -> str:
