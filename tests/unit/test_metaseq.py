@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "E named -shard0": {"parts": 2, "layout": "layers", "name": "reshard{part}-shard0.pt"},
     "F": {"parts": 2, "shards": 3, "layout": "layers", "metadata": True, "name": "checkpoint_last{part}{shard}.pt"},
     "F without metadata": {"parts": 2, "shards": 12, "layout": "layers", "name": "checkpoint_last{part}{shard}.pt"},
-    "F of one part": {"shards": 5, "layout": "layers"},
+    "F in 124 shards": {"shards": 124, "layout": "layers", "metadata": True},  # 119 would give the same lengths
 }
 Convert = Callable[..., str]
 
@@ -227,7 +227,7 @@ class Drifted(Metaseq):
 
 
 def test_only_a_few_files_are_open_at_a_time(tmp_path: Path) -> None:
-    source = open_source(Metaseq(Model(), shards=OPEN_FILES + 8, layout="layers").write(tmp_path))
+    source = open_source(Metaseq(Model(), shards=OPEN_FILES + 8, layout="layers", metadata=True).write(tmp_path))
     tensor = source.tensors["decoder.embed_tokens.weight"]  # type: ignore[attr-defined]
     assert isinstance(tensor, Joined)
     whole = tensor.pieces[0]

@@ -119,6 +119,11 @@ def test_vectors_that_fit_no_opt_are_named(tmp_path: Path) -> None:
     assert "tried OPT-125M or OPT-350M" in text and "put the config.json beside" in text
 
 
+def test_a_vocabulary_that_padding_leaves_open_is_not_guessed(tmp_path: Path) -> None:
+    """17 shards can be padded by a row of 16 elements: two vocabularies have vectors of these lengths."""
+    assert "tried hidden_size 16 with 2 layers" in refusal(Metaseq(Model(), shards=17, layout="layers").write(tmp_path))
+
+
 @pytest.mark.parametrize("how", [{"layout": "one"}, {"layout": "layers"}])
 def test_vectors_that_do_not_fit_what_is_stated_are_named(tmp_path: Path, how: dict[str, Any]) -> None:
     directory = Metaseq(Model(), parts=2, stated={"decoder_layers": 3}, **how).write(tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_trt.errors import UserError
 from opt_trt.sources.metaseq.pieces import Piece
-from opt_trt.sources.metaseq.pt_file import FLAT, Layout, PtFile
+from opt_trt.sources.metaseq.pt_file import FLAT, Layout, PtFile, read_layout
 from opt_trt.sources.metaseq.sizes import PUBLISHED, Size, elements, flat_layout, with_vocabulary
 
 PARTS = (1, 2, 4, 8, 16)  # model-parallel degrees an error looks for
@@ -22,8 +22,8 @@ def find_layout(first: PtFile, parts: int, shards: int, settings: dict[str, Any]
     `settings` are the hyper-parameters stated beside the tensors; without them published sizes are tried.
     """
     lengths = {key: math.prod(tensor.shape) for key, tensor in first.tensors.items() if key.endswith(FLAT)}
-    if first.layout:
-        fits = {(parts, _shards(first.layout, lengths)): first.layout}
+    if told := read_layout(first.path):
+        fits = {(parts, _shards(told, lengths, shards)): told}
         origin = "its shard_metadata"
     else:
         sizes = _stated(settings) or PUBLISHED
@@ -66,26 +66,24 @@ def _fits(
     fits: dict[tuple[int, int], Layout] = {}
     for degree in degrees:
         for size in sizes:
-            if not size.vocab_size and FLAT in lengths:
+            if not size.vocab_size and FLAT in lengths and shards <= size.hidden_size:  # else several would fit
                 size = with_vocabulary(size, degree, layered, lengths[FLAT] * shards)
             layout = flat_layout(size, degree, layered)
-            if cuts := _shards(layout, lengths):
+            if cuts := _shards(layout, lengths, shards):
                 fits.setdefault((degree, cuts), layout)
     return fits
 
 
-def _shards(layout: Layout, lengths: dict[str, int]) -> int:
-    """In how many shards the vectors were cut, if these are the lengths of one; else 0."""
+def _shards(layout: Layout, lengths: dict[str, int], found: int) -> int:
+    """In how many shards vectors were cut, if these are the lengths of one: `found` if that fits, 0 if none does."""
     if layout.keys() != lengths.keys() or not all(lengths.values()):
         return 0
     totals = {key: elements(shapes) for key, shapes in layout.items()}
     longest = max(totals, key=lambda key: totals[key])
-    shards = -(-totals[longest] // lengths[longest])
-    return (
-        shards
-        if shards <= MOST_SHARDS and all(-(-total // shards) == lengths[key] for key, total in totals.items())
-        else 0
-    )
+    for shards in (found, -(-totals[longest] // lengths[longest])):
+        if shards <= MOST_SHARDS and all(-(-total // shards) == lengths[key] for key, total in totals.items()):
+            return shards
+    return 0
 
 
 def _misfit(first: PtFile, found: tuple[int, int], fits: list[tuple[int, int]], origin: str) -> str:

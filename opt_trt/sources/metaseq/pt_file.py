@@ -1,10 +1,11 @@
-"""What one metaseq file holds: tensors, what its training said of the model, and how flat vectors were made up."""
+"""What one metaseq file holds: tensors, what training said of the model, and how flat vectors were made up."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from opt_trt.errors import UserError
@@ -30,12 +31,11 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class PtFile:
-    """`tensors` by metaseq's names; `settings` by `OptConfig`'s; `layout` as `shard_metadata` tells it, or empty."""
+    """`tensors` by metaseq's names, `settings` by `OptConfig`'s."""
 
     path: Path
     tensors: dict[str, Stored]
     settings: dict[str, int]
-    layout: Layout
 
     @property
     def is_flat(self) -> bool:
@@ -56,8 +56,26 @@ def read_pt_file(path: Path) -> PtFile:
             kind = type(value)
             what = f"of shape {list(value.shape)}" if kind is Stored else f"a {kind.__module__}.{kind.__name__}"
             raise UserError(f"{path}: {key} is {what}, expected a tensor with elements; give a metaseq checkpoint")
-        tensors[str(key)] = replace(value, key=str(key))
-    return PtFile(path, tensors, _settings(found, path), _layout(found.get("shard_metadata"), path))
+        name = intern(str(key))  # a file of hundreds has the same names as the others
+        tensors[name] = replace(value, key=name)
+    return PtFile(path, tensors, _settings(found, path))
+
+
+def read_layout(path: Path) -> Layout:
+    """What the flat vectors of a file hold, as its `shard_metadata` says; empty if it says nothing."""
+    layout: Layout = {}
+    try:
+        for module in _fields(_fields(unpickle(path)).get("shard_metadata")).get("param_metadata", ()):
+            prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
+            for flat, info in module["params"].items():
+                shapes = [tuple(int(size) for size in shape) for shape in info["shapes"]]
+                if any(size < 1 for shape in shapes for size in shape):
+                    raise ValueError(shapes)
+                names = (f"{prefix}{name}" for name in info["names"])
+                layout[f"{prefix}{flat}"] = list(zip(names, shapes, strict=True))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: shard_metadata is not as fairscale writes it ({error!r}); fetch it again") from error
+    return layout
 
 
 def _fields(value: Any) -> dict[Any, Any]:
@@ -82,19 +100,3 @@ def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
             raise UserError(f"{path} says {key} = {value!r}: {meaning} cannot be converted; only {supported!r} can")
     values = {ours: _leaf(stated.get(theirs)) for theirs, ours in SETTINGS.items()}
     return {name: value for name, value in values.items() if isinstance(value, int)}
-
-
-def _layout(metadata: Any, path: Path) -> Layout:
-    layout: Layout = {}
-    try:
-        for module in _fields(metadata).get("param_metadata", ()):
-            prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
-            for flat, info in module["params"].items():
-                shapes = [tuple(int(size) for size in shape) for shape in info["shapes"]]
-                if any(size < 1 for shape in shapes for size in shape):
-                    raise ValueError(shapes)
-                names = (f"{prefix}{name}" for name in info["names"])
-                layout[f"{prefix}{flat}"] = list(zip(names, shapes, strict=True))
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: shard_metadata is not as fairscale writes it ({error!r}); fetch it again") from error
-    return layout
