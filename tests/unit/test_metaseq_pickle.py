@@ -142,6 +142,20 @@ def tensor_pickle(*arguments: Any) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_tensor_cannot_be_moved_after_it_was_made(tmp_path: Path) -> None:
+    """BUILD puts a state into an object: here into a tensor, and into the dictionary that holds it."""
+    good = tensor_pickle("0", 4, 0, (4,), (1,))
+    for state in (b"}X\x06\x00\x00\x00offsetK\x07s", b"N}X\x06\x00\x00\x00offsetK\x07s\x86"):
+        path = archive(tmp_path / "x.pt", good[: good.rindex(b"s.")] + state + b"bs.")
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("archive/data/0", bytes(16))
+        with pytest.raises(UserError, match=r"x\.pt is damaged .*(__dict__|can't set attribute)"):
+            unpickle(path)
+    hidden = b"ccollections\nOrderedDict\n)R}(X\x05\x00\x00\x00itemsK\x07X\x03\x00\x00\x00getK\x07ub."
+    values = unpickle(archive(tmp_path / "x.pt", hidden))
+    assert list(values.items()) == [] and values.get("a") is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

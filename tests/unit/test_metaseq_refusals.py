@@ -90,8 +90,8 @@ def test_two_checkpoints_in_a_directory_are_named(tmp_path: Path) -> None:
     ("how", "found"),
     [
         ({"parts": 4}, "is [16, 4] in a part, so the model is in 4 parts; found 3"),
-        ({"parts": 4, "layout": "one"}, "are those of 4 parts of 1 shards, found 3 parts of 1 shards"),
-        ({"parts": 4, "layout": "layers"}, "are those of 4 parts of 1 shards, found 3 parts of 1 shards"),
+        ({"parts": 4, "layout": "one"}, "are those of 4 x 1 files (parts x shards), found 3 x 1"),
+        ({"parts": 4, "layout": "layers"}, "are those of 4 x 1 files (parts x shards), found 3 x 1"),
         ({"parts": 4, "layout": "layers", "metadata": True}, "so the model is in 4 parts; found 3"),
     ],
 )
@@ -110,13 +110,13 @@ def test_missing_last_shards_are_named(tmp_path: Path, metadata: bool) -> None:
     (directory / "config.json").write_text(json.dumps(model.config))
     for part in range(2):
         (directory / writer.file(part, 2)).unlink()
-    assert "are those of 2 parts of 3 shards, found 2 parts of 2 shards; fetch the missing files" in refusal(directory)
+    assert "are those of 2 x 3 files (parts x shards), found 2 x 2; fetch the missing files" in refusal(directory)
 
 
 def test_vectors_that_fit_no_opt_are_named(tmp_path: Path) -> None:
     text = refusal(Metaseq(Model(), parts=2, layout="one", settings="").write(tmp_path))
-    assert "(1 a file, flat_param_0 of 3224 elements) fit no known OPT in 2 parts of 1 shards" in text
-    assert "tried OPT-125M or OPT-350M" in text and "put the config.json beside" in text
+    assert "(1 a file, flat_param_0 of 3224 elements) fit no known OPT in 2 x 1 files" in text
+    assert "tried OPT-125M or OPT-350M" in text and "put the model's config.json beside" in text
 
 
 def test_a_vocabulary_that_padding_leaves_open_is_not_guessed(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_vocabulary_that_padding_leaves_open_is_not_guessed(tmp_path: Path) ->
 @pytest.mark.parametrize("how", [{"layout": "one"}, {"layout": "layers"}])
 def test_vectors_that_do_not_fit_what_is_stated_are_named(tmp_path: Path, how: dict[str, Any]) -> None:
     directory = Metaseq(Model(), parts=2, stated={"decoder_layers": 3}, **how).write(tmp_path)
-    assert "fit no known OPT in 2 parts of 1 shards: tried hidden_size 16 with 3 layers" in refusal(directory)
+    assert "fit no known OPT in 2 x 1 files (parts x shards): tried hidden_size 16 with 3 layers" in refusal(directory)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,9 @@ def test_metadata_that_is_not_fairscales_is_named(tmp_path: Path, broken: Any) -
 def test_metadata_of_other_vectors_is_named(tmp_path: Path) -> None:
     writer = Metadata(Model(), **FLAT, metadata=True)
     writer.broken = [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"], "shapes": [[2, 3]]}}}]
-    assert "fit no known OPT in 2 parts of 3 shards: tried its shard_metadata" in refusal(writer.write(tmp_path))
+    assert "fit no known OPT in 2 x 3 files (parts x shards): tried its shard_metadata" in refusal(
+        writer.write(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 3, 200, 5000, -1])

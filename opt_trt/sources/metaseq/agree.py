@@ -50,6 +50,7 @@ def refuse_copies(pieces: Iterable[Piece]) -> None:
 
 
 def _difference(one: Piece, other: Piece) -> float:
-    """The largest, NaN where one has it; bounded memory."""
+    """The largest absolute difference; NaN if there is one."""
     pairs = zip(*(Joined("", (piece,), None).blocks() for piece in (one, other)), strict=True)
-    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if not torch.equal(a, b)), default=0.0)
+    found = [(a.double() - b.double()).abs().max() for a, b in pairs if not torch.equal(a, b)]
+    return float(torch.stack(found).max()) if found else 0.0

@@ -64,8 +64,9 @@ def _fits(
     """By (parts, shards): the layout of a size whose vectors have these lengths."""
     layered = len(lengths) > 1
     fits: dict[tuple[int, int], Layout] = {}
+    most = len(lengths) - 1 if layered else sum(lengths.values()) * shards  # layers, not to list what cannot be
     for degree in degrees:
-        for size in sizes:
+        for size in (size for size in sizes if size.num_hidden_layers <= most):
             if not size.vocab_size and FLAT in lengths and shards <= size.hidden_size:  # else several would fit
                 size = with_vocabulary(size, degree, layered, lengths[FLAT] * shards)
             layout = flat_layout(size, degree, layered)
@@ -90,8 +91,14 @@ def _misfit(first: PtFile, found: tuple[int, int], fits: list[tuple[int, int]], 
     vectors = sum(key.endswith(FLAT) for key in first.tensors)
     length = math.prod(first.tensors[FLAT].shape) if FLAT in first.tensors else 0
     what = f"flat vectors in {first.path.parent} ({vectors} a file, {FLAT} of {length} elements)"
-    counted = "{} parts of {} shards".format(*found)
+    counted = "{} x {}".format(*found)
     if fits:
-        expected = " or ".join("{} parts of {}".format(*fit) for fit in fits)
-        return f"{what} are those of {expected} shards, found {counted}; fetch the missing files or remove the others"
-    return f"{what} fit no known OPT in {counted}: tried {origin}; fetch the files again, or put the config.json beside"
+        expected = " or ".join("{} x {}".format(*fit) for fit in fits)
+        return (
+            f"{what} are those of {expected} files (parts x shards), found {counted}; fetch the missing files or "
+            "remove the others"
+        )
+    return (
+        f"{what} fit no known OPT in {counted} files (parts x shards): tried {origin}; fetch the files again, or put "
+        "the model's config.json beside them"
+    )

@@ -27,9 +27,7 @@ MODEL: dict[str, tuple[str, int | None]] = {
     "project_out_dim.weight": (PROJECT_OUT, None),
     "output_projection.weight": (HEAD, 0),
 }
-LAYER_AXES: dict[
-    str, tuple[int | None, int | None]
-] = {  # axes of weight and bias; the names are Hugging Face's already
+LAYER_AXES: dict[str, tuple[int | None, int | None]] = {  # axes of weight and bias; names are Hugging Face's already
     "self_attn.q_proj": (0, 0),
     "self_attn.k_proj": (0, 0),
     "self_attn.v_proj": (0, 0),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 from opt_trt.errors import UserError
-from opt_trt.sources.metaseq.unpickle import Stub, unpickle
+from opt_trt.sources.metaseq.unpickle import Stub, Tensor, unpickle
 from opt_trt.sources.stored import Stored
 
 Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of the tensors in it, in order
@@ -52,12 +52,12 @@ def read_pt_file(path: Path) -> PtFile:
         raise UserError(f"{path} must hold a dictionary of tensors, found {type(model).__name__}; give a metaseq model")
     tensors = {}
     for key, value in model.items():
-        if not isinstance(value, Stored) or not math.prod(value.shape) or not value.shape:
+        if not isinstance(value, Tensor) or not math.prod(value.shape) or not value.shape:
             kind = type(value)
-            what = f"of shape {list(value.shape)}" if kind is Stored else f"a {kind.__module__}.{kind.__name__}"
+            what = f"of shape {list(value.shape)}" if kind is Tensor else f"a {kind.__module__}.{kind.__name__}"
             raise UserError(f"{path}: {key} is {what}, expected a tensor with elements; give a metaseq checkpoint")
         name = intern(str(key))  # a file of hundreds has the same names as the others
-        tensors[name] = replace(value, key=name)
+        tensors[name] = Stored(path, name, value.dtype, value.shape, value.offset, value.stride)
     return PtFile(path, tensors, _settings(found, path))
 
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from opt_trt.errors import UserError
 from opt_trt.sources import torch_zip
-from opt_trt.sources.stored import Stored
 
 CONTAINERS = (
     "object", "bool", "int", "float", "complex", "str", "bytes", "bytearray", "list", "tuple", "set", "frozenset",
@@ -68,18 +65,34 @@ class Stub:
         """Nor are several."""
 
 
-@dataclass(frozen=True)
-class Storage:
-    """A record of numbers: `offset` in bytes from the start of the file, `count` elements."""
+class Items(dict[Any, Any]):
+    """A dictionary that takes no attributes (a state dict has some): they would hide its methods."""
 
-    path: Path
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class Storage(NamedTuple):
+    """A record of numbers: `offset` in bytes from the start of the file, `size` elements."""
+
     offset: int
-    count: int
+    size: int
     dtype: torch.dtype
 
 
+class Tensor(NamedTuple):
+    """A tensor in the file; `offset` in bytes from its start, `stride` in elements. A pickle cannot change it."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
 def unpickle(path: Path) -> Any:
-    """The object `torch.save` wrote, with `Stored` for tensors (their `key` is empty) and `Stub` for foreign objects.
+    """The object `torch.save` wrote, with `Tensor` for tensors and `Stub` for foreign objects.
 
     `UserError` for a file that is no archive of torch's, is damaged, or names what could run code.
     """
@@ -130,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
         record = self.records[f"data/{key}"]
         if not isinstance(dtype, torch.dtype) or not 0 <= count * dtype.itemsize <= record.file_size:
             raise ValueError(f"storage {key} does not hold {count} elements of {dtype}")
-        return Storage(self.path, torch_zip.data_offset(self.file, record), count, dtype)
+        return Storage(torch_zip.data_offset(self.file, record), count, dtype)
 
     def _read(self, name: str) -> bytes:
         record = self.records[name]
@@ -138,22 +151,22 @@ class _Unpickler(pickle.Unpickler):
         return self.file.read(record.file_size)
 
 
-def _rebuild_tensor(storage: Storage, start: int, shape: Iterable[int], stride: Iterable[int], *_: Any) -> Stored:
+def _rebuild_tensor(storage: Storage, start: int, shape: Iterable[int], stride: Iterable[int], *_: Any) -> Tensor:
     shape, stride = tuple(shape), tuple(stride)
     if not isinstance(storage, Storage) or len(shape) != len(stride) or any(n < 0 for n in (start, *shape, *stride)):
         raise ValueError("a tensor that is no view of a storage")
     last = start + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if 0 not in shape and last >= storage.count:
+    if 0 not in shape and last >= storage.size:
         raise ValueError(f"a tensor of {list(shape)} reaches beyond the end of its storage")
-    return Stored(storage.path, "", storage.dtype, shape, storage.offset + start * storage.dtype.itemsize, stride)
+    return Tensor(storage.offset + start * storage.dtype.itemsize, storage.dtype, shape, stride)
 
 
-def _rebuild_parameter(tensor: Stored, *_: Any) -> Stored:
+def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
 REBUILDS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): Items,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
