@@ -83,7 +83,7 @@ class Metaseq:
         values = {
             "_name": "transformer_lm_megatron", "decoder_embed_dim": model.hidden, "decoder_layers": model.layers,
             "decoder_ffn_embed_dim": model.ffn, "decoder_attention_heads": 4, "activation_fn": "relu",
-            "max_target_positions": model.positions, "decoder_normalize_before": False, "no_scale_embedding": True,
+            "max_target_positions": model.positions, "decoder_normalize_before": False,
             "share_decoder_input_output_embed": True,
         } | self.stated  # fmt: skip
         if self.settings == "cfg":

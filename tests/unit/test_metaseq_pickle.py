@@ -83,6 +83,12 @@ def test_a_file_that_would_run_something_is_refused_by_name(
     assert os.listdir(tmp_path) == ["reshard.pt"]
 
 
+def test_a_name_with_line_breaks_is_shown_in_one_line(tmp_path: Path) -> None:
+    archive(tmp_path / "reshard.pt", b"\x80\x04\x8c\x04o\ns\n\x8c\x06system\x93.")
+    with pytest.raises(UserError, match=r"holds o\\ns\\n\.system beside tensors"):
+        open_source(tmp_path)
+
+
 def test_foreign_classes_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("omegaconf", "metaseq"):
         (tmp_path / f"{package}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")

@@ -23,10 +23,7 @@ SETTINGS = {  # metaseq's spelling: ours
     "max_target_positions": "max_position_embeddings",
     "decoder_normalize_before": "do_layer_norm_before",
 }
-VARIANTS = {
-    "activation_fn": ("relu", "an activation other than relu"),
-    "no_scale_embedding": (True, "scaled embeddings"),
-}
+ACTIVATION = "relu"
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,8 @@ def _leaf(value: Any) -> Any:
 def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
     """Hyper-parameters in `args` and in `cfg.model`, which newer checkpoints have."""
     stated = _fields(top.get("args")) | _fields(_leaf(_fields(top.get("cfg")).get("model")))
-    for key, (supported, meaning) in VARIANTS.items():
-        value = _leaf(stated.get(key, supported))
-        if value != supported:
-            raise UserError(f"{path} says {key} = {value!r}: {meaning} cannot be converted; only {supported!r} can")
+    activation = _leaf(stated.get("activation_fn", ACTIVATION))
+    if activation != ACTIVATION:
+        raise UserError(f"{path} says activation_fn = {activation!r}; only models with {ACTIVATION!r} can be converted")
     values = {ours: _leaf(stated.get(theirs)) for theirs, ours in SETTINGS.items()}
     return {name: value for name, value in values.items() if isinstance(value, int)}

@@ -131,9 +131,10 @@ class _Unpickler(pickle.Unpickler):
             return STORAGES[name]
         allowed = INERT.get(module.partition(".")[0])
         if allowed is None or (allowed and name not in allowed):
+            shown = ascii(f"{module}.{name}")[1:-1]
             raise UserError(
-                f"{self.path} holds {module}.{name} beside tensors and settings; it was not unpickled, because that "
-                "can run code; fetch the file again from where you trust it"
+                f"{self.path} holds {shown} beside tensors and settings; it was not unpickled, because that can run "
+                "code; fetch the file again from where you trust it"
             )
         return type(name, (Stub,), {"__module__": module})
 
