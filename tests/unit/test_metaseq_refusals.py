@@ -16,6 +16,7 @@ from _models import Model
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
+from opt_trt.sources.metaseq import settings, sizes
 
 FC1 = "decoder.layers.1.fc1.bias"
 FLAT: dict[str, Any] = {"parts": 2, "shards": 3, "layout": "layers"}
@@ -57,11 +58,11 @@ def with_part_of(tmp_path: Path, other: Model, **how: Any) -> Path:
 @pytest.mark.parametrize(
     ("how", "lost", "says"),
     [
-        ({"parts": 4}, [1], "lacks 1 files of model_part 0 to 3: 1; fetch"),
+        ({"parts": 4}, [1], "lacks 1 of 4 files named model_part-N: N = 1; fetch"),
         (
             {"parts": 2, "shards": 12, "layout": "layers"},
             [range(3, 9)],
-            "model_part-0-shard 0 to 11: 3, 4, 5, 6, 7 ...",
+            "lacks 6 of 12 files named model_part-0-shardN: N = 3, 4, 5, 6, 7 ...; fetch",
         ),
     ],
 )
@@ -223,15 +224,16 @@ def test_a_file_without_named_tensors_is_named(tmp_path: Path, values: Any) -> N
         ({"decoder_layers": 5}, "num_hidden_layers is 2 in the tensors in"),
         ({"decoder_ffn_embed_dim": 64}, "ffn_dim is 40 in the tensors in"),
         ({"max_target_positions": 2048}, "max_position_embeddings is 12 in the tensors in"),
+        ({"decoder_attention_heads": 0}, "num_attention_heads must be at least 1, found 0"),
         ({"decoder_attention_heads": 3}, "16 cannot be divided into 3 equal parts"),
         ({"activation_fn": "gelu"}, "says activation_fn = 'gelu'; only models with 'relu' can be converted"),
     ],
 )
-@pytest.mark.parametrize("settings", ["cfg", "dict", "args"])
+@pytest.mark.parametrize("place", ["cfg", "dict", "args"])
 def test_a_training_configuration_of_another_model_is_named(
-    tmp_path: Path, stated: dict[str, Any], says: str, settings: str
+    tmp_path: Path, stated: dict[str, Any], says: str, place: str
 ) -> None:
-    assert says in refusal(Metaseq(Model(), settings=settings, stated=stated).write(tmp_path))
+    assert says in refusal(Metaseq(Model(), settings=place, stated=stated).write(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,15 @@ def test_without_training_configuration_an_unpublished_size_asks_for_config_json
     text = refusal(Metaseq(Model(), settings="").write(tmp_path))
     assert "does not say the number of attention heads, and hidden_size 16 with 2 layers is no published OPT" in text
     assert "put the config.json of its Hugging Face model beside" in text
+
+
+def test_a_published_pre_norm_model_misses_its_final_layer_norm_whatever_its_training_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model-parallel training noted that layer norms come after; it was not so."""
+    monkeypatch.setattr(settings, "PUBLISHED", (sizes.Size("OPT-tiny", 16, 2, 4, 40),))
+    lost = dict.fromkeys(("decoder.layer_norm.weight", "decoder.layer_norm.bias"))
+    assert "missing: decoder.final_layer_norm.weight" in refusal(changed(tmp_path, lost))
 
 
 def test_without_final_layer_norm_nothing_says_where_the_others_are(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def list_grid(directory: Path) -> list[list[Path]]:
             raise UserError(f"{path} and {places[place].name} are both part {place[0]}, shard {place[1]}; remove one")
         first, places[place] = base, path
     parts, shards = (max(place[axis] for place in places) + 1 for axis in (0, 1))
-    _check_complete(directory, "model_part", {part for part, _ in places}, parts)
+    _check_complete(directory, "model_part-", {part for part, _ in places}, parts)
     for part in range(parts):
         _check_complete(directory, f"model_part-{part}-shard", {s for p, s in places if p == part}, shards)
     return [[places[part, shard] for shard in range(shards)] for part in range(parts)]
@@ -47,6 +47,6 @@ def _check_complete(directory: Path, kind: str, numbers: set[int], total: int) -
     if len(numbers) != total:
         missing = islice((number for number in range(total) if number not in numbers), LISTED)
         raise UserError(
-            f"{directory} lacks {total - len(numbers)} files of {kind} 0 to {total - 1}: "
+            f"{directory} lacks {total - len(numbers)} of {total} files named {kind}N: N = "
             f"{', '.join(map(str, missing))}{' ...' * (total - len(numbers) > LISTED)}; fetch them into it"
         )

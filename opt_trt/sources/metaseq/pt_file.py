@@ -95,4 +95,4 @@ def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
     if activation != ACTIVATION:
         raise UserError(f"{path} says activation_fn = {activation!r}; only models with {ACTIVATION!r} can be converted")
     values = {ours: _leaf(stated.get(theirs)) for theirs, ours in SETTINGS.items()}
-    return {name: value for name, value in values.items() if isinstance(value, int)}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int) and value >= 0}

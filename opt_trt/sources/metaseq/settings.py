@@ -52,18 +52,20 @@ def opt_config(shapes: Mapping[str, tuple[int, ...]], stated: list[Statement], d
         if not known:
             raise _unknown("the number of attention heads", directory, key)
         sizes["num_attention_heads"] = known.num_attention_heads
+    if sizes["num_attention_heads"] < 1:
+        raise UserError(f"{directory}: num_attention_heads must be at least 1, found 0; fetch it again")
     divide_exactly(key[0], sizes["num_attention_heads"], f"{directory}: hidden_size over attention heads")
-    pre_norm = FINAL_NORM in shapes
-    if not pre_norm:  # 350M, or a model that says so: its layers could be pre-norm all the same
+    pre_norm, removed = True, False
+    if FINAL_NORM not in shapes and known:
+        pre_norm = known.do_layer_norm_before  # where that is true, the layer norm will be missed
+    elif FINAL_NORM not in shapes:
         said = [s.values["do_layer_norm_before"] for s in stated if "do_layer_norm_before" in s.values]
-        said += [known.do_layer_norm_before] if known else []
         if not said:
             raise _unknown("whether layer norms come before or after", directory, key)
-        pre_norm = bool(said[0])
+        pre_norm = removed = bool(said[0])
     return OptConfig(
-        **sizes, do_layer_norm_before=pre_norm, remove_final_layer_norm=pre_norm and FINAL_NORM not in shapes,
-        tie_word_embeddings=True, **TOKENS,
-    )  # fmt: skip
+        **sizes, do_layer_norm_before=pre_norm, remove_final_layer_norm=removed, tie_word_embeddings=True, **TOKENS
+    )
 
 
 def measure(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> Statement:
