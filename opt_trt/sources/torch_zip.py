@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+from contextlib import suppress
 from typing import BinaryIO
 
 from opt_trt.errors import UserError
 
 ZIP_START = b"PK\x03\x04"
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)  # what zipfile raises of such archives
 LOCAL_HEADER = 30  # bytes before the name of an entry; the last four are the lengths of the name and an extra field
 
 
@@ -22,7 +25,7 @@ def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file) as archive:
             found = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise UserError(f"{file.name} is truncated or damaged ({error}); fetch the file again") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in found):
         raise UserError(f"{file.name} was compressed after torch wrote it; unpack it and save it with torch.save again")
@@ -31,8 +34,10 @@ def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
 
 def data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the data of an entry begin, in bytes from the start of the file."""
-    file.seek(entry.header_offset)
-    header = file.read(LOCAL_HEADER)
+    header = b""
+    with suppress(OSError, ValueError):  # an offset that no file has
+        file.seek(entry.header_offset)
+        header = file.read(LOCAL_HEADER)
     if len(header) < LOCAL_HEADER or not header.startswith(ZIP_START):
         raise UserError(f"{file.name} is damaged: no record where {entry.filename} should be; fetch the file again")
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))

@@ -106,6 +106,11 @@ def test_a_foreign_object_keeps_its_state_and_nothing_else(tmp_path: Path) -> No
     assert (type(value).__module__, type(value).__name__) == ("metaseq.tasks", "Task")
 
 
+def test_a_pickle_cannot_ask_for_memory_it_has_no_data_for(tmp_path: Path) -> None:
+    """LONG_BINPUT: an index that an array of memo entries would have to reach."""
+    assert unpickle(archive(tmp_path / "x.pt", b"\x80\x02K\x07r\xff\xff\xff\xff.")) == 7
+
+
 @pytest.mark.parametrize("pickled", [b"cfairseq.x\nY\n(K\x01lK\x02a.", b"cenum\nEnum\n(K\x01tR(K\x01K\x02u."])
 def test_foreign_containers_swallow_their_items(tmp_path: Path, pickled: bytes) -> None:
     assert unpickle(archive(tmp_path / "x.pt", pickled)) is not None
@@ -183,7 +188,8 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, arguments: tupl
                 unpickle(path)
 
 
-def test_a_damaged_pickle_is_named_or_read_never_a_crash(tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_or_read_never_a_crash(tmp_path: Path) -> None:
+    """Bytes of the pickle and of the archive's directory at its end."""
     path = Metaseq(Model(layers=1), layout="layers", metadata=True).write(tmp_path) / "reshard.pt"
     whole, rng = path.read_bytes(), random.Random(0)
     with zipfile.ZipFile(path) as file:
@@ -192,10 +198,12 @@ def test_a_damaged_pickle_is_named_or_read_never_a_crash(tmp_path: Path) -> None
     for _ in range(300):
         damaged = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 8))):
-            damaged[start + rng.randrange(len(pickled))] = rng.randrange(256)
+            where = rng.choice((start + rng.randrange(len(pickled)), rng.randrange(len(whole) - 1500, len(whole))))
+            damaged[where] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
             open_source(tmp_path)
-        except UserError:
+        except UserError as error:
             refused += 1
+            assert "\n" not in str(error)
     assert refused > 150

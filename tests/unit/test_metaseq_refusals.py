@@ -195,6 +195,8 @@ def test_whole_tensors_in_shards_are_named(tmp_path: Path, shards: int) -> None:
             {"decoder.layers.1.ffn_layernorm.weight": torch.zeros(40)},
             "unexpected: decoder.layers.1.ffn_layernorm.weight",
         ),
+        ({"decoder.layers.0.fc2.weight": torch.zeros(16)}, "decoder.layers.0.fc2.weight is [16], expected [16, 40]"),
+        ({"decoder.a\nb": torch.zeros(2)}, "has 'decoder.a\\nb' where the name of a tensor should be"),
         ({FC1: torch.zeros(41)}, f"{FC1} is [41], expected [40]"),
         ({FC1: torch.zeros(40, dtype=torch.int8)}, f"{FC1} has dtype torch.int8"),
         ({FC1: torch.zeros(0)}, f"{FC1} is of shape [0], expected a tensor with elements"),

@@ -48,7 +48,8 @@ def join(parts: Sequence[Mapping[str, Piece]], directory: Path) -> dict[str, Joi
     for key in split[0]:
         name, axis = _place(key)
         if name.removeprefix("decoder.") not in IGNORED:
-            joined[name] = Joined(key, tuple(part[key] for part in split), axis)
+            pieces = tuple(part[key] for part in split)
+            joined[name] = Joined(key, pieces, axis if axis in range(len(pieces[0].shape)) else None)
     return joined
 
 

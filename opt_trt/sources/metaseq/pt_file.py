@@ -49,11 +49,13 @@ def read_pt_file(path: Path) -> PtFile:
         raise UserError(f"{path} must hold a dictionary of tensors, found {type(model).__name__}; give a metaseq model")
     tensors = {}
     for key, value in model.items():
+        if not isinstance(key, str) or not key.isprintable():
+            raise UserError(f"{path} has {key!a} where the name of a tensor should be; fetch the file again")
         if not isinstance(value, Tensor) or not math.prod(value.shape) or not value.shape:
             kind = type(value)
             what = f"of shape {list(value.shape)}" if kind is Tensor else f"a {kind.__module__}.{kind.__name__}"
             raise UserError(f"{path}: {key} is {what}, expected a tensor with elements; give a metaseq checkpoint")
-        name = intern(str(key))  # a file of hundreds has the same names as the others
+        name = intern(key)  # a file of hundreds has the same names as the others
         tensors[name] = Stored(path, name, value.dtype, value.shape, value.offset, value.stride)
     return PtFile(path, tensors, _settings(found, path))
 
@@ -66,9 +68,9 @@ def read_layout(path: Path) -> Layout:
             prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
             for flat, info in module["params"].items():
                 shapes = [tuple(int(size) for size in shape) for shape in info["shapes"]]
-                if any(size < 1 for shape in shapes for size in shape):
-                    raise ValueError(shapes)
-                names = (f"{prefix}{name}" for name in info["names"])
+                names = [f"{prefix}{name}" for name in info["names"]]
+                if any(size < 1 for shape in shapes for size in shape) or not "".join(names).isprintable():
+                    raise ValueError(names, shapes)
                 layout[f"{prefix}{flat}"] = list(zip(names, shapes, strict=True))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: shard_metadata is not as fairscale writes it ({error!r}); fetch it again") from error

@@ -112,7 +112,7 @@ def unpickle(path: Path) -> Any:
             raise UserError(f"{path} is damaged or not by torch.save ({reason}); fetch the file again") from error
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C takes 64 GB when a damaged byte names memo entry 2**32
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.records = {entry.filename.partition("/")[2]: entry for entry in torch_zip.entries(file)}
