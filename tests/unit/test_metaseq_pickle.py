@@ -116,6 +116,18 @@ def test_foreign_containers_swallow_their_items(tmp_path: Path, pickled: bytes) 
     assert unpickle(archive(tmp_path / "x.pt", pickled)) is not None
 
 
+def test_parameters_and_tensors_with_attributes_are_tensors(tmp_path: Path) -> None:
+    """Model-parallel training marks its tensors: `tensor.model_parallel = True`."""
+    marked, parameter = torch.arange(3.0), torch.nn.Parameter(torch.ones(2))
+    marked.model_parallel = parameter.model_parallel = True  # type: ignore[attr-defined]
+    torch.save({"a": marked, "b": parameter, "c": torch.nn.Parameter(torch.ones(4))}, tmp_path / "x.pt")
+    assert {name: tensor.shape for name, tensor in unpickle(tmp_path / "x.pt").items()} == {
+        "a": (3,),
+        "b": (2,),
+        "c": (4,),
+    }
+
+
 def test_a_tensor_made_by_a_foreign_object_is_refused(tmp_path: Path) -> None:
     from _metaseq import foreign_classes, made
 

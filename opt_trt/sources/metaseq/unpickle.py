@@ -31,7 +31,7 @@ INERT: dict[str, tuple[str, ...]] = {  # top-level package: names that get a sta
     "builtins": CONTAINERS, "__builtin__": CONTAINERS,
     "copyreg": ("_reconstructor",), "copy_reg": ("_reconstructor",), "_codecs": ("encode",),
     "numpy": ("scalar", "_reconstruct", "ndarray", "dtype"),
-    "torch": ("device", *DTYPES),
+    "torch": ("device", "Tensor", "Parameter", *DTYPES),
 }  # fmt: skip
 STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -166,10 +166,16 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
+def _rebuild_with_attributes(rebuild: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
+    return rebuild(*arguments)
+
+
 REBUILDS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): Items,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_with_attributes,
 }
