@@ -27,7 +27,8 @@ from opt_trt.quant import ALGORITHMS, MODES
 from opt_trt.quant.report import QuantReport, report_paths, write_report
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
-from opt_trt.sources.opt import OptConfig
+from opt_trt.sources.manifest import check_md5
+from opt_trt.sources.opt import OptConfig, Source
 from opt_trt.threads import one_thread
 from opt_trt.workers import Scratch, for_each
 
@@ -44,9 +45,7 @@ def convert(config: ConvertConfig) -> None:
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
     paths = report_paths(config.report, config.output_dir) if config.report else None
-    source = open_source(model_dir, config.model_type)
-    for note in source.notes if config.log_level in TALKATIVE else ():
-        print(note)
+    source = _open(model_dir, config)
     model = model_config(source.config, config)
     check_shards(model)
     _warn_of_loader(model)
@@ -70,6 +69,16 @@ def convert(config: ConvertConfig) -> None:
         told.append(write_report(report, paths, _about(model_dir, model)))
     if config.log_level in TALKATIVE:
         print("\n".join(told))
+
+
+def _open(model_dir: Path, config: ConvertConfig) -> Source:
+    """The source, its files compared with their published md5 sums if there is a list; says what was found."""
+    quiet = config.log_level not in TALKATIVE
+    checked = [check_md5(model_dir, Path(config.md5_manifest), quiet)] if config.md5_manifest else []
+    source = open_source(model_dir, config.model_type)
+    for note in () if quiet else (*checked, *source.notes):
+        print(note)
+    return source
 
 
 def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:

@@ -16,8 +16,11 @@ PRECISIONS = ("int8", "int4")
 class ConvertConfig:
     """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
 
-    model_dir: str | None = flag(None, "directory of the original checkpoint: Hugging Face, FlagAI or Alpa")
+    model_dir: str | None = flag(None, "directory of the original checkpoint: Hugging Face, metaseq, FlagAI or Alpa")
     model_type: str = flag("opt", "what it holds; blip2: convert the OPT inside a BLIP-2", choices=("opt", "blip2"))
+    md5_manifest: str | None = flag(
+        None, "published md5 sums of files in --model_dir, as md5sum prints them or csv with the header shard,md5sum"
+    )
     output_dir: str = flag("tllm_checkpoint", "directory to write; appears only when it is whole")
     dtype: str = flag("float16", "type the weights are stored in", choices=DTYPES)
     use_parallel_embedding: bool = flag(False, "shard the embedding tables over the ranks (recorded in config.json)")

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opt_trt.errors import UserError
-from opt_trt.sources import alpa, blip2, flagai, hf
+from opt_trt.sources import alpa, blip2, flagai, hf, metaseq
 from opt_trt.sources.opt import Source
 
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {  # format: (recognizes, opens)
+    "metaseq (.pt files)": (metaseq.recognizes, metaseq.open_source),
     "FlagAI (pytorch_model_00.bin and its siblings)": (flagai.recognizes, flagai.open_source),
     "Alpa (one NumPy file per tensor)": (alpa.recognizes, alpa.open_source),
     "Hugging Face (config.json beside safetensors or .bin files)": (hf.recognizes, hf.open_source),

@@ -129,5 +129,4 @@ UNREADABLE = {
     "adapter_model*": "the weights of an adapter",
     "*.safetensors": "safetensors under another name or without their index",
     "*.bin": "torch files under another name or without their index",
-    "*.pt": "metaseq or other torch files",
 }

@@ -9,25 +9,25 @@ from pathlib import Path
 from opt_trt.errors import UserError
 from opt_trt.sources.opt import OFFSET_ROWS, POSITIONS, OptConfig
 
-HEADS = {  # (hidden_size, num_hidden_layers): num_attention_heads
-    (768, 12): 12,  # 125M
-    (1024, 24): 16,  # 350M
-    (2048, 24): 32,  # 1.3B
-    (2560, 32): 32,  # 2.7B
-    (4096, 32): 32,  # 6.7B
-    (5120, 40): 40,  # 13B
-    (7168, 48): 56,  # 30B
-    (9216, 64): 72,  # 66B
-    (12288, 96): 96,  # 175B
+SIZES = {  # name: hidden_size, num_hidden_layers, num_attention_heads
+    "OPT-125M": (768, 12, 12),
+    "OPT-350M": (1024, 24, 16),
+    "OPT-1.3B": (2048, 24, 32),
+    "OPT-2.7B": (2560, 32, 32),
+    "OPT-6.7B": (4096, 32, 32),
+    "OPT-13B": (5120, 40, 40),
+    "OPT-30B": (7168, 48, 56),
+    "OPT-66B": (9216, 64, 72),
+    "OPT-175B": (12288, 96, 96),
 }
 
 
-def _published(hidden_size: int, num_hidden_layers: int) -> OptConfig:
+def _published(hidden_size: int, num_hidden_layers: int, num_attention_heads: int) -> OptConfig:
     return OptConfig(
         vocab_size=50272,
         hidden_size=hidden_size,
         num_hidden_layers=num_hidden_layers,
-        num_attention_heads=HEADS[hidden_size, num_hidden_layers],
+        num_attention_heads=num_attention_heads,
         ffn_dim=4 * hidden_size,
         max_position_embeddings=2048,
         word_embed_proj_dim=hidden_size,
@@ -40,7 +40,8 @@ def _published(hidden_size: int, num_hidden_layers: int) -> OptConfig:
     )
 
 
-PUBLISHED: dict[tuple[int, int], OptConfig] = {size: _published(*size) for size in HEADS}
+NAMES = {size[:2]: name for name, size in SIZES.items()}  # by hidden_size and num_hidden_layers, like PUBLISHED
+PUBLISHED: dict[tuple[int, int], OptConfig] = {size[:2]: _published(*size) for size in SIZES.values()}
 PUBLISHED[1024, 24] = replace(PUBLISHED[1024, 24], word_embed_proj_dim=512, do_layer_norm_before=False)
 
 

@@ -52,7 +52,7 @@ class Stored:
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time, each block in the memory of the one before; a short file is named."""
-        rows, row = _rows_per_block(self.shape), math.prod(self.shape[1:])
+        rows, row = rows_per_block(self.shape), math.prod(self.shape[1:])
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             if self.stride != contiguous_stride(self.shape):  # stored as a view: transposed, say
@@ -115,9 +115,10 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _in_rows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    rows = _rows_per_block(tuple(tensor.shape))
+    rows = rows_per_block(tuple(tensor.shape))
     return (tensor[start : start + rows] for start in range(0, len(tensor), rows))
 
 
-def _rows_per_block(shape: tuple[int, ...]) -> int:
+def rows_per_block(shape: tuple[int, ...]) -> int:
+    """Rows of a tensor that make up a block."""
     return min(shape[0], max(1, BLOCK_ELEMENTS // math.prod(shape[1:])))

@@ -5,38 +5,28 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from opt_trt.errors import UserError
+from opt_trt.sources import torch_zip
 from opt_trt.sources.stored import Loaded, Stored
 
 FOREIGN = re.compile(r"GLOBAL (\S+)")
 WRAPPER = "module"  # where trainers keep the state dict, beside counters and the like
-ZIP_START = b"PK\x03\x04"
 
 
 def list_torch_bin(path: Path) -> list[Stored | Loaded]:
     """The tensors of a file by `torch.save`; files older than torch 1.6 have no index and are loaded whole."""
     with path.open("rb") as file:
-        indexed = file.read(4) == ZIP_START
+        indexed = torch_zip.is_zip(file)
+        if indexed:
+            torch_zip.entries(file)  # names what is damaged
     if indexed:
-        _check_zip(path)
         return [_stored(path, key, tensor) for key, tensor in _load_fake(path).items()]
     return [Loaded(path, key, tensor.detach()) for key, tensor in _load(path).items()]
-
-
-def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); fetch the file again") from error
-    if compressed:
-        raise UserError(f"{path} was compressed after torch wrote it; unpack it and save it with torch.save again")
 
 
 def _load_fake(path: Path) -> dict[str, torch.Tensor]:

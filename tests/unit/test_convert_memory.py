@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from _memory import peak_bytes
+from _metaseq import Metaseq
 from _models import Model
 
 MIB = 1 << 20
@@ -37,6 +38,15 @@ def test_peak_is_bounded_by_the_largest_tensor(
     directory = model.write(tmp_path / "model", kind, shards)
     extra = convert(directory, tmp_path / "out") - baseline
     assert total > 9 * LARGEST
+    assert extra <= 3 * LARGEST, f"{extra / MIB:.0f} MiB over {baseline / MIB:.0f} MiB"
+
+
+def test_peak_of_metaseq_files_is_that_of_their_tensors_not_of_their_vectors(tmp_path: Path, baseline: int) -> None:
+    """The one vector of a part, in three shards, is five times the largest tensor."""
+    model = Model(vocab=8192, hidden=1024, width=1024, layers=4, ffn=2048, positions=64)
+    assert sum(tensor.nbytes for tensor in model.tensors.values()) > 9 * LARGEST
+    directory = Metaseq(model, parts=2, shards=3, layout="one").write(tmp_path / "model")
+    extra = convert(directory, tmp_path / "out") - baseline
     assert extra <= 3 * LARGEST, f"{extra / MIB:.0f} MiB over {baseline / MIB:.0f} MiB"
 
 

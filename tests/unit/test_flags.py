@@ -21,6 +21,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     ConvertConfig: {
         "model_dir": "unit/test_golden.py::test_bytes_are_tensorrt_llms",
         "model_type": "unit/test_blip2.py::test_the_bytes_are_those_of_the_language_model_alone",
+        "md5_manifest": "unit/test_manifest.py::test_a_conversion_hashes_first_and_says_so",
         "output_dir": "unit/test_convert.py::test_a_failed_conversion_keeps_the_old_checkpoint",
         "dtype": "unit/test_golden.py::test_bytes_are_tensorrt_llms",
         "use_parallel_embedding": "unit/test_convert.py::test_parallel_embedding_is_recorded",

@@ -1,0 +1,90 @@
+"""Compare files with a published list of md5 sums, whatever the format of the model they belong to."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from opt_trt.errors import UserError
+
+COLUMNS = ["shard", "md5sum"]  # the header of metaseq's lists; others are as md5sum prints them
+LINE = re.compile(r"\\?([0-9a-fA-F]{32}) [ *](.+)")
+SUM = re.compile(r"[0-9a-fA-F]{32}")
+CHUNK = 1 << 22  # bytes
+
+
+def check_md5(directory: Path, manifest: Path, quiet: bool) -> str:
+    """Hash every file the list names, which must be in `directory`; one line on the result.
+
+    `UserError` for a missing file and for another sum; but a list that gives two files the same sum is itself wrong
+    there, which costs a warning only. A progress bar counts bytes unless `quiet` or not on a terminal.
+    """
+    sums = read_manifest(manifest)
+    missing = [name for name in sums if not (directory / name).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(
+            f"{manifest} lists {missing[0]}{more}, which is not in {directory}; fetch it, or give this model's own list"
+        )
+    with _bar(directory, sums, quiet) as bar:
+        found = {name: _md5(directory / name, bar) for name in sums}
+    wrong = [name for name in sums if found[name] != sums[name]]
+    counts = Counter(sums.values())
+    texts = {name: f"{directory / name} has md5 {found[name]}, {manifest} says {sums[name]}" for name in wrong}
+    if damaged := [name for name in wrong if counts[sums[name]] == 1]:
+        more = f" (and {len(damaged) - 1} more files differ)" if len(damaged) > 1 else ""
+        raise UserError(f"{texts[damaged[0]]}{more}: it is damaged or of another release; fetch it again")
+    for name in wrong:
+        print(
+            f"WARNING: {texts[name]}, but of several files: the list is wrong there, the file unchecked",
+            file=sys.stderr,
+        )
+    return f"md5 sums of {len(sums) - len(wrong)} files are those of {manifest}"
+
+
+def _bar(directory: Path, names: Iterable[str], quiet: bool) -> tqdm:
+    size = sum((directory / name).stat().st_size for name in names)
+    return tqdm(total=size, desc="md5", unit="B", unit_scale=True, disable=quiet or None, leave=False)
+
+
+def read_manifest(path: Path) -> dict[str, str]:
+    """Sums by file name, from a csv with the header `shard,md5sum` or from the output of md5sum."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--md5_manifest {path} cannot be read ({error}); give a list of md5 sums") from error
+    lines = [line for line in lines if line.strip()]
+    rows = list(csv.reader(lines))
+    if rows and [cell.strip() for cell in rows[0]] == COLUMNS:
+        pairs = [(row[0].strip(), row[1].strip()) if len(row) == len(COLUMNS) else ("", "") for row in rows[1:]]
+    else:
+        matches = [LINE.fullmatch(line) for line in lines]
+        pairs = [(match[2], match[1]) if match else ("", "") for match in matches]
+    bad = next((index for index, (name, total) in enumerate(pairs) if not name or not SUM.fullmatch(total)), None)
+    if not pairs or bad is not None:
+        where = f"entry {bad + 1} is neither" if bad is not None else "it holds none"
+        raise UserError(
+            f"{path} must hold lines of md5sum or csv with the header shard,md5sum, but {where}; correct it"
+        )
+    sums: dict[str, str] = {}
+    for listed, total in pairs:
+        name = Path(listed.strip()).name
+        if sums.setdefault(name, total.lower()) != total.lower():
+            raise UserError(f"{path} gives {name} two sums, {sums[name]} and {total}; correct it")
+    return sums
+
+
+def _md5(path: Path, bar: tqdm) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""What one metaseq file holds: tensors, what training said of the model, and how flat vectors were made up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from opt_trt.errors import UserError
+from opt_trt.sources.metaseq.unpickle import Stub, Tensor, unpickle
+from opt_trt.sources.stored import Stored
+
+Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of the tensors in it, in order
+
+FLAT = "flat_param_0"
+SETTINGS = {  # metaseq's spelling: ours
+    "decoder_embed_dim": "hidden_size",
+    "decoder_layers": "num_hidden_layers",
+    "decoder_ffn_embed_dim": "ffn_dim",
+    "decoder_attention_heads": "num_attention_heads",
+    "max_target_positions": "max_position_embeddings",
+    "decoder_normalize_before": "do_layer_norm_before",
+}
+ACTIVATION = "relu"
+
+
+@dataclass(frozen=True)
+class PtFile:
+    """`tensors` by metaseq's names, `settings` by `OptConfig`'s."""
+
+    path: Path
+    tensors: dict[str, Stored]
+    settings: dict[str, int]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether tensors were concatenated into vectors."""
+        return any(key.endswith(FLAT) for key in self.tensors)
+
+
+def read_pt_file(path: Path) -> PtFile:
+    """List a file; `UserError` when it is damaged, holds no named tensors or could run code."""
+    top = unpickle(path)
+    found = _fields(top)
+    model = found.get("model", top)
+    if not isinstance(model, dict) or not model:
+        raise UserError(f"{path} must hold a dictionary of tensors, found {type(model).__name__}; give a metaseq model")
+    tensors = {}
+    for key, value in model.items():
+        if not isinstance(key, str) or not key.isprintable():
+            raise UserError(f"{path} has {key!a} where the name of a tensor should be; fetch the file again")
+        if not isinstance(value, Tensor) or not math.prod(value.shape) or not value.shape:
+            kind = type(value)
+            what = f"of shape {list(value.shape)}" if kind is Tensor else f"a {kind.__module__}.{kind.__name__}"
+            raise UserError(f"{path}: {key} is {what}, expected a tensor with elements; give a metaseq checkpoint")
+        name = intern(key)  # a file of hundreds has the same names as the others
+        tensors[name] = Stored(path, name, value.dtype, value.shape, value.offset, value.stride)
+    return PtFile(path, tensors, _settings(found, path))
+
+
+def read_layout(path: Path) -> Layout:
+    """What the flat vectors of a file hold, as its `shard_metadata` says; empty if it says nothing."""
+    layout: Layout = {}
+    try:
+        for module in _fields(_fields(unpickle(path)).get("shard_metadata")).get("param_metadata", ()):
+            prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
+            for flat, info in module["params"].items():
+                shapes = [tuple(int(size) for size in shape) for shape in info["shapes"]]
+                names = [f"{prefix}{name}" for name in info["names"]]
+                if any(size < 1 for shape in shapes for size in shape) or not "".join(names).isprintable():
+                    raise ValueError(names, shapes)
+                layout[f"{prefix}{flat}"] = list(zip(names, shapes, strict=True))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: shard_metadata is not as fairscale writes it ({error!r}); fetch it again") from error
+    return layout
+
+
+def _fields(value: Any) -> dict[Any, Any]:
+    """The contents of a dictionary, a Namespace or an OmegaConf container; of anything else none."""
+    if isinstance(value, Stub):
+        value = value.state
+    if isinstance(value, dict) and isinstance(value.get("_content"), dict):
+        value = value["_content"]
+    return value if isinstance(value, dict) else {}
+
+
+def _leaf(value: Any) -> Any:
+    return _fields(value).get("_val", value)
+
+
+def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
+    """Hyper-parameters in `args` and in `cfg.model`, which newer checkpoints have."""
+    stated = _fields(top.get("args")) | _fields(_leaf(_fields(top.get("cfg")).get("model")))
+    activation = _leaf(stated.get("activation_fn", ACTIVATION))
+    if activation != ACTIVATION:
+        raise UserError(f"{path} says activation_fn = {activation!r}; only models with {ACTIVATION!r} can be converted")
+    values = {ours: _leaf(stated.get(theirs)) for theirs, ours in SETTINGS.items()}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int) and value >= 0}
