@@ -26,6 +26,11 @@ class Placed(Entry, Protocol):
         """The file, of several the first."""
         ...
 
+    @property
+    def where(self) -> str:
+        """Its spelling and its file or files, for errors."""
+        ...
+
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time; a block is valid until the next one."""
         ...
@@ -36,7 +41,7 @@ class ListedSource:
     """An OPT whose `tensors` map Hugging Face's names, without the `model.` prefix, to their places."""
 
     config: OptConfig
-    tensors: dict[str, Placed]
+    tensors: Mapping[str, Placed]
     notes: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
@@ -48,8 +53,8 @@ class ListedSource:
         return self.tensors[name].blocks()
 
     def where(self, name: str) -> str:
-        """The tensor's spelling in its file."""
-        return _where(self.tensors[name])
+        """The tensor's spelling and its file."""
+        return self.tensors[name].where
 
 
 def listed_source(config: OptConfig, named: Iterable[tuple[str, Placed]], directory: Path) -> ListedSource:
@@ -57,7 +62,7 @@ def listed_source(config: OptConfig, named: Iterable[tuple[str, Placed]], direct
     tensors: dict[str, Placed] = {}
     for name, entry in named:
         if name in tensors:
-            raise UserError(f"{_where(entry)} and {_where(tensors[name])} are the same tensor; remove one")
+            raise UserError(f"{entry.where} and {tensors[name].where} are the same tensor; remove one")
         if name not in IGNORED:
             tensors[name] = entry
     if config.tie_word_embeddings and EMBEDDING not in tensors and HEAD in tensors:
@@ -72,10 +77,6 @@ def some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _where(entry: Placed) -> str:
-    return f"{entry.key} in {entry.path}"
 
 
 def check_tensors(config: OptConfig, tensors: Mapping[str, Entry], problem: str) -> None:

@@ -24,14 +24,19 @@ class Merged:
         for part in self.parts[1:]:
             if (part.dtype, part.shape) != (first.dtype, first.shape):
                 raise UserError(
-                    f"{part.key} is {part.dtype} {list(part.shape)} in {part.path} and {first.dtype} "
-                    f"{list(first.shape)} in {first.path}; parts of one model are alike, fetch them again"
+                    f"{part.where} is {part.dtype} {list(part.shape)}, {first.where} {first.dtype} "
+                    f"{list(first.shape)}; parts of one model are alike, fetch them again"
                 )
 
     @property
     def path(self) -> Path:
         """The file of the first part."""
         return self.parts[0].path
+
+    @property
+    def where(self) -> str:
+        """Its place in the first part."""
+        return self.parts[0].where
 
     @property
     def key(self) -> str:
@@ -62,7 +67,6 @@ class Merged:
         for part, block in zip(self.parts, blocks, strict=True):
             if not torch.equal(block, blocks[0]):
                 raise UserError(
-                    f"{part.key} in {part.path} differs from that in {self.path}, but all parts of a model hold the "
-                    "same; fetch them again"
+                    f"{part.where} differs from {self.where}, but all parts of a model hold the same; fetch them again"
                 )
         return blocks[0]

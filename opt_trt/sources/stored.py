@@ -50,6 +50,11 @@ class Stored:
     offset: int
     stride: tuple[int, ...]
 
+    @property
+    def where(self) -> str:
+        """Its spelling and its file."""
+        return f"{self.key} in {self.path}"
+
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time, each block in the memory of the one before; a short file is named."""
         rows, row = rows_per_block(self.shape), math.prod(self.shape[1:])
@@ -99,6 +104,11 @@ class Loaded:
     def shape(self) -> tuple[int, ...]:
         """Its sizes."""
         return tuple(self.tensor.shape)
+
+    @property
+    def where(self) -> str:
+        """Its spelling and its file."""
+        return f"{self.key} in {self.path}"
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time."""

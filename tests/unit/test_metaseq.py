@@ -19,7 +19,7 @@ from opt_trt.convert import convert
 from opt_trt.sources import metaseq, open_source
 from opt_trt.sources.metaseq import settings, sizes
 from opt_trt.sources.metaseq.reading import OPEN_FILES, Joined, OpenFiles
-from opt_trt.sources.opt import OptConfig
+from opt_trt.sources.opt import EMBEDDING, OptConfig
 
 TINY = sizes.Size("OPT-tiny", 16, 2, 4, 40, vocab_size=48, max_position_embeddings=12)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -195,7 +195,8 @@ def test_shards_are_taken_by_number_and_files_in_any_order(tmp_path: Path, expec
 def test_hugging_face_weights_beside_pt_files_are_what_is_read(tmp_path: Path) -> None:
     directory = Model().write(tmp_path)
     torch.save({"step": 3}, directory / "optimizer.pt")
-    assert not isinstance(open_source(directory), metaseq.MetaseqSource)
+    assert not metaseq.recognizes(directory)
+    assert open_source(directory).where(EMBEDDING).endswith("model.safetensors")
 
 
 def test_replicated_tensors_are_compared_and_the_largest_difference_told(

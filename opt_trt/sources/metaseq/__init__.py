@@ -5,42 +5,20 @@ What the files hold decides how they are read; their names only say which part a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from opt_trt.sources.hf import LAYOUTS
 from opt_trt.sources.hf_config import read_hf_config
-from opt_trt.sources.listed import check_tensors
+from opt_trt.sources.listed import ListedSource, check_tensors
 from opt_trt.sources.metaseq.agree import compare_replicated
 from opt_trt.sources.metaseq.join import join
 from opt_trt.sources.metaseq.parts import named_parts, read_grid
 from opt_trt.sources.metaseq.reading import Joined
 from opt_trt.sources.metaseq.settings import Statement, agreed, measure, opt_config
-from opt_trt.sources.opt import EMBEDDING, HEAD, OptConfig
-
-
-@dataclass(frozen=True)
-class MetaseqSource:
-    """An OPT in metaseq's format; `tensors` by Hugging Face's names."""
-
-    config: OptConfig
-    tensors: Mapping[str, Joined]
-    notes: tuple[str, ...] = ()
-
-    def has(self, name: str) -> bool:
-        """Whether the files hold this tensor."""
-        return name in self.tensors
-
-    def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The rows of a tensor in order, a few MiB at a time, as stored; a block is valid until the next one."""
-        return self.tensors[name].blocks()
-
-    def where(self, name: str) -> str:
-        """The tensor's spelling and its files."""
-        return self.tensors[name].where
+from opt_trt.sources.opt import EMBEDDING, HEAD
 
 
 def recognizes(directory: Path) -> bool:
@@ -48,7 +26,7 @@ def recognizes(directory: Path) -> bool:
     return any(directory.glob("*.pt")) and not any((directory / name).exists() for name in LAYOUTS)
 
 
-def open_source(directory: Path) -> MetaseqSource:
+def open_source(directory: Path) -> ListedSource:
     """Open the directory; `UserError` names whatever is missing, double, of two models, damaged or not this OPT."""
     grid = read_grid(directory)
     beside = directory / "config.json"
@@ -63,7 +41,7 @@ def open_source(directory: Path) -> MetaseqSource:
         config = replace(opt_config(shapes, stated, directory), tie_word_embeddings=_drop_tied_head(tensors))
     check_tensors(config, tensors, f"the tensors in {directory} are not those of an OPT with their sizes")
     note = compare_replicated(tensors)
-    return MetaseqSource(config, tensors, (note,) if note else ())
+    return ListedSource(config, tensors, (note,) if note else ())
 
 
 def _drop_tied_head(tensors: dict[str, Joined]) -> bool:

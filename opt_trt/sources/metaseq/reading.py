@@ -44,11 +44,16 @@ class Joined:
         return self.pieces[0].dtype
 
     @property
+    def path(self) -> Path:
+        """The file, of several the first."""
+        return self.pieces[0].segments[0].path
+
+    @property
     def where(self) -> str:
         """Its spelling and its files, for errors."""
-        paths = list(dict.fromkeys(segment.path for piece in self.pieces for segment in piece.segments))
-        more = f" and {len(paths) - 1} more of its files" if len(paths) > 1 else ""
-        return f"{self.key} in {paths[0]}{more}"
+        others = {segment.path for piece in self.pieces for segment in piece.segments} - {self.path}
+        more = f" and {len(others)} more of its files" if others else ""
+        return f"{self.key} in {self.path}{more}"
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """The rows in order, some at a time; a block is valid until the next one."""
