@@ -44,6 +44,9 @@ class BuildConfig:
         None, "fused attention in the context phase; default: on with the attention plugin",
         choices=SWITCH, bare="enable", aliases=("enable_context_fmha",),
     )  # fmt: skip
+    deterministic: bool = flag(
+        False, "a token's result is the same bits whatever else is in the step: only tactics that keep their order"
+    )
     logits_dtype: str | None = flag(
         None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
     )
@@ -130,5 +133,10 @@ class BuildConfig:
         if self.context_fmha == "enable" and self.gpt_attention_plugin == "disable":
             raise UserError(
                 "--context_fmha enable needs the attention plugin, found --gpt_attention_plugin disable; "
+                "drop one of the two"
+            )
+        if self.deterministic and "disable" in (self.gemm_plugin, self.gpt_attention_plugin):
+            raise UserError(
+                "--deterministic needs the plugins' kernels, found --gemm_plugin or --gpt_attention_plugin disable; "
                 "drop one of the two"
             )

@@ -20,6 +20,7 @@ LAST_BUCKET_TOKENS = 512
 ATTENTION_KV_LEN = 512
 # fp32 sums of up to 50,000 terms in another order differ by some 1e-6 of the largest result; ten times that is a bug.
 TOLERANCE = 2e-5
+DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Policy:
     gemm: bool
     attention: bool
     context_fmha: bool
+    deterministic: bool
     max_num_tokens: int
     opt_num_tokens: int | None
     tokens_per_block: int
@@ -79,18 +81,29 @@ def _tune_gemm(
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
     linears = _linears(problem, generator)
-    reason = None if policy.gemm else "--gemm_plugin disable"
+    reasons = _gemm_reasons(policy)
     rows: list[list[Timing]] = []
     for tokens in _representatives(policy.max_num_tokens):
         call = _gemm_call(problem, tokens, generator)
         runs = {
             tactic: _gemm_run(native, problem, replace(call, linear=linears[tactic.layout]), tactic)
             for tactic in gemm.TACTICS
-            if tactic == gemm.LIBRARY or policy.gemm
+            if reasons[tactic] is None
         }
-        rows.append(_time(f"{problem.key()} tokens={tokens}", gemm.TACTICS, runs, {t: reason for t in gemm.OWN}, cache))
+        reference = _gemm_run(native, problem, replace(call, linear=linears[gemm.ROW_MAJOR]), gemm.LIBRARY)
+        rows.append(_time(f"{problem.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, _lines(problem.site, _bucket_names(), rows, choice)
+
+
+def _gemm_reasons(policy: Policy) -> dict[Tactic, str | None]:
+    """Why the builder's flags keep a tactic out, or None."""
+    reasons: dict[Tactic, str | None] = dict.fromkeys(gemm.TACTICS)
+    if not policy.gemm:
+        reasons |= dict.fromkeys((*gemm.OWN, *gemm.ORDERED), "--gemm_plugin disable")
+    if policy.deterministic:
+        reasons |= dict.fromkeys((gemm.LIBRARY, *gemm.OWN), DETERMINISTIC)
+    return reasons
 
 
 def _linears(problem: gemm.GemmProblem, generator: torch.Generator) -> dict[str, Linear]:
@@ -134,8 +147,10 @@ def _tune_attention(
             reasons[attention.FLASH] = reasons[attention.FLASH] or "--context_fmha disable"
         if not policy.attention:
             reasons |= {t: "--gpt_attention_plugin disable" for t in (attention.ROWS, attention.FLASH)}
+        if policy.deterministic:
+            reasons |= dict.fromkeys((attention.LIBRARY, attention.FLASH), DETERMINISTIC)
         runs = {t: _attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
-        rows.append(_time(problem.key(), attention.TACTICS, runs, reasons, cache))
+        rows.append(_time(problem.key(), _attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
     choice = choose(rows, [1.0, 1.0])
     return choice, _lines("attention", attention.PHASES, rows, choice)
 
@@ -159,19 +174,19 @@ def _attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tac
 
 def _time(
     problem: str,
-    tactics: Sequence[Tactic],
+    trusted: Callable[[], torch.Tensor],
     runs: Mapping[Tactic, Callable[[], torch.Tensor]],
     reasons: Mapping[Tactic, str | None],
     cache: TimingCache,
 ) -> list[Timing]:
-    """Every tactic's time on one problem, after its result was checked against the reference's."""
-    reference = runs[tactics[0]]()
+    """Every tactic's time on one problem, after its result was checked against the trusted one."""
+    reference = trusted()
     for tactic, run in runs.items():
         error = float((run() - reference).abs().max() / reference.abs().max())
         if not error <= TOLERANCE:
             raise TacticError(f"{tactic.name} differs from the reference by {error:.1e} on {problem}")
     times = cache.measure(problem, {tactic.name: run for tactic, run in runs.items()})
-    return [Timing(t, times.get(t.name), reasons.get(t)) for t in tactics]
+    return [Timing(tactic, times.get(tactic.name), reason) for tactic, reason in reasons.items()]
 
 
 def _representatives(max_num_tokens: int) -> list[int]:

@@ -104,6 +104,7 @@ def test_the_demo_pipeline_scores_like_hugging_face(engine, work):
     assert scores
 
 
+@pytest.mark.slow
 def test_int8_scores_like_fp16_and_int4_scores_what_it_is_gated_at(work):
     """All rows. int4 really loses some 13 points on this small model; transformers loses the same (benchmarks)."""
     flags = {

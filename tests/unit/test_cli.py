@@ -112,6 +112,11 @@ def test_context_fmha_without_the_attention_plugin_is_an_error(flag):
             ["--test_hf", "--hf_model_dir", "m", "--check_accuracy"],
             "--check_accuracy checks the engine",
         ),
+        (
+            BuildConfig,
+            ["--checkpoint_dir", "c", "--deterministic", "--gemm_plugin", "disable"],
+            "--deterministic needs the plugins' kernels",
+        ),
         (SummarizeConfig, ["--test_trt_llm", "--max_rouge1_drop", "1"], "--max_rouge1_drop compares"),
         (SummarizeConfig, ["--test_trt_llm", "--engine_dir", "a/e", "b/e"], "names of their directories, found e, e"),
         (

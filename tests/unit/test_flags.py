@@ -49,6 +49,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "gemm_plugin": "engine/test_build.py::test_disabled_plugins_leave_the_library_only",
         "gpt_attention_plugin": "engine/test_build.py::test_disabled_plugins_leave_the_library_only",
         "context_fmha": "engine/test_build.py::test_context_fmha_disable_leaves_unfused_attention",
+        "deterministic": "engine/test_deterministic.py::test_a_sequence_has_the_same_bits_alone_and_in_any_batch",
         "logits_dtype": "engine/test_decoder.py::test_fp16_logits_are_rounded_to_fp16_when_asked",
         "gather_context_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
         "gather_generation_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",

@@ -77,6 +77,7 @@ def _choose_tactics(
         gemm=config.gemm_plugin != "disable",
         attention=config.gpt_attention_plugin != "disable",
         context_fmha=config.context_fmha != "disable",
+        deterministic=config.deterministic,
         max_num_tokens=config.max_num_tokens,
         opt_num_tokens=config.opt_num_tokens,
         tokens_per_block=config.tokens_per_block,

@@ -17,7 +17,9 @@ ROW_MAJOR, INTERLEAVED = "row_major", "interleaved"
 LIBRARY = Tactic("library", ROW_MAJOR, 0)
 # Tokens held in registers while weights stream past; the values are run_gemm's in interleaved.h.
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
-TACTICS = (LIBRARY, *OWN)
+# The same, but every token's sums are taken in one order, whatever comes with it: what --deterministic admits.
+ORDERED = tuple(Tactic(f"ordered_{rows}", INTERLEAVED, 64 + rows) for rows in (1, 4, 8))
+TACTICS = (LIBRARY, *OWN, *ORDERED)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,

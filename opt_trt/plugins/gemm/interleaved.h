@@ -98,38 +98,46 @@ void one_row(const Gemm& g, int64_t token, int64_t group) {
   finish(g, token, group, (total[0] + total[1]) + (total[2] + total[3]));
 }
 
-// All tokens of the groups [group, group + GROUPS), ROWS at a time, the rest one at a time.
-template <typename W, int ROWS, int GROUPS>
+// All tokens of the groups [group, group + GROUPS), ROWS at a time, the rest one at a time: in the order of tiles when
+// ORDERED, so that a token's sums do not depend on how many tokens come with it.
+template <typename W, int ROWS, int GROUPS, bool ORDERED>
 void panel(const Gemm& g, int64_t group) {
   int64_t token = 0;
   if constexpr (ROWS > 1)
     for (; token + ROWS <= g.tokens; token += ROWS) tile<W, ROWS, GROUPS>(g, token, group);
   for (; token < g.tokens; ++token)
-    for (int j = 0; j < GROUPS; ++j) one_row<W>(g, token, group + j);
+    if constexpr (ORDERED) tile<W, 1, GROUPS>(g, token, group);
+    else
+      for (int j = 0; j < GROUPS; ++j) one_row<W>(g, token, group + j);
 }
 
-template <typename W, int ROWS, int GROUPS>
+template <typename W, int ROWS, int GROUPS, bool ORDERED = false>
 void gemm(const Gemm& g) {
   const int64_t groups = g.groups();
   const int64_t panels = groups / GROUPS;
 #pragma omp parallel
   {
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) panel<W, ROWS, GROUPS>(g, p * GROUPS);
+    for (int64_t p = 0; p < panels; ++p) panel<W, ROWS, GROUPS, ORDERED>(g, p * GROUPS);
 #pragma omp for schedule(static)
-    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, ROWS, 1>(g, group);
+    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, ROWS, 1, ORDERED>(g, group);
   }
 }
 
-// The tactics, in the order of `ROWS` in interleaved.py.
+constexpr int64_t kOrdered = 64;
+
+// The tactics, by their values in gemm/__init__.py.
 template <typename W>
-void run_gemm(const Gemm& g, int64_t rows) {
-  switch (rows) {
+void run_gemm(const Gemm& g, int64_t tactic) {
+  switch (tactic) {
     case 1: return gemm<W, 1, 1>(g);
     case 2: return gemm<W, 2, 2>(g);
     case 4: return gemm<W, 4, 4>(g);
     case 8: return gemm<W, 8, 3>(g);
-    default: return gemm<W, 12, 2>(g);
+    case 12: return gemm<W, 12, 2>(g);
+    case kOrdered + 1: return gemm<W, 1, 4, true>(g);
+    case kOrdered + 4: return gemm<W, 4, 4, true>(g);
+    default: return gemm<W, 8, 3, true>(g);
   }
 }
 

@@ -1,0 +1,58 @@
+"""An engine built with --deterministic gives the same bits whatever else is in the step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import random_prompts
+
+from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.ops import Linear
+from opt_trt.plugins import gemm
+from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.tactic import BUCKETS
+from opt_trt.quant import MODES
+from opt_trt.runtime.request import Request
+
+
+@pytest.fixture(scope="module", params=[isa.march for isa in runnable_isas()])
+def native(request, tmp_path_factory):
+    return compile_library(request.param, tmp_path_factory.mktemp("plugins")).operators()
+
+
+@pytest.mark.parametrize("weight_type", gemm.STORED)
+def test_ordered_tactics_give_a_token_the_same_bits_in_any_company(native, weight_type):
+    generator = torch.Generator().manual_seed(5)
+    n, k = 131, 75
+    problem = gemm.GemmProblem("fc", n, k, weight_type, True, False)
+    weight, scale = torch.randn(n, k, generator=generator), None
+    if problem.quantized:
+        weight, scale = MODES[weight_type].quantize(weight)
+    packed = gemm.pack(weight.to(gemm.STORED[weight_type]) if scale is None else weight, problem, gemm.INTERLEAVED)
+    linear = Linear(packed, scale, torch.randn(n, generator=generator))
+    x = torch.randn(23, k, generator=generator)
+
+    def run(x, tactic):
+        values = [tactic.value] * (len(BUCKETS) + 1)
+        return gemm.run_gemm(native, problem, gemm.GemmCall(x, linear, None), gemm.INTERLEAVED, values)
+
+    alone = torch.cat([run(row[None], gemm.ORDERED[0]) for row in x])
+    for tactic in gemm.ORDERED:
+        for count in (1, 2, 7, 8, 23):
+            assert torch.equal(run(x[:count], tactic), alone[:count]), (tactic.name, count)
+
+
+def test_a_sequence_has_the_same_bits_alone_and_in_any_batch(open_session):
+    session = open_session("pre-norm", deterministic=True)
+    requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64, 2, 9, 33, 17))]
+    for alone, together in zip([session.generate([r])[0] for r in requests], session.generate(requests), strict=True):
+        assert torch.equal(alone.generation_logits, together.generation_logits)
+
+
+def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
+    engine = build_engine("pre-norm", gather_all_token_logits=True, deterministic=True)
+    tactics = json.loads((engine / "config.json").read_text())["tactics"]
+    assert set(tactics.pop("attention")) == {"rows"}
+    assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in gemm.ORDERED}
