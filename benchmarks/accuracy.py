@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import OPTForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
 
 from opt_trt.backends import open_engine
 from opt_trt.build import build

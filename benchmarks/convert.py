@@ -33,6 +33,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import OPTConfig, PreTrainedTokenizerFast
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.opt import HEAD, source_shapes
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
 
 import torch
 from transformers import OPTConfig, OPTForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
 
 from opt_trt.backends import open_engine
 from opt_trt.build import build

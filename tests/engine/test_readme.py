@@ -65,7 +65,10 @@ def test_links_lead_somewhere(path):
     assert (ROOT / path).exists()
 
 
-def test_numbers_come_with_the_command_that_made_them():
-    assert "@@" not in README
-    for script in set(re.findall(r"benchmarks/\w+\.py", README)):
-        assert (ROOT / script).is_file()
+def test_numbers_come_with_commands_that_run_from_a_checkout():
+    scripts = set(re.findall(r"benchmarks/\w+\.py", README))
+    assert len(scripts) >= 3
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for script in scripts:
+        result = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, env=clean)
+        assert result.returncode == 0, result.stderr
