@@ -5,14 +5,16 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from opt_trt.errors import UserError
 from opt_trt.sources import torch_zip
 from opt_trt.sources.stored import Loaded, Stored
+from opt_trt.sources.unpickle import Tensor, unpickle
 
 FOREIGN = re.compile(r"GLOBAL (\S+)")
 WRAPPER = "module"  # where trainers keep the state dict, beside counters and the like
@@ -22,26 +24,30 @@ def list_torch_bin(path: Path) -> list[Stored | Loaded]:
     """The tensors of a file by `torch.save`; files older than torch 1.6 have no index and are loaded whole."""
     with path.open("rb") as file:
         indexed = torch_zip.is_zip(file)
-        if indexed:
-            torch_zip.entries(file)  # names what is damaged
     if indexed:
-        return [_stored(path, key, tensor) for key, tensor in _load_fake(path).items()]
-    return [Loaded(path, key, tensor.detach()) for key, tensor in _load(path).items()]
+        named = _state_dict(unpickle(path), lambda value: isinstance(value, Tensor), path)
+        return [Stored(path, key, t.dtype, t.shape, t.offset, t.stride) for key, t in named.items()]
+    return [Loaded(path, key, tensor.detach()) for key, tensor in _state_dict(_load(path), _is_plain, path).items()]
 
 
-def _load_fake(path: Path) -> dict[str, torch.Tensor]:
-    """Names, shapes and offsets only: under this mode `torch.load` reads no tensor data."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        return _load(path)
+def _is_plain(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def _state_dict(values: Any, is_tensor: Callable[[Any], bool], path: Path) -> dict[str, Any]:
+    """Tensors by name; anything else in their place is named."""
+    if isinstance(values, Mapping) and isinstance(values.get(WRAPPER), Mapping):
+        values = values[WRAPPER]
+    if not isinstance(values, Mapping) or not all(map(is_tensor, values.values())):
+        raise UserError(f"{path} must hold a dictionary of tensors, found {type(values).__name__}; give a state dict")
+    return {str(key): tensor for key, tensor in values.items()}
+
+
+def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():  # about the pickle's protocol; what matters of it is an error below
             warnings.simplefilter("ignore")
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = FOREIGN.search(str(error))
         raise UserError(
@@ -52,19 +58,3 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is truncated or not written by torch.save ({error}); fetch the file again") from error
-    if isinstance(values, Mapping) and isinstance(values.get(WRAPPER), Mapping):
-        values = values[WRAPPER]
-    if not isinstance(values, Mapping) or not all(_is_plain(value) for value in values.values()):
-        raise UserError(f"{path} must hold a dictionary of tensors, found {type(values).__name__}; give a state dict")
-    return {str(key): tensor for key, tensor in values.items()}
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided
-
-
-def _stored(path: Path, key: str, tensor: torch.Tensor) -> Stored:
-    start = tensor.untyped_storage()._checkpoint_offset  # where torch.load says the data of the storage begin
-    assert start is not None, key
-    offset = start + int(tensor.storage_offset()) * tensor.dtype.itemsize
-    return Stored(path, key, tensor.dtype, tuple(tensor.shape), offset, tensor.stride())

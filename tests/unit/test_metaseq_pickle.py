@@ -21,7 +21,7 @@ from _models import Model
 
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
-from opt_trt.sources.metaseq.unpickle import Stub, unpickle
+from opt_trt.sources.unpickle import Stub, unpickle
 
 
 class Payload:

@@ -9,8 +9,8 @@ from sys import intern
 from typing import Any
 
 from opt_trt.errors import UserError
-from opt_trt.sources.metaseq.unpickle import Stub, Tensor, unpickle
 from opt_trt.sources.stored import Stored
+from opt_trt.sources.unpickle import Stub, Tensor, unpickle
 
 Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of the tensors in it, in order
 
