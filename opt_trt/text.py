@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Result
+from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +83,36 @@ class Detokenizer:
         text = self._tokenizer.decode(self._held)
         self._held.clear()
         return text
+
+
+class OutputText:
+    """The text of one output while its tokens come, as far as it cannot change any more.
+
+    Held back are half a character and, where stop words are looked for in the text, what may turn out to begin one.
+    """
+
+    def __init__(self, tokenizer: Decodes, words: StopWords | None) -> None:
+        self._pieces = Detokenizer(tokenizer)
+        self._withheld = 0 if words is None else max(0, words.longest_string - 1)
+        self._waiting = ""
+        self._given = 0
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that is new and certain."""
+        self._waiting += self._pieces.push(ids)
+        return self._give(len(self._waiting) - self._withheld)
+
+    def finish(self, ids: Sequence[int], stop: Stop | None) -> str:
+        """The last ids, the one that completes a stop word among them, and the rest of the text, up to that word."""
+        self._waiting += self._pieces.push(ids) + self._pieces.flush()
+        text_end = None if stop is None else stop.text_end
+        return self._give(len(self._waiting) if text_end is None else text_end - self._given)
+
+    def _give(self, size: int) -> str:
+        given = self._waiting[: max(0, size)]
+        self._waiting = self._waiting[len(given) :]
+        self._given += len(given)
+        return given
 
 
 def readable(result: Result, text: Decodes) -> str:
