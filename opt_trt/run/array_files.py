@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,23 +35,32 @@ def write_csv(path: Path, ids: np.ndarray) -> None:
     """A line of comma-separated integers per row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(ids.tolist())
-    _put(path, text.getvalue().encode("ascii"))
+    _put(path, lambda file: file.write(text.getvalue().encode("ascii")))
 
 
 def write_npy(path: Path, values: np.ndarray) -> None:
     """numpy's format; the name is kept as given."""
-    data = io.BytesIO()
-    np.save(data, values, allow_pickle=False)
-    _put(path, data.getvalue())
+    _put(path, lambda file: np.save(file, values, allow_pickle=False))
 
 
-def _put(path: Path, data: bytes) -> None:
+def write_npy_parts(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """The same of fp32 values whose parts, one after another, make up `shape`: they are never in memory as a whole."""
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+
+    _put(path, write)
+
+
+def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside the target and rename, so that a full disk or Ctrl-C leaves an older file as it was."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
