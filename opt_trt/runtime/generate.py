@@ -36,6 +36,11 @@ class Generation:
         """Queue a request that passed `check_request`; `index` comes back with its tokens."""
         self._scheduler.submit(TokenSequence(index, request))
 
+    def cancel(self, index: int) -> None:
+        """Drop a request between two steps, finished or not; what it held is free at once."""
+        self._scheduler.cancel(index)
+        self._batch = self._retire(self._batch)
+
     def step(self) -> list[TokenSequence]:
         """Run one step; every sequence returned has one more token, and a finish reason if it was the last."""
         joined = self._scheduler.admit()

@@ -9,6 +9,7 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.processors import process
+from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.scheduler import TokenSequence
 
 SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
@@ -67,9 +68,10 @@ def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) 
     best, token_ids = _largest(processed)
     for sequence, value in zip(sequences, best.tolist(), strict=True):
         if not math.isfinite(value):
-            raise UserError(
-                f"prompt {sequence.index}: no token is left to choose after {len(sequence.output_ids)} new ones; relax "
-                + ", ".join(sequence.request.sampling.processors)
+            raise RequestFailed(
+                sequence.index,
+                f"has no token left to choose after {len(sequence.output_ids)} new ones; relax "
+                + ", ".join(sequence.request.sampling.processors),
             )
     rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws]
     if rows:

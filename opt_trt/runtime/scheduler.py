@@ -107,6 +107,13 @@ class Scheduler:
             raise UserError("the KV cache is taken by another stream of this session; exhaust or close that one first")
         return joined
 
+    def cancel(self, index: int) -> None:
+        """Forget a waiting sequence, finish a running one: `retire` frees its blocks."""
+        self._waiting = deque(s for s in self._waiting if s.index != index)
+        for sequence in self.running:
+            if sequence.index == index:
+                sequence.finish_reason = "cancelled"
+
     def retire(self) -> list[int]:
         """Free the blocks of finished sequences; the rows of `running` that stay, in order."""
         stay = [row for row, sequence in enumerate(self.running) if sequence.finish_reason is None]

@@ -36,6 +36,14 @@ class Session(Protocol):
         """Tokens of all requests as they come; closing the iterator ends the generation."""
         ...
 
+    def check(self, request: Request, index: int) -> None:
+        """Raise `RequestFailed` if this engine can never serve the request."""
+        ...
+
+    def begin(self) -> Generation:
+        """A generation that checked requests may join and leave at any time; whoever steps it closes it."""
+        ...
+
 
 class DecoderSession:
     """A session over a decoder of one rank; it owns the KV cache.
@@ -70,11 +78,18 @@ class DecoderSession:
         """Tokens of all requests as they come. Requests are checked here, not at the first token."""
         return _events(self._submit(requests))
 
+    def check(self, request: Request, index: int) -> None:
+        """Raise `RequestFailed` if decoder or KV cache can never serve the request."""
+        check_request(request, index, self.spec, self._pool.num_blocks * self.spec.tokens_per_block)
+
+    def begin(self) -> Generation:
+        """An empty generation over this session's decoder and cache."""
+        return Generation(self._decoder, self._kv_cache, self._pool)
+
     def _submit(self, requests: Sequence[Request]) -> Generation:
-        pool_tokens = self._pool.num_blocks * self.spec.tokens_per_block
-        generation = Generation(self._decoder, self._kv_cache, self._pool)
+        generation = self.begin()
         for index, request in enumerate(requests):
-            check_request(request, index, self.spec, pool_tokens)
+            self.check(request, index)
             generation.submit(index, request)
         return generation
 

@@ -194,5 +194,5 @@ def test_choosing_leaves_the_logits_as_the_decoder_gave_them() -> None:
 
 def test_a_request_that_bans_every_token_is_told_so() -> None:
     banned = tuple((i,) for i in range(len(LOGITS)))
-    with pytest.raises(UserError, match="prompt 4: no token is left to choose after 3 new ones; relax bad_words"):
+    with pytest.raises(UserError, match="prompt 4 has no token left to choose after 3 new ones; relax bad_words"):
         choose(torch.tensor([LOGITS]), [sequence(4, bad_words=banned)])
