@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from tqdm import tqdm
-
+from opt_trt.progress import Bar
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.generate import Generation, event_of, result_of
@@ -63,7 +62,7 @@ class DecoderSession:
         """One result per request, in their order; a progress bar counts them."""
         generation = self._submit(requests)
         results: dict[int, Result] = {}
-        bar = tqdm(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
+        bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
         try:
             while generation.has_work:
                 finished = [s for s in generation.step() if s.finish_reason]
