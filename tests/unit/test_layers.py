@@ -19,7 +19,7 @@ LAYER = {
     "runtime": 4,
     "backends": 5,
     "text": 6, "run": 6, "evaluate": 6,
-    "build": 7, "describe": 7, "cli": 7, "commands": 7,
+    "build": 7, "describe": 7, "api": 7, "cli": 7, "commands": 7,
     "__main__": 8,
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ SIBLINGS = {
     ("export_hf", "gather"), ("export_hf", "checkpoint"), ("export_hf", "sources"), ("export_hf", "progress"),
     ("export_hf", "threads"),
     ("run", "text"), ("evaluate", "text"),
-    ("commands", "cli"),
+    ("commands", "cli"), ("api", "build"), ("api", "cli"),
 }  # fmt: skip
 
 THIRD_PARTY = {
@@ -50,7 +50,7 @@ THIRD_PARTY = {
 }
 
 
-INSTANT = ("errors", "mapping", "config", "atomic", "cli", "commands")
+INSTANT = ("__init__", "errors", "mapping", "config", "atomic", "cache", "cli", "commands")
 
 
 def layer_of(path):
