@@ -33,9 +33,12 @@ class Tokenizer:
     published without that line; it is put in front here, and left out only if that file says `false`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...], skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._prefix = prefix
+        self._skip_special_tokens = skip_special_tokens
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
@@ -50,9 +53,15 @@ class Tokenizer:
         """All ids of a piece of text, without a `</s>` before it."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    def verbatim(self) -> Tokenizer:
+        """The same tokenizer, but its texts show special tokens."""
+        return Tokenizer(self._tokenizer, self._prefix, skip_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens and ids beyond the vocabulary (padding rows of the table) are empty."""
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(
+            list(ids), skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)
         return text
 
@@ -123,6 +132,11 @@ def readable(result: Result, text: Decodes) -> str:
     return text.decode(result.output_ids[: len(result.output_ids) - ending])
 
 
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether the files of a tokenizer are there."""
+    return any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES)
+
+
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:
     """The tokenizer of a directory; nothing is downloaded and no code of the directory is run. `UserError` by name."""
     directory = Path(directory)
@@ -145,7 +159,7 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
 def _check_files(directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(f"expected a tokenizer in {directory}, found no such directory; check --tokenizer_dir")
-    if not any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES):
+    if not holds_tokenizer(directory):
         raise UserError(
             f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
             "give --tokenizer_dir, the directory of the Hugging Face model"
