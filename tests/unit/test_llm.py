@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -155,8 +157,7 @@ def test_special_tokens_are_shown_when_asked_for(llm: LLM) -> None:
 def test_threads_are_answered_together_and_each_its_own(tmp_path: Path) -> None:
     begun = threading.Event()
     with letters(tmp_path, before_step=lambda inputs: begun.wait(60)) as llm, ThreadPoolExecutor(8) as pool:
-        prompts = [[*ids_of(letter)] for letter in "abcdefgh"]
-        answers = [pool.submit(llm.generate, [p] * 2, GREEDY) for p in prompts]
+        answers = [pool.submit(llm.generate, [letter] * 2, GREEDY) for letter in "abcdefgh"]
         begun.set()
         texts = [[one.outputs[0].text for one in answer.result(60)] for answer in answers]
     assert texts == [["".join(chr(ord(c) + i) for i in (1, 2, 3))] * 2 for c in "abcdefgh"]
@@ -178,6 +179,24 @@ def test_a_broken_decoder_is_no_mistake_of_the_caller() -> None:
 
     with sums(SumDecoder(before_step=fail)) as llm, pytest.raises(RuntimeError, match=r"prompt 0 .*: out of order"):
         llm.generate([1])
+
+
+def test_ctrl_c_ends_the_requests_of_a_waiting_caller() -> None:
+    decoder = SumDecoder()
+
+    def interrupt(inputs: object) -> None:
+        if len(decoder.steps) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            interrupted.wait(60)
+
+    interrupted = threading.Event()
+    decoder.before_step = interrupt
+    with sums(decoder) as llm:
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([1], SamplingParams(max_tokens=20, ignore_eos=True))
+        interrupted.set()
+        assert llm.generate([1, 3], SamplingParams(temperature=0, max_tokens=3))[0].outputs[0].token_ids == [4, 8, 0]
+    assert len(decoder.steps) == 5  # two of the one that was interrupted
 
 
 def test_closing_leaves_no_thread_and_a_closed_engine_says_so() -> None:
