@@ -42,7 +42,7 @@ class Generation:
         self._batch = self._retire(self._batch)
 
     def step(self) -> list[TokenSequence]:
-        """Run one step; every sequence returned has one more token, and a finish reason if it was the last."""
+        """Run one step; every sequence returned has one more token, the last if there is a finish reason, or failed."""
         joined = self._scheduler.admit()
         stepped = self._scheduler.running
         inputs = self._inputs(joined)
@@ -52,6 +52,8 @@ class Generation:
         newest_ids = choose(logits, stepped)
         log_probs.record(logits, newest_ids, stepped)
         for row, (sequence, token_id) in enumerate(zip(stepped, newest_ids.tolist(), strict=True)):
+            if sequence.error is not None:
+                continue
             sequence.accept(token_id)
             if sequence.request.return_generation_logits:
                 sequence.generation_logits.append(logits[row].clone())

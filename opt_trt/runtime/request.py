@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
 
     from opt_trt.step import DecoderSpec
 
-FinishReason = Literal["end_id", "stop_words", "length", "cancelled"]
+FinishReason = Literal["end_id", "stop_words", "length", "cancelled", "failed"]
 
 
 class RequestFailed(UserError):

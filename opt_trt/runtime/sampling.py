@@ -9,7 +9,6 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.processors import process
-from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.scheduler import TokenSequence
 
 SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
@@ -19,8 +18,8 @@ WINDOW = 256  # logits reduced at once; ATen reduces maxima with vector instruct
 def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The next token of each sequence as its request asks, from fp32 `[S, V]`: int64 `[S]`.
 
-    No row depends on another, nor on how many there are. `UserError` if a row has no finite largest logit, or if its
-    request bans every token.
+    No row depends on another, nor on how many there are. `UserError` if a row has no finite largest logit. A sequence
+    whose request bans every token fails; its row means nothing.
     """
     token_ids = greedy(logits)
     rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws or s.request.sampling.processors]
@@ -68,12 +67,11 @@ def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) 
     best, token_ids = _largest(processed)
     for sequence, value in zip(sequences, best.tolist(), strict=True):
         if not math.isfinite(value):
-            raise RequestFailed(
-                sequence.index,
+            sequence.fail(
                 f"has no token left to choose after {len(sequence.output_ids)} new ones; relax "
-                + ", ".join(sequence.request.sampling.processors),
+                + ", ".join(sequence.request.sampling.processors)
             )
-    rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws]
+    rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
     if rows:
         token_ids[rows] = draw(processed[rows], [sequences[row].random.random() for row in rows])
     return token_ids

@@ -13,6 +13,7 @@ from opt_trt.runtime.generate import Generation, event_of, result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
 from opt_trt.runtime.request import Request, Result, TokenEvent, check_request
+from opt_trt.runtime.scheduler import TokenSequence
 from opt_trt.runtime.world import current_world
 from opt_trt.step import Decoder, DecoderSpec
 
@@ -65,7 +66,7 @@ class DecoderSession:
         bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
         try:
             while generation.has_work:
-                finished = [s for s in generation.step() if s.finish_reason]
+                finished = [s for s in _step(generation) if s.finish_reason]
                 results |= {s.index: result_of(s) for s in finished}
                 bar.update(len(finished))
         finally:
@@ -96,7 +97,16 @@ class DecoderSession:
 def _events(generation: Generation) -> Iterator[TokenEvent]:
     try:
         while generation.has_work:
-            for sequence in generation.step():
+            for sequence in _step(generation):
                 yield event_of(sequence)
     finally:
         generation.close()
+
+
+def _step(generation: Generation) -> list[TokenSequence]:
+    """One step of requests that fail together."""
+    stepped = generation.step()
+    for sequence in stepped:
+        if sequence.error is not None:
+            raise sequence.error
+    return stepped

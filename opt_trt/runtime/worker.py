@@ -11,7 +11,7 @@ from threading import Lock, Thread, current_thread
 from typing import Protocol
 
 from opt_trt.errors import UserError
-from opt_trt.runtime.request import Request, RequestFailed
+from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduler import TokenSequence
 from opt_trt.runtime.session import Session
 
@@ -40,7 +40,6 @@ class Ticket:
     number: int  # no other request of the worker has it
     request: Request
     listener: Listener
-    told: int = 0  # tokens the listener knows of
 
 
 class Worker:
@@ -79,9 +78,16 @@ class Worker:
 
     def _run(self) -> None:
         flights = Flights(self._session)
-        while self._obey(flights):
-            flights.step()
-        flights.close()
+        try:
+            while self._obey(flights):
+                flights.step()
+        finally:
+            with self._closing:
+                self._closed = True
+            while not self._commands.empty():  # whatever went wrong here, nobody waits for ever
+                if command := self._commands.get():
+                    command(flights)
+            flights.close(UserError(CLOSED))
 
     def _obey(self, flights: Flights) -> bool:
         """Do what was asked for since the last step, or wait if there is nothing to step; False is the end."""
@@ -121,47 +127,38 @@ class Flights:
                 self._generation.cancel(ticket.number)
 
     def step(self) -> None:
-        """One token for each that runs. What fails is told to who asked for it, or to all if no one is to blame."""
+        """One token for each that runs; if no request is to blame for a failure, all of them fail."""
         try:
             stepped = self._generation.step()
-        except RequestFailed as error:
-            self._fail([t for t in self._tickets.values() if t.number == error.index], error)
-            self._start_again()
         except Exception as error:
-            self._fail(list(self._tickets.values()), error)
-            self._start_again()
+            self.close(error)
+            self._generation = self._session.begin()
         else:
             for sequence in stepped:
                 self._tell(sequence)
 
-    def close(self) -> None:
+    def close(self, error: Exception) -> None:
         """Fail whatever is in flight."""
-        self._fail(list(self._tickets.values()), UserError(CLOSED))
+        for ticket in self._tickets.values():
+            _fail(ticket, error)
+        self._tickets.clear()
         self._generation.close()
 
     def _tell(self, sequence: TokenSequence) -> None:
         ticket = self._tickets.get(sequence.index)
-        if ticket is None or len(sequence.output_ids) <= ticket.told:
+        if ticket is None:  # cancelled
             return
-        ticket.told += 1
         if sequence.finish_reason is not None:
             del self._tickets[sequence.index]
+        if sequence.error is not None:
+            _fail(ticket, sequence.error)
+            return
         try:
             ticket.listener.advanced(sequence)
         except RuntimeError:
             self.leave([ticket])
 
-    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
-        for ticket in tickets:
-            del self._tickets[ticket.number]
-            with suppress(RuntimeError):
-                ticket.listener.failed(error)
 
-    def _start_again(self) -> None:
-        """A failed step leaves its generation in no state to go on: generate again what is left in flight.
-
-        A request has the same tokens whatever runs beside it, so nobody is told twice.
-        """
-        self._generation.close()
-        self._generation = self._session.begin()
-        self.join(list(self._tickets.values()))
+def _fail(ticket: Ticket, error: Exception) -> None:
+    with suppress(RuntimeError):
+        ticket.listener.failed(error)

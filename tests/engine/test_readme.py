@@ -42,7 +42,7 @@ def test_the_pipelines_commands_run(tmp_path):
     assert not list(ROOT.glob("model.cache.*"))
 
 
-def test_the_python_example_answers_its_prompts(program_cache):
+def test_the_python_example_answers_its_prompts():
     [example] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     result = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

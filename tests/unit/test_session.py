@@ -192,6 +192,15 @@ def test_a_cancelled_request_frees_its_blocks_at_once() -> None:
     assert [s.index for s in generation.step()] == [1]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_request_that_fails_is_raised_and_frees_the_cache(streaming: bool) -> None:
+    of, bans = session(), SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(16)))
+    requests = [Request((1, 3), 4), Request((1,), 4, sampling=bans)]
+    with pytest.raises(UserError, match="prompt 1 has no token left to choose after 0 new ones; relax logit_bias"):
+        list(of.stream(requests)) if streaming else of.generate(requests)
+    assert of._pool.num_free == of._pool.num_blocks
+
+
 def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
     class Reusing(SumDecoder):
         def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:

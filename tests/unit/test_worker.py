@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import pytest
-import torch
 from _decoders import SPEC, SumDecoder, expected_output
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,24 +75,16 @@ def test_a_request_that_fails_changes_nothing_for_the_others(requests: list[Requ
     assert worker._session._pool.num_free == worker._session._pool.num_blocks
 
 
-def test_what_was_told_before_a_failure_is_not_told_again() -> None:
-    calls = iter(range(100))
-
-    class Counting(SumDecoder):
-        """Counts its steps."""
-
-        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-            next(calls)
-            return super().step(inputs, kv_cache)
-
+def test_a_request_fails_in_mid_course_without_a_step_for_the_others() -> None:
     used_up = SamplingParams(bad_words=tuple((9, 9, i) for i in range(16)), logit_bias=((9, 50.0),))
-    worker, good, bad = Worker(session(Counting())), Diary(), Diary()
+    decoder = SumDecoder()
+    worker, good, bad = Worker(session(decoder)), Diary(), Diary()
     worker.submit([(Request((1, 2), 6), good), (Request((9,), 6, sampling=used_up), bad)])
     assert outcome(good) == (list(expected_output((1, 2), 6)), "length")
     tokens, end = outcome(bad)
     assert tokens == [9] and isinstance(end, RequestFailed) and "no token left to choose after 1 new" in str(end)
     worker.close()
-    assert next(calls) > 6  # the good one began again
+    assert [inputs.kv_lens.shape[0] for inputs in decoder.steps] == [2, 2, 1, 1, 1, 1]
 
 
 def test_a_broken_decoder_fails_all_in_flight_and_the_worker_lives_on() -> None:
@@ -174,3 +164,17 @@ def test_a_listener_without_an_event_loop_is_cancelled() -> None:
     assert outcome(other) == ([4, 8, 0, 0], "length")
     worker.close()
     assert len(closed.tokens) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_the_thread_leaves_nobody_waiting() -> None:
+    class Defective(Diary):
+        def advanced(self, sequence: TokenSequence) -> None:
+            raise ZeroDivisionError
+
+    worker, other = Worker(session()), Diary()
+    worker.submit([(Request((1,), 9), Defective()), (Request((1, 3), 4), other)])
+    assert "the engine is closed" in str(outcome(other)[1])
+    with pytest.raises(UserError, match="the engine is closed"):
+        worker.submit([(Request((1,), 1), Diary())])
+    worker.close()
