@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from opt_trt.api.llm import LLM
     from opt_trt.api.outputs import CompletionOutput, Logprob, RequestOutput
     from opt_trt.api.sampling_params import SamplingParams
+    from opt_trt.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "UserError"]
 
 # Where the Python API is; imported once it is used, because torch takes seconds to load.
 HOMES = {
@@ -20,6 +21,7 @@ HOMES = {
     "Logprob": "opt_trt.api.outputs",
     "RequestOutput": "opt_trt.api.outputs",
     "SamplingParams": "opt_trt.api.sampling_params",
+    "UserError": "opt_trt.errors",
 }
 
 

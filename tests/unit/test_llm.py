@@ -18,8 +18,7 @@ from _decoders import SumDecoder, expected_output
 from _llms import SPEC, letters, sums
 from _tokenizers import VOCAB_SIZE, ids_of
 
-from opt_trt import LLM, SamplingParams
-from opt_trt.errors import UserError
+from opt_trt import LLM, SamplingParams, UserError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3)
 END = SPEC.end_id
