@@ -132,16 +132,20 @@ def test_leaving_the_loop_ends_the_request() -> None:
 def test_cancelling_a_task_ends_its_request() -> None:
     async def main(llm: LLM) -> None:
         task = asyncio.create_task(stream(llm, [1], SamplingParams(max_tokens=20, ignore_eos=True)))
-        while not decoder.steps:
+        while not turn.is_set():
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         go_on.set()
 
-    go_on = threading.Event()
-    decoder = SumDecoder()
-    decoder.before_step = lambda inputs: None if not decoder.steps else go_on.wait(60)
+    def pause(inputs: StepInputs) -> None:
+        if decoder.steps:
+            turn.set()
+            go_on.wait(60)
+
+    turn, go_on = threading.Event(), threading.Event()
+    decoder = SumDecoder(before_step=pause)
     with sums(decoder) as llm:
         asyncio.run(main(llm))
         llm.generate([1], SamplingParams(max_tokens=1))
