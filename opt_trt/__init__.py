@@ -1,3 +1,31 @@
 """OPT from checkpoint to measured text, with TensorRT-LLM's commands, flags and checkpoint format."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opt_trt.api.llm import LLM
+    from opt_trt.api.outputs import CompletionOutput, Logprob, RequestOutput
+    from opt_trt.api.sampling_params import SamplingParams
+    from opt_trt.errors import UserError
+
 __version__ = "0.1.0"
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "UserError"]
+
+# Where the Python API is; imported once it is used, because torch takes seconds to load.
+HOMES = {
+    "LLM": "opt_trt.api.llm",
+    "CompletionOutput": "opt_trt.api.outputs",
+    "Logprob": "opt_trt.api.outputs",
+    "RequestOutput": "opt_trt.api.outputs",
+    "SamplingParams": "opt_trt.api.sampling_params",
+    "UserError": "opt_trt.errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

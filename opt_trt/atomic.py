@@ -14,10 +14,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from opt_trt.errors import UserError
 
@@ -56,18 +57,23 @@ def atomic_directory(
         raise
 
 
-def replace_file(path: Path | str, data: bytes) -> None:
-    """Write a file beside its target and rename it, so that a full disk or Ctrl-C leaves an older one as it was."""
+def replace_file(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
+    """`write` a file beside its target and rename it, so that a full disk or Ctrl-C leaves an older one as it was."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path | str, text: str) -> None:
+    """`replace_file` with a text, in UTF-8."""
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:

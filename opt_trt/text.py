@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Result
+from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +33,12 @@ class Tokenizer:
     published without that line; it is put in front here, and left out only if that file says `false`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...], skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._prefix = prefix
+        self._skip_special_tokens = skip_special_tokens
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
@@ -49,9 +53,15 @@ class Tokenizer:
         """All ids of a piece of text, without a `</s>` before it."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
+    def verbatim(self) -> Tokenizer:
+        """The same tokenizer, but its texts show special tokens."""
+        return Tokenizer(self._tokenizer, self._prefix, skip_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens and ids beyond the vocabulary (padding rows of the table) are empty."""
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(
+            list(ids), skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)
         return text
 
@@ -84,12 +94,47 @@ class Detokenizer:
         return text
 
 
+class OutputText:
+    """The text of one output while its tokens come, as far as it cannot change any more.
+
+    Held back are half a character and, where stop words are looked for in the text, what may turn out to begin one.
+    """
+
+    def __init__(self, tokenizer: Decodes, words: StopWords | None) -> None:
+        self._pieces = Detokenizer(tokenizer)
+        self._withheld = 0 if words is None else max(0, words.longest_string - 1)
+        self._waiting = ""
+        self._given = 0
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that is new and certain."""
+        self._waiting += self._pieces.push(ids)
+        return self._give(len(self._waiting) - self._withheld)
+
+    def finish(self, ids: Sequence[int], stop: Stop | None) -> str:
+        """The last ids, the one that completes a stop word among them, and the rest of the text, up to that word."""
+        self._waiting += self._pieces.push(ids) + self._pieces.flush()
+        text_end = None if stop is None else stop.text_end
+        return self._give(len(self._waiting) if text_end is None else text_end - self._given)
+
+    def _give(self, size: int) -> str:
+        given = self._waiting[: max(0, size)]
+        self._waiting = self._waiting[len(given) :]
+        self._given += len(given)
+        return given
+
+
 def readable(result: Result, text: Decodes) -> str:
     """The text of an output without the end id or stop word that ended it."""
     if result.stop is not None and result.stop.text_end is not None:
         return text.decode(result.output_ids)[: result.stop.text_end]
     ending = 1 if result.finish_reason == "end_id" else len(result.stop.word) if result.stop else 0
     return text.decode(result.output_ids[: len(result.output_ids) - ending])
+
+
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether the files of a tokenizer are there."""
+    return any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES)
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:
@@ -114,7 +159,7 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
 def _check_files(directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(f"expected a tokenizer in {directory}, found no such directory; check --tokenizer_dir")
-    if not any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES):
+    if not holds_tokenizer(directory):
         raise UserError(
             f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
             "give --tokenizer_dir, the directory of the Hugging Face model"

@@ -25,6 +25,12 @@ class RunConfig(SessionConfig):
     output_npy: str | None = flag(None, "write token ids, prompt included, a row per prompt")
     output_log_probs_npy: str | None = flag(None, "write the model's log-probability of every new token")
     output_cum_log_probs_npy: str | None = flag(None, "write the log-probability of every output as a whole")
+    output_logits_npy: str | None = flag(
+        None, "write NAME_context.npy, logits of all prompt tokens (engine built with --gather_context_logits)"
+    )
+    output_generation_logits: bool = flag(
+        False, "write NAME_generation.npy too, logits of all new tokens (--gather_generation_logits)"
+    )
     num_return_sequences: int = flag(1, "outputs per prompt, each drawn with random numbers of its own")
     stop_words: tuple[tuple[str, ...], ...] | None = flag(
         None, "strings that end an output and are left out; repeat the flag to give each prompt its own",
@@ -40,8 +46,6 @@ class RunConfig(SessionConfig):
     run_profiling: bool = flag(False, "time 10 generations after 10 to warm up")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
-        "output_generation_logits": Refusal("file output of logits is not there yet"),
-        "output_logits_npy": Refusal("file output of logits is not there yet"),
         "fail_fast_on_attention_window_too_large": Refusal("OPT attends to the whole sequence"),
         "multimodal_input_file": Refusal("OPT reads text"),
         "input_token_extra_ids": Refusal("prompt tables are not supported"),
@@ -67,13 +71,23 @@ class RunConfig(SessionConfig):
                 f"--num_return_sequences {self.num_return_sequences} would give one greedy output as many times; "
                 "give --top_k 50, or --top_k 0 --top_p 0.9"
             )
-
+        if self.output_generation_logits and self.output_logits_npy is None:
+            raise UserError("--output_generation_logits says what to write, not where: give --output_logits_npy too")
+        if self.output_logits_npy is not None and self.streaming:
+            raise UserError("--output_logits_npy writes whole outputs, --streaming has none: drop one of the two")
         self._check_interactive()
 
     def targets(self) -> list[str]:
         """Every file to write."""
         names = (self.output_csv, self.output_npy, self.output_log_probs_npy, self.output_cum_log_probs_npy)
-        return [name for name in names if name is not None]
+        return [*(name for name in names if name is not None), *self.logits_targets()]
+
+    def logits_targets(self) -> tuple[str, ...]:
+        """The files of context and of generation logits, by upstream's names, where logits are asked for."""
+        if self.output_logits_npy is None:
+            return ()
+        stem = self.output_logits_npy.removesuffix(".npy")
+        return (f"{stem}_context.npy", f"{stem}_generation.npy")
 
     def _check_interactive(self) -> None:
         """What needs all prompts before the first output does not go with prompts that are typed."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opt_trt.atomic import replace_file
+from opt_trt.atomic import replace_text
 from opt_trt.evaluate.scores import Scores
 
 
@@ -106,13 +106,13 @@ class Report:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write strict JSON, whole or not at all."""
-    replace_file(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+    replace_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def write_summaries(path: Path, header: Sequence[str], indices: Sequence[int], summaries: Sequence[str]) -> None:
     """Write upstream's `.out` layout, every row of every batch: `[index] [Beam 0] text` below the header lines."""
     rows = [f"[{index}] [Beam 0] {text}" for index, text in zip(indices, summaries, strict=True)]
-    replace_file(path, "".join(f"{line}\n" for line in (*header, *rows)).encode())
+    replace_text(path, "".join(f"{line}\n" for line in (*header, *rows)))
 
 
 def _comparison(row: Row, reference: float, engine: float) -> float:

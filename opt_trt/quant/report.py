@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from opt_trt.atomic import replace_file
+from opt_trt.atomic import replace_text
 from opt_trt.errors import UserError
 from opt_trt.quant.heatmap import Cell, Heatmap, Row, draw
 from opt_trt.quant.mode import QuantMode
@@ -96,8 +96,8 @@ def write_report(report: QuantReport, paths: tuple[Path, Path], about: dict[str,
     }
     table, picture = paths
     table.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(table, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
-    replace_file(picture, draw(_picture(distances, about)).encode())
+    replace_text(table, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    replace_text(picture, draw(_picture(distances, about)))
     most = distances[worst].relative_error
     return f"report {table}, {picture}: relative error {mean:.3%} on average, {most:.3%} at worst ({worst})"
 

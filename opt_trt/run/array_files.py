@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from opt_trt.atomic import replace_file
+from opt_trt.atomic import replace_file, replace_text
 from opt_trt.errors import UserError
 
 
@@ -33,11 +34,20 @@ def write_csv(path: Path, ids: np.ndarray) -> None:
     """A line of comma-separated integers per row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(ids.tolist())
-    replace_file(path, text.getvalue().encode("ascii"))
+    replace_text(path, text.getvalue())
 
 
 def write_npy(path: Path, values: np.ndarray) -> None:
     """numpy's format; the name is kept as given."""
-    data = io.BytesIO()
-    np.save(data, values, allow_pickle=False)
-    replace_file(path, data.getvalue())
+    replace_file(path, lambda file: np.save(file, values, allow_pickle=False))
+
+
+def write_npy_parts(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """The same of fp32 values whose parts, one after another, make up `shape`: they are never in memory as a whole."""
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+
+    replace_file(path, write)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opt_trt.runtime.request import Request, Result, TokenEvent
 from opt_trt.runtime.stopping import Stop
-from opt_trt.text import Decodes, Detokenizer, readable
+from opt_trt.text import Decodes, OutputText, readable
 
 
 class IdText:
@@ -74,33 +74,21 @@ class StreamPrinter:
             self._finish(self._finished[self._turn])
             self._start(self._turn + 1)
         if self._turn < len(self._requests) and len(self._waiting[self._turn]) >= self._printing.interval:
-            self._decode()
-            self._print(len(self._unprinted) - self._withheld)
+            self._print(self._text.push(self._take()))
 
     def _start(self, turn: int) -> None:
         self._turn = turn
-        self._stream = Detokenizer(self._printing.text)
-        self._unprinted = ""
-        self._printed = 0
         if turn < len(self._requests):
-            words = self._requests[turn].stop_words
-            self._withheld = 0 if words is None else max(0, words.longest_string - 1)
+            self._text = OutputText(self._printing.text, self._requests[turn].stop_words)
             self._printing.begin(turn, self._requests[turn].prompt_ids)
 
     def _finish(self, stop: Stop | None) -> None:
-        self._decode()
-        self._unprinted += self._stream.flush()
-        text_end = None if stop is None else stop.text_end
-        self._print(len(self._unprinted) if text_end is None else text_end - self._printed)
+        self._print(self._text.finish(self._take(), stop))
         self._printing.end()
 
-    def _decode(self) -> None:
-        self._unprinted += self._stream.push(self._waiting[self._turn])
-        self._waiting[self._turn] = []
+    def _take(self) -> list[int]:
+        ids, self._waiting[self._turn] = self._waiting[self._turn], []
+        return ids
 
-    def _print(self, size: int) -> None:
-        """Print that many characters."""
-        shown = self._unprinted[: max(0, size)]
-        print(shown, end="", flush=True)
-        self._unprinted = self._unprinted[len(shown) :]
-        self._printed += len(shown)
+    def _print(self, text: str) -> None:
+        print(text, end="", flush=True)

@@ -1,4 +1,4 @@
-"""Outputs as files: token ids and log-probabilities, a row for each output."""
+"""Outputs as files: token ids, log-probabilities and logits, a row for each output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn.functional import pad
 
 from opt_trt.config.run import RunConfig
 from opt_trt.run import array_files
@@ -16,10 +18,12 @@ from opt_trt.runtime.request import Request, Result, TokenEvent
 
 @dataclass
 class Output:
-    """New tokens of one request and, if asked for, their log-probabilities."""
+    """New tokens of one request and, if asked for, their log-probabilities and logits."""
 
     ids: list[int]
     log_probs: list[float]
+    context_logits: torch.Tensor | None = None  # fp32 [P, V]
+    generation_logits: torch.Tensor | None = None  # fp32 [N, V]
 
     def add(self, event: TokenEvent) -> None:
         """Take the next token of a stream."""
@@ -30,14 +34,16 @@ class Output:
 
 def output_of(result: Result) -> Output:
     """The same of a whole result."""
-    return Output(list(result.output_ids), [token.log_prob for token in result.log_probs])
+    log_probs = [token.log_prob for token in result.log_probs]
+    return Output(list(result.output_ids), log_probs, result.context_logits, result.generation_logits)
 
 
 def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Sequence[Output], end_id: int) -> None:
     """Write the files asked for. `end_id` fills rows of ids where the requests have none.
 
     Ids are int32 `[R, longest prompt with its output]`; log-probabilities, as upstream's with one beam, are fp32
-    `[R, 1, longest output]`, filled with 0, and `[R, 1]` of whole outputs; `R` counts prompts times sequences.
+    `[R, 1, longest output]`, filled with 0, and `[R, 1]` of whole outputs; `R` counts prompts times sequences. Context
+    logits are fp32 `[tokens of all prompts, V]`, generation logits `[R, 1, longest output, V]`, filled with 0.
     """
     rows = [[*request.prompt_ids, *output.ids] for request, output in zip(requests, outputs, strict=True)]
     fill = requests[0].end_id
@@ -52,3 +58,17 @@ def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Seque
     if config.output_cum_log_probs_npy is not None:
         sums = [[math.fsum(output.log_probs)] for output in outputs]
         array_files.write_npy(Path(config.output_cum_log_probs_npy), np.array(sums, dtype=np.float32))
+    if config.output_logits_npy is not None:
+        _write_logits(outputs, *map(Path, config.logits_targets()))
+
+
+def _write_logits(outputs: Sequence[Output], context_file: Path, generation_file: Path) -> None:
+    context = [output.context_logits for output in outputs if output.context_logits is not None]
+    if context:
+        shape = (sum(map(len, context)), context[0].shape[1])
+        array_files.write_npy_parts(context_file, shape, (logits.numpy() for logits in context))
+    generation = [output.generation_logits for output in outputs if output.generation_logits is not None]
+    if generation:
+        longest = max(map(len, generation))
+        filled = (pad(logits, (0, 0, 0, longest - len(logits))).numpy() for logits in generation)
+        array_files.write_npy_parts(generation_file, (len(generation), 1, longest, generation[0].shape[1]), filled)

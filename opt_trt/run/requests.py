@@ -36,15 +36,34 @@ def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | N
     all_bad_words = _for_each_prompt("bad_words", config.bad_words, len(prompts))
     end_id = _end_id(config, spec)
     log_probs = 0 if config.output_log_probs_npy or config.output_cum_log_probs_npy else None
+    context_logits = returns_context_logits(config, spec)
     requests = []
     for ids, stop_words, bad_words in zip(prompts, all_stop_words, all_bad_words, strict=True):
         sampling = config.sampling(bad_words=_bad_words(bad_words, tokenizer), log_probs=log_probs)
-        request = Request(ids, config.max_output_len, end_id, stop_words=_stop_words(stop_words, tokenizer))
+        request = Request(
+            ids, config.max_output_len, end_id, stop_words=_stop_words(stop_words, tokenizer),
+            return_generation_logits=config.output_generation_logits,
+        )  # fmt: skip
         requests += [
-            replace(request, sampling=replace(sampling, sequence=number))
+            replace(
+                request,
+                sampling=replace(sampling, sequence=number),
+                return_context_logits=context_logits and number == 0,  # those of the prompt, whatever follows it
+            )
             for number in range(config.num_return_sequences)
         ]
     return requests
+
+
+def returns_context_logits(config: RunConfig, spec: DecoderSpec) -> bool:
+    """Whether there are context logits to write: where a file is named, as upstream, if the engine gathers them."""
+    asked = config.output_logits_npy is not None
+    if asked and not (spec.gather_context_logits or config.output_generation_logits):
+        raise UserError(
+            "--output_logits_npy: the engine gathers no context logits; build it with --gather_context_logits, "
+            "or give --output_generation_logits for those of new tokens"
+        )
+    return asked and spec.gather_context_logits
 
 
 def _prompts(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | None) -> list[Ids]:

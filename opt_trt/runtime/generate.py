@@ -36,8 +36,13 @@ class Generation:
         """Queue a request that passed `check_request`; `index` comes back with its tokens."""
         self._scheduler.submit(TokenSequence(index, request))
 
+    def cancel(self, index: int) -> None:
+        """Drop a request between two steps, finished or not; what it held is free at once."""
+        self._scheduler.cancel(index)
+        self._batch = self._retire(self._batch)
+
     def step(self) -> list[TokenSequence]:
-        """Run one step; every sequence returned has one more token, and a finish reason if it was the last."""
+        """Run one step; every sequence returned has one more token, the last if there is a finish reason, or failed."""
         joined = self._scheduler.admit()
         stepped = self._scheduler.running
         inputs = self._inputs(joined)
@@ -47,6 +52,8 @@ class Generation:
         newest_ids = choose(logits, stepped)
         log_probs.record(logits, newest_ids, stepped)
         for row, (sequence, token_id) in enumerate(zip(stepped, newest_ids.tolist(), strict=True)):
+            if sequence.error is not None:
+                continue
             sequence.accept(token_id)
             if sequence.request.return_generation_logits:
                 sequence.generation_logits.append(logits[row].clone())

@@ -16,7 +16,16 @@ if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
 
     from opt_trt.step import DecoderSpec
 
-FinishReason = Literal["end_id", "stop_words", "length"]
+FinishReason = Literal["end_id", "stop_words", "length", "cancelled", "failed"]
+
+
+class RequestFailed(UserError):
+    """One request cannot be served or cannot go on; those beside it are not to blame."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"prompt {index} {problem}")
+        self.index = index
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class TokenEvent:
 
 
 def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
-    """Raise `UserError` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
+    """Raise `RequestFailed` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
     problem = (
         _prompt_problem(request, spec)
         or _length_problem(request, spec, pool_tokens)
@@ -87,7 +96,7 @@ def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: 
         or _sampling_problem(request, spec)
     )
     if problem:
-        raise UserError(f"prompt {index} {problem}")
+        raise RequestFailed(index, problem)
 
 
 def _prompt_problem(request: Request, spec: DecoderSpec) -> str | None:

@@ -18,8 +18,8 @@ WINDOW = 256  # logits reduced at once; ATen reduces maxima with vector instruct
 def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The next token of each sequence as its request asks, from fp32 `[S, V]`: int64 `[S]`.
 
-    No row depends on another, nor on how many there are. `UserError` if a row has no finite largest logit, or if its
-    request bans every token.
+    No row depends on another, nor on how many there are. `UserError` if a row has no finite largest logit. A sequence
+    whose request bans every token fails; its row means nothing.
     """
     token_ids = greedy(logits)
     rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws or s.request.sampling.processors]
@@ -67,11 +67,11 @@ def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) 
     best, token_ids = _largest(processed)
     for sequence, value in zip(sequences, best.tolist(), strict=True):
         if not math.isfinite(value):
-            raise UserError(
-                f"prompt {sequence.index}: no token is left to choose after {len(sequence.output_ids)} new ones; relax "
+            sequence.fail(
+                f"has no token left to choose after {len(sequence.output_ids)} new ones; relax "
                 + ", ".join(sequence.request.sampling.processors)
             )
-    rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws]
+    rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
     if rows:
         token_ids[rows] = draw(processed[rows], [sequences[row].random.random() for row in rows])
     return token_ids

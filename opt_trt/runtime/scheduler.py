@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.block_pool import BlockPool, blocks_for
-from opt_trt.runtime.request import FinishReason, Request, TokenLogProbs
+from opt_trt.runtime.request import FinishReason, Request, RequestFailed, TokenLogProbs
 from opt_trt.runtime.stopping import Stop, StopWatch
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class TokenSequence:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop: Stop | None = None
+    error: RequestFailed | None = None  # why it cannot go on; it got no token in the step that says so
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: torch.Tensor | None = None
     generation_logits: list[torch.Tensor] = field(default_factory=list)
@@ -52,6 +53,10 @@ class TokenSequence:
             self.finish_reason = "stop_words"
         elif len(self.output_ids) == self.request.max_new_tokens:
             self.finish_reason = "length"
+
+    def fail(self, problem: str) -> None:
+        """Finish without a token; sequences beside it are not to blame."""
+        self.finish_reason, self.error = "failed", RequestFailed(self.index, problem)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,13 @@ class Scheduler:
         if not self.running and self._waiting:
             raise UserError("the KV cache is taken by another stream of this session; exhaust or close that one first")
         return joined
+
+    def cancel(self, index: int) -> None:
+        """Forget a waiting sequence, finish a running one: `retire` frees its blocks."""
+        self._waiting = deque(s for s in self._waiting if s.index != index)
+        for sequence in self.running:
+            if sequence.index == index:
+                sequence.finish_reason = "cancelled"
 
     def retire(self) -> list[int]:
         """Free the blocks of finished sequences; the rows of `running` that stay, in order."""

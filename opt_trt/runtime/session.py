@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from tqdm import tqdm
-
+from opt_trt.progress import Bar
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.generate import Generation, event_of, result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
 from opt_trt.runtime.request import Request, Result, TokenEvent, check_request
+from opt_trt.runtime.scheduler import TokenSequence
 from opt_trt.runtime.world import current_world
 from opt_trt.step import Decoder, DecoderSpec
 
@@ -36,6 +36,14 @@ class Session(Protocol):
         """Tokens of all requests as they come; closing the iterator ends the generation."""
         ...
 
+    def check(self, request: Request, index: int) -> None:
+        """Raise `RequestFailed` if this engine can never serve the request."""
+        ...
+
+    def begin(self) -> Generation:
+        """A generation that checked requests may join and leave at any time; whoever steps it closes it."""
+        ...
+
 
 class DecoderSession:
     """A session over a decoder of one rank; it owns the KV cache.
@@ -55,10 +63,10 @@ class DecoderSession:
         """One result per request, in their order; a progress bar counts them."""
         generation = self._submit(requests)
         results: dict[int, Result] = {}
-        bar = tqdm(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
+        bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
         try:
             while generation.has_work:
-                finished = [s for s in generation.step() if s.finish_reason]
+                finished = [s for s in _step(generation) if s.finish_reason]
                 results |= {s.index: result_of(s) for s in finished}
                 bar.update(len(finished))
         finally:
@@ -70,11 +78,18 @@ class DecoderSession:
         """Tokens of all requests as they come. Requests are checked here, not at the first token."""
         return _events(self._submit(requests))
 
+    def check(self, request: Request, index: int) -> None:
+        """Raise `RequestFailed` if decoder or KV cache can never serve the request."""
+        check_request(request, index, self.spec, self._pool.num_blocks * self.spec.tokens_per_block)
+
+    def begin(self) -> Generation:
+        """An empty generation over this session's decoder and cache."""
+        return Generation(self._decoder, self._kv_cache, self._pool)
+
     def _submit(self, requests: Sequence[Request]) -> Generation:
-        pool_tokens = self._pool.num_blocks * self.spec.tokens_per_block
-        generation = Generation(self._decoder, self._kv_cache, self._pool)
+        generation = self.begin()
         for index, request in enumerate(requests):
-            check_request(request, index, self.spec, pool_tokens)
+            self.check(request, index)
             generation.submit(index, request)
         return generation
 
@@ -82,7 +97,16 @@ class DecoderSession:
 def _events(generation: Generation) -> Iterator[TokenEvent]:
     try:
         while generation.has_work:
-            for sequence in generation.step():
+            for sequence in _step(generation):
                 yield event_of(sequence)
     finally:
         generation.close()
+
+
+def _step(generation: Generation) -> list[TokenSequence]:
+    """One step of requests that fail together."""
+    stepped = generation.step()
+    for sequence in stepped:
+        if sequence.error is not None:
+            raise sequence.error
+    return stepped

@@ -42,6 +42,14 @@ def test_the_pipelines_commands_run(tmp_path):
     assert not list(ROOT.glob("model.cache.*"))
 
 
+def test_the_python_example_answers_its_prompts():
+    [example] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    result = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for prompt in re.findall(r'\["(.*?)", "(.*?)"\]', example)[0]:
+        assert re.search(rf"^{prompt}  ?\w+", result.stdout, re.MULTILINE)
+
+
 def test_the_demo_script_ends_with_a_table_and_the_gate_passed(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable, "WORK": str(tmp_path / "demo")}
     result = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True)

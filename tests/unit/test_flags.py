@@ -90,6 +90,8 @@ EFFECTS: dict[type, dict[str, str]] = {
         "output_npy": "unit/test_run.py::test_npy_in_loses_its_padding_and_npy_out_is_a_rectangle_of_integers",
         "output_log_probs_npy": "unit/test_run.py::test_log_probabilities_are_written_beside_the_text",
         "output_cum_log_probs_npy": "unit/test_run.py::test_log_probabilities_are_written_beside_the_text",
+        "output_logits_npy": "unit/test_run.py::test_logits_are_written_as_upstream_lays_them_out",
+        "output_generation_logits": "unit/test_run.py::test_logits_are_written_as_upstream_lays_them_out",
         "num_return_sequences": "unit/test_run.py::test_a_prompt_may_have_several_outputs",
         "stop_words": "unit/test_run.py::test_stop_words_end_outputs_and_are_not_shown",
         "bad_words": "unit/test_run.py::test_penalties_and_bans_change_what_is_most_likely",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 
 # Layer by first part of the module path under opt_trt; a module may import its own layer's package and those below.
 LAYER = {
-    "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "disk": 0,
+    "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "cache": 0, "disk": 0,
     "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "quantized": 1, "workers": 1,
     "distribute": 1, "convert": 1, "gather": 1, "export_hf": 1, "progress": 1, "threads": 1,
     "step": 2, "ops": 2,
@@ -19,7 +19,7 @@ LAYER = {
     "runtime": 4,
     "backends": 5,
     "text": 6, "run": 6, "evaluate": 6,
-    "build": 7, "describe": 7, "cli": 7, "commands": 7,
+    "build": 7, "describe": 7, "api": 7, "cli": 7, "commands": 7,
     "__main__": 8,
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ SIBLINGS = {
     ("export_hf", "gather"), ("export_hf", "checkpoint"), ("export_hf", "sources"), ("export_hf", "progress"),
     ("export_hf", "threads"),
     ("run", "text"), ("evaluate", "text"),
-    ("commands", "cli"),
+    ("commands", "cli"), ("api", "build"), ("api", "cli"),
 }  # fmt: skip
 
 THIRD_PARTY = {
@@ -52,7 +52,7 @@ THIRD_PARTY = {
 }
 
 
-INSTANT = ("errors", "mapping", "config", "atomic", "disk", "cli", "commands")
+INSTANT = ("__init__", "errors", "mapping", "config", "atomic", "cache", "disk", "cli", "commands")
 
 
 def layer_of(path):

@@ -228,6 +228,22 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--num_return_sequences", 0), "--num_return_sequences must be at least 1"),
         (("--num_return_sequences", 2), "--num_return_sequences 2 would give one greedy output as many times"),
         (("--output_log_probs_npy", "."), "is a directory"),
+        (("--output_generation_logits",), "says what to write, not where: give --output_logits_npy"),
+        (("--output_logits_npy", "l.npy", "--streaming"), "--output_logits_npy writes whole outputs"),
+        (("--output_logits_npy", "no/such/l.npy"), "no/such is not a directory"),
+        (("--tokenizer_dir", "tokenizer", "--output_logits_npy", "l"), "build it with --gather_context_logits"),
+        (
+            (
+                "--tokenizer_dir",
+                "tokenizer",
+                "--input_text",
+                "a",
+                "--output_logits_npy",
+                "l",
+                "--output_generation_logits",
+            ),
+            "build the engine with --gather_generation_logits",
+        ),
         (("--input_file", "missing.csv"), "expected a prompt file at missing.csv"),
         (("--output_csv", "no/such/out.csv"), "no/such is not a directory"),
         (("--output_npy", "."), "is a directory"),
@@ -414,6 +430,30 @@ def test_log_probabilities_are_written_beside_the_text(
         assert (each.dtype, each.shape, whole.dtype, whole.shape) == (np.float32, (2, 1, 3), np.float32, (2, 1))
         np.testing.assert_allclose(each[:, 0], likely * np.array([[1, 1, 1], [1, 1, 0]]), rtol=1e-6)  # fp32 logarithms
         np.testing.assert_allclose(whole[:, 0], likely * np.array([3, 2]), rtol=1e-6)
+
+
+def test_logits_are_written_as_upstream_lays_them_out(letters: Path, tmp_path: Path) -> None:
+    gathers = spec(vocab_size=VOCAB_SIZE, gather_context_logits=True, gather_generation_logits=True)
+    start(
+        "--tokenizer_dir", letters, "--input_text", "ab", "c", "--max_output_len", 3, "--end_id", *ids_of("e"),
+        "--output_logits_npy", tmp_path / "l.npy", "--output_generation_logits", decoder=NextLetter(gathers),
+    )  # fmt: skip
+    context, generation = (np.load(tmp_path / name) for name in ("l_context.npy", "l_generation.npy"))
+    assert (context.dtype, context.shape) == (np.float32, (5, VOCAB_SIZE))
+    assert context.argmax(-1).tolist() == [3, *ids_of("bc"), 3, *ids_of("d")]
+    assert (generation.dtype, generation.shape) == (np.float32, (2, 1, 3, VOCAB_SIZE))
+    assert generation[:, 0].argmax(-1).tolist() == [[*ids_of("cde")], [*ids_of("de"), 0]]
+    assert not generation[1, 0, 2].any()
+
+
+def test_context_logits_are_those_of_a_prompt_however_many_outputs_it_has(letters: Path, tmp_path: Path) -> None:
+    start(
+        "--tokenizer_dir", letters, "--input_text", "ab", "c", "--max_output_len", 1, "--num_return_sequences", 2,
+        *DRAWN, "--output_logits_npy", tmp_path / "logits",
+        decoder=NextLetter(spec(vocab_size=VOCAB_SIZE, gather_context_logits=True)),
+    )  # fmt: skip
+    assert np.load(tmp_path / "logits_context.npy").shape == (5, VOCAB_SIZE)
+    assert not (tmp_path / "logits_generation.npy").exists()
 
 
 class FakeSession:

@@ -192,7 +192,10 @@ def test_choosing_leaves_the_logits_as_the_decoder_gave_them() -> None:
     assert torch.equal(logits, torch.tensor([LOGITS]))
 
 
-def test_a_request_that_bans_every_token_is_told_so() -> None:
-    banned = tuple((i,) for i in range(len(LOGITS)))
-    with pytest.raises(UserError, match="prompt 4: no token is left to choose after 3 new ones; relax bad_words"):
-        choose(torch.tensor([LOGITS]), [sequence(4, bad_words=banned)])
+def test_a_request_that_bans_every_token_fails_and_those_beside_it_do_not() -> None:
+    rows = [sequence(3, **ALL), sequence(4, bad_words=tuple((i,) for i in range(len(LOGITS)))), sequence(5)]
+    alone = choose(torch.tensor([LOGITS]), [sequence(3, **ALL)]).tolist()
+    token_ids = choose(torch.tensor([LOGITS] * 3), rows).tolist()
+    assert [token_ids[0], token_ids[2]] == [*alone, 2]
+    assert [row.finish_reason for row in rows] == [None, "failed", None]
+    assert str(rows[1].error) == "prompt 4 has no token left to choose after 3 new ones; relax bad_words"

@@ -57,6 +57,16 @@ def test_running_sequences_take_their_tokens_first() -> None:
     assert joined(of) == [2]
 
 
+def test_cancelling_forgets_who_waits_and_frees_who_runs() -> None:
+    pool = BlockPool(64)
+    of = scheduler(*(sequence(i, 1) for i in range(4)), batch=2, pool=pool)
+    of.admit()
+    of.cancel(1)
+    of.cancel(2)
+    assert (of.retire(), pool.num_free) == ([0], 62)
+    assert joined(of) == [3]
+
+
 def test_blocks_for_prompt_and_all_new_tokens_are_reserved() -> None:
     of = scheduler(sequence(0, 5, max_new_tokens=4), blocks=4)
     of.admit()

@@ -157,6 +157,50 @@ def test_logits_go_to_those_who_asked() -> None:
     assert results[4].context_logits is not None and results[4].context_logits.argmax(-1).tolist() == [1, 2, 3, 4]
 
 
+@CALM
+@given(REQUESTS, st.lists(st.tuples(st.integers(0, 6), st.integers(0, 11)), max_size=8), st.integers(24, 96))
+def test_requests_that_join_late_and_are_cancelled_change_nothing_for_the_others(
+    requests: list[Request], cancellations: list[tuple[int, int]], max_tokens: int
+) -> None:
+    of = session(max_tokens=max_tokens)
+    generation, waiting, outputs, step = of.begin(), list(enumerate(requests)), dict[int, tuple[int, ...]](), 0
+    while waiting or generation.has_work:
+        for index, request in waiting[:2]:
+            generation.submit(index, request)
+        del waiting[:2]
+        for _, index in [c for c in cancellations if c[0] == step]:
+            generation.cancel(index)
+        if generation.has_work:
+            outputs |= {s.index: tuple(s.output_ids) for s in generation.step() if s.finish_reason}
+        step += 1
+    assert of._pool.num_free == of._pool.num_blocks
+    unharmed = set(range(len(requests))) - {index for _, index in cancellations}
+    assert unharmed <= set(outputs)
+    for index, ids in outputs.items():
+        r = requests[index]
+        assert ids == expected_output(r.prompt_ids, r.max_new_tokens, r.end_id)
+
+
+def test_a_cancelled_request_frees_its_blocks_at_once() -> None:
+    of = session()
+    generation = of.begin()
+    for index in (0, 1):
+        generation.submit(index, Request((1, 2, 3), 8))
+    generation.step()
+    generation.cancel(0)
+    assert of._pool.num_blocks - of._pool.num_free == 3  # of four tokens each
+    assert [s.index for s in generation.step()] == [1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_request_that_fails_is_raised_and_frees_the_cache(streaming: bool) -> None:
+    of, bans = session(), SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(16)))
+    requests = [Request((1, 3), 4), Request((1,), 4, sampling=bans)]
+    with pytest.raises(UserError, match="prompt 1 has no token left to choose after 0 new ones; relax logit_bias"):
+        list(of.stream(requests)) if streaming else of.generate(requests)
+    assert of._pool.num_free == of._pool.num_blocks
+
+
 def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
     class Reusing(SumDecoder):
         def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.errors import UserError
-from opt_trt.text import Detokenizer, Tokenizer, load_tokenizer
+from opt_trt.runtime.stopping import Stop, StopWords
+from opt_trt.text import Detokenizer, OutputText, Tokenizer, load_tokenizer
 
 DEMO = Path(__file__).parents[2] / "examples/demo/model"
 SPACE_A = VOCAB_SIZE - 1
@@ -85,6 +86,23 @@ def test_rows_beyond_the_vocabulary_decode_to_nothing(tokenizer: Tokenizer) -> N
 @pytest.mark.parametrize("text", ["a , b .", " a", "it 's n't", "x  y"])
 def test_decoding_gives_the_text_back_as_it_was(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, 99)) == text
+
+
+def test_special_tokens_are_shown_verbatim(tokenizer: Tokenizer) -> None:
+    assert tokenizer.verbatim().decode((2, *ids_of("ab"), 1)) == "</s>ab<pad>"
+    assert tokenizer.verbatim().encode("b", 9) == tokenizer.encode("b", 9)
+
+
+def test_what_may_begin_a_stop_word_is_held_back_until_it_does_not(tokenizer: Tokenizer) -> None:
+    words = StopWords(strings=("xyz", "q"), open_text=lambda: Detokenizer(tokenizer))
+    text = OutputText(tokenizer, words)
+    assert [text.push(ids_of(piece)) for piece in ("a", "bxy", "w", "")] == ["", "ab", "x", ""]
+    assert text.finish(ids_of("xyz"), Stop("xyz", text_end=5)) == "yw"
+
+
+def test_without_stop_words_nothing_is_held_back(tokenizer: Tokenizer) -> None:
+    text = OutputText(tokenizer, None)
+    assert (text.push(ids_of("ab")), text.finish(ids_of("c"), None)) == ("ab", "c")
 
 
 def test_half_a_character_is_held_back(tokenizer: Tokenizer) -> None:

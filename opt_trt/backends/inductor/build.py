@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from opt_trt.backends.inductor.compile import cached_program, package_programs
 from opt_trt.backends.inductor.isa import Isa, runnable_isas
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, resolve_limits, tactic_table
+from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
@@ -63,11 +63,6 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(table, config.profiling_verbosity), end="")
-
-
-def cache_dir() -> Path:
-    """Where compiled programs and plugin libraries are kept between builds."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opt_trt"
 
 
 def _choose_tactics(

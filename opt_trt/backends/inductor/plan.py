@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
-from tqdm import tqdm
 
 from opt_trt.backends.engine import Limits
 from opt_trt.backends.inductor.isa import Isa
@@ -17,6 +16,7 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
 from opt_trt.plugins.tune import TunedProblem
+from opt_trt.progress import Bar
 
 MIB = 2**20
 
@@ -125,7 +125,7 @@ class Progress:
         self.stages = stages
 
     def __enter__(self) -> Progress:
-        self.bar = tqdm(total=len(self.stages), file=sys.stderr, disable=None, bar_format="{desc:<16}{bar}| {elapsed}")
+        self.bar = Bar(total=len(self.stages), file=sys.stderr, disable=None, bar_format="{desc:<16}{bar}| {elapsed}")
         self.bar.set_description_str(self.stages[0])
         return self
 

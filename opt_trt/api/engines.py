@@ -1,0 +1,112 @@
+"""The engine of a model: the directory itself if it is one, else one that is built once and kept in a cache."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opt_trt import __version__
+from opt_trt.backends.inductor.isa import processor_flags
+from opt_trt.build import build
+from opt_trt.cache import cache_dir
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.json_file import read_json
+from opt_trt.config.llm import BUILDING, CONVERTING, LlmOptions
+from opt_trt.convert import convert
+from opt_trt.errors import UserError
+
+QUIET = "warning"  # the log level: one line of this file's says what goes on
+LONGEST = 2**31 - 1  # cut by the builder to what max_seq_len and max_num_tokens allow
+
+
+def engine_of(model: Path, options: LlmOptions) -> Path:
+    """The engine directory of an engine, a checkpoint or an original model; `UserError` if it cannot be had."""
+    if not model.is_dir():
+        raise UserError(f"expected a model in {model}, found no such directory; hubs are not read: give a local copy")
+    keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
+    if "build_config" in keys:
+        _refuse(options, CONVERTING + BUILDING, f"{model} is an engine")
+        return model
+    is_checkpoint = "architecture" in keys
+    if is_checkpoint:
+        _refuse(options, CONVERTING, f"{model} is a checkpoint")
+    engine = cache_dir() / "engines" / _fingerprint(model, options)
+    with _locked(engine):
+        if not engine.is_dir():
+            _make(model, is_checkpoint, options, engine)
+    return engine
+
+
+def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:
+    if given := options.given(names):
+        raise UserError(f"{reason}, for which {' and '.join(given)} is settled; drop it, or give the original model")
+
+
+def _fingerprint(model: Path, options: LlmOptions) -> str:
+    """Changes when a file of the model, an option, the processor or a version does; contents are not read."""
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(model)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    machine = sorted(processor_flags())
+    what = [os.path.realpath(model), stats, options.given(CONVERTING + BUILDING), machine]
+    text = json.dumps([*what, __version__, torch.__version__])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _locked(engine: Path) -> Iterator[None]:
+    """Whoever wants the same engine waits until it is built."""
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    with engine.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(model: Path, is_checkpoint: bool, options: LlmOptions, engine: Path) -> None:
+    """Convert and build; what is needed in between is removed, that of a killed process as well."""
+    print(f"opt_trt: making an engine of {model} in {engine}, once for these options", file=sys.stderr)
+    work = engine.with_suffix(".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        checkpoint = model if is_checkpoint else work / "checkpoint"
+        if not is_checkpoint:
+            convert(_convert_config(model, checkpoint, options))
+        build(_build_config(checkpoint, work, engine, options))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert_config(model: Path, checkpoint: Path, options: LlmOptions) -> ConvertConfig:
+    quantize: dict[str, Any] = {
+        "use_weight_only": True,
+        "weight_only_precision": options.quantization,
+        "defer_quantization": True,
+    }
+    return ConvertConfig(
+        model_dir=str(model),
+        output_dir=str(checkpoint),
+        log_level=QUIET,
+        **options.given(("dtype",)),
+        **(quantize if options.quantization else {}),
+    )
+
+
+def _build_config(checkpoint: Path, work: Path, engine: Path, options: LlmOptions) -> BuildConfig:
+    limits = {"max_input_len": LONGEST} | options.given(BUILDING)
+    return BuildConfig(
+        checkpoint_dir=str(checkpoint),
+        output_dir=str(engine),
+        output_timing_cache=str(work / "model.cache"),
+        log_level=QUIET,
+        **limits,
+    )

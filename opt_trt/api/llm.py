@@ -1,0 +1,150 @@
+"""`LLM`: an engine that answers prompts, from any number of threads and tasks at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+from weakref import finalize
+
+import torch
+
+from opt_trt.api.delivery import Delivery, Letter, Mailbox
+from opt_trt.api.engines import engine_of
+from opt_trt.api.outputs import RequestOutput
+from opt_trt.api.prompts import Asked, Asker, Prompt, as_list
+from opt_trt.api.sampling_params import SamplingParams
+from opt_trt.api.tensors import ask_rows, join_rows, tensor_options
+from opt_trt.api.wording import in_python
+from opt_trt.backends import open_engine
+from opt_trt.config.llm import LlmOptions, llm_options
+from opt_trt.progress import Bar
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import QUIET_SECONDS, Session
+from opt_trt.runtime.worker import Worker
+from opt_trt.text import Tokenizer, holds_tokenizer, load_tokenizer
+
+
+class LLM:
+    """An OPT that continues prompts: `LLM("path/to/model", dtype="float16").generate("The mayor")`.
+
+    The model is an engine directory, a TensorRT-LLM checkpoint or an original model; of the last two an engine is made
+    in `~/.cache/opt_trt/engines` on first use. Options are those of `LlmOptions`. Requests of all callers share one
+    batch, stepped by a thread that ends with `close()` or with the `with` block. Mistakes are `UserError`s.
+    """
+
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        chosen = llm_options(options)
+        with in_python():
+            limit = KvCacheLimit(chosen.max_tokens_in_paged_kv_cache, chosen.kv_cache_free_gpu_memory_fraction)
+            tokenizer = _tokenizer(Path(model), chosen)
+            session = open_engine(engine_of(Path(model), chosen), limit)
+        self._open(session, tokenizer, chosen.seed)
+
+    @classmethod
+    def over(cls, session: Session, tokenizer: Tokenizer | None = None, seed: int = 0) -> Self:
+        """An `LLM` over a session that is open already and that nobody else steps."""
+        llm = cls.__new__(cls)
+        llm._open(session, tokenizer, seed)
+        return llm
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Continue a prompt (text or token ids) or several; one `RequestOutput` each, in their order.
+
+        `sampling_params` are for all prompts or one for each. All prompts are checked before the first one runs.
+        """
+        several = as_list(prompts)
+        with in_python():
+            delivery = self._collect(self._asker.ask(several, sampling_params))
+        return [delivery.output(prompt) for prompt in range(len(several))]
+
+    async def generate_async(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Continue a prompt and yield what there is of its outputs whenever there is more of them.
+
+        `text` grows by `text_diff`, in whole characters. Leaving the loop, or cancelling its task, ends the request.
+        """
+        arrived = asyncio.Queue[Letter]()
+        loop = asyncio.get_running_loop()
+
+        def send(letter: Letter) -> None:
+            loop.call_soon_threadsafe(arrived.put_nowait, letter)
+
+        with in_python():
+            asked = self._asker.ask([prompt], sampling_params)
+            delivery = Delivery(asked)
+            with self._in_flight(asked, send, whole=False):
+                while delivery.missing:
+                    delivery.take(await arrived.get())
+                    while not arrived.empty():
+                        delivery.take(arrived.get_nowait())
+                    yield delivery.output(0)
+
+    def generate_ids(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
+        """What transformers' `model.generate` returns: int64 `[rows, prompt + longest output]`, prompts included.
+
+        `input_ids` is int `[rows, tokens]`, short prompts padded on the left; without `attention_mask` the pad id is
+        padding. Finished rows are filled with the pad id. Options are those of `TensorOptions`, greedy by default.
+        """
+        with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens"):
+            chosen = tensor_options(options, self._asker.session.spec)
+            asked = ask_rows(input_ids, attention_mask, chosen, self._asker)
+            delivery = self._collect(asked)
+        outputs = [output.token_ids for row in range(len(asked)) for output in delivery.output(row).outputs]
+        return join_rows(input_ids, outputs, chosen)
+
+    def close(self) -> None:
+        """End the thread; requests in flight fail. Closing twice does nothing."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, session: Session, tokenizer: Tokenizer | None, seed: int) -> None:
+        self._asker = Asker(session, tokenizer, Random(seed))
+        self._worker = Worker(session)
+        self._finalizer = finalize(self, self._worker.close)
+
+    def _collect(self, asked: Sequence[Asked]) -> Delivery:
+        """Wait until all outputs are there; a progress bar counts them."""
+        arrived, delivery = SimpleQueue[Letter](), Delivery(asked)
+        bar = Bar(total=delivery.missing, unit="output", disable=None, delay=QUIET_SECONDS, leave=False)
+        with bar, self._in_flight(asked, arrived.put, whole=True):
+            while delivery.missing:
+                delivery.take(arrived.get())
+                bar.update()
+        return delivery
+
+    @contextmanager
+    def _in_flight(self, asked: Sequence[Asked], send: Callable[[Letter], object], whole: bool) -> Iterator[None]:
+        """Submit requests, and cancel what is left of them at the end, whatever ended it."""
+        requests = [request for one in asked for request in one.requests]
+        tickets = self._worker.submit([(r, Mailbox(place, send, whole)) for place, r in enumerate(requests)])
+        try:
+            yield
+        finally:
+            self._worker.cancel(tickets)
+
+
+def _tokenizer(model: Path, options: LlmOptions) -> Tokenizer | None:
+    """The tokenizer asked for, or the model's; None where there is none, which is enough for token ids."""
+    if options.tokenizer is not None:
+        return load_tokenizer(options.tokenizer)
+    return load_tokenizer(model) if holds_tokenizer(model) else None

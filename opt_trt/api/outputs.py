@@ -1,0 +1,115 @@
+"""What `LLM` answers, with vLLM's and TensorRT-LLM's names, and how an answer grows token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opt_trt.runtime.request import Request, TokenEvent, TokenLogProbs
+from opt_trt.text import Decodes, OutputText
+
+FINISH_REASONS = {None: None, "length": "length", "end_id": "stop", "stop_words": "stop"}
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """How likely the model found a token."""
+
+    logprob: float  # natural logarithm of its probability
+    rank: int | None  # 1 is the most likely one, None is none of those that were asked for
+    decoded_token: str | None  # None without a tokenizer
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One output of a prompt, or as much of it as there is.
+
+    `token_ids` hold the end id or stop word that ended it, `text` does not. `logprobs` have a dictionary a token: of
+    the token itself and of the most likely ones. `stop_reason` is the stop word or id, None for the end id.
+    """
+
+    index: int
+    text: str  # empty without a tokenizer
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None  # "length", "stop", or None while more is to come
+    stop_reason: str | int | None
+    text_diff: str  # what is new since the output before this one; never half a character
+    token_ids_diff: list[int]
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A prompt and its outputs: all of them finished, or what there is of them when streaming."""
+
+    prompt: str | None  # None if token ids were given
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is to come."""
+        return all(output.finish_reason is not None for output in self.outputs)
+
+
+class Growing:
+    """One output while its tokens come."""
+
+    def __init__(self, index: int, request: Request, tokenizer: Decodes | None) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._pieces = None if tokenizer is None else OutputText(tokenizer, request.stop_words)
+        self._text, self._ids = "", list[int]()
+        self._logprobs: list[dict[int, Logprob]] | None = None if request.sampling.log_probs is None else []
+        self._sums: list[float] = []
+        self._last: TokenEvent | None = None
+        self._told = (0, 0)  # characters and tokens of the last `take`
+
+    def add(self, events: Sequence[TokenEvent]) -> None:
+        """The next tokens, at least one; the last may end the output."""
+        self._last = events[-1]
+        ids = [event.token_id for event in events]
+        self._ids += ids
+        for event in events:
+            if event.log_probs is not None and self._logprobs is not None:
+                self._logprobs.append(self._explain(event.token_id, event.log_probs))
+                self._sums.append(event.log_probs.log_prob)
+        if self._pieces is not None:
+            self._text += self._new_text(self._pieces, ids, events[-1])
+
+    def take(self) -> CompletionOutput:
+        """The output so far."""
+        last, (characters, tokens) = self._last, self._told
+        self._told = len(self._text), len(self._ids)
+        return CompletionOutput(
+            index=self._index,
+            text=self._text,
+            token_ids=list(self._ids),
+            cumulative_logprob=None if self._logprobs is None else math.fsum(self._sums),
+            logprobs=None if self._logprobs is None else list(self._logprobs),
+            finish_reason=FINISH_REASONS[None if last is None else last.finish_reason],
+            stop_reason=_stop_reason(last),
+            text_diff=self._text[characters:],
+            token_ids_diff=self._ids[tokens:],
+        )
+
+    def _new_text(self, pieces: OutputText, ids: list[int], last: TokenEvent) -> str:
+        if last.finish_reason is None:
+            return pieces.push(ids)
+        in_text = last.finish_reason == "length" or (last.stop is not None and last.stop.text_end is not None)
+        return pieces.finish(ids if in_text else ids[:-1], last.stop)  # an id that ends an output is none of its text
+
+    def _explain(self, token_id: int, log_probs: TokenLogProbs) -> dict[int, Logprob]:
+        ranks = {other: rank for rank, (other, _) in enumerate(log_probs.top, start=1)}
+        values = {token_id: log_probs.log_prob} | dict(log_probs.top)
+        return {i: Logprob(value, ranks.get(i), self._decode(i)) for i, value in values.items()}
+
+    def _decode(self, token_id: int) -> str | None:
+        return None if self._tokenizer is None else self._tokenizer.decode((token_id,))
+
+
+def _stop_reason(last: TokenEvent | None) -> str | int | None:
+    word = last.stop.word if last is not None and last.stop is not None else None
+    return word[-1] if isinstance(word, tuple) else word

@@ -1,0 +1,118 @@
+"""Generation as transformers calls it: a tensor of padded prompts in, prompts with their outputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from opt_trt.api.prompts import Asked, Asker
+from opt_trt.config import sampling
+from opt_trt.errors import UserError
+from opt_trt.runtime.request import Request
+from opt_trt.step import DecoderSpec
+
+DRAWING = ("temperature", "top_k", "top_p", "min_p")  # what greedy decoding has no use for
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorOptions:
+    """Options of `generate_ids`, with transformers' names and defaults; its length limit counts new tokens only."""
+
+    max_new_tokens: int
+    eos_token_id: int | None  # default: the model's; None never ends early
+    pad_token_id: int  # default: the model's
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    num_return_sequences: int = 1
+    seed: int | None = None  # of the tokens drawn; transformers has a global one
+
+    def sampling(self, seed: int) -> sampling.SamplingParams:
+        """How the tokens of the first output of a row are chosen; `seed` is for those who brought none."""
+        drawing = {name: getattr(self, name) for name in DRAWING} if self.do_sample else {}
+        return sampling.SamplingParams(
+            repetition_penalty=self.repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            min_length=self.min_new_tokens,
+            bad_words=tuple(map(tuple, self.bad_words_ids)),
+            random_seed=seed if self.seed is None else self.seed,
+            **drawing,
+        )
+
+
+def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions:
+    """The options among keyword arguments; what is unknown, missing or without effect is named."""
+    known = [f.name for f in fields(TensorOptions)]
+    if unknown := [name for name in given if name not in known]:
+        raise UserError(f"generate_ids has no option {unknown[0]}; known are {', '.join(known)}")
+    if "max_new_tokens" not in given:
+        raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
+    options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
+    idle = [name for name in DRAWING if getattr(options, name) != getattr(TensorOptions, name)]
+    if idle and not options.do_sample:
+        raise UserError(f"{' and '.join(idle)} would change nothing without do_sample=True; give that too, or drop it")
+    if options.num_return_sequences < 1 or (options.num_return_sequences > 1 and not options.do_sample):
+        raise UserError(
+            f"num_return_sequences must be 1, or more with do_sample=True, found {options.num_return_sequences}"
+        )
+    return options
+
+
+def ask_rows(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions, asker: Asker
+) -> list[Asked]:
+    """Checked requests for the rows of a tensor."""
+    asked = []
+    for row, ids in enumerate(_prompts(input_ids, _mask(input_ids, attention_mask, options))):
+        chosen = options.sampling(asker.seeds.getrandbits(32))
+        request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen)
+        asker.session.check(request, row)
+        sequences = (replace(chosen, sequence=number) for number in range(options.num_return_sequences))
+        asked.append(Asked(None, tuple(replace(request, sampling=one) for one in sequences)))
+    return asked
+
+
+def join_rows(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], options: TensorOptions) -> torch.Tensor:
+    """Every row of `input_ids`, as often as it was continued, with its output behind it: int64."""
+    prompts = input_ids.repeat_interleave(options.num_return_sequences, dim=0)
+    new = torch.full((len(outputs), max(map(len, outputs), default=0)), options.pad_token_id)
+    for row, ids in zip(new, outputs, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return torch.cat((prompts.long(), new), dim=1)
+
+
+def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions) -> torch.Tensor:
+    """Where `input_ids` has prompts; without a mask everything but the pad id, unless that has a meaning as well."""
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise UserError(
+            f"input_ids must be integers of shape [rows, tokens], found {input_ids.dtype} of {tuple(input_ids.shape)}"
+        )
+    if attention_mask is None:
+        plain = options.pad_token_id == options.eos_token_id
+        return torch.ones_like(input_ids, dtype=torch.bool) if plain else input_ids != options.pad_token_id
+    if attention_mask.shape != input_ids.shape:
+        raise UserError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+            f"found {tuple(attention_mask.shape)}"
+        )
+    return attention_mask.bool()
+
+
+def _prompts(input_ids: torch.Tensor, mask: torch.Tensor) -> list[tuple[int, ...]]:
+    """The ids of each row without its padding, which must be on the left."""
+    prompts = []
+    for row, (ids, kept) in enumerate(zip(input_ids, mask, strict=True)):
+        first = len(ids) - int(kept.sum())
+        if not kept[first:].all():
+            raise UserError(f"row {row} of input_ids has padding behind its first token; pad on the left")
+        prompts.append(tuple(ids[first:].tolist()))
+    return prompts

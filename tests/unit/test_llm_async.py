@@ -1,0 +1,180 @@
+"""`LLM.generate_async` streams whole characters, many prompts at once, and stops when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from _decoders import SumDecoder, expected_output
+from _llms import SPEC, letters, sums
+from _tokenizers import write_tokenizer
+
+from opt_trt import LLM, RequestOutput, SamplingParams
+from opt_trt.errors import UserError
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import DecoderSession
+from opt_trt.step import StepInputs
+from opt_trt.text import load_tokenizer
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6)
+
+
+async def stream(llm: LLM, prompt: object, params: SamplingParams = GREEDY) -> list[RequestOutput]:
+    return [output async for output in llm.generate_async(prompt, params)]
+
+
+def test_outputs_grow_and_end_as_without_streaming(tmp_path: Path) -> None:
+    with letters(tmp_path) as llm:
+        seen = asyncio.run(stream(llm, "ab"))
+        assert "".join(one.outputs[0].text_diff for one in seen) == seen[-1].outputs[0].text == "cdefgh"
+        assert [i for one in seen for i in one.outputs[0].token_ids_diff] == seen[-1].outputs[0].token_ids
+        assert [one.finished for one in seen] == [False] * (len(seen) - 1) + [True]
+        whole = llm.generate("ab", GREEDY)[0].outputs[0]
+        assert (seen[-1].outputs[0].token_ids, seen[-1].outputs[0].finish_reason) == (whole.token_ids, "length")
+
+
+async def paced(llm: LLM, prompt: object, params: SamplingParams, go_on: threading.Semaphore) -> list[RequestOutput]:
+    """A stream in which no step begins before the output of the one before it has been seen."""
+    seen = []
+    go_on.release()
+    async for output in llm.generate_async(prompt, params):
+        seen.append(output)
+        go_on.release()
+    return seen
+
+
+def test_tokens_come_one_by_one(tmp_path: Path) -> None:
+    go_on = threading.Semaphore(0)
+    with letters(tmp_path, before_step=lambda inputs: go_on.acquire(timeout=60)) as llm:
+        seen = asyncio.run(paced(llm, "a", SamplingParams(temperature=0, max_tokens=4), go_on))
+    assert [one.outputs[0].text for one in seen] == ["b", "bc", "bcd", "bcde"]
+
+
+def test_prompts_streamed_at_once_share_a_batch() -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+    async def main(llm: LLM) -> list[list[RequestOutput]]:
+        tasks = [asyncio.create_task(stream(llm, [1, i], params)) for i in range(6)]
+        await asyncio.sleep(0)  # every task runs until it waits for its first token
+        ready.set()
+        return await asyncio.gather(*tasks)
+
+    decoder, ready = SumDecoder(), threading.Event()
+    decoder.before_step = lambda inputs: ready.wait(60)
+    with sums(decoder) as llm:
+        every = asyncio.run(main(llm))
+    assert [tuple(seen[-1].outputs[0].token_ids) for seen in every] == [expected_output((1, i), 8) for i in range(6)]
+    assert max(inputs.kv_lens.shape[0] for inputs in decoder.steps) == decoder.spec.max_batch_size
+
+
+def test_several_outputs_of_a_prompt_grow_together() -> None:
+    with sums() as llm:
+        seen = asyncio.run(stream(llm, [1, 3], SamplingParams(n=3, seed=1, max_tokens=5, ignore_eos=True)))
+        assert all([output.index for output in one.outputs] == [0, 1, 2] for one in seen)
+        whole = llm.generate([1, 3], SamplingParams(n=3, seed=1, max_tokens=5, ignore_eos=True))[0]
+        assert [o.token_ids for o in seen[-1].outputs] == [o.token_ids for o in whole.outputs]
+
+
+class Bytes(SumDecoder):
+    """Says the bytes of a text, one a token, and then the end."""
+
+    text: tuple[int, ...]
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        super().step(inputs, kv_cache)
+        said = [self.text[int(n) - 2] for n in inputs.kv_lens]  # the prompt is `</s>` and a letter
+        return torch.nn.functional.one_hot(torch.tensor(said), self.spec.vocab_size).float()
+
+
+@pytest.mark.parametrize(("stop", "deltas"), [(None, "é日本😀wéwx!"), ("wx", "é日本😀wé")])
+def test_no_delta_is_half_a_character_or_the_beginning_of_a_stop_word(
+    tmp_path: Path, stop: str | None, deltas: str
+) -> None:
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path))
+    go_on = threading.Semaphore(0)
+    decoder = Bytes(replace(SPEC, max_seq_len=64), before_step=lambda inputs: go_on.acquire(timeout=60))
+    decoder.text = (*tokenizer.encode_word("é日本😀wéwx!"), SPEC.end_id)
+    with LLM.over(DecoderSession(decoder, KvCacheLimit()), tokenizer) as llm:
+        seen = asyncio.run(paced(llm, "a", SamplingParams(temperature=0, max_tokens=40, stop=stop), go_on))
+    assert [one.outputs[0].text_diff for one in seen if one.outputs[0].text_diff] == list(deltas)
+    assert seen[-1].outputs[0].text == deltas
+
+
+def test_leaving_the_loop_ends_the_request() -> None:
+    turn, go_on = threading.Event(), threading.Event()
+    decoder = SumDecoder()
+
+    def pause(inputs: StepInputs) -> None:
+        if len(decoder.steps) >= 1:
+            turn.set()
+            go_on.wait(60)
+
+    async def leave(llm: LLM) -> None:
+        async with aclosing(llm.generate_async([1], SamplingParams(max_tokens=20, ignore_eos=True))) as outputs:
+            async for _ in outputs:
+                turn.wait(60)
+                break
+        go_on.set()
+
+    decoder.before_step = pause
+    with sums(decoder) as llm:
+        asyncio.run(leave(llm))
+        assert llm.generate([1, 3], SamplingParams(temperature=0, max_tokens=3))[0].outputs[0].token_ids == [4, 8, 0]
+    assert len(decoder.steps) == 5  # two of the one that was left
+
+
+def test_cancelling_a_task_ends_its_request() -> None:
+    async def main(llm: LLM) -> None:
+        task = asyncio.create_task(stream(llm, [1], SamplingParams(max_tokens=20, ignore_eos=True)))
+        while not turn.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    def pause(inputs: StepInputs) -> None:
+        if decoder.steps:
+            turn.set()
+            go_on.wait(60)
+
+    turn, go_on = threading.Event(), threading.Event()
+    decoder = SumDecoder(before_step=pause)
+    with sums(decoder) as llm:
+        asyncio.run(main(llm))
+        llm.generate([1], SamplingParams(max_tokens=1))
+    assert len(decoder.steps) == 3  # two of the one that was cancelled
+
+
+def test_an_error_reaches_the_stream_that_caused_it() -> None:
+    bans = SamplingParams(temperature=0, logit_bias={i: -float("inf") for i in range(16)})
+
+    async def main(llm: LLM) -> list[object]:
+        return await asyncio.gather(stream(llm, [1, 3]), stream(llm, [1], bans), return_exceptions=True)
+
+    with sums() as llm:
+        good, bad = asyncio.run(main(llm))
+    assert good[-1].outputs[0].token_ids == [4, 8, 0, 0, 0, 0]
+    assert isinstance(bad, UserError) and "prompt 0 has no token left" in str(bad)
+
+
+def test_a_mistake_is_raised_at_the_first_output() -> None:
+    with sums() as llm, pytest.raises(UserError, match="prompt 0 must be text or a list of token ids, found list"):
+        asyncio.run(stream(llm, [[1], [2]]))
+
+
+def test_closing_ends_a_stream_by_name() -> None:
+    async def main(llm: LLM) -> None:
+        async for _ in llm.generate_async([1], SamplingParams(max_tokens=20, ignore_eos=True)):
+            await asyncio.to_thread(llm.close)
+
+    decoder, begun = SumDecoder(), threading.Semaphore(1)
+    decoder.before_step = lambda inputs: begun.acquire(timeout=0.5)
+    with sums(decoder) as llm, pytest.raises(UserError, match="the engine is closed: open it again"):
+        asyncio.run(main(llm))

@@ -1,0 +1,140 @@
+"""An engine is made of a model once, and again only when something about it has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from _models import Model
+
+from opt_trt.api import engines
+from opt_trt.api.engines import engine_of
+from opt_trt.checkpoint import read_config
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.llm import LlmOptions, llm_options
+from opt_trt.convert import convert
+from opt_trt.errors import UserError
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[BuildConfig, str, str | None]]:
+    """What was asked of the builder, with dtype and quantization of the checkpoint; nothing is compiled."""
+    asked = []
+
+    def build(config: BuildConfig) -> None:
+        checkpoint = read_config(config.checkpoint_dir)
+        asked.append((config, checkpoint.dtype, checkpoint.quant_algo))
+        Path(config.output_dir).mkdir()
+        (Path(config.output_dir) / "config.json").write_text(json.dumps({"build_config": {}}))
+
+    monkeypatch.setattr(engines, "build", build)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return asked
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Model().write(tmp_path / "model")
+
+
+def test_the_second_time_it_is_there(model: Path, built: list, capsys: pytest.CaptureFixture[str]) -> None:
+    first = engine_of(model, LlmOptions())
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == f"opt_trt: making an engine of {model} in {first}, once for these options\n"
+    assert engine_of(model, LlmOptions()) == first and len(built) == 1
+    assert capsys.readouterr() == ("", "")
+    assert sorted(path.name for path in first.parent.iterdir()) == [first.name, f"{first.name}.lock"]
+
+
+def test_options_reach_converter_and_builder(model: Path, built: list) -> None:
+    engine_of(model, LlmOptions())
+    engine_of(model, LlmOptions(dtype="bfloat16", quantization="int4", max_batch_size=3, max_seq_len=9))
+    assert [row[1:] for row in built] == [("float16", None), ("bfloat16", "W4A16")]
+    assert (built[1][0].max_batch_size, built[1][0].max_seq_len, built[1][0].max_num_tokens) == (3, 9, 8192)
+
+
+@pytest.mark.parametrize("change", ["options", "contents", "place"])
+def test_what_changes_the_engine_makes_another(model: Path, built: list, change: str) -> None:
+    first, options = engine_of(model, LlmOptions()), LlmOptions()
+    if change == "options":
+        options = LlmOptions(quantization="int8")
+    elif change == "contents":
+        os.utime(model / "model.safetensors", ns=(1, 1))
+    else:
+        model = Model().write(model.parent / "other")
+    assert engine_of(model, options) != first and len(built) == 2
+
+
+def test_what_does_not_change_the_engine_makes_none(model: Path, built: list) -> None:
+    engine_of(model, LlmOptions())
+    engine_of(model, LlmOptions(seed=5, max_tokens_in_paged_kv_cache=64, tokenizer="elsewhere"))
+    assert len(built) == 1
+
+
+def test_a_failure_leaves_nothing_behind(model: Path, built: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(config: BuildConfig) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engines, "build", interrupt)
+        engine_of(model, LlmOptions())
+    assert [path.suffix for path in (model.parent / "cache/opt_trt/engines").iterdir()] == [".lock"]
+    assert engine_of(model, LlmOptions()).is_dir()
+
+
+def test_who_wants_it_meanwhile_waits(model: Path, built: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, begun = engines.build, threading.Event()
+
+    def slow(config: BuildConfig) -> None:
+        begun.set()
+        time.sleep(0.2)
+        build(config)
+
+    monkeypatch.setattr(engines, "build", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(engine_of, model, LlmOptions())
+        begun.wait(60)
+        assert engine_of(model, LlmOptions()) == first.result(60)
+    assert len(built) == 1
+
+
+def test_a_checkpoint_is_built_as_it_is(model: Path, tmp_path: Path, built: list) -> None:
+    convert(ConvertConfig(model_dir=str(model), output_dir=str(tmp_path / "ckpt"), dtype="float32"))
+    engine_of(tmp_path / "ckpt", LlmOptions(max_batch_size=2))
+    assert [row[1] for row in built] == ["float32"]
+    with pytest.raises(UserError, match="ckpt is a checkpoint, for which dtype and quantization is settled; drop it"):
+        engine_of(tmp_path / "ckpt", LlmOptions(dtype="float16", quantization="int8"))
+
+
+def test_an_engine_is_itself(model: Path, built: list) -> None:
+    engine = engine_of(model, LlmOptions())
+    assert engine_of(engine, LlmOptions(seed=3)) == engine
+    with pytest.raises(UserError, match="is an engine, for which max_seq_len is settled"):
+        engine_of(engine, LlmOptions(max_seq_len=9))
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="expected a model in facebook/opt-125m, found no such directory; hubs are not"):
+        engine_of(Path("facebook/opt-125m"), LlmOptions())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"unheard_of": 1}, "LLM has no option unheard_of; known are tokenizer, dtype, quantization"),
+        ({"max_model_len": 9}, "LLM has no option max_model_len; it is called max_seq_len here"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 is not supported: engines have one rank; give 1"),
+        ({"dtype": "fp8"}, "dtype must be 'float32', 'bfloat16', 'float16' or None, found 'fp8'"),
+        ({"quantization": "awq"}, "quantization must be 'int8', 'int4' or None, found 'awq'"),
+        ({"max_batch_size": 0}, "max_batch_size must be at least 1, found 0"),
+    ],
+)
+def test_options_that_cannot_act_are_refused_by_name(given: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        llm_options(given)

@@ -1,0 +1,77 @@
+"""`LLM.generate_ids` takes and returns tensors as transformers' generate does. (Over an engine: tests/engine.)"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from _decoders import SumDecoder
+from _llms import sums
+
+from opt_trt.errors import UserError
+
+PADDED = torch.tensor([[1, 1, 3], [4, 5, 6]])  # 1 is the pad id
+
+
+def test_prompts_are_in_front_and_finished_rows_are_filled_with_the_pad_id() -> None:
+    with sums() as llm:
+        out = llm.generate_ids(PADDED, max_new_tokens=4, eos_token_id=14)
+    assert out.dtype == torch.int64
+    assert out.tolist() == [[1, 1, 3, 3, 6, 12, 8], [4, 5, 6, 15, 14, 1, 1]]
+
+
+def test_the_mask_says_what_is_padding() -> None:
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    with sums() as llm:
+        out = llm.generate_ids(PADDED, attention_mask=mask, max_new_tokens=2, eos_token_id=None)
+    assert out[:, 3:].tolist() == [[4, 8], [15, 14]]
+
+
+def test_a_pad_id_that_ends_sequences_is_no_padding_in_prompts() -> None:
+    with sums() as llm:
+        out = llm.generate_ids(torch.tensor([[2, 3]]), max_new_tokens=3, pad_token_id=2)
+    assert out.tolist() == [[2, 3, 5, 10, 4]]
+
+
+def test_rows_are_repeated_for_several_outputs_and_a_seed_decides() -> None:
+    drawn = {"max_new_tokens": 5, "do_sample": True, "num_return_sequences": 3, "eos_token_id": None}
+    with sums() as llm:
+        first, again = (llm.generate_ids(PADDED, seed=3, **drawn) for _ in range(2))
+        other = llm.generate_ids(PADDED, seed=4, **drawn)
+    assert first.shape == (6, 8) and first[:3, :3].tolist() == [[1, 1, 3]] * 3
+    assert len({tuple(row) for row in first[:3].tolist()}) == 3
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_all_rows_run_in_one_batch() -> None:
+    decoder = SumDecoder()
+    with sums(decoder) as llm:
+        llm.generate_ids(torch.full((4, 2), 3), max_new_tokens=3, eos_token_id=None)
+    assert [inputs.kv_lens.shape[0] for inputs in decoder.steps] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "says"),
+    [
+        (PADDED, {}, "max_new_tokens is required"),
+        (PADDED, {"max_new_tokens": 2, "num_beams": 4}, "generate_ids has no option num_beams; known are max_new"),
+        (PADDED, {"max_new_tokens": 2, "top_p": 0.9}, "top_p would change nothing without do_sample=True"),
+        (PADDED, {"max_new_tokens": 2, "num_return_sequences": 2}, "num_return_sequences must be 1, or more with do_"),
+        (
+            PADDED.float(),
+            {"max_new_tokens": 2},
+            r"input_ids must be integers of shape \[rows, tokens\], found torch.fl",
+        ),
+        (PADDED[0], {"max_new_tokens": 2}, "input_ids must be integers of shape"),
+        (
+            PADDED.flip(1),
+            {"max_new_tokens": 2},
+            "row 0 of input_ids has padding behind its first token; pad on the left",
+        ),
+        (PADDED, {"max_new_tokens": 2, "attention_mask": torch.ones(2, 2)}, "attention_mask must have the shape of"),
+        (torch.full((2, 3), 1), {"max_new_tokens": 2}, "prompt 0 is empty"),
+        (PADDED, {"max_new_tokens": 99}, "the engine takes 24; lower max_new_tokens"),
+    ],
+)
+def test_what_cannot_be_done_is_named(ids: torch.Tensor, options: dict, says: str) -> None:
+    with sums() as llm, pytest.raises(UserError, match=says):
+        llm.generate_ids(ids, **options)
