@@ -55,7 +55,9 @@ def test_a_missing_key_is_named(name):
         ModelConfig.from_dict({k: v for k, v in GOOD.items() if k != name}, "here")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"\xff\xfe", b"null", b'{"a":' * 99999, b'{"a":' + b"1" * 9999 + b"}"]
+)
 def test_what_is_no_json_object_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json"):
