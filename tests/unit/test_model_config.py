@@ -30,6 +30,7 @@ def test_upstreams_missing_ffn_size_is_four_times_hidden():
         ({"hidden_size": True}, "hidden_size must be int, found True"),
         ({"num_attention_heads": 0}, "here: num_attention_heads must be at least 1, found 0"),
         ({"num_attention_heads": 5}, "64 cannot be divided into 5 equal parts"),
+        ({"num_hidden_layers": 10**9}, "here: num_hidden_layers must be at most 1000, found 1000000000"),
         ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 1"),
         ({"dtype": "int3"}, "dtype must be float32 or bfloat16 or float16, found 'int3'"),
         ({"mapping": {"tp_size": "2"}}, "tp_size must be int, found '2'"),
