@@ -44,7 +44,7 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
-    paths = report_paths(config.report, config.output_dir) if config.report else None
+    paths = report_paths(config.report, config.output_dir) if config.report is not None else None
     source = _open(model_dir, config)
     model = model_config(source.config, config)
     check_shards(model)
