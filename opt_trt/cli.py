@@ -164,4 +164,5 @@ def _raise_terminated(signum: int, frame: object) -> None:
 
 def _os_error(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}; free space or fix the path, then run the command again"
+    advice = "give access to it" if isinstance(error, PermissionError) else "free space or fix the path"
+    return f"{error.strerror or error}{where}; {advice}, then run the command again"

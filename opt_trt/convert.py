@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def convert(config: ConvertConfig) -> None:
     assert config.model_dir is not None  # checked by ConvertConfig
     model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
     _protect_source(model_dir, output_dir)
-    paths = report_paths(config.report, config.output_dir) if config.report else None
+    paths = report_paths(config.report, config.output_dir) if config.report is not None else None
     source = _open(model_dir, config)
     model = model_config(source.config, config)
     check_shards(model)
@@ -174,5 +175,5 @@ def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorS
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (
         f"checkpoint {output_dir}: {count} tensors{ranks}, {size:.3f} GB, {seconds:.1f} s, {size / seconds:.2f} GB/s; "
-        f"next: {builder} --checkpoint_dir {output_dir} --output_dir engine_outputs"
+        f"next: {builder} --checkpoint_dir {shlex.quote(str(output_dir))} --output_dir engine_outputs"
     )

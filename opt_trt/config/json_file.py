@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing there; check the directory given") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, an endless number
         raise UserError(f"{path} is not readable JSON ({error}); fetch or write it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, found {type(values).__name__}")

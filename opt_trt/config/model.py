@@ -17,6 +17,7 @@ SIZES = (
     "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
     "max_position_embeddings",
 )  # fmt: skip
+MAX_LAYERS = 1000  # beyond any model; tables of names for a damaged number would fill the memory
 CHOICES: dict[str, tuple[Any, ...]] = {
     "dtype": DTYPES,
     "logits_dtype": ("float32", "float16"),
@@ -61,6 +62,9 @@ class ModelConfig:
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, found {getattr(self, name)}; convert the model again")
+        if self.num_hidden_layers > MAX_LAYERS:
+            layers = self.num_hidden_layers
+            raise UserError(f"num_hidden_layers must be at most {MAX_LAYERS}, found {layers}; convert the model again")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(map(str, allowed))}, found {getattr(self, name)!r}")

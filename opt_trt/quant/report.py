@@ -71,6 +71,8 @@ def _distance(error: float, weight: float, restored: float, product: float) -> D
 
 def report_paths(path: str, output_dir: str) -> tuple[Path, Path]:
     """The JSON file and the picture `--report` asks for; `UserError` where they cannot be written."""
+    if not path:
+        raise UserError("--report must be a directory or a file's name that ends in .json, found an empty one")
     given = Path(path)
     table = given if given.suffix == ".json" else given / "report.json"
     if Path(os.path.realpath(table)).is_relative_to(os.path.realpath(output_dir)):

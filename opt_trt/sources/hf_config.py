@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_trt.config.json_file import read_json
-from opt_trt.config.model import ACTIVATIONS
+from opt_trt.config.model import ACTIVATIONS, MAX_LAYERS
 from opt_trt.errors import UserError, divide_exactly
 from opt_trt.sources.opt import OptConfig
 
@@ -37,6 +37,11 @@ def opt_config(values: dict[str, Any], where: str) -> OptConfig:
     """The configuration in the `values` of an OPT; `where` names them in errors."""
     _refuse_variants(values, where)
     sizes: dict[str, Any] = {key: _size(values, key, where) for key in SIZES}
+    if (layers := sizes["num_hidden_layers"]) > MAX_LAYERS:
+        raise UserError(
+            f"{where} must have num_hidden_layers, an integer of at most {MAX_LAYERS}, found {layers}; "
+            "fetch the file again"
+        )
     divide_exactly(sizes["hidden_size"], sizes["num_attention_heads"], f"{where}: hidden_size over num_attention_heads")
     switches = {field: _typed(values, key, default, where) for key, (field, default) in SWITCHES.items()}
     tokens = {key: _typed(values, key, default, where) for key, default in TOKENS.items()}

@@ -172,6 +172,29 @@ def test_exit_codes(error, code, capsys):
     assert capsys.readouterr().err.count("\n") == (error is not None)
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(28, "No space left", "f"),
+            "No space left (f); free space or fix the path, then run the command again",
+        ),
+        (PermissionError(13, "Not yours", "f"), "Not yours (f); give access to it, then run the command again"),
+    ],
+)
+def test_what_the_system_refuses_comes_with_advice(error, line, capsys):
+    def main(config):
+        raise error
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            run_main(main, ConvertConfig, REQUIRED[ConvertConfig])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
 def test_a_note_says_what_a_neutral_flag_means_here(capsys):
     parse(RunConfig, [*REQUIRED[RunConfig], "--enable_context_fmha_fp32_acc"])
     assert "always accumulates in fp32" in capsys.readouterr().err

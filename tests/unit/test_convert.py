@@ -127,6 +127,11 @@ def test_one_line_says_what_was_written_and_what_comes_next(tmp_path: Path, caps
     assert "29 tensors" in printed.out and f"python build.py --checkpoint_dir {tmp_path / 'out'}" in printed.out
 
 
+def test_the_next_command_can_be_pasted_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Model().write(tmp_path / "model"), tmp_path / "my out")
+    assert f"--checkpoint_dir '{tmp_path / 'my out'}' --output_dir" in capsys.readouterr().out
+
+
 def test_log_level_warning_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(Model().write(tmp_path / "model"), tmp_path / "out", log_level="warning")
     assert capsys.readouterr() == ("", "")

@@ -331,6 +331,7 @@ def test_a_header_that_lies_about_its_length_is_named(tmp_path: Path) -> None:
         ("hidden_size", "16", "hidden_size, an integer of at least 1, found '16'"),
         ("ffn_dim", 0, "ffn_dim, an integer of at least 1, found 0"),
         ("num_hidden_layers", True, "num_hidden_layers, an integer of at least 1, found True"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers, an integer of at most 1000, found 1000000000"),
         ("max_position_embeddings", 12.0, "max_position_embeddings, an integer of at least 1, found 12.0"),
         ("word_embed_proj_dim", -1, "word_embed_proj_dim, an integer of at least 1, found -1"),
         ("num_attention_heads", 3, "16 cannot be divided into 3 equal parts"),

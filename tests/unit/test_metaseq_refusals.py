@@ -213,10 +213,18 @@ def test_missing_unexpected_and_odd_tensors_are_named(tmp_path: Path, tensors: d
     assert says in refusal(changed(tmp_path, tensors))
 
 
-@pytest.mark.parametrize("values", [[1, 2], {"model": {}}, {"model": [torch.zeros(2)]}, torch.zeros(2)])
-def test_a_file_without_named_tensors_is_named(tmp_path: Path, values: Any) -> None:
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([1, 2], "list"),
+        ({"model": {}}, "an empty one"),
+        ({"model": [torch.zeros(2)]}, "list"),
+        (torch.zeros(2), "Tensor"),
+    ],
+)
+def test_a_file_without_named_tensors_is_named(tmp_path: Path, values: Any, found: str) -> None:
     torch.save(values, tmp_path / "reshard.pt")
-    assert "reshard.pt must hold a dictionary of tensors, found" in refusal(tmp_path)
+    assert f"reshard.pt must hold a dictionary of tensors, found {found}; give" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

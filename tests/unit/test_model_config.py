@@ -30,6 +30,7 @@ def test_upstreams_missing_ffn_size_is_four_times_hidden():
         ({"hidden_size": True}, "hidden_size must be int, found True"),
         ({"num_attention_heads": 0}, "here: num_attention_heads must be at least 1, found 0"),
         ({"num_attention_heads": 5}, "64 cannot be divided into 5 equal parts"),
+        ({"num_hidden_layers": 10**9}, "here: num_hidden_layers must be at most 1000, found 1000000000"),
         ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 1"),
         ({"dtype": "int3"}, "dtype must be float32 or bfloat16 or float16, found 'int3'"),
         ({"mapping": {"tp_size": "2"}}, "tp_size must be int, found '2'"),
@@ -55,7 +56,9 @@ def test_a_missing_key_is_named(name):
         ModelConfig.from_dict({k: v for k, v in GOOD.items() if k != name}, "here")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"\xff\xfe", b"null", b'{"a":' * 99999, b'{"a":' + b"1" * 9999 + b"}"]
+)
 def test_what_is_no_json_object_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json"):

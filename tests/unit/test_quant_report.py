@@ -127,6 +127,12 @@ def test_a_report_inside_the_checkpoint_is_refused(tmp_path: Path, model: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_name_of_a_report_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(UserError, match=r"^--report must be a directory or .* found an empty one"):
+        run(model, tmp_path / "out", report="")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, model: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=rf"^--report .*/file/r cannot be written: {tmp_path / 'file'} is no directory"):

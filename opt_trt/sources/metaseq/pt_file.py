@@ -46,7 +46,8 @@ def read_pt_file(path: Path) -> PtFile:
     found = _fields(top)
     model = found.get("model", top)
     if not isinstance(model, dict) or not model:
-        raise UserError(f"{path} must hold a dictionary of tensors, found {type(model).__name__}; give a metaseq model")
+        what = "an empty one" if model == {} else type(model).__name__
+        raise UserError(f"{path} must hold a dictionary of tensors, found {what}; give a metaseq model")
     tensors = {}
     for key, value in model.items():
         if not isinstance(key, str) or not key.isprintable():
