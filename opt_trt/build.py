@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def build(config: BuildConfig) -> None:
         return
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
-    print(f"next: python run.py --engine_dir {out} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'")
+    engine = shlex.quote(str(out))
+    print(
+        f"next: python run.py --engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'"
+    )
 
 
 def _refuse_unbuildable(directory: Path) -> None:

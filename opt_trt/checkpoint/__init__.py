@@ -17,6 +17,7 @@ from opt_trt.errors import UserError
 from opt_trt.quant import ALGORITHMS
 
 CONFIG_NAME = "config.json"
+OTHERS = {"build_config": "an engine", "model_type": "an original model"}  # by a key of their config.json
 QUANT_ALGOS = (None, *ALGORITHMS)
 
 
@@ -62,6 +63,9 @@ def read_config(directory: Path | str) -> ModelConfig:
     """The checkpoint's `config.json`; another architecture or an unsupported kind of OPT is refused by name."""
     path = Path(directory) / CONFIG_NAME
     values = read_json(path)
+    for key, what in OTHERS.items():
+        if key in values and "architecture" not in values:
+            raise UserError(f"{directory} is {what}; give a checkpoint written by convert_checkpoint.py")
     config = ModelConfig.from_dict(values, path)
     for key, found, supported in (
         ("architecture", config.architecture, ("OPTForCausalLM",)),

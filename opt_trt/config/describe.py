@@ -10,7 +10,7 @@ from opt_trt.errors import UserError
 
 @dataclass(frozen=True)
 class DescribeConfig:
-    """Print what a checkpoint, an engine or a Hugging Face model holds, or what two checkpoints differ in."""
+    """Print what a checkpoint, an engine or an original model holds, or what two checkpoints differ in."""
 
     directories: tuple[str, ...] = flag(
         (), "checkpoint, engine or Hugging Face directory; two checkpoints with --compare", nargs="*", positional="DIR"

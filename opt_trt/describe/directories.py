@@ -1,4 +1,4 @@
-"""List a checkpoint, an engine or a Hugging Face model: one function each, one table."""
+"""List a checkpoint, an engine or an original model: one function each, one table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opt_trt.describe.listing import Entry, Group, Listing, blocks_of, dtype_nam
 from opt_trt.describe.table import size_text
 from opt_trt.errors import UserError
 from opt_trt.shard import is_linear
-from opt_trt.sources.hf import open_source
+from opt_trt.sources import open_source, recognize
 from opt_trt.sources.hf_config import hf_config_values
 
 PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
@@ -26,12 +26,14 @@ PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
 
 def list_directory(directory: Path, rank: int | None) -> Listing:
     """What the directory holds, with the tensors of one rank or of all; `UserError` where that cannot be told."""
+    if not (directory / CONFIG_NAME).exists() and recognize(directory) is not None:
+        return _list_source(directory, rank)
     values = read_json(directory / CONFIG_NAME)
     for key, opener in OPENERS.items():
         if key in values:
             return opener(directory, rank)
     raise UserError(
-        f"{directory / CONFIG_NAME} is of no checkpoint, engine or Hugging Face model: it has none of the keys "
+        f"{directory / CONFIG_NAME} is of no checkpoint, engine or original model: it has none of the keys "
         f"{', '.join(OPENERS)}; give another directory"
     )
 
@@ -74,7 +76,7 @@ def _engine_group(directory: Path, engine: EngineConfig, rank: int) -> Group:
 
 def _list_source(directory: Path, rank: int | None) -> Listing:
     if rank is not None:
-        raise UserError(f"{directory} is a Hugging Face model, which has no ranks; drop --rank")
+        raise UserError(f"{directory} is an original model, which has no ranks; drop --rank")
     source = open_source(directory)
     files: dict[Path, list[Entry]] = {}
     for tensor in source.tensors.values():
@@ -82,7 +84,7 @@ def _list_source(directory: Path, rank: int | None) -> Listing:
         entry = Entry(tensor.key, dtype_name(tensor.dtype), tensor.shape, count, tensor.blocks)
         files.setdefault(tensor.path, []).append(entry)
     groups = tuple(Group(path.name, tuple(entries)) for path, entries in files.items())
-    return Listing("Hugging Face model", source_header(source.config), hf_config_values(source.config), groups)
+    return Listing("original model", source_header(source.config), hf_config_values(source.config), groups)
 
 
 OPENERS: dict[str, Callable[[Path, int | None], Listing]] = {  # by a key that only their config.json has

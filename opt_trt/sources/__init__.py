@@ -7,9 +7,9 @@ from pathlib import Path
 
 from opt_trt.errors import UserError
 from opt_trt.sources import alpa, blip2, flagai, hf, metaseq
-from opt_trt.sources.opt import Source
+from opt_trt.sources.listed import ListedSource
 
-SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {  # format: (recognizes, opens)
+SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], ListedSource]]] = {  # format: (recognizes, opens)
     "metaseq (.pt files)": (metaseq.recognizes, metaseq.open_source),
     "FlagAI (pytorch_model_00.bin and its siblings)": (flagai.recognizes, flagai.open_source),
     "Alpa (one NumPy file per tensor)": (alpa.recognizes, alpa.open_source),
@@ -17,7 +17,12 @@ SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = { 
 }
 
 
-def open_source(model_dir: Path, model_type: str = "opt") -> Source:
+def recognize(directory: Path) -> Callable[[Path], ListedSource] | None:
+    """What opens the checkpoint in a directory; None if it holds none of a known format."""
+    return next((opens for recognizes, opens in SOURCES.values() if recognizes(directory)), None)
+
+
+def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
     """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it.
 
     `model_type` blip2 asks for the OPT inside a BLIP-2.
@@ -28,7 +33,7 @@ def open_source(model_dir: Path, model_type: str = "opt") -> Source:
         )
     if model_type == "blip2":
         return blip2.open_source(model_dir)
-    for recognizes, opens in SOURCES.values():
-        if recognizes(model_dir):
-            return opens(model_dir)
+    opens = recognize(model_dir)
+    if opens is not None:
+        return opens(model_dir)
     raise UserError(f"--model_dir {model_dir} holds no checkpoint of a known format: {'; '.join(SOURCES)}")

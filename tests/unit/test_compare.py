@@ -21,7 +21,8 @@ from opt_trt.describe import listing
 from opt_trt.describe.compare import config_differences
 from opt_trt.describe.describe import describe
 from opt_trt.describe.difference import Difference, difference
-from opt_trt.errors import CheckFailed
+from opt_trt.errors import CheckFailed, UserError
+from opt_trt.gather import WholeModel
 
 DENSE = "transformer.layers.1.attention.dense.bias"
 
@@ -139,3 +140,13 @@ def test_distances_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
 def test_what_is_not_finite_is_equal_to_itself_only(a: float, b: float, largest: float) -> None:
     found = difference(torch.tensor([1.0, a]), torch.tensor([1.0, b])).largest
     assert found == pytest.approx(largest, nan_ok=True)
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    model = Model().write(tmp_path / "model")
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "config.json").write_text('{"build_config": {}, "pretrained_config": {}}')
+    for directory, what in ((model, "an original model"), (engine, "an engine")):
+        with pytest.raises(UserError, match=f"is {what}; give a checkpoint written by convert_checkpoint.py"):
+            WholeModel(directory)

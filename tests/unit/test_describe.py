@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from _metaseq import Metaseq
 from _models import Model
 from safetensors.torch import load_file, save_file
 
@@ -296,3 +297,9 @@ def test_numbers_stand_under_one_another(value: float, text: str) -> None:
 )
 def test_sizes_have_a_unit(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+def test_a_metaseq_model_is_listed_by_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = Metaseq(Model(), parts=2).write(tmp_path / "model")
+    text = printed(capsys, directory)
+    assert text.startswith("original model") and "decoder.layers.0-1." in text
