@@ -42,6 +42,13 @@ SHAPES = {
 }
 
 
+WEIGHT_ONLY = {"dtype": "float16", "use_weight_only": True}
+PRECISIONS = {  # how a checkpoint is converted; transformers computes in its dtype, with plain weights
+    "float32": {"dtype": "float32"}, "float16": {"dtype": "float16"}, "bfloat16": {"dtype": "bfloat16"},
+    "int8": WEIGHT_ONLY, "int4": WEIGHT_ONLY | {"weight_only_precision": "int4"},
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Load:
     """What is generated in one measurement."""
@@ -74,10 +81,10 @@ def read_bandwidth() -> float:
     return data.nbytes / min(times) / 1e9
 
 
-def engine_runner(model: Path, dtype: str, work: Path) -> tuple[Session, Callable[[Load], None]]:
+def engine_runner(model: Path, precision: str, work: Path) -> tuple[Session, Callable[[Load], None]]:
     """Convert and build; a function that generates."""
     quiet = {"log_level": "warning"}
-    convert(ConvertConfig(model_dir=str(model), output_dir=str(work / "checkpoint"), dtype=dtype, **quiet))
+    convert(ConvertConfig(model_dir=str(model), output_dir=str(work / "checkpoint"), **PRECISIONS[precision], **quiet))
     cache = str(work / "model.cache")
     build(BuildConfig(
         checkpoint_dir=str(work / "checkpoint"), output_dir=str(work / "engine"), output_timing_cache=cache, **quiet
@@ -130,7 +137,7 @@ def weight_bytes(work: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_shape", choices=SHAPES, default="opt-125m")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--input_len", type=int, default=200)
     parser.add_argument("--output_len", type=int, default=64)
@@ -141,8 +148,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         model = random_model(a.model_shape, work / "hf")
-        _, ours = engine_runner(model, a.dtype, work)
-        runners = {"engine": ours, "transformers": transformers_runner(model, a.dtype)}
+        _, ours = engine_runner(model, a.precision, work)
+        runners = {"engine": ours, "transformers": transformers_runner(model, str(PRECISIONS[a.precision]["dtype"]))}
         before = read_bandwidth()
         context, total = measure(runners, first, a.rounds), measure(runners, whole, a.rounds)
         after = read_bandwidth()
@@ -159,7 +166,9 @@ def report(
     """Print medians with their spread, ratios, and the share of the ceiling."""
     before, after, streamed = machine
     agree = abs(before - after) / max(before, after) <= 0.08
-    print(f"{a.model_shape} {a.dtype}, batch {a.batch_size}, {a.input_len} + {a.output_len} tokens, {a.rounds} rounds")
+    print(
+        f"{a.model_shape} {a.precision}, batch {a.batch_size}, {a.input_len} + {a.output_len} tokens, {a.rounds} rounds"
+    )
     print(
         f"read ceiling {before:.1f} GB/s before, {after:.1f} after: the run {'counts' if agree else 'does NOT count'}"
     )

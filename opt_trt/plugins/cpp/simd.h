@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -17,8 +17,6 @@ typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t hvec __attribute__((vector_size(32), aligned(2)));
-typedef int8_t qvec __attribute__((vector_size(16), aligned(1)));
-typedef uint8_t bvec __attribute__((vector_size(16), aligned(1)));
 
 struct fp16 { uint16_t bits; };
 struct bf16 { uint16_t bits; };
@@ -71,17 +69,30 @@ inline vec load(const fp16* p) {
   return v;
 }
 
-inline vec load(const int8_t* p) {
-  qvec q;
-  std::memcpy(&q, p, sizeof(q));
-  return __builtin_convertvector(__builtin_convertvector(q, ivec), vec);
+// Sixteen bytes, widened. GCC 12 takes __builtin_convertvector from bytes apart into scalars, ten times as slow.
+inline ivec load_i8(const void* p) {
+  ivec v;
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  std::memcpy(&v, &wide, sizeof(v));
+#elif defined(__AVX2__)
+  for (int half = 0; half < 2; ++half) {
+    const void* at = static_cast<const char*>(p) + 8 * half;
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(at)));
+    std::memcpy(reinterpret_cast<char*>(&v) + 32 * half, &wide, sizeof(wide));
+  }
+#else
+  const int8_t* bytes = static_cast<const int8_t*>(p);
+  for (int i = 0; i < kLanes; ++i) v[i] = bytes[i];
+#endif
+  return v;
 }
+
+inline vec load(const int8_t* p) { return __builtin_convertvector(load_i8(p), vec); }
 
 // The lower values of sixteen pairs, then the upper ones.
 inline void load_pairs(const int4x2* p, vec (&values)[2]) {
-  bvec bytes;
-  std::memcpy(&bytes, p, sizeof(bytes));
-  const uvec pair = __builtin_convertvector(bytes, uvec);
+  const ivec pair = load_i8(p);  // what the sign fills lies above the eight bits that count
 #if defined(__AVX512F__)
   // A permutation of a table looks at the four lowest bits of an index only: it masks and converts at once.
   const __m512 table = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
@@ -92,8 +103,8 @@ inline void load_pairs(const int4x2* p, vec (&values)[2]) {
   std::memcpy(&values[0], &lower, sizeof(lower));
   std::memcpy(&values[1], &upper, sizeof(upper));
 #else
-  values[0] = __builtin_convertvector((ivec)(pair & 15u) - 8, vec);
-  values[1] = __builtin_convertvector((ivec)(pair >> 4) - 8, vec);
+  values[0] = __builtin_convertvector((pair & 15) - 8, vec);
+  values[1] = __builtin_convertvector(((pair >> 4) & 15) - 8, vec);
 #endif
 }
 
