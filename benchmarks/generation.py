@@ -1,6 +1,6 @@
 """Milliseconds a token beside transformers and the machine's ceiling, in one process, taking turns.
 
-    python benchmarks/generation.py --model_shape opt-125m --dtype float32 --batch_size 1 --input_len 200
+    python benchmarks/generation.py --model_shape opt-125m --precision int8 --batch_size 1 --input_len 200
 
 Weights are random at real shapes. The ceiling is the rate at which two threads can read memory, measured before and
 after; a run counts only if the two agree within 8 %. The context phase is timed as a generation of one token.
