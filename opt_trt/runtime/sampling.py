@@ -9,7 +9,7 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.processors import process
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 
 SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
 WINDOW = 256  # logits reduced at once; ATen reduces maxima with vector instructions, but not positions of maxima
