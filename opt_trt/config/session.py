@@ -7,6 +7,7 @@ from typing import Any
 
 from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
 from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 
 ONE_BEAM = "decoding has one beam; beam search is not there yet"
@@ -40,8 +41,9 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "vocab_file": Refusal("give --tokenizer_dir, a directory with vocab.json and merges.txt"),
     "gpu_weights_percent": Refusal(GPU_ONLY, ("1", "1.0")),
     "cross_kv_cache_fraction": Refusal("OPT has no encoder", ("0.5",)),
-    "kv_cache_enable_block_reuse": Refusal("prefix caching is not there yet"),
-    "enable_chunked_context": Refusal("prompts are not chunked yet"),
+    "enable_chunked_context": Refusal(
+        "", ("",), note="--enable_chunked_context: prompts are always cut where a step is full"
+    ),
     "return_all_generated_tokens": Refusal("streaming returns new tokens only"),
     "medusa_choices": Refusal(NO_DRAFT),
     "eagle_choices": Refusal(NO_DRAFT),
@@ -86,7 +88,19 @@ class SessionConfig:
     kv_cache_free_gpu_memory_fraction: float = flag(
         0.9, "share of the free memory of the engine's device the KV cache may take"
     )
+    kv_cache_enable_block_reuse: bool = flag(False, "keep blocks of the KV cache for prompts that begin alike")
+    scheduler_policy: str = flag(
+        POLICIES[0], "reserve the KV cache a request may need, or start over the newest when it is full",
+        choices=POLICIES,
+    )  # fmt: skip
+    context_chunk_size: int = flag(
+        Scheduling.context_chunk_size, "most prompt tokens in a step in which other requests generate"
+    )
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    def scheduling(self) -> Scheduling:
+        """How requests share the session."""
+        return Scheduling(self.scheduler_policy, self.context_chunk_size, self.kv_cache_enable_block_reuse)
 
     def sampling(self, **more: Any) -> SamplingParams:
         """What the flags, and fields beyond them, say of the choice of tokens; `UserError` if they contradict."""
@@ -94,6 +108,7 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         self.sampling()
+        self.scheduling()
         if self.max_input_length < 1:
             raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
         if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opt_trt.config.run import RunConfig
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.console import IdText, Printing, StreamPrinter, print_results
@@ -19,7 +20,7 @@ from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 from opt_trt.text import Tokenizer, load_tokenizer
 
-OpenSession = Callable[[Path, KvCacheLimit], Session]
+OpenSession = Callable[[Path, KvCacheLimit, Scheduling], Session]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     for target in config.targets():
         array_files.check_target(Path(target))
     tokenizer = _tokenizer(config)
-    session = (open_session or _open_engine)(Path(config.engine_dir), _kv_cache_limit(config))
+    session = (open_session or _open_engine)(Path(config.engine_dir), _kv_cache_limit(config), config.scheduling())
     if config.interactive:
         assert tokenizer is not None  # prompts are text
         converse(config, session, tokenizer)
@@ -50,10 +51,10 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
         print(time_generations(session, requests))
 
 
-def _open_engine(engine_dir: Path, limit: KvCacheLimit) -> Session:
+def _open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
     from opt_trt.backends import open_engine  # what runs an engine is loaded only once prompts and flags are good
 
-    return open_engine(engine_dir, limit)
+    return open_engine(engine_dir, limit, scheduling)
 
 
 def _kv_cache_limit(config: RunConfig) -> KvCacheLimit:

@@ -18,6 +18,7 @@ from _tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 from opt_trt.cli import parse
 from opt_trt.config.run import RunConfig
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.profiling import time_generations
@@ -48,8 +49,8 @@ def letters(tmp_path: Path) -> Path:
 def start(*flags: object, decoder: SumDecoder | None = None) -> None:
     """What the script does with flags, over an alphabet instead of an engine."""
 
-    def open_session(engine_dir: Path, limit: KvCacheLimit) -> Session:
-        return DecoderSession(decoder or NextLetter(SPEC), limit)
+    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+        return DecoderSession(decoder or NextLetter(SPEC), limit, scheduling)
 
     run(parse(RunConfig, [str(flag) for flag in flags]), open_session)
 
@@ -203,15 +204,16 @@ def test_more_prompts_than_the_batch_are_all_answered(tmp_path: Path) -> None:
 def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def open_session(engine_dir: Path, limit: KvCacheLimit) -> Session:
-        asked.extend([engine_dir, limit])
-        return DecoderSession(NextLetter(SPEC), limit)
+    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+        asked.extend([engine_dir, limit, scheduling])
+        return DecoderSession(NextLetter(SPEC), limit, scheduling)
 
     prompts = str(write_csv(tmp_path / "p.csv", (3,)))
     flags = ["--engine_dir", "here", "--max_output_len", "1", "--input_file", prompts]
     cache = ["--max_tokens_in_paged_kv_cache", "64", "--kv_cache_free_gpu_memory_fraction", "0.5"]
-    run(parse(RunConfig, flags + cache), open_session)
-    assert asked == [Path("here"), KvCacheLimit(64, 0.5)]
+    rules = ["--scheduler_policy", "max_utilization", "--context_chunk_size", "9", "--kv_cache_enable_block_reuse"]
+    run(parse(RunConfig, flags + cache + rules), open_session)
+    assert asked == [Path("here"), KvCacheLimit(64, 0.5), Scheduling("max_utilization", 9, enable_block_reuse=True)]
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_over_committed_only_present_tokens_count() -> None:
     assert joined(of) == [0, 1]
 
 
-def test_the_newest_starts_over_when_blocks_run_out_and_keeps_its_tokens() -> None:
+def test_the_newest_starts_over_when_blocks_run_out() -> None:
     old, new = sequence(0, 4, 8), sequence(1, 4, 8)
     of = scheduler(old, new, pool=BlockPool(4), scheduling=OVERCOMMIT)
     for _ in range(5):
@@ -150,7 +150,7 @@ def test_a_finished_sequence_makes_room_for_the_next() -> None:
     assert step(of) == [(1, 0, 4)]
 
 
-def test_a_known_beginning_is_not_computed_again_but_for_its_last_token() -> None:
+def test_a_known_beginning_is_not_computed_again() -> None:
     pool = BlockPool(64, PrefixIndex(4))
     of = scheduler(sequence(0, 8, 1), pool=pool, scheduling=Scheduling(enable_block_reuse=True))
     step(of)
