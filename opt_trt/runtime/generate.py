@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime import log_probs
 from opt_trt.runtime.batch import split_logits, step_inputs
+from opt_trt.runtime.beam import BeamSearch
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.request import Result, TokenEvent
 from opt_trt.runtime.sampling import choose
@@ -56,10 +58,32 @@ class Generation:
         logits = logits[:, : self._decoder.spec.vocab_size]  # no padding row is ever chosen
         self._scheduler.advance(chunks)
         logits, sequences = split_logits(logits, chunks)
-        if sequences:
-            _extend(logits, sequences)
-            self._scheduler.retire()
-        return sequences
+        rows_of: dict[TokenSequence, list[int]] = {}  # those who stand for requests → their rows
+        for row, sequence in enumerate(sequences):
+            rows_of.setdefault(sequence.leader or sequence, []).append(row)
+        single = [rows[0] for sequence, rows in rows_of.items() if sequence.num_rows == 1]
+        if single:
+            everyone = len(single) == len(sequences)
+            _extend(logits if everyone else logits[single], [sequences[row] for row in single])
+        for leader, rows in rows_of.items():
+            if leader.num_rows > 1:
+                self._search(leader, logits[rows], [sequences[row] for row in rows])
+        self._scheduler.retire()
+        return list(rows_of)
+
+    def _search(self, leader: TokenSequence, logits: torch.Tensor, beams: list[TokenSequence]) -> None:
+        """Go on with the beams of a request from their rows of logits."""
+        leader.search = leader.search or BeamSearch(leader)
+        new_beams = leader.search.advance(logits, beams)
+        if leader.finish_reason is not None:
+            for beam in beams:
+                beam.finish_reason = leader.finish_reason
+            return
+        copies = self._scheduler.replace(beams, new_beams)
+        if copies:
+            sources, targets = torch.tensor(copies).T
+            for layer in self._kv_cache:
+                layer[targets] = layer[sources]
 
 
 def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
@@ -82,6 +106,13 @@ def event_of(sequence: TokenSequence) -> TokenEvent:
 
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
+    if sequence.search is None:
+        return _single_result(sequence)
+    beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.search.finished)
+    return replace(beams[0], beams=beams, context_logits=_single_result(sequence).context_logits)
+
+
+def _single_result(sequence: TokenSequence) -> Result:
     assert sequence.finish_reason is not None, sequence.index
     context, generation = sequence.context_logits, sequence.generation_logits
     return Result(

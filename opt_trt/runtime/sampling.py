@@ -52,13 +52,18 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     finds one anywhere in the rows.
     """
     best, token_ids = _largest(logits)
-    bad = [value for value in best.tolist() if not math.isfinite(value)]
+    require_numbers(best.tolist())
+    return token_ids
+
+
+def require_numbers(largest: Sequence[float]) -> None:
+    """Raise `UserError` if a row's largest logit is NaN or infinite."""
+    bad = [value for value in largest if not math.isfinite(value)]
     if bad:
         raise UserError(
             f"expected finite logits, the decoder returned {bad[0]}: its weights hold NaN or infinity, or overflow "
             "their type; check the source checkpoint, or convert it with --dtype float32 and build again"
         )
-    return token_ids
 
 
 def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:

@@ -67,7 +67,8 @@ class Scheduler:
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.num_cached = chunk.end
-            if chunk.start // block < chunk.end // block and self._scheduling.enable_block_reuse:
+            is_full = chunk.start // block < chunk.end // block
+            if is_full and sequence.leader is None and self._scheduling.enable_block_reuse:
                 self._pool.remember(sequence.ids(0, chunk.end), sequence.blocks)
 
     def retire(self) -> None:
@@ -81,21 +82,44 @@ class Scheduler:
     def cancel(self, sequence: TokenSequence) -> None:
         """Drop a sequence, running, waiting or gone, and free its blocks at once."""
         for place in (self.running, self._waiting):
-            if sequence in place:
-                place.remove(sequence)
-                self._free(sequence)
+            for one in [s for s in place if sequence in (s, s.leader)]:
+                place.remove(one)
+                self._free(one)
+
+    def replace(self, old: Sequence[TokenSequence], new: Sequence[TokenSequence]) -> list[tuple[int, int]]:
+        """Let beams take the place of those they extend, whose blocks they name: full ones are shared, and of a last
+        one that is not full each but one beam gets a copy. The copies to be made: from block, to block.
+        """
+        for beam in new:
+            self._pool.share(beam.blocks)
+        for beam in old:
+            self._pool.give_back(beam.blocks)
+            beam.blocks = ()
+        place = self.running.index(old[0])
+        self.running[place : place + len(old)] = new
+        copies = []
+        for beam in new:
+            last = beam.blocks[-1]
+            if beam.num_cached % self.limits.tokens_per_block and self._pool.num_owners(last) > 1:
+                (copy,) = self._pool.take(1)
+                self._pool.give_back((last,))
+                beam.blocks = (*beam.blocks[:-1], copy)
+                copies.append((last, copy))
+        return copies
 
     def clear(self) -> list[TokenSequence]:
         """Drop everything, free its blocks, and say what it was."""
-        dropped = [*self.running, *self._waiting]
-        for sequence in dropped:
-            self.cancel(sequence)
+        dropped = list(dict.fromkeys(s.leader or s for s in (*self.running, *self._waiting)))
+        for sequence in self.running:
+            self._free(sequence)
+        self.running = []
+        self._waiting.clear()
         return dropped
 
     def _admit(self, budget: int) -> list[Chunk]:
         """Let waiting sequences join, in order, while there is room; they bring `budget` tokens at most."""
         chunks: list[Chunk] = []
-        while self._waiting and budget and len(self.running) < self._max_rows and self._start(self._waiting[0]):
+        while self._waiting and budget and self._start(self._waiting[0]):
             sequence = self._waiting.popleft()
             count = min(sequence.num_left, budget)
             self.running.append(sequence)
@@ -107,6 +131,8 @@ class Scheduler:
 
     def _start(self, sequence: TokenSequence) -> bool:
         """Give a waiting sequence its reservation and the blocks that hold its first tokens already, if all fits."""
+        if sum(s.num_rows for s in self.running) + sequence.num_rows > self._max_rows:
+            return False
         known = self._known_blocks(sequence)
         reserved = self._reservation(sequence)
         size = self.limits.tokens_per_block
@@ -125,14 +151,19 @@ class Scheduler:
         return self._pool.find(sequence.ids(0, sequence.num_tokens - 1))
 
     def _reservation(self, sequence: TokenSequence) -> int:
-        """Blocks a sequence must be sure of; one whose logits are kept part by part cannot start over."""
-        if self._scheduling.policy == "max_utilization" and not sequence.request.return_context_logits:
+        """Blocks a sequence must be sure of. Neither beams nor one whose logits are kept in parts can start over."""
+        starts_over = not sequence.request.return_context_logits and sequence.num_rows == 1
+        if self._scheduling.policy == "max_utilization" and starts_over:
             return 0
-        return blocks_for(sequence.request.max_tokens, self.limits.tokens_per_block)
+        return sequence.request.max_blocks(self.limits.tokens_per_block)
 
     def _promised(self) -> int:
         """Free blocks that reservations will ask for."""
-        return sum(s.reserved - len(s.blocks) for s in self.running if s.reserved)
+        held: dict[TokenSequence, set[int]] = {}
+        for sequence in self.running:
+            if sequence.reserved:
+                held.setdefault(sequence.leader or sequence, set()).update(sequence.blocks)
+        return sum(leader.reserved - len(blocks) for leader, blocks in held.items())
 
     def _extend(self, sequence: TokenSequence, count: int) -> bool:
         """Take the blocks of `count` more tokens; False if the sequence itself was the newest and has to start over."""

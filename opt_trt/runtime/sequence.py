@@ -14,6 +14,8 @@ from opt_trt.runtime.stopping import Stop, StopWatch
 if TYPE_CHECKING:
     import torch
 
+    from opt_trt.runtime.beam import BeamSearch
+
 
 @dataclass(eq=False)
 class TokenSequence:
@@ -32,6 +34,8 @@ class TokenSequence:
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: list[torch.Tensor] = field(default_factory=list)  # a part for each step of the context phase
     generation_logits: list[torch.Tensor] = field(default_factory=list)
+    leader: TokenSequence | None = None  # of a beam: the sequence that computed the prompt and stands for the request
+    search: BeamSearch | None = None  # of a leader
 
     @property
     def num_tokens(self) -> int:
@@ -42,6 +46,19 @@ class TokenSequence:
     def num_left(self) -> int:
         """Tokens to be computed before it gets another one."""
         return self.num_tokens - self.num_cached
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a step it may need: all beams', as long as it stands for them."""
+        return 1 if self.leader else self.request.sampling.num_beams
+
+    def fork(self) -> TokenSequence:
+        """A beam that goes on from here; it names the blocks of this one without owning them."""
+        leader = self.leader or self
+        return TokenSequence(
+            leader.index, leader.request, blocks=self.blocks, num_cached=self.num_cached, reserved=leader.reserved,
+            output_ids=[*self.output_ids], log_probs=[*self.log_probs], leader=leader,
+        )  # fmt: skip
 
     def ids(self, start: int, end: int) -> list[int]:
         """Its tokens at positions from `start` to before `end`."""

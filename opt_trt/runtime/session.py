@@ -9,6 +9,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from opt_trt.config.scheduling import Scheduling
+from opt_trt.errors import UserError
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.generate import Generation, result_of
@@ -80,6 +81,10 @@ class DecoderSession:
     def stream(self, requests: Sequence[Request]) -> TokenStream:
         """Tokens of all requests as they come. Requests are checked here, not at the first token."""
         self._check(requests)
+        if any(request.sampling.num_beams > 1 for request in requests):
+            raise UserError(
+                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
+            )
         return TokenStream(self._generation, requests)
 
     def _check(self, requests: Sequence[Request]) -> None:
