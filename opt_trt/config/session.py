@@ -10,17 +10,12 @@ from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 
-ONE_BEAM = "decoding has one beam; beam search is not there yet"
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
 GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
 
 SESSION_REFUSED: dict[str, Refusal] = {
-    "num_beams": Refusal(ONE_BEAM, ("1",)),
-    "beam_width_array": Refusal(ONE_BEAM),
-    "length_penalty": Refusal(ONE_BEAM, ("1", "1.0")),
-    "early_stopping": Refusal(ONE_BEAM, ("1",)),
-    "beam_search_diversity_rate": Refusal(ONE_BEAM, ("0", "0.0")),
+    "beam_width_array": Refusal("a search has as many beams at every token: give --num_beams"),
     "sink_token_length": Refusal("OPT attends to the whole sequence"),
     "max_attention_window_size": Refusal("OPT attends to the whole sequence"),
     "multi_block_mode": Refusal(GPU_ONLY, ("True", "true", "1")),
@@ -56,7 +51,8 @@ SESSION_REFUSED: dict[str, Refusal] = {
 
 SAMPLING_FLAGS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "min_length", "random_seed",
+    "no_repeat_ngram_size", "min_length", "random_seed", "num_beams", "length_penalty", "early_stopping",
+    "beam_search_diversity_rate",
 )  # fmt: skip
 
 
@@ -84,6 +80,18 @@ class SessionConfig:
     no_repeat_ngram_size: int = flag(GREEDY.no_repeat_ngram_size, "so many tokens in a row never repeat; 0 is off")
     min_length: int = flag(GREEDY.min_length, "new tokens before the end id or a stop word may end the output")
     random_seed: int = flag(GREEDY.random_seed, "seed of the tokens drawn; each prompt's own, whatever runs beside it")
+    num_beams: int = flag(GREEDY.num_beams, "search for the most likely outputs with so many beams")
+    length_penalty: float = flag(
+        GREEDY.length_penalty, "beams are ranked by log-probability over output length to this power"
+    )
+    early_stopping: int = flag(
+        GREEDY.early_stopping, "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, "
+        "2: when there can be none",
+    )  # fmt: skip
+    beam_search_diversity_rate: float = flag(
+        GREEDY.beam_search_diversity_rate,
+        "times the place of a beam (0 is the best), added where its tokens are ranked",
+    )
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
     kv_cache_free_gpu_memory_fraction: float = flag(
         0.9, "share of the free memory of the engine's device the KV cache may take"

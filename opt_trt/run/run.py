@@ -30,6 +30,7 @@ class Job:
     session: Session
     requests: Sequence[Request]
     printing: Printing | None
+    num_beams: int = 1  # outputs of each request to show
 
 
 def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
@@ -43,8 +44,8 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
         converse(config, session, tokenizer)
         return
     requests = make_requests(config, session.spec, tokenizer)
-    printing = Printing(tokenizer or IdText(), config.num_return_sequences, config.streaming_interval)
-    job = Job(session, requests, printing if config.prints_outputs() else None)
+    printing = Printing(tokenizer or IdText(), config.num_draws, config.streaming_interval)
+    job = Job(session, requests, printing if config.prints_outputs() else None, config.num_shown_beams)
     outputs = _stream(job) if config.streaming else _generate(job)
     write_outputs(config, requests, outputs, session.spec.end_id)
     if config.run_profiling:
@@ -77,10 +78,10 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
 
 
 def _generate(job: Job) -> list[Output]:
-    results = job.session.generate(job.requests)
+    results = [result.beams[: job.num_beams] or (result,) for result in job.session.generate(job.requests)]
     if job.printing is not None:
         print_results(results, job.printing)
-    return [output_of(result) for result in results]
+    return [output_of(result) for beams in results for result in beams]
 
 
 def _stream(job: Job) -> list[Output]:
