@@ -125,7 +125,8 @@ def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
     tokens, next_arrival = 0, chance.expovariate(1 / 60)
     for event in watched:
         now = time.perf_counter()
-        gaps += [now - last[event.index]] * (event.index in last)
+        if event.index in last:
+            gaps.append(now - last[event.index])
         last[event.index] = now
         tokens += event.index == 0
         if tokens > next_arrival:

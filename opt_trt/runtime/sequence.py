@@ -63,6 +63,8 @@ class TokenSequence:
     def ids(self, start: int, end: int) -> list[int]:
         """Its tokens at positions from `start` to before `end`."""
         prompt_len = len(self.request.prompt_ids)
+        if start >= prompt_len:  # the generation phase, every step
+            return self.output_ids[start - prompt_len : end - prompt_len]
         output = self.output_ids[max(0, start - prompt_len) : max(0, end - prompt_len)]
         return [*self.request.prompt_ids[start:end], *output]
 
