@@ -39,7 +39,7 @@ def random_model(kind: str, directory: Path) -> Path:
 
 
 class ReferenceDecoder:
-    """`Decoder` of a Hugging Face model, converted into `work`."""
+    """`Decoder` of a Hugging Face model, converted into `work`; sequences of 64 tokens at most."""
 
     def __init__(self, model_dir: Path, work: Path, max_batch_size: int = 16) -> None:
         convert(ConvertConfig(model_dir=str(model_dir), output_dir=str(work), dtype="float32", log_level="warning"))

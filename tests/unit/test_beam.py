@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
+from opt_trt.text import load_tokenizer
 
 EARLY_STOPPING = {0: False, 1: True, 2: "never"}
 Ids = tuple[int, ...]
@@ -87,6 +89,20 @@ def test_all_beams_of_a_ragged_batch_equal_transformers(models, kind, widths, ea
         assert_equal(result, transformers_beams(oracle, request))
         assert result.output_ids == result.beams[0].output_ids
     assert of._pool.num_free == of._pool.num_blocks
+
+
+def test_beams_of_the_demo_model_equal_transformers(tmp_path) -> None:
+    directory = Path(__file__).parents[2] / "examples/demo/model"
+    oracle = OPTForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    of = DecoderSession(ReferenceDecoder(directory, tmp_path / "checkpoint"), KvCacheLimit())
+    tokenizer = load_tokenizer(directory)
+    texts = ("The mayor opened a bridge", "A storm", "The team that won the cup last year")
+    requests = [
+        Request(tokenizer.encode(text, 30), 24, tokenizer.eos_id, sampling=SamplingParams(num_beams=width))
+        for text, width in zip(texts, (2, 4, 8), strict=True)
+    ]
+    for request, result in zip(requests, of.generate(requests), strict=True):
+        assert_equal(result, transformers_beams(oracle, request))
 
 
 @pytest.mark.parametrize(
