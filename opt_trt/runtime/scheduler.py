@@ -55,7 +55,7 @@ class Scheduler:
             is_context = sequence.num_left > 1
             count = min(sequence.num_left, budget) if is_context else 1
             if count and sequence.blocks and self._extend(sequence, count):  # no blocks: it starts over
-                chunks.append(_chunk(sequence, count))
+                chunks.append(sequence.chunk(count))
                 budget -= count * is_context
         if len(self.running) == num_running:  # whoever has to start over lets others finish first
             chunks += self._admit(budget)
@@ -125,7 +125,7 @@ class Scheduler:
             self.running.append(sequence)
             extended = self._extend(sequence, count)
             assert extended, sequence.index
-            chunks.append(_chunk(sequence, count))
+            chunks.append(sequence.chunk(count))
             budget -= count
         return chunks
 
@@ -183,8 +183,3 @@ class Scheduler:
     def _free(self, sequence: TokenSequence) -> None:
         self._pool.give_back(sequence.blocks)
         sequence.blocks, sequence.num_cached, sequence.reserved = (), 0, 0
-
-
-def _chunk(sequence: TokenSequence, count: int) -> Chunk:
-    start = sequence.num_cached
-    return Chunk(sequence, start, start + count, is_last=count == sequence.num_left)

@@ -52,6 +52,10 @@ class TokenSequence:
         """Rows of a step it may need: all beams', as long as it stands for them."""
         return 1 if self.leader else self.request.sampling.num_beams
 
+    def chunk(self, count: int) -> Chunk:
+        """Its next `count` tokens."""
+        return Chunk(self, self.num_cached, self.num_cached + count, is_last=count == self.num_left)
+
     def fork(self) -> TokenSequence:
         """A beam that goes on from here; it names the blocks of this one without owning them."""
         leader = self.leader or self
