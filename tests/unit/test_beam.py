@@ -23,6 +23,7 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
+from opt_trt.runtime.stopping import StopWords
 from opt_trt.text import load_tokenizer
 
 EARLY_STOPPING = {0: False, 1: True, 2: "never"}
@@ -210,6 +211,7 @@ BEAMS = SamplingParams(num_beams=3)
         (Request((1,), 1, sampling=SamplingParams(num_beams=5)), "5 beams.*the engine takes 4;.*--max_batch_size"),
         (Request((1,) * 3, 9, sampling=BEAMS), "= 12 of 3 beams, the whole KV cache holds 32"),
         (Request((1,), 1, return_generation_logits=True, sampling=BEAMS), "beams and for generation logits"),
+        (Request((1,), 1, sampling=BEAMS, stop_words=StopWords(ids=((3,),))), "beams and for stop words"),
     ],
 )
 def test_a_search_that_does_not_fit_is_named(request_: Request, says: str) -> None:
