@@ -10,7 +10,7 @@ from opt_trt.api.prompts import Asked
 from opt_trt.errors import UserError
 from opt_trt.runtime.generate import event_of
 from opt_trt.runtime.request import RequestFailed, TokenEvent
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 
 Letter = tuple[int, Sequence[TokenEvent] | Exception]  # which output, its next tokens or why there are none
 

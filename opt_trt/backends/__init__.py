@@ -9,6 +9,7 @@ from typing import Protocol
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
@@ -28,7 +29,7 @@ class Backend(Protocol):
         """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead."""
         ...
 
-    def open(self, engine_dir: Path, limit: KvCacheLimit) -> Session:
+    def open(self, engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
         """Open an engine this backend built."""
         ...
 
@@ -48,9 +49,9 @@ def choose_backend(name: str) -> str:
     return ready[0]
 
 
-def open_engine(engine_dir: Path, limit: KvCacheLimit) -> Session:
+def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> Session:
     """A session on an engine directory, with the backend that built it."""
     name = read_engine_config(engine_dir).backend
     if name not in BACKENDS:
         raise UserError(f"{engine_dir} was built by backend {name!r}, known are {', '.join(BACKENDS)}; build it again")
-    return load_backend(name).open(engine_dir, limit)
+    return load_backend(name).open(engine_dir, limit, scheduling or Scheduling())

@@ -68,7 +68,7 @@ class BuildConfig:
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
     REFUSED: ClassVar[dict[str, Refusal]] = {
-        "max_beam_width": Refusal("beam search is not there yet", ("1",)),
+        "max_beam_width": Refusal("beams are sequences of the batch: give --max_batch_size requests * beams", ("1",)),
         "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
         "paged_kv_cache": Refusal("the KV cache is always paged", ("", "enable")),
         "remove_input_padding": Refusal("inputs are always packed", ("", "enable")),

@@ -31,7 +31,10 @@ class RunConfig(SessionConfig):
     output_generation_logits: bool = flag(
         False, "write NAME_generation.npy too, logits of all new tokens (--gather_generation_logits)"
     )
-    num_return_sequences: int = flag(1, "outputs per prompt, each drawn with random numbers of its own")
+    num_return_sequences: int | None = flag(
+        None, "outputs per prompt: drawn, each with random numbers of its own, or the best of the beams; "
+        "default: one, or all beams",
+    )  # fmt: skip
     stop_words: tuple[tuple[str, ...], ...] | None = flag(
         None, "strings that end an output and are left out; repeat the flag to give each prompt its own",
         nargs="+", repeats=True,
@@ -64,18 +67,20 @@ class RunConfig(SessionConfig):
             raise UserError(f"--max_output_len must be at least 1, found {self.max_output_len}")
         if self.streaming_interval < 1:
             raise UserError(f"--streaming_interval must be at least 1, found {self.streaming_interval}")
-        if self.num_return_sequences < 1:
-            raise UserError(f"--num_return_sequences must be at least 1, found {self.num_return_sequences}")
-        if self.num_return_sequences > 1 and not self.sampling().draws:
-            raise UserError(
-                f"--num_return_sequences {self.num_return_sequences} would give one greedy output as many times; "
-                "give --top_k 50, or --top_k 0 --top_p 0.9"
-            )
-        if self.output_generation_logits and self.output_logits_npy is None:
-            raise UserError("--output_generation_logits says what to write, not where: give --output_logits_npy too")
-        if self.output_logits_npy is not None and self.streaming:
-            raise UserError("--output_logits_npy writes whole outputs, --streaming has none: drop one of the two")
+        self._check_number_of_outputs()
+        self._check_beams()
+        self._check_logits()
         self._check_interactive()
+
+    @property
+    def num_draws(self) -> int:
+        """Sequences to draw for each prompt: requests of their own."""
+        return 1 if self.num_beams > 1 else self.num_return_sequences or 1
+
+    @property
+    def num_shown_beams(self) -> int:
+        """Outputs of each request that are printed and written."""
+        return 1 if self.num_beams == 1 else self.num_return_sequences or self.num_beams
 
     def targets(self) -> list[str]:
         """Every file to write."""
@@ -88,6 +93,36 @@ class RunConfig(SessionConfig):
             return ()
         stem = self.output_logits_npy.removesuffix(".npy")
         return (f"{stem}_context.npy", f"{stem}_generation.npy")
+
+    def _check_number_of_outputs(self) -> None:
+        count = 1 if self.num_return_sequences is None else self.num_return_sequences
+        if count < 1:
+            raise UserError(f"--num_return_sequences must be at least 1, found {count}")
+        if self.num_beams == 1 and count > 1 and not self.sampling().draws:
+            raise UserError(
+                f"--num_return_sequences {count} would give one greedy output as many times; "
+                "give --top_k 50, --top_k 0 --top_p 0.9, or --num_beams"
+            )
+        if self.num_beams > 1 and count > self.num_beams:
+            raise UserError(
+                f"--num_return_sequences {count} is more than the outputs of --num_beams {self.num_beams}; raise that"
+            )
+
+    def _check_beams(self) -> None:
+        """What follows the only output there is does not go with beams."""
+        following = ("streaming", "interactive", "stop_words", "output_generation_logits")
+        given = next((name for name in following if getattr(self, name)), None)
+        if self.num_beams > 1 and given:
+            raise UserError(
+                f"--{given} follows one output from token to token, --num_beams {self.num_beams} chooses at the end; "
+                "drop one of the two"
+            )
+
+    def _check_logits(self) -> None:
+        if self.output_generation_logits and self.output_logits_npy is None:
+            raise UserError("--output_generation_logits says what to write, not where: give --output_logits_npy too")
+        if self.output_logits_npy is not None and self.streaming:
+            raise UserError("--output_logits_npy writes whole outputs, --streaming has none: drop one of the two")
 
     def _check_interactive(self) -> None:
         """What needs all prompts before the first output does not go with prompts that are typed."""

@@ -19,7 +19,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "no_repeat_ngram_size": (0, math.inf),
     "min_length": (0, math.inf),
     "random_seed": (0, math.inf),
+    "num_beams": (1, math.inf),
+    "length_penalty": (-10.0, 10.0),  # an output length to this power is an fp32 number
+    "early_stopping": (0, 2),
+    "beam_search_diversity_rate": (-LARGE, LARGE),
 }
+
+BEAM_OPTIONS = ("length_penalty", "early_stopping", "beam_search_diversity_rate")  # without effect on one beam
 
 # What changes logits, in transformers' order (presence and frequency, which it lacks, behind its repetition penalty),
 # with the values that change nothing. The second table acts only when tokens are drawn.
@@ -61,6 +67,12 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logit of an id; -inf bans it
     random_seed: int = 0
     sequence: int = 0  # which of several sequences of one prompt: each draws random numbers of its own
+    num_beams: int = 1  # more than one: search for the most likely outputs
+    length_penalty: float = 1.0  # beams are ranked by log-probability over new tokens to this power
+    early_stopping: int = (
+        1  # 1: when as many outputs as beams are finished; 0: when no better one is likely; 2: possible
+    )
+    beam_search_diversity_rate: float = 0.0  # times the place of a beam, added when its continuations are ranked
     log_probs: int | None = None  # report the log-probability of each new token and of that many most likely ones
 
     def __post_init__(self) -> None:
@@ -79,6 +91,7 @@ class SamplingParams:
         if not all(bias < math.inf for _, bias in self.logit_bias):
             raise UserError("logit_bias must be numbers below infinity (-inf bans a token); found others")
         self._check_contradictions()
+        self._check_beams()
 
     @property
     def draws(self) -> bool:
@@ -95,6 +108,16 @@ class SamplingParams:
     def token_ids(self) -> tuple[int, ...]:
         """Every token id named."""
         return (*(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
+
+    def _check_beams(self) -> None:
+        if self.num_beams > 1 and self.draws:
+            raise UserError(
+                f"--num_beams {self.num_beams} searches for the most likely outputs, --top_k {self.top_k} draws them "
+                "by chance; drop one of the two"
+            )
+        given = next((name for name in BEAM_OPTIONS if getattr(self, name) != getattr(SamplingParams, name)), None)
+        if self.num_beams == 1 and given:
+            raise UserError(f"--{given} {getattr(self, given)} has no effect with one beam; give --num_beams 4")
 
     def _check_contradictions(self) -> None:
         """A filter that greedy decoding would ignore, or no filter where one of two is needed."""

@@ -7,19 +7,15 @@ from typing import Any
 
 from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
 from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 
-ONE_BEAM = "decoding has one beam; beam search is not there yet"
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
 GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
 
 SESSION_REFUSED: dict[str, Refusal] = {
-    "num_beams": Refusal(ONE_BEAM, ("1",)),
-    "beam_width_array": Refusal(ONE_BEAM),
-    "length_penalty": Refusal(ONE_BEAM, ("1", "1.0")),
-    "early_stopping": Refusal(ONE_BEAM, ("1",)),
-    "beam_search_diversity_rate": Refusal(ONE_BEAM, ("0", "0.0")),
+    "beam_width_array": Refusal("a search has as many beams at every token: give --num_beams"),
     "sink_token_length": Refusal("OPT attends to the whole sequence"),
     "max_attention_window_size": Refusal("OPT attends to the whole sequence"),
     "multi_block_mode": Refusal(GPU_ONLY, ("True", "true", "1")),
@@ -40,8 +36,9 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "vocab_file": Refusal("give --tokenizer_dir, a directory with vocab.json and merges.txt"),
     "gpu_weights_percent": Refusal(GPU_ONLY, ("1", "1.0")),
     "cross_kv_cache_fraction": Refusal("OPT has no encoder", ("0.5",)),
-    "kv_cache_enable_block_reuse": Refusal("prefix caching is not there yet"),
-    "enable_chunked_context": Refusal("prompts are not chunked yet"),
+    "enable_chunked_context": Refusal(
+        "", ("",), note="--enable_chunked_context: prompts are always cut where a step is full"
+    ),
     "return_all_generated_tokens": Refusal("streaming returns new tokens only"),
     "medusa_choices": Refusal(NO_DRAFT),
     "eagle_choices": Refusal(NO_DRAFT),
@@ -54,7 +51,8 @@ SESSION_REFUSED: dict[str, Refusal] = {
 
 SAMPLING_FLAGS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "min_length", "random_seed",
+    "no_repeat_ngram_size", "min_length", "random_seed", "num_beams", "length_penalty", "early_stopping",
+    "beam_search_diversity_rate",
 )  # fmt: skip
 
 
@@ -82,11 +80,35 @@ class SessionConfig:
     no_repeat_ngram_size: int = flag(GREEDY.no_repeat_ngram_size, "so many tokens in a row never repeat; 0 is off")
     min_length: int = flag(GREEDY.min_length, "new tokens before the end id or a stop word may end the output")
     random_seed: int = flag(GREEDY.random_seed, "seed of the tokens drawn; each prompt's own, whatever runs beside it")
+    num_beams: int = flag(GREEDY.num_beams, "search for the most likely outputs with so many beams")
+    length_penalty: float = flag(
+        GREEDY.length_penalty, "beams are ranked by log-probability over output length to this power"
+    )
+    early_stopping: int = flag(
+        GREEDY.early_stopping, "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, "
+        "2: when there can be none",
+    )  # fmt: skip
+    beam_search_diversity_rate: float = flag(
+        GREEDY.beam_search_diversity_rate,
+        "times the place of a beam (0 is the best), added where its tokens are ranked",
+    )
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
     kv_cache_free_gpu_memory_fraction: float = flag(
         0.9, "share of the free memory of the engine's device the KV cache may take"
     )
+    kv_cache_enable_block_reuse: bool = flag(False, "keep blocks of the KV cache for prompts that begin alike")
+    scheduler_policy: str = flag(
+        POLICIES[0], "reserve the KV cache a request may need, or start over the newest when it is full",
+        choices=POLICIES,
+    )  # fmt: skip
+    context_chunk_size: int = flag(
+        Scheduling.context_chunk_size, "most prompt tokens in a step in which other requests generate"
+    )
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    def scheduling(self) -> Scheduling:
+        """How requests share the session."""
+        return Scheduling(self.scheduler_policy, self.context_chunk_size, self.kv_cache_enable_block_reuse)
 
     def sampling(self, **more: Any) -> SamplingParams:
         """What the flags, and fields beyond them, say of the choice of tokens; `UserError` if they contradict."""
@@ -94,6 +116,7 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         self.sampling()
+        self.scheduling()
         if self.max_input_length < 1:
             raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
         if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:

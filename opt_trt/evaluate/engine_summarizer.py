@@ -80,7 +80,7 @@ class EngineSummarizer:
 
     def _fits_as_prompt(self, length: int) -> bool:
         spec = self._session.spec
-        return length <= min(spec.max_input_len, spec.max_num_tokens) and length + 1 <= spec.max_seq_len
+        return length <= spec.max_input_len and length < spec.max_seq_len
 
     def _check_perplexity(self, needed: int) -> None:
         spec = self._session.spec

@@ -31,6 +31,9 @@ DTYPES = {
 }
 
 
+EARLY_STOPPING = (False, True, "never")  # by TensorRT-LLM's numbers
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How tokens are chosen and how far: `output_len` at most, or to `end_id`; `pad_id` fills short prompts."""
@@ -125,7 +128,12 @@ def _choice(sampling: SamplingParams) -> dict[str, Any]:
         "min_new_tokens": sampling.min_length or None,
     }
     if not sampling.draws:
-        return {"do_sample": False} | penalties
+        beams = {
+            "num_beams": sampling.num_beams,
+            "length_penalty": sampling.length_penalty,
+            "early_stopping": EARLY_STOPPING[sampling.early_stopping],
+        }
+        return {"do_sample": False} | penalties | (beams if sampling.num_beams > 1 else {})
     filters = {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,

@@ -27,27 +27,28 @@ class Printing:
     interval: int = 1  # new tokens that appear at once when streaming
     framed: bool = True  # with the prompt before the output, in quotes
 
-    def begin(self, index: int, prompt_ids: Sequence[int]) -> None:
-        """Print all that stands before the output of the request at `index`."""
+    def begin(self, index: int, prompt_ids: Sequence[int], beam: int = 0) -> None:
+        """Print all that stands before the output of the request at `index`, or one of its beams."""
         if not self.framed:
             return
         prompt, sequence = divmod(index, self.num_sequences)
-        if sequence == 0:
+        if sequence == beam == 0:
             print(f'Input [Text {prompt}]: "{self.text.decode(prompt_ids)}"')
         which = f" Seq {sequence}" * (self.num_sequences > 1)
-        print(f'Output [Text {prompt}{which} Beam 0]: "', end="", flush=True)
+        print(f'Output [Text {prompt}{which} Beam {beam}]: "', end="", flush=True)
 
     def end(self) -> None:
         """Print what stands behind an output."""
         print('"' * self.framed, flush=True)
 
 
-def print_results(results: Sequence[Result], printing: Printing) -> None:
-    """Every prompt and what followed it."""
-    for index, result in enumerate(results):
-        printing.begin(index, result.prompt_ids)
-        print(readable(result, printing.text), end="")
-        printing.end()
+def print_results(results: Sequence[Sequence[Result]], printing: Printing) -> None:
+    """Every prompt and what followed it: the beams of each request, or its only output."""
+    for index, beams in enumerate(results):
+        for beam, result in enumerate(beams):
+            printing.begin(index, result.prompt_ids, beam)
+            print(readable(result, printing.text), end="")
+            printing.end()
 
 
 class StreamPrinter:

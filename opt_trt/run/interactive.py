@@ -21,7 +21,7 @@ def converse(config: RunConfig, session: Session, tokenizer: Tokenizer) -> None:
 
     Ctrl-C ends an answer, at the cue the whole command.
     """
-    printing = Printing(tokenizer, config.num_return_sequences, config.streaming_interval, framed=False)
+    printing = Printing(tokenizer, config.num_draws, config.streaming_interval, framed=False)
     for line in _lines():
         try:
             requests = make_requests(replace(config, input_text=(line,), interactive=False), session.spec, tokenizer)

@@ -41,11 +41,14 @@ def output_of(result: Result) -> Output:
 def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Sequence[Output], end_id: int) -> None:
     """Write the files asked for. `end_id` fills rows of ids where the requests have none.
 
-    Ids are int32 `[R, longest prompt with its output]`; log-probabilities, as upstream's with one beam, are fp32
-    `[R, 1, longest output]`, filled with 0, and `[R, 1]` of whole outputs; `R` counts prompts times sequences. Context
-    logits are fp32 `[tokens of all prompts, V]`, generation logits `[R, 1, longest output, V]`, filled with 0.
+    `R` counts prompts times sequences, `B` the beams shown of each. Ids are int32 `[R * B, longest prompt with its
+    output]`; log-probabilities are fp32 `[R, B, longest output]`, filled with 0, and `[R, B]` of whole outputs. Context
+    logits are fp32 `[tokens of all prompts, V]`, generation logits (never of beams) `[R, 1, longest output, V]`, filled
+    with 0.
     """
-    rows = [[*request.prompt_ids, *output.ids] for request, output in zip(requests, outputs, strict=True)]
+    num_beams = len(outputs) // len(requests)
+    prompts = [request.prompt_ids for request in requests for _ in range(num_beams)]
+    rows = [[*prompt_ids, *output.ids] for prompt_ids, output in zip(prompts, outputs, strict=True)]
     fill = requests[0].end_id
     ids = array_files.pad_rows(rows, end_id if fill is None else fill, np.int32)
     if config.output_csv is not None:
@@ -54,10 +57,10 @@ def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Seque
         array_files.write_npy(Path(config.output_npy), ids)
     if config.output_log_probs_npy is not None:
         log_probs = array_files.pad_rows([output.log_probs for output in outputs], 0.0, np.float32)
-        array_files.write_npy(Path(config.output_log_probs_npy), log_probs[:, np.newaxis])
+        array_files.write_npy(Path(config.output_log_probs_npy), log_probs.reshape(len(requests), num_beams, -1))
     if config.output_cum_log_probs_npy is not None:
-        sums = [[math.fsum(output.log_probs)] for output in outputs]
-        array_files.write_npy(Path(config.output_cum_log_probs_npy), np.array(sums, dtype=np.float32))
+        sums = np.array([math.fsum(output.log_probs) for output in outputs], dtype=np.float32)
+        array_files.write_npy(Path(config.output_cum_log_probs_npy), sums.reshape(-1, num_beams))
     if config.output_logits_npy is not None:
         _write_logits(outputs, *map(Path, config.logits_targets()))
 

@@ -29,7 +29,7 @@ def reads_text(config: RunConfig) -> bool:
 
 
 def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | None) -> list[Request]:
-    """`num_return_sequences` requests for each prompt, one prompt after another; text and words need a tokenizer."""
+    """`num_draws` requests for each prompt, one prompt after another; text and words need a tokenizer."""
     assert config.max_output_len is not None  # checked by RunConfig
     prompts = _prompts(config, spec, tokenizer)
     all_stop_words = _for_each_prompt("stop_words", config.stop_words, len(prompts))
@@ -50,7 +50,7 @@ def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | N
                 sampling=replace(sampling, sequence=number),
                 return_context_logits=context_logits and number == 0,  # those of the prompt, whatever follows it
             )
-            for number in range(config.num_return_sequences)
+            for number in range(config.num_draws)
         ]
     return requests
 

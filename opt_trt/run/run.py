@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opt_trt.config.run import RunConfig
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.console import IdText, Printing, StreamPrinter, print_results
@@ -19,7 +20,7 @@ from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 from opt_trt.text import Tokenizer, load_tokenizer
 
-OpenSession = Callable[[Path, KvCacheLimit], Session]
+OpenSession = Callable[[Path, KvCacheLimit, Scheduling], Session]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Job:
     session: Session
     requests: Sequence[Request]
     printing: Printing | None
+    num_beams: int = 1  # outputs of each request to show
 
 
 def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
@@ -36,24 +38,24 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     for target in config.targets():
         array_files.check_target(Path(target))
     tokenizer = _tokenizer(config)
-    session = (open_session or _open_engine)(Path(config.engine_dir), _kv_cache_limit(config))
+    session = (open_session or _open_engine)(Path(config.engine_dir), _kv_cache_limit(config), config.scheduling())
     if config.interactive:
         assert tokenizer is not None  # prompts are text
         converse(config, session, tokenizer)
         return
     requests = make_requests(config, session.spec, tokenizer)
-    printing = Printing(tokenizer or IdText(), config.num_return_sequences, config.streaming_interval)
-    job = Job(session, requests, printing if config.prints_outputs() else None)
+    printing = Printing(tokenizer or IdText(), config.num_draws, config.streaming_interval)
+    job = Job(session, requests, printing if config.prints_outputs() else None, config.num_shown_beams)
     outputs = _stream(job) if config.streaming else _generate(job)
     write_outputs(config, requests, outputs, session.spec.end_id)
     if config.run_profiling:
         print(time_generations(session, requests))
 
 
-def _open_engine(engine_dir: Path, limit: KvCacheLimit) -> Session:
+def _open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
     from opt_trt.backends import open_engine  # what runs an engine is loaded only once prompts and flags are good
 
-    return open_engine(engine_dir, limit)
+    return open_engine(engine_dir, limit, scheduling)
 
 
 def _kv_cache_limit(config: RunConfig) -> KvCacheLimit:
@@ -76,10 +78,10 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
 
 
 def _generate(job: Job) -> list[Output]:
-    results = job.session.generate(job.requests)
+    results = [result.beams[: job.num_beams] or (result,) for result in job.session.generate(job.requests)]
     if job.printing is not None:
         print_results(results, job.printing)
-    return [output_of(result) for result in results]
+    return [output_of(result) for beams in results for result in beams]
 
 
 def _stream(job: Job) -> list[Output]:

@@ -1,95 +1,103 @@
-"""Turn requests into tokens: schedule, step the decoder, sample, until every sequence is finished."""
+"""Turn requests into tokens: schedule, step the decoder, sample, for all that is in flight at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime import log_probs
-from opt_trt.runtime.batch import Batch, empty_batch, generation_inputs, mixed_inputs, num_context_logits
+from opt_trt.runtime.batch import split_logits, step_inputs
+from opt_trt.runtime.beam import BeamSearch
 from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.request import Request, Result, TokenEvent
+from opt_trt.runtime.request import Result, TokenEvent
 from opt_trt.runtime.sampling import choose
-from opt_trt.runtime.scheduler import Scheduler, StepLimits, TokenSequence
-from opt_trt.step import Decoder, StepInputs
+from opt_trt.runtime.scheduler import Scheduler, StepLimits
+from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.step import Decoder
 
 
 class Generation:
-    """One run of a list of requests over a decoder, step by step; `close` frees its blocks, finished or not."""
+    """Sequences in flight over a decoder and its KV cache; they may join and be cancelled between any two steps."""
 
-    def __init__(self, decoder: Decoder, kv_cache: Sequence[torch.Tensor], pool: BlockPool) -> None:
+    def __init__(
+        self, decoder: Decoder, kv_cache: Sequence[torch.Tensor], pool: BlockPool, scheduling: Scheduling
+    ) -> None:
         spec = decoder.spec
         self._decoder = decoder
         self._kv_cache = kv_cache
-        self._tokens_per_block = spec.tokens_per_block
-        self._vocab_size = spec.vocab_size
-        self._scheduler = Scheduler(StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block), pool)
-        self._batch = empty_batch()
+        limits = StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block)
+        self._scheduler = Scheduler(limits, pool, scheduling)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether any request is not finished."""
-        return self._scheduler.has_work
+    def submit(self, sequence: TokenSequence) -> None:
+        """Queue a sequence whose request passed `check_request`."""
+        self._scheduler.submit(sequence)
 
-    def submit(self, index: int, request: Request) -> None:
-        """Queue a request that passed `check_request`; `index` comes back with its tokens."""
-        self._scheduler.submit(TokenSequence(index, request))
+    def cancel(self, sequence: TokenSequence) -> None:
+        """Drop a sequence, finished or not; its blocks are free at once."""
+        self._scheduler.cancel(sequence)
 
-    def cancel(self, index: int) -> None:
-        """Drop a request between two steps, finished or not; what it held is free at once."""
-        self._scheduler.cancel(index)
-        self._batch = self._retire(self._batch)
+    def step(self) -> Sequence[TokenSequence]:
+        """Run one step; every sequence returned has one more token, the last if there is a finish reason, or failed.
 
-    def step(self) -> list[TokenSequence]:
-        """Run one step; every sequence returned has one more token, the last if there is a finish reason, or failed."""
-        joined = self._scheduler.admit()
-        stepped = self._scheduler.running
-        inputs = self._inputs(joined)
-        logits = self._decoder.step(inputs, self._kv_cache)[:, : self._vocab_size]  # no padding row is ever chosen
-        if any(s.request.return_context_logits for s in joined):
-            logits = _take_context_logits(logits, stepped, joined)
-        newest_ids = choose(logits, stepped)
-        log_probs.record(logits, newest_ids, stepped)
-        for row, (sequence, token_id) in enumerate(zip(stepped, newest_ids.tolist(), strict=True)):
-            if sequence.error is not None:
-                continue
-            sequence.accept(token_id)
-            if sequence.request.return_generation_logits:
-                sequence.generation_logits.append(logits[row].clone())
-        self._batch = self._retire(Batch(newest_ids, inputs.kv_lens, inputs.block_tables))
-        return stepped
+        What no request is to blame for fails all sequences in flight, and is raised.
+        """
+        try:
+            return self._step()
+        except BaseException as error:  # Ctrl-C included: the blocks must not stay taken
+            for sequence in self._scheduler.clear():
+                sequence.fail(error)
+            raise
 
-    def close(self) -> None:
-        """Drop whatever is not finished."""
-        self._scheduler.clear()
-        self._batch = empty_batch()
+    def _step(self) -> Sequence[TokenSequence]:
+        chunks = self._scheduler.schedule()
+        inputs = step_inputs(chunks, self._decoder.spec.tokens_per_block)
+        logits = self._decoder.step(inputs, self._kv_cache)
+        logits = logits[:, : self._decoder.spec.vocab_size]  # no padding row is ever chosen
+        self._scheduler.advance(chunks)
+        logits, sequences = split_logits(logits, chunks)
+        rows_of: dict[TokenSequence, list[int]] = {}  # those who stand for requests → their rows
+        for row, sequence in enumerate(sequences):
+            rows_of.setdefault(sequence.leader or sequence, []).append(row)
+        single = [rows[0] for sequence, rows in rows_of.items() if sequence.num_rows == 1]
+        if single:
+            everyone = len(single) == len(sequences)
+            _extend(logits if everyone else logits[single], [sequences[row] for row in single])
+        for leader, rows in rows_of.items():
+            if leader.num_rows > 1:
+                self._search(leader, logits[rows], [sequences[row] for row in rows])
+        self._scheduler.retire()
+        return list(rows_of)
 
-    def _inputs(self, joined: Sequence[TokenSequence]) -> StepInputs:
-        if joined:
-            return mixed_inputs(self._batch, joined, self._tokens_per_block)
-        return generation_inputs(self._batch, self._tokens_per_block)
+    def _search(self, leader: TokenSequence, logits: torch.Tensor, beams: list[TokenSequence]) -> None:
+        """Go on with the beams of a request from their rows of logits."""
+        leader.search = leader.search or BeamSearch(leader)
+        new_beams = leader.search.advance(logits, beams)
+        if leader.finish_reason is not None:
+            for beam in beams:
+                beam.finish_reason = leader.finish_reason
+            return
+        copies = self._scheduler.replace(beams, new_beams)
+        if copies:
+            sources, targets = torch.tensor(copies).T
+            for layer in self._kv_cache:
+                layer[targets] = layer[sources]
 
-    def _retire(self, batch: Batch) -> Batch:
-        stay = self._scheduler.retire()
-        if len(stay) == batch.newest_ids.shape[0]:
-            return batch
-        return batch.keep(stay, max((len(s.blocks) for s in self._scheduler.running), default=0))
 
-
-def _take_context_logits(
-    logits: torch.Tensor, stepped: Sequence[TokenSequence], joined: Sequence[TokenSequence]
-) -> torch.Tensor:
-    """Give joined sequences the context logits they asked for; the rows that choose a token, one per sequence."""
-    first = len(stepped) - len(joined)
-    last_rows = list(range(first))
-    for sequence in joined:
-        end = first + num_context_logits(sequence)
-        last_rows.append(end - 1)
-        if sequence.request.return_context_logits:
-            sequence.context_logits = logits[first:end].clone()
-        first = end
-    return logits[last_rows]
+def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
+    """Give each sequence the token its row of fp32 `[S, V]` chooses."""
+    newest_ids = choose(logits, sequences)
+    log_probs.record(logits, newest_ids, sequences)
+    for row, (sequence, token_id) in enumerate(zip(sequences, newest_ids.tolist(), strict=True)):
+        if sequence.error is not None:
+            continue
+        sequence.accept(token_id)
+        if sequence.request.return_generation_logits:
+            sequence.generation_logits.append(logits[row].clone())
+        if sequence.events is not None:
+            sequence.events.append(event_of(sequence))
 
 
 def event_of(sequence: TokenSequence) -> TokenEvent:
@@ -100,14 +108,22 @@ def event_of(sequence: TokenSequence) -> TokenEvent:
 
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
+    if sequence.search is None:
+        return _single_result(sequence)
+    beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.search.finished)
+    best = replace(beams[0], context_logits=_single_result(sequence).context_logits)  # the prompt's, once
+    return replace(best, beams=(best, *beams[1:]))
+
+
+def _single_result(sequence: TokenSequence) -> Result:
     assert sequence.finish_reason is not None, sequence.index
-    logits = sequence.generation_logits
+    context, generation = sequence.context_logits, sequence.generation_logits
     return Result(
         prompt_ids=sequence.request.prompt_ids,
         output_ids=tuple(sequence.output_ids),
         finish_reason=sequence.finish_reason,
         stop=sequence.stop,
         log_probs=tuple(sequence.log_probs),
-        context_logits=sequence.context_logits,
-        generation_logits=torch.stack(logits) if logits else None,
+        context_logits=torch.cat(context) if context else None,
+        generation_logits=torch.stack(generation) if generation else None,
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.runtime.request import TokenLogProbs
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 
 
 def record(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:

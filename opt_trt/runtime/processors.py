@@ -12,7 +12,7 @@ from math import inf
 
 import torch
 
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 
 CANDIDATES = 1024  # largest logits that nearly always hold the cut of top-p
 TOP_P_MARGIN = 1e-5  # of probability: fp32 sums over a vocabulary differ by some 1e-6

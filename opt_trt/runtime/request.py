@@ -48,6 +48,11 @@ class Request:
         """Prompt and new tokens together, at most."""
         return len(self.prompt_ids) + self.max_new_tokens
 
+    def max_blocks(self, tokens_per_block: int) -> int:
+        """Blocks of the KV cache it needs at most: beams share those the prompt fills and have the others each."""
+        shared = len(self.prompt_ids) // tokens_per_block
+        return shared + self.sampling.num_beams * (-(-self.max_tokens // tokens_per_block) - shared)
+
 
 @dataclass(frozen=True)
 class TokenLogProbs:
@@ -59,7 +64,10 @@ class TokenLogProbs:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one request; `output_ids` are new tokens only, the end id or stop word that ended them included."""
+    """The answer to one request; `output_ids` are new tokens only, the end id or stop word that ended them included.
+
+    Of a beam search it is the best output, and `beams` has all of them, `num_beams` results without beams of their own.
+    """
 
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
@@ -68,6 +76,8 @@ class Result:
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
     stop: Stop | None = None  # the stop word, where it is the reason
     log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if asked for
+    score: float | None = None  # of a beam: what it was ranked by
+    beams: tuple[Result, ...] = ()  # best first
 
     @property
     def cum_log_prob(self) -> float:
@@ -94,6 +104,7 @@ def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: 
         or _length_problem(request, spec, pool_tokens)
         or _logits_problem(request, spec)
         or _sampling_problem(request, spec)
+        or _beam_problem(request, spec)
     )
     if problem:
         raise RequestFailed(index, problem)
@@ -111,11 +122,6 @@ def _prompt_problem(request: Request, spec: DecoderSpec) -> str | None:
             f"has {len(ids)} tokens, the engine takes {spec.max_input_len}; "
             "lower --max_input_length or build with a larger --max_input_len"
         )
-    if len(ids) > spec.max_num_tokens:
-        return (
-            f"has {len(ids)} tokens, one step of the engine takes {spec.max_num_tokens}; "
-            "lower --max_input_length or build with a larger --max_num_tokens"
-        )
     return None
 
 
@@ -128,9 +134,11 @@ def _length_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> st
             f"needs {length} = {request.max_tokens}, the engine takes {spec.max_seq_len}; "
             "lower --max_output_len or --max_input_length, or build with a larger --max_seq_len"
         )
-    if request.max_tokens > pool_tokens:
+    needed = request.max_blocks(spec.tokens_per_block) * spec.tokens_per_block
+    if max(request.max_tokens, needed) > pool_tokens:
+        beams = f" of {request.sampling.num_beams} beams" * (request.sampling.num_beams > 1)
         return (
-            f"needs {length} = {request.max_tokens}, the whole KV cache holds {pool_tokens}; raise "
+            f"needs {length} = {request.max_tokens}{beams}, the whole KV cache holds {pool_tokens}; raise "
             "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
         )
     return None
@@ -157,4 +165,20 @@ def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
             f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "
             "lower --min_length or raise --max_output_len"
         )
+    return None
+
+
+def _beam_problem(request: Request, spec: DecoderSpec) -> str | None:
+    num_beams, rows = request.sampling.num_beams, min(spec.max_batch_size, spec.max_num_tokens)
+    if num_beams == 1:
+        return None
+    if num_beams > rows:
+        return (
+            f"asks for {num_beams} beams, each a sequence of the batch, of which the engine takes {rows}; "
+            "lower --num_beams or build with a larger --max_batch_size"
+        )
+    if request.stop_words is not None:
+        return "asks for beams and for stop words, which follow a single output; drop --num_beams or --stop_words"
+    if request.return_generation_logits:
+        return "asks for beams and for generation logits, which follow a single output; drop one of the two"
     return None

@@ -9,7 +9,8 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.processors import process
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.request import RequestFailed
+from opt_trt.runtime.sequence import TokenSequence
 
 SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
 WINDOW = 256  # logits reduced at once; ATen reduces maxima with vector instructions, but not positions of maxima
@@ -52,13 +53,24 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     finds one anywhere in the rows.
     """
     best, token_ids = _largest(logits)
-    bad = [value for value in best.tolist() if not math.isfinite(value)]
+    require_numbers(best.tolist())
+    return token_ids
+
+
+def require_numbers(largest: Sequence[float]) -> None:
+    """Raise `UserError` if a row's largest logit is NaN or infinite."""
+    bad = [value for value in largest if not math.isfinite(value)]
     if bad:
         raise UserError(
             f"expected finite logits, the decoder returned {bad[0]}: its weights hold NaN or infinity, or overflow "
             "their type; check the source checkpoint, or convert it with --dtype float32 and build again"
         )
-    return token_ids
+
+
+def no_token_left(sequence: TokenSequence) -> RequestFailed:
+    """What a request that bans every token fails by."""
+    problem = f"has no token left to choose after {len(sequence.output_ids)} new ones; relax "
+    return RequestFailed(sequence.index, problem + ", ".join(sequence.request.sampling.processors))
 
 
 def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -67,10 +79,7 @@ def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) 
     best, token_ids = _largest(processed)
     for sequence, value in zip(sequences, best.tolist(), strict=True):
         if not math.isfinite(value):
-            sequence.fail(
-                f"has no token left to choose after {len(sequence.output_ids)} new ones; relax "
-                + ", ".join(sequence.request.sampling.processors)
-            )
+            sequence.fail(no_token_left(sequence))
     rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
     if rows:
         token_ids[rows] = draw(processed[rows], [sequences[row].random.random() for row in rows])

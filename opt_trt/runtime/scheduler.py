@@ -1,62 +1,14 @@
-"""Which sequences take part in the next step: in-flight batching, first come first served, no eviction."""
+"""Which tokens take part in the next step: in-flight batching, first come first served. Knows no tensors."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from random import Random
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from opt_trt.errors import UserError
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.block_pool import BlockPool, blocks_for
-from opt_trt.runtime.request import FinishReason, Request, RequestFailed, TokenLogProbs
-from opt_trt.runtime.stopping import Stop, StopWatch
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(eq=False)
-class TokenSequence:
-    """A request in flight: its blocks and what it produced so far."""
-
-    index: int
-    request: Request
-    blocks: tuple[int, ...] = ()
-    output_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop: Stop | None = None
-    error: RequestFailed | None = None  # why it cannot go on; it got no token in the step that says so
-    log_probs: list[TokenLogProbs] = field(default_factory=list)
-    context_logits: torch.Tensor | None = None
-    generation_logits: list[torch.Tensor] = field(default_factory=list)
-
-    @cached_property
-    def random(self) -> Random:
-        """Its own random numbers: they depend on its seed alone, not on what runs beside it."""
-        return Random(f"{self.request.sampling.random_seed}/{self.request.sampling.sequence}")
-
-    @cached_property
-    def _stop_watch(self) -> StopWatch | None:
-        words = self.request.stop_words
-        return None if words is None else StopWatch(words, self.request.sampling.min_length)
-
-    def accept(self, token_id: int) -> None:
-        """Take a new token; the end id, a stop word, or the last token asked for, finishes the sequence."""
-        self.output_ids.append(token_id)
-        self.stop = self._stop_watch.look(self.output_ids) if self._stop_watch else None
-        if token_id == self.request.end_id:
-            self.finish_reason, self.stop = "end_id", None
-        elif self.stop is not None:
-            self.finish_reason = "stop_words"
-        elif len(self.output_ids) == self.request.max_new_tokens:
-            self.finish_reason = "length"
-
-    def fail(self, problem: str) -> None:
-        """Finish without a token; sequences beside it are not to blame."""
-        self.finish_reason, self.error = "failed", RequestFailed(self.index, problem)
+from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -69,69 +21,166 @@ class StepLimits:
 
 
 class Scheduler:
-    """Sequences wait, run, and leave between steps.
+    """Sequences wait, run, and leave between steps; nobody overtakes, so the first in the queue is always served next.
 
-    A sequence is admitted only when blocks for its prompt and all its new tokens are free, so that whoever runs can
-    finish. `running` is in order of admission. The pool may be shared with other schedulers.
+    Every running sequence in the generation phase brings its token to each step. What is left of `max_num_tokens`,
+    but no more than `context_chunk_size` where somebody generates, goes to prompts, in order.
+
+    A sequence with a reservation is admitted only when the blocks for all its tokens are free or promised to it, so
+    that it can finish. Others start when their present tokens fit. When a block is missing, the newest of them starts
+    over, at the head of the queue: what it had is computed again. The oldest never has to, so all of them end.
     """
 
-    def __init__(self, limits: StepLimits, pool: BlockPool) -> None:
+    def __init__(self, limits: StepLimits, pool: BlockPool, scheduling: Scheduling) -> None:
         self.limits = limits
-        self.running: list[TokenSequence] = []
+        self.running: list[TokenSequence] = []  # in order of admission
         self._pool = pool
+        self._scheduling = scheduling
         self._waiting: deque[TokenSequence] = deque()
-
-    @property
-    def has_work(self) -> bool:
-        """Whether any sequence is not finished."""
-        return bool(self.running or self._waiting)
+        self._max_rows = min(limits.max_batch_size, limits.max_num_tokens)
 
     def submit(self, sequence: TokenSequence) -> None:
         """Queue a sequence that fits an empty batch and an empty pool."""
         self._waiting.append(sequence)
 
-    def admit(self) -> Sequence[TokenSequence]:
-        """Let waiting sequences join, in order, while the step has room; they are in the context phase.
+    def schedule(self) -> list[Chunk]:
+        """What the next step computes; empty only if nothing is left to do. Blocks for it are the sequences' own."""
+        generating = sum(s.num_left == 1 for s in self.running)
+        budget = self.limits.max_num_tokens - generating
+        if generating:
+            budget = min(budget, self._scheduling.context_chunk_size)
+        num_running = len(self.running)
+        chunks: list[Chunk] = []
+        for sequence in tuple(self.running):
+            is_context = sequence.num_left > 1
+            count = min(sequence.num_left, budget) if is_context else 1
+            if count and sequence.blocks and self._extend(sequence, count):  # no blocks: it starts over
+                chunks.append(sequence.chunk(count))
+                budget -= count * is_context
+        if len(self.running) == num_running:  # whoever has to start over lets others finish first
+            chunks += self._admit(budget)
+        return chunks
 
-        Every sequence that runs already brings one token. `UserError` if nothing runs and nothing can join, because
-        other schedulers hold the pool.
-        """
-        joined: list[TokenSequence] = []
-        tokens_left = self.limits.max_num_tokens - len(self.running)
-        while self._waiting and len(self.running) < self.limits.max_batch_size:
-            prompt_len = len(self._waiting[0].request.prompt_ids)
-            blocks_needed = blocks_for(self._waiting[0].request.max_tokens, self.limits.tokens_per_block)
-            if prompt_len > tokens_left or blocks_needed > self._pool.num_free:
-                break
-            sequence = self._waiting.popleft()
-            sequence.blocks = self._pool.take(blocks_needed)
-            tokens_left -= prompt_len
-            joined.append(sequence)
-            self.running.append(sequence)
-        if not self.running and self._waiting:
-            raise UserError("the KV cache is taken by another stream of this session; exhaust or close that one first")
-        return joined
+    def advance(self, chunks: Sequence[Chunk]) -> None:
+        """The tokens of a step are in the KV cache now."""
+        block = self.limits.tokens_per_block
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.num_cached = chunk.end
+            is_full = chunk.start // block < chunk.end // block
+            if is_full and sequence.leader is None and self._scheduling.enable_block_reuse:
+                self._pool.remember(sequence.ids(0, chunk.end), sequence.blocks)
 
-    def cancel(self, index: int) -> None:
-        """Forget a waiting sequence, finish a running one: `retire` frees its blocks."""
-        self._waiting = deque(s for s in self._waiting if s.index != index)
-        for sequence in self.running:
-            if sequence.index == index:
-                sequence.finish_reason = "cancelled"
-
-    def retire(self) -> list[int]:
-        """Free the blocks of finished sequences; the rows of `running` that stay, in order."""
-        stay = [row for row, sequence in enumerate(self.running) if sequence.finish_reason is None]
-        if len(stay) < len(self.running):
+    def retire(self) -> None:
+        """Free the blocks of finished sequences."""
+        if any(s.finish_reason for s in self.running):
             for sequence in self.running:
-                if sequence.finish_reason is not None:
-                    self._pool.give_back(sequence.blocks)
-            self.running = [self.running[row] for row in stay]
-        return stay
+                if sequence.finish_reason:
+                    self._free(sequence)
+            self.running = [s for s in self.running if not s.finish_reason]
 
-    def clear(self) -> None:
-        """Drop everything, running or waiting, and free its blocks."""
+    def cancel(self, sequence: TokenSequence) -> None:
+        """Drop a sequence, running, waiting or gone, and free its blocks at once."""
+        sequence.finish_reason = sequence.finish_reason or "cancelled"
+        for place in (self.running, self._waiting):
+            for one in [s for s in place if sequence in (s, s.leader)]:
+                place.remove(one)
+                self._free(one)
+
+    def replace(self, old: Sequence[TokenSequence], new: Sequence[TokenSequence]) -> list[tuple[int, int]]:
+        """Let beams take the place of those they extend, whose blocks they name: full ones are shared, and of a last
+        one that is not full each but one beam gets a copy. The copies to be made: from block, to block.
+        """
+        for beam in new:
+            self._pool.share(beam.blocks)
+        for beam in old:
+            self._pool.give_back(beam.blocks)
+            beam.blocks = ()
+        place = self.running.index(old[0])
+        self.running[place : place + len(old)] = new
+        copies = []
+        for beam in new:
+            last = beam.blocks[-1]
+            if beam.num_cached % self.limits.tokens_per_block and self._pool.num_owners(last) > 1:
+                (copy,) = self._pool.take(1)
+                self._pool.give_back((last,))
+                beam.blocks = (*beam.blocks[:-1], copy)
+                copies.append((last, copy))
+        return copies
+
+    def clear(self) -> list[TokenSequence]:
+        """Drop everything, free its blocks, and say what it was."""
+        dropped = list(dict.fromkeys(s.leader or s for s in (*self.running, *self._waiting)))
         for sequence in self.running:
-            self._pool.give_back(sequence.blocks)
+            self._free(sequence)
         self.running = []
         self._waiting.clear()
+        return dropped
+
+    def _admit(self, budget: int) -> list[Chunk]:
+        """Let waiting sequences join, in order, while there is room; they bring `budget` tokens at most."""
+        chunks: list[Chunk] = []
+        while self._waiting and budget and self._start(self._waiting[0]):
+            sequence = self._waiting.popleft()
+            count = min(sequence.num_left, budget)
+            self.running.append(sequence)
+            extended = self._extend(sequence, count)
+            assert extended, sequence.index
+            chunks.append(sequence.chunk(count))
+            budget -= count
+        return chunks
+
+    def _start(self, sequence: TokenSequence) -> bool:
+        """Give a waiting sequence its reservation and the blocks that hold its first tokens already, if all fits."""
+        if sum(s.num_rows for s in self.running) + sequence.num_rows > self._max_rows:
+            return False
+        known = self._known_blocks(sequence)
+        reserved = self._reservation(sequence)
+        size = self.limits.tokens_per_block
+        needed = reserved or blocks_for(sequence.num_tokens, size) + len(self.running)  # a block to grow for each
+        idle = sum(not self._pool.num_owners(block) for block in known)
+        if needed - len(known) + idle > self._pool.num_free - self._promised() and (reserved or self.running):
+            return False
+        self._pool.share(known)
+        sequence.blocks, sequence.num_cached, sequence.reserved = known, len(known) * size, reserved
+        return True
+
+    def _known_blocks(self, sequence: TokenSequence) -> tuple[int, ...]:
+        """What the pool knows of a sequence's beginning; at least one token is always computed, for its logits."""
+        if not self._scheduling.enable_block_reuse or sequence.request.return_context_logits:
+            return ()
+        return self._pool.find(sequence.ids(0, sequence.num_tokens - 1))
+
+    def _reservation(self, sequence: TokenSequence) -> int:
+        """Blocks a sequence must be sure of. Neither beams nor one whose logits are kept in parts can start over."""
+        starts_over = not sequence.request.return_context_logits and sequence.num_rows == 1
+        if self._scheduling.policy == "max_utilization" and starts_over:
+            return 0
+        return sequence.request.max_blocks(self.limits.tokens_per_block)
+
+    def _promised(self) -> int:
+        """Free blocks that reservations will ask for."""
+        held: dict[TokenSequence, set[int]] = {}
+        for sequence in self.running:
+            if sequence.reserved:
+                held.setdefault(sequence.leader or sequence, set()).update(sequence.blocks)
+        return sum(leader.reserved - len(blocks) for leader, blocks in held.items())
+
+    def _extend(self, sequence: TokenSequence, count: int) -> bool:
+        """Take the blocks of `count` more tokens; False if the sequence itself was the newest and has to start over."""
+        missing = blocks_for(sequence.num_cached + count, self.limits.tokens_per_block) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        while not sequence.reserved and missing > self._pool.num_free - self._promised():
+            newest = next(s for s in reversed(self.running) if not s.reserved)
+            self.running.remove(newest)
+            self._free(newest)
+            self._waiting.appendleft(newest)
+            if newest is sequence:
+                return False
+        sequence.blocks += self._pool.take(missing)
+        return True
+
+    def _free(self, sequence: TokenSequence) -> None:
+        self._pool.give_back(sequence.blocks)
+        sequence.blocks, sequence.num_cached, sequence.reserved = (), 0, 0

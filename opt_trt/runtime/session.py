@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from opt_trt.config.scheduling import Scheduling
+from opt_trt.errors import UserError
 from opt_trt.progress import Bar
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.generate import Generation, event_of, result_of
+from opt_trt.runtime.generate import Generation, result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
-from opt_trt.runtime.request import Request, Result, TokenEvent, check_request
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.prefix_index import PrefixIndex
+from opt_trt.runtime.request import Request, Result, check_request
+from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.runtime.world import current_world
 from opt_trt.step import Decoder, DecoderSpec
 
@@ -27,86 +31,72 @@ class Session(Protocol):
     """
 
     spec: DecoderSpec
+    generation: Generation  # all that is in flight; checked requests may join and leave between any two steps
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order."""
         ...
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[TokenEvent]:
-        """Tokens of all requests as they come; closing the iterator ends the generation."""
+    def stream(self, requests: Sequence[Request]) -> TokenStream:
+        """Tokens of all requests as they come; closing it, or cancelling one request, frees their memory at once."""
         ...
 
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if this engine can never serve the request."""
         ...
 
-    def begin(self) -> Generation:
-        """A generation that checked requests may join and leave at any time; whoever steps it closes it."""
-        ...
-
 
 class DecoderSession:
     """A session over a decoder of one rank; it owns the KV cache.
 
-    Several streams may be open at once: they share the cache, and each advances when it is asked for tokens.
+    All requests in flight share its steps: those of several open streams, and of `generate` between them. A stream
+    advances when any of them is asked for tokens. Not for several threads at once.
     """
 
-    def __init__(self, decoder: Decoder, limit: KvCacheLimit) -> None:
+    def __init__(self, decoder: Decoder, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> None:
         current_world(os.environ).require(1)
         self.spec = decoder.spec
-        self._decoder = decoder
+        scheduling = scheduling or Scheduling()
         num_blocks = kv_cache.pool_blocks(self.spec, limit, available_bytes())
-        self._kv_cache = kv_cache.allocate(self.spec, num_blocks)
-        self._pool = BlockPool(num_blocks)
+        cache = kv_cache.allocate(self.spec, num_blocks)
+        prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None
+        self._pool = BlockPool(num_blocks, prefixes)
+        self.generation = Generation(decoder, cache, self._pool, scheduling)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order; a progress bar counts them."""
-        generation = self._submit(requests)
-        results: dict[int, Result] = {}
+        self._check_all(requests)
+        sequences = [TokenSequence(index, request) for index, request in enumerate(requests)]
+        for sequence in sequences:
+            self.generation.submit(sequence)
+        unfinished = set(sequences)
         bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
         try:
-            while generation.has_work:
-                finished = [s for s in _step(generation) if s.finish_reason]
-                results |= {s.index: result_of(s) for s in finished}
+            while unfinished:
+                finished = [s for s in self.generation.step() if s.finish_reason and s in unfinished]
+                unfinished -= set(finished)
                 bar.update(len(finished))
+                if error := next((s.error for s in finished if s.error is not None), None):
+                    raise error
         finally:
-            generation.close()
+            for sequence in unfinished:
+                self.generation.cancel(sequence)
             bar.close()
-        return [results[index] for index in range(len(requests))]
+        return [result_of(sequence) for sequence in sequences]
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[TokenEvent]:
+    def stream(self, requests: Sequence[Request]) -> TokenStream:
         """Tokens of all requests as they come. Requests are checked here, not at the first token."""
-        return _events(self._submit(requests))
+        self._check_all(requests)
+        if any(request.sampling.num_beams > 1 for request in requests):
+            raise UserError(
+                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
+            )
+        return TokenStream(self.generation, requests)
 
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if decoder or KV cache can never serve the request."""
         check_request(request, index, self.spec, self._pool.num_blocks * self.spec.tokens_per_block)
 
-    def begin(self) -> Generation:
-        """An empty generation over this session's decoder and cache."""
-        return Generation(self._decoder, self._kv_cache, self._pool)
-
-    def _submit(self, requests: Sequence[Request]) -> Generation:
-        generation = self.begin()
+    def _check_all(self, requests: Sequence[Request]) -> None:
         for index, request in enumerate(requests):
             self.check(request, index)
-            generation.submit(index, request)
-        return generation
-
-
-def _events(generation: Generation) -> Iterator[TokenEvent]:
-    try:
-        while generation.has_work:
-            for sequence in _step(generation):
-                yield event_of(sequence)
-    finally:
-        generation.close()
-
-
-def _step(generation: Generation) -> list[TokenSequence]:
-    """One step of requests that fail together."""
-    stepped = generation.step()
-    for sequence in stepped:
-        if sequence.error is not None:
-            raise sequence.error
-    return stepped

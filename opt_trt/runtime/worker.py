@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
 from typing import Protocol
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import Session
 
 CLOSED = "the engine is closed: open it again"
@@ -37,8 +36,7 @@ class Listener(Protocol):
 class Ticket:
     """A submitted request."""
 
-    number: int  # no other request of the worker has it
-    request: Request
+    sequence: TokenSequence
     listener: Listener
 
 
@@ -47,7 +45,6 @@ class Worker:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._numbers = count()
         self._commands: SimpleQueue[Callable[[Flights], None] | None] = SimpleQueue()
         self._closing = Lock()  # whoever gets a ticket is in the queue before the command to stop
         self._closed = False
@@ -56,7 +53,7 @@ class Worker:
 
     def submit(self, requests: Sequence[tuple[Request, Listener]]) -> list[Ticket]:
         """Let checked requests join the next step together."""
-        tickets = [Ticket(next(self._numbers), request, listener) for request, listener in requests]
+        tickets = [Ticket(TokenSequence(index, request), who) for index, (request, who) in enumerate(requests)]
         with self._closing:
             if self._closed:
                 raise UserError(CLOSED)
@@ -105,26 +102,24 @@ class Flights:
     """The requests in flight; known to the worker's thread alone."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._generation = session.begin()
-        self._tickets: dict[int, Ticket] = {}
+        self._generation = session.generation
+        self._listeners: dict[TokenSequence, Listener] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether any request is not finished."""
-        return bool(self._tickets)
+        return bool(self._listeners)
 
     def join(self, tickets: Sequence[Ticket]) -> None:
         """Take requests on."""
         for ticket in tickets:
-            self._tickets[ticket.number] = ticket
-            self._generation.submit(ticket.number, ticket.request)
+            self._listeners[ticket.sequence] = ticket.listener
+            self._generation.submit(ticket.sequence)
 
     def leave(self, tickets: Sequence[Ticket]) -> None:
         """Drop requests that nobody waits for; finished ones are gone already."""
         for ticket in tickets:
-            if self._tickets.pop(ticket.number, None) is not None:
-                self._generation.cancel(ticket.number)
+            self._drop(ticket.sequence)
 
     def step(self) -> None:
         """One token for each that runs; if no request is to blame for a failure, all of them fail."""
@@ -132,33 +127,35 @@ class Flights:
             stepped = self._generation.step()
         except Exception as error:
             self.close(error)
-            self._generation = self._session.begin()
         else:
             for sequence in stepped:
                 self._tell(sequence)
 
     def close(self, error: Exception) -> None:
         """Fail whatever is in flight."""
-        for ticket in self._tickets.values():
-            _fail(ticket, error)
-        self._tickets.clear()
-        self._generation.close()
+        for sequence, listener in list(self._listeners.items()):
+            self._drop(sequence)
+            _fail(listener, error)
+
+    def _drop(self, sequence: TokenSequence) -> None:
+        if self._listeners.pop(sequence, None) is not None:
+            self._generation.cancel(sequence)
 
     def _tell(self, sequence: TokenSequence) -> None:
-        ticket = self._tickets.get(sequence.index)
-        if ticket is None:  # cancelled
+        listener = self._listeners.get(sequence)
+        if listener is None:  # cancelled
             return
         if sequence.finish_reason is not None:
-            del self._tickets[sequence.index]
-        if sequence.error is not None:
-            _fail(ticket, sequence.error)
+            del self._listeners[sequence]
+        if isinstance(sequence.error, Exception):
+            _fail(listener, sequence.error)
             return
         try:
-            ticket.listener.advanced(sequence)
+            listener.advanced(sequence)
         except RuntimeError:
-            self.leave([ticket])
+            self._drop(sequence)
 
 
-def _fail(ticket: Ticket, error: Exception) -> None:
+def _fail(listener: Listener, error: Exception) -> None:
     with suppress(RuntimeError):
-        ticket.listener.failed(error)
+        listener.failed(error)

@@ -105,6 +105,19 @@ def test_it_takes_the_penalties_it_knows(model_dir: Path) -> None:
     assert len(with_sampling(model_dir, end_id)[0]) == 1 < 7 <= len(with_sampling(model_dir, end_id, min_length=6)[0])
 
 
+def test_it_searches_with_beams(model_dir: Path) -> None:
+    model = OPTForCausalLM.from_pretrained(model_dir)
+    options = {"num_beams": 3, "length_penalty": 0.5}
+    for prompt, found in zip(PROMPTS, with_sampling(model_dir, **options, early_stopping=2), strict=True):
+        ids = torch.tensor([prompt])
+        alone = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=None,
+            pad_token_id=1, early_stopping="never", **options,
+        )  # fmt: skip
+        assert found == tuple(alone[0, len(prompt) :].tolist())
+    assert with_sampling(model_dir, **options) != reference(model_dir).generate(PROMPTS)
+
+
 def test_nll_is_the_models_own_loss(model_dir: Path) -> None:
     whole = torch.tensor([PROMPTS[0]])
     loss = OPTForCausalLM.from_pretrained(model_dir)(whole, labels=whole).loss.item()

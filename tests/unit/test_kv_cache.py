@@ -1,7 +1,8 @@
-"""The KV cache is as large as asked for, as memory allows, and its blocks have one owner."""
+"""The KV cache is as large as asked for, as memory allows, and no block is lost or wrongly shared."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.kv_cache import KvCacheLimit, pool_blocks
 from opt_trt.runtime.memory import available_bytes
+from opt_trt.runtime.prefix_index import PrefixIndex
 
 PLENTY = 1 << 40
 BLOCK_BYTES = 2 * 4 * 2 * 1 * 1 * 4  # layers * tokens * (keys, values) * heads * head size * fp32
@@ -89,19 +91,79 @@ def test_freeing_a_block_twice_is_a_bug() -> None:
         pool.give_back(blocks)
 
 
+def test_a_shared_block_is_free_when_its_last_owner_gives_it_back() -> None:
+    pool = BlockPool(2)
+    blocks = pool.take(2)
+    pool.share(blocks[:1])
+    pool.give_back(blocks)
+    assert (pool.num_free, pool.num_owners(blocks[0])) == (1, 1)
+    pool.give_back(blocks[:1])
+    assert pool.num_free == 2
+
+
+def test_a_known_prefix_is_found_block_by_block() -> None:
+    pool = BlockPool(4, PrefixIndex(2))
+    blocks = pool.take(3)
+    pool.remember([1, 2, 3, 4, 5], blocks)
+    assert pool.find([1, 2, 3, 4, 5, 6]) == blocks[:2]  # the third was not full
+    assert pool.find([1, 2, 9, 9]) == blocks[:1]
+    assert pool.find([3, 4]) == ()  # the same tokens at another place are other keys and values
+
+
+def test_a_second_copy_of_a_prefix_is_not_kept() -> None:
+    pool = BlockPool(4, PrefixIndex(2))
+    first, second = pool.take(1), pool.take(1)
+    pool.remember([1, 2], first)
+    pool.remember([1, 2], second)
+    assert pool.find([1, 2]) == first
+
+
+def test_the_prefix_unused_longest_is_forgotten_first_from_its_end() -> None:
+    pool = BlockPool(4, PrefixIndex(2))
+    old, new = pool.take(2), pool.take(1)
+    pool.remember([1, 2, 3, 4], old)
+    pool.remember([5, 6], new)
+    pool.give_back(old)
+    pool.give_back(new)
+    assert pool.take(2) == (3, old[1])  # the block nobody used, then the end of the older prefix
+    assert (pool.find([1, 2, 3, 4]), pool.find([5, 6])) == (old[:1], new)
+
+
+def test_what_followed_a_forgotten_prefix_is_not_found_by_the_next_owner_of_its_block() -> None:
+    index = PrefixIndex(1)
+    index.add([1, 2], [0, 1])
+    index.forget(0)
+    index.add([3], [0])
+    assert (index.find([3, 2]), index.find([1, 2])) == ((0,), ())
+    index.add([1, 2], [5, 1])
+    assert index.find([1, 2]) == (5, 1)
+
+
+ACTIONS = st.lists(st.tuples(st.sampled_from(["take", "find", "give back"]), st.integers(1, 7)))
+
+
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 7))))
-def test_no_block_has_two_owners_or_none(actions: list[tuple[bool, int]]) -> None:
-    pool, owners = BlockPool(16), []
-    for take, number in actions:
-        if take and number <= pool.num_free:
-            owners.append(pool.take(number))
-        elif not take and owners:
+@given(ACTIONS, st.booleans())
+def test_blocks_never_leak_and_a_known_one_holds_what_was_written(actions: list[tuple[str, int]], reuse: bool) -> None:
+    pool, owners = BlockPool(16, PrefixIndex(1) if reuse else None), []
+    content: dict[int, list[int]] = {}
+    for action, number in actions:
+        ids = [number % 3] * number
+        if action == "give back" and owners:
             pool.give_back(owners.pop(number % len(owners)))
-        owned = [block for blocks in owners for block in blocks]
-        assert len(set(owned)) == len(owned) == 16 - pool.num_free
-    while owners:
-        pool.give_back(owners.pop())
+        elif action == "take" and number <= pool.num_free:
+            owners.append(pool.take(number))
+            content |= {block: ids[: place + 1] for place, block in enumerate(owners[-1])}
+            pool.remember(ids, owners[-1])
+        elif action == "find":
+            owners.append(pool.find(ids))
+            pool.share(owners[-1])
+            assert [content[block] for block in owners[-1]] == [ids[: n + 1] for n in range(len(owners[-1]))]
+        owned = Counter(block for blocks in owners for block in blocks)
+        assert len(owned) == 16 - pool.num_free
+        assert all(pool.num_owners(block) == owned[block] for block in range(16))
+    for blocks in owners:
+        pool.give_back(blocks)
     assert sorted(pool.take(16)) == list(range(16))
 
 

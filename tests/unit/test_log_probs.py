@@ -13,7 +13,7 @@ from opt_trt.config.sampling import SamplingParams
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.log_probs import record
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 
 SPEC = spec(gather_context_logits=True, gather_generation_logits=True)

@@ -15,7 +15,7 @@ from transformers.generation import logits_process as oracle
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.runtime.processors import process
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 
 END = 2
 PROMPT = 9  # tokens

@@ -18,9 +18,12 @@ from _tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 from opt_trt.cli import parse
 from opt_trt.config.run import RunConfig
+from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.profiling import time_generations
+from opt_trt.run.requests import make_requests
 from opt_trt.run.run import run
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
@@ -48,8 +51,8 @@ def letters(tmp_path: Path) -> Path:
 def start(*flags: object, decoder: SumDecoder | None = None) -> None:
     """What the script does with flags, over an alphabet instead of an engine."""
 
-    def open_session(engine_dir: Path, limit: KvCacheLimit) -> Session:
-        return DecoderSession(decoder or NextLetter(SPEC), limit)
+    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+        return DecoderSession(decoder or NextLetter(SPEC), limit, scheduling)
 
     run(parse(RunConfig, [str(flag) for flag in flags]), open_session)
 
@@ -203,15 +206,16 @@ def test_more_prompts_than_the_batch_are_all_answered(tmp_path: Path) -> None:
 def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def open_session(engine_dir: Path, limit: KvCacheLimit) -> Session:
-        asked.extend([engine_dir, limit])
-        return DecoderSession(NextLetter(SPEC), limit)
+    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+        asked.extend([engine_dir, limit, scheduling])
+        return DecoderSession(NextLetter(SPEC), limit, scheduling)
 
     prompts = str(write_csv(tmp_path / "p.csv", (3,)))
     flags = ["--engine_dir", "here", "--max_output_len", "1", "--input_file", prompts]
     cache = ["--max_tokens_in_paged_kv_cache", "64", "--kv_cache_free_gpu_memory_fraction", "0.5"]
-    run(parse(RunConfig, flags + cache), open_session)
-    assert asked == [Path("here"), KvCacheLimit(64, 0.5)]
+    rules = ["--scheduler_policy", "max_utilization", "--context_chunk_size", "9", "--kv_cache_enable_block_reuse"]
+    run(parse(RunConfig, flags + cache + rules), open_session)
+    assert asked == [Path("here"), KvCacheLimit(64, 0.5), Scheduling("max_utilization", 9, enable_block_reuse=True)]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +231,20 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--top_p", 0.9), "--top_p 0.9 has no effect with --top_k 1"),
         (("--num_return_sequences", 0), "--num_return_sequences must be at least 1"),
         (("--num_return_sequences", 2), "--num_return_sequences 2 would give one greedy output as many times"),
+        (("--num_beams", 2, "--num_return_sequences", 3), "3 is more than the outputs of --num_beams 2"),
+        (("--num_beams", 2, "--streaming"), "--streaming follows one output .* --num_beams 2 chooses at the end"),
+        (("--num_beams", 2, "--interactive"), "--interactive follows one output"),
+        (("--num_beams", 2, "--stop_words", "a"), "--stop_words follows one output"),
+        (
+            ("--num_beams", 2, "--output_logits_npy", "l", "--output_generation_logits"),
+            "--output_generation_logits follows one output",
+        ),
+        (("--num_beams", 2, "--top_k", 9), "--num_beams 2 searches .*, --top_k 9 draws them by chance"),
+        (("--num_beams", 0), "--num_beams must be at least 1"),
+        (("--early_stopping", 3, "--num_beams", 2), "--early_stopping must be from 0 to 2"),
+        (("--length_penalty", 2), "--length_penalty 2.0 has no effect with one beam"),
+        (("--beam_search_diversity_rate", 0.5), "--beam_search_diversity_rate 0.5 has no effect with one beam"),
+        (("--input_file", "p.csv", "--num_beams", 5), "prompt 0 asks for 5 beams.*--max_batch_size"),
         (("--output_log_probs_npy", "."), "is a directory"),
         (("--output_generation_logits",), "says what to write, not where: give --output_logits_npy"),
         (("--output_logits_npy", "l.npy", "--streaming"), "--output_logits_npy writes whole outputs"),
@@ -379,6 +397,53 @@ def test_a_prompt_may_have_several_outputs(
     assert [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()[1::2]] == texts[::3]
 
 
+class NextLetters(NextLetter):
+    """After `a` comes most likely `b`, less likely `c`, even less likely `d`."""
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        one = super().step(inputs, kv_cache)
+        return 5 * one + 4 * one.roll(1, -1) + 2 * one.roll(2, -1)
+
+
+def test_all_beams_are_printed_best_first(letters: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = ("--tokenizer_dir", letters, "--input_text", "a", "x", "--max_output_len", 1, "--num_beams", 3)
+    start(*flags, decoder=NextLetters(SPEC))
+    labels = [f"Output [Text 0 Beam {beam}]" for beam in range(3)]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ['Input [Text 0]: "a"', *(f'{a}: "{b}"' for a, b in zip(labels, "bcd", strict=True))]
+    assert lines[4:] == [line.replace("Text 0", "Text 1") for line in _shifted(lines[:4])]
+    start(*flags, "--num_return_sequences", 2, decoder=NextLetters(SPEC))
+    assert capsys.readouterr().out.splitlines() == [*lines[:3], *lines[4:7]]
+
+
+def _shifted(lines: Sequence[str]) -> list[str]:
+    return [f'{line.split(": ")[0]}: "{chr(ord(line[-2]) + ord("x") - ord("a"))}"' for line in lines]
+
+
+def test_beams_are_rows_of_files(tmp_path: Path) -> None:
+    prompts = write_csv(tmp_path / "p.csv", (5, 6), (7,))
+    files = [tmp_path / name for name in ("ids.csv", "log_probs.npy", "cum.npy")]
+    start(
+        "--input_file", prompts, "--max_output_len", 2, "--num_beams", 4, "--num_return_sequences", 3, "--output_csv",
+        files[0], "--output_log_probs_npy", files[1], "--output_cum_log_probs_npy", files[2],
+        decoder=NextLetters(SPEC),
+    )  # fmt: skip
+    rows = files[0].read_text().splitlines()
+    assert len(rows) == 6 and rows[0] == "5,6,7,8" and rows[3].startswith("7,8,9")
+    log_probs, sums = np.load(files[1]), np.load(files[2])
+    assert (log_probs.shape, sums.shape) == ((2, 3, 2), (2, 3))
+    np.testing.assert_allclose(log_probs.sum(-1), sums, rtol=1e-6)
+    assert (np.diff(sums) <= 0).all()
+
+
+def test_beam_flags_reach_the_search(tmp_path: Path) -> None:
+    options = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": 2, "beam_search_diversity_rate": 0.25}
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    prompts = ["--input_file", str(write_csv(tmp_path / "p.csv", (5, 6))), "--max_output_len", "1"]
+    [request] = make_requests(parse(RunConfig, flags + prompts), SPEC, None)
+    assert request.sampling == SamplingParams(**options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -446,10 +511,13 @@ def test_logits_are_written_as_upstream_lays_them_out(letters: Path, tmp_path: P
     assert not generation[1, 0, 2].any()
 
 
-def test_context_logits_are_those_of_a_prompt_however_many_outputs_it_has(letters: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [("--num_return_sequences", 2, *DRAWN), ("--num_beams", 2)])
+def test_context_logits_are_those_of_a_prompt_however_many_outputs_it_has(
+    several: tuple[object, ...], letters: Path, tmp_path: Path
+) -> None:
     start(
-        "--tokenizer_dir", letters, "--input_text", "ab", "c", "--max_output_len", 1, "--num_return_sequences", 2,
-        *DRAWN, "--output_logits_npy", tmp_path / "logits",
+        "--tokenizer_dir", letters, "--input_text", "ab", "c", "--max_output_len", 1, *several,
+        "--output_logits_npy", tmp_path / "logits",
         decoder=NextLetter(spec(vocab_size=VOCAB_SIZE, gather_context_logits=True)),
     )  # fmt: skip
     assert np.load(tmp_path / "logits_context.npy").shape == (5, VOCAB_SIZE)

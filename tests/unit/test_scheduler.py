@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.block_pool import BlockPool
+from opt_trt.runtime.prefix_index import PrefixIndex
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.scheduler import Scheduler, StepLimits, TokenSequence
+from opt_trt.runtime.scheduler import Scheduler, StepLimits
+from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 END = 2
+OVERCOMMIT = Scheduling(policy="max_utilization")
 
 
 def sequence(index: int, prompt_len: int, max_new_tokens: int = 4, end_id: int | None = None) -> TokenSequence:
@@ -22,16 +28,36 @@ def sequence(index: int, prompt_len: int, max_new_tokens: int = 4, end_id: int |
 
 
 def scheduler(
-    *sequences: TokenSequence, batch: int = 8, tokens: int = 64, blocks: int = 64, pool: BlockPool | None = None
+    *sequences: TokenSequence,
+    limits: tuple[int, int] = (8, 64),
+    pool: BlockPool | None = None,
+    scheduling: Scheduling | None = None,
 ) -> Scheduler:
-    made = Scheduler(StepLimits(batch, tokens, tokens_per_block=4), pool or BlockPool(blocks))
+    """`limits` are sequences and tokens of a step; blocks hold four tokens."""
+    made = Scheduler(StepLimits(*limits, tokens_per_block=4), pool or BlockPool(64), scheduling or Scheduling())
     for one in sequences:
         made.submit(one)
     return made
 
 
+def step(of: Scheduler, ends: Sequence[int] = ()) -> list[tuple[int, int, int]]:
+    """Run a step; the sequences in `ends` get an end id. Index, first and last token of each chunk."""
+    chunks = of.schedule()
+    finish_step(of, chunks, ends)
+    return [(c.sequence.index, c.start, c.end) for c in chunks]
+
+
+def finish_step(of: Scheduler, chunks: Sequence[Chunk], ends: Sequence[int] = ()) -> list[TokenSequence]:
+    of.advance(chunks)
+    stepped = [c.sequence for c in chunks if c.is_last]
+    for one in stepped:
+        one.accept(END if one.index in ends else 7)
+    of.retire()
+    return stepped
+
+
 def joined(of: Scheduler) -> list[int]:
-    return [s.index for s in of.admit()]
+    return [c.sequence.index for c in of.schedule()]
 
 
 def test_it_needs_no_torch() -> None:
@@ -40,74 +66,144 @@ def test_it_needs_no_torch() -> None:
 
 
 def test_more_than_the_batch_holds_wait() -> None:
-    assert joined(scheduler(*(sequence(i, 1) for i in range(5)), batch=3)) == [0, 1, 2]
+    assert joined(scheduler(*(sequence(i, 1) for i in range(5)), limits=(3, 64))) == [0, 1, 2]
 
 
-def test_prompts_beyond_the_tokens_of_a_step_wait() -> None:
-    assert joined(scheduler(sequence(0, 6), sequence(1, 4), sequence(2, 1), tokens=10)) == [0, 1]
+def test_a_prompt_is_cut_where_the_step_is_full() -> None:
+    of = scheduler(sequence(0, 6), sequence(1, 7), sequence(2, 1), limits=(8, 10))
+    assert step(of) == [(0, 0, 6), (1, 0, 4)]
+    assert step(of) == [(0, 6, 7), (1, 4, 7), (2, 0, 1)]
+
+
+def test_a_sequence_gets_its_first_token_after_the_last_chunk_of_its_prompt() -> None:
+    one = sequence(0, 5, max_new_tokens=1)
+    of = scheduler(one, limits=(8, 3))
+    step(of)
+    assert one.output_ids == []
+    step(of)
+    assert one.output_ids == [7]
 
 
 def test_running_sequences_take_their_tokens_first() -> None:
-    of = scheduler(sequence(0, 1), sequence(1, 1), tokens=10)
-    of.admit()
+    of = scheduler(sequence(0, 1), sequence(1, 1), limits=(8, 10))
+    step(of)
+    of.submit(sequence(2, 20))
+    assert step(of) == [(0, 1, 2), (1, 1, 2), (2, 0, 8)]
+
+
+def test_prompts_are_cut_small_while_others_generate() -> None:
+    of = scheduler(sequence(0, 40), limits=(8, 64), scheduling=Scheduling(context_chunk_size=3))
+    assert step(of) == [(0, 0, 40)]  # nobody waits for a token
+    of.submit(sequence(1, 4))
     of.submit(sequence(2, 9))
-    assert joined(of) == []
-    of.running[0].finish_reason = "length"
-    of.retire()
-    assert joined(of) == [2]
+    assert step(of) == [(0, 40, 41), (1, 0, 3)]
+    assert step(of) == [(0, 41, 42), (1, 3, 4), (2, 0, 3)]
 
 
-def test_cancelling_forgets_who_waits_and_frees_who_runs() -> None:
-    pool = BlockPool(64)
-    of = scheduler(*(sequence(i, 1) for i in range(4)), batch=2, pool=pool)
-    of.admit()
-    of.cancel(1)
-    of.cancel(2)
-    assert (of.retire(), pool.num_free) == ([0], 62)
-    assert joined(of) == [3]
+def test_a_step_full_of_single_tokens_leaves_one_for_a_prompt() -> None:
+    of = scheduler(*(sequence(i, 1, 9) for i in range(3)), sequence(3, 5), limits=(8, 4))
+    step(of)
+    assert step(of) == [(0, 1, 2), (1, 1, 2), (2, 1, 2), (3, 1, 2)]
 
 
-def test_blocks_for_prompt_and_all_new_tokens_are_reserved() -> None:
-    of = scheduler(sequence(0, 5, max_new_tokens=4), blocks=4)
-    of.admit()
-    assert of.running[0].blocks == (0, 1, 2)
+def test_blocks_are_taken_when_their_first_token_comes() -> None:
+    one = sequence(0, 4)
+    of = scheduler(one)
+    step(of)
+    assert one.blocks == (0,)
+    step(of)
+    assert one.blocks == (0, 1)
 
 
 def test_a_sequence_without_room_for_its_last_token_waits() -> None:
-    assert joined(scheduler(sequence(0, 4), sequence(1, 5), blocks=4)) == [0]
+    of = scheduler(sequence(0, 4), sequence(1, 5), pool=BlockPool(4))
+    assert joined(of) == [0]
+
+
+def test_over_committed_only_present_tokens_count() -> None:
+    of = scheduler(sequence(0, 4), sequence(1, 5), pool=BlockPool(4), scheduling=OVERCOMMIT)
+    assert joined(of) == [0, 1]
+
+
+def test_the_newest_starts_over_when_blocks_run_out() -> None:
+    old, new = sequence(0, 4, 8), sequence(1, 4, 8)
+    of = scheduler(old, new, pool=BlockPool(4), scheduling=OVERCOMMIT)
+    for _ in range(5):
+        step(of)
+    assert (old.num_cached, new.num_cached) == (8, 8)
+    assert step(of) == [(0, 8, 9)]
+    assert (new.num_cached, new.blocks, len(new.output_ids)) == (0, (), 5)
+    assert step(of, ends=[0]) == [(0, 9, 10)]
+    old.finish_reason = "end_id"
+    of.retire()
+    assert step(of) == [(1, 0, 9)]  # all it had, and its newest token, in one step
 
 
 def test_nobody_overtakes_the_first_in_the_queue() -> None:
-    assert joined(scheduler(sequence(0, 1), sequence(1, 11), sequence(2, 1), tokens=10)) == [0]
+    of = scheduler(sequence(0, 4), sequence(1, 9), sequence(2, 1, 1), pool=BlockPool(4))
+    assert joined(of) == [0]
 
 
 def test_a_finished_sequence_makes_room_for_the_next() -> None:
-    of = scheduler(sequence(0, 4), sequence(1, 4), blocks=2)
-    of.admit()
-    of.running[0].finish_reason = "end_id"
-    assert (of.retire(), joined(of)) == ([], [1])
+    of = scheduler(sequence(0, 4, end_id=END), sequence(1, 4), pool=BlockPool(2))
+    assert step(of, ends=[0]) == [(0, 0, 4)]
+    assert step(of) == [(1, 0, 4)]
 
 
-def test_rows_that_stay_keep_their_order() -> None:
-    of = scheduler(*(sequence(i, 1) for i in range(4)))
-    of.admit()
-    of.running[1].finish_reason = "length"
-    assert (of.retire(), [s.index for s in of.running]) == ([0, 2, 3], [0, 2, 3])
+def test_a_known_beginning_is_not_computed_again() -> None:
+    pool = BlockPool(64, PrefixIndex(4))
+    of = scheduler(sequence(0, 8, 1), pool=pool, scheduling=Scheduling(enable_block_reuse=True))
+    step(of)
+    of.submit(sequence(1, 8))
+    of.submit(sequence(2, 9))
+    assert step(of) == [(1, 4, 8), (2, 8, 9)]
+    assert of.running[0].blocks[0] == of.running[1].blocks[0]
 
 
-def test_a_pool_held_by_another_scheduler_is_named_not_waited_for() -> None:
-    pool = BlockPool(2)
-    scheduler(sequence(0, 4), pool=pool).admit()
-    with pytest.raises(UserError, match="another stream"):
-        scheduler(sequence(0, 4), pool=pool).admit()
+def test_what_a_sequence_generated_is_known_too() -> None:
+    pool = BlockPool(64, PrefixIndex(4))
+    of = scheduler(sequence(0, 3, 6), pool=pool, scheduling=Scheduling(enable_block_reuse=True))
+    while of.running or not pool.find((5, 5, 5, 7)):
+        step(of)
+    of.submit(TokenSequence(1, Request((5, 5, 5, 7, 7, 7, 7, 7, 8), 1)))
+    assert step(of) == [(1, 8, 9)]
 
 
-def test_clear_frees_every_block() -> None:
+def test_context_logits_of_a_known_beginning_are_computed() -> None:
+    pool = BlockPool(64, PrefixIndex(4))
+    of = scheduler(sequence(0, 8, 1), pool=pool, scheduling=Scheduling(enable_block_reuse=True))
+    step(of)
+    of.submit(TokenSequence(1, Request((5,) * 8, 1, return_context_logits=True)))
+    assert step(of) == [(1, 0, 8)]
+
+
+def test_cancelling_frees_blocks_at_once_wherever_the_sequence_is() -> None:
+    pool = BlockPool(64)
+    running, waiting, gone = sequence(0, 9), sequence(1, 9), sequence(2, 9)
+    of = scheduler(running, waiting, limits=(1, 64), pool=pool)
+    step(of)
+    for one in (running, waiting, gone):
+        of.cancel(one)
+    assert (pool.num_free, of.schedule()) == (64, [])
+    assert {one.finish_reason for one in (running, waiting, gone)} == {"cancelled"}
+
+
+def test_clear_frees_every_block_and_says_what_it_dropped() -> None:
     pool = BlockPool(9)
-    of = scheduler(sequence(0, 9), sequence(1, 9), sequence(2, 9), pool=pool)
-    of.admit()
-    of.clear()
-    assert (pool.num_free, of.has_work) == (9, False)
+    sequences = [sequence(i, 9) for i in range(3)]
+    of = scheduler(*sequences, pool=pool)
+    step(of)
+    assert of.clear() == sequences
+    assert (pool.num_free, of.schedule()) == (9, [])
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [({"policy": "greedy"}, "--scheduler_policy.*greedy"), ({"context_chunk_size": 0}, "--context_chunk_size.*0")],
+)
+def test_rules_that_make_no_sense_are_refused(bad: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Scheduling(**bad)  # type: ignore[arg-type]
 
 
 def test_end_id_finishes_a_sequence_and_is_kept() -> None:
@@ -131,33 +227,56 @@ def test_without_end_id_only_the_length_ends() -> None:
     assert one.finish_reason == "length"
 
 
-REQUESTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8)), max_size=25)
+PROMPTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(5, 6)), max_size=25)
+RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.booleans())
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(REQUESTS, st.integers(1, 6), st.integers(12, 20), st.integers(5, 16), st.data())
+@given(PROMPTS, st.integers(1, 6), st.integers(1, 20), st.integers(5, 16), RULES, st.data())
 def test_any_workload_ends_within_the_limits(
-    requests: list[tuple[int, int]], batch: int, tokens: int, blocks: int, data: st.DataObject
+    prompts: list[tuple[int, int, int]], batch: int, tokens: int, blocks: int, rules: Scheduling, data: st.DataObject
 ) -> None:
-    pool = BlockPool(blocks)
-    of = scheduler(
-        *(sequence(i, *r, end_id=END) for i, r in enumerate(requests)), batch=batch, tokens=tokens, pool=pool
-    )
-    admitted: list[int] = []
-    ended: list[int] = []
-    while of.has_work:
-        new = of.admit()
-        admitted += [s.index for s in new]
-        stepped = list(of.running)
-        owned = [block for s in stepped for block in s.blocks]
-        step_tokens = len(stepped) - len(new) + sum(len(s.request.prompt_ids) for s in new)
-        assert 0 < len(stepped) <= batch and step_tokens <= tokens
-        assert len(set(owned)) == len(owned) == blocks - pool.num_free
-        assert all(4 * len(s.blocks) >= s.request.max_tokens for s in stepped)
-        for one in stepped:
+    pool = BlockPool(blocks, PrefixIndex(4) if rules.enable_block_reuse else None)
+    of = scheduler(limits=(batch, tokens), pool=pool, scheduling=rules)
+    arriving = [TokenSequence(i, Request((t,) * n, m, END)) for i, (n, m, t) in enumerate(prompts)]
+    content: dict[tuple[int, int], tuple[int, ...]] = {}  # of each slot: all tokens up to its own
+    started: list[int] = []
+    ended: Counter[int] = Counter()
+    unfinished: list[TokenSequence] = []
+    while arriving or unfinished:
+        if arriving and (not unfinished or data.draw(st.booleans())):
+            unfinished.append(arriving.pop(0))
+            of.submit(unfinished[-1])
+        if data.draw(st.integers(0, 9)) == 9:
+            victim = data.draw(st.sampled_from(unfinished))
+            of.cancel(victim)
+            ended[victim.index] += 1
+            unfinished.remove(victim)
+            continue
+        chunks = of.schedule()
+        assert chunks, "work is left and nobody is served"
+        assert len(of.running) <= batch and sum(c.num_tokens for c in chunks) <= tokens
+        if any(s.num_left == 1 and s.output_ids for s in of.running):
+            assert sum(c.num_tokens for c in chunks if c.num_tokens > 1) <= rules.context_chunk_size
+        owned = Counter(block for s in of.running for block in s.blocks)
+        assert len(owned) == blocks - pool.num_free
+        for chunk in chunks:
+            one = chunk.sequence
+            assert 4 * len(one.blocks) >= chunk.end and chunk.start == one.num_cached
+            for position in range(chunk.end):
+                slot = one.blocks[position // 4], position % 4
+                if position >= chunk.start:
+                    assert owned[slot[0]] == 1, "a block that others read is written to"
+                    content[slot] = tuple(one.ids(0, position + 1))
+                assert content[slot] == tuple(one.ids(0, position + 1)), "another sequence's keys and values"
+        of.advance(chunks)
+        for one in (c.sequence for c in chunks if c.is_last):
+            started += [one.index] if not one.output_ids else []
             one.accept(data.draw(st.sampled_from([END, 7, 7])))
-        ended += [s.index for s in stepped if s.finish_reason]
+            ended[one.index] += one.finish_reason is not None
         of.retire()
-    assert admitted == list(range(len(requests)))
-    assert sorted(ended) == admitted
+        unfinished = [s for s in unfinished if s.finish_reason is None]
+    assert ended == Counter(range(len(prompts))), "every request ends exactly once"
     assert pool.num_free == blocks
+    if rules.policy == "guaranteed_no_evict":
+        assert started == sorted(started), "somebody was overtaken"

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
+from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.runtime.world import World, current_world
 from opt_trt.step import DecoderSpec, StepInputs
 
@@ -23,13 +25,16 @@ CALM = settings(deadline=None, max_examples=40)  # the machine may be busy
 GATHERS = spec(gather_context_logits=True, gather_generation_logits=True)
 
 
-def session(of: DecoderSpec = SPEC, max_tokens: int | None = None) -> DecoderSession:
-    return DecoderSession(SumDecoder(of), KvCacheLimit(max_tokens))
+def session(
+    of: DecoderSpec = SPEC, max_tokens: int | None = None, scheduling: Scheduling | None = None
+) -> DecoderSession:
+    return DecoderSession(SumDecoder(of), KvCacheLimit(max_tokens), scheduling)
 
 
 def steps(of: DecoderSession) -> list[StepInputs]:
-    assert isinstance(of._decoder, SumDecoder)
-    return of._decoder.steps
+    decoder = of.generation._decoder
+    assert isinstance(decoder, SumDecoder)
+    return decoder.steps
 
 
 def test_output_is_new_tokens_only() -> None:
@@ -62,12 +67,47 @@ REQUESTS = st.lists(
 )
 
 
+RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.booleans())
+
+
 @CALM
-@given(REQUESTS, st.integers(24, 96))
-def test_batched_in_flight_equals_alone(requests: list[Request], max_tokens: int) -> None:
-    of = session(max_tokens=max_tokens)
-    outputs = [result.output_ids for result in of.generate(requests)]
-    assert outputs == [expected_output(r.prompt_ids, r.max_new_tokens, r.end_id) for r in requests]
+@given(REQUESTS, st.integers(24, 96), st.integers(3, 32), RULES)
+def test_batched_in_flight_equals_alone(
+    requests: list[Request], max_tokens: int, max_num_tokens: int, scheduling: Scheduling
+) -> None:
+    of = session(spec(max_num_tokens=max_num_tokens), max_tokens, scheduling)
+    for _ in range(1 + scheduling.enable_block_reuse):  # the second time, beginnings are known
+        outputs = [result.output_ids for result in of.generate(requests)]
+        assert outputs == [expected_output(r.prompt_ids, r.max_new_tokens, r.end_id) for r in requests]
+        assert of._pool.num_free == of._pool.num_blocks
+
+
+@CALM
+@given(REQUESTS.filter(bool), st.integers(24, 96), RULES, st.data())
+def test_arrivals_and_cancellations_change_no_other_request(
+    requests: list[Request], max_tokens: int, scheduling: Scheduling, data: st.DataObject
+) -> None:
+    of = session(max_tokens=max_tokens, scheduling=scheduling)
+    streams: dict[int, TokenStream] = {}
+    outputs: dict[int, list[int]] = {number: [] for number in range(len(requests))}
+    arriving = list(range(len(requests)))
+    cancelled: set[int] = set()
+    while arriving or streams:
+        if arriving and (not streams or data.draw(st.booleans())):
+            newcomer = arriving.pop(0)
+            streams[newcomer] = of.stream([requests[newcomer]])
+        number = data.draw(st.sampled_from(sorted(streams)))
+        if data.draw(st.integers(0, 9)) == 9:
+            streams[number].cancel(0)
+            cancelled.add(number)
+        event = next(streams[number], None)
+        if event is None:
+            del streams[number]
+        else:
+            outputs[number].append(event.token_id)
+    for number, request in enumerate(requests):
+        whole = expected_output(request.prompt_ids, request.max_new_tokens, request.end_id)
+        assert tuple(outputs[number]) == (whole[: len(outputs[number])] if number in cancelled else whole)
     assert of._pool.num_free == of._pool.num_blocks
 
 
@@ -94,17 +134,17 @@ def test_a_step_is_packed_as_the_contract_says() -> None:
     assert first.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert first.query_start.tolist() == [0, 5, 6, 8]
     assert first.kv_lens.tolist() == [5, 1, 2]
-    assert first.block_tables.tolist() == [[0, 1], [2, 0], [3, 4]]
+    assert first.block_tables.tolist() == [[0, 1], [2, 0], [3, 0]]
     assert first.slot_mapping.tolist() == [0, 1, 2, 3, 4, 8, 12, 13]
     assert first.last_token_ids.tolist() == [4, 5, 7]
     assert second.input_ids.tolist() == [15, 15, 9]  # two in the generation phase, then the one that joined
     assert second.position_ids.tolist() == [5, 2, 0]
     assert second.query_start.tolist() == [0, 1, 2, 3]
     assert second.kv_lens.tolist() == [6, 3, 1]
-    assert second.block_tables.tolist() == [[0, 1], [3, 4], [2, 0]]
+    assert second.block_tables.tolist() == [[0, 1], [3, 0], [2, 0]]
     assert second.slot_mapping.tolist() == [5, 14, 8]
     assert third.input_ids.tolist() == [14, 14]
-    assert third.block_tables.tolist() == [[0, 1], [3, 4]]
+    assert third.block_tables.tolist() == [[0, 1], [3, 0]]
 
 
 def test_steps_have_the_types_of_the_contract() -> None:
@@ -120,7 +160,7 @@ def test_steps_have_the_types_of_the_contract() -> None:
 def test_the_block_table_is_as_wide_as_the_longest_sequence_left() -> None:
     of = session()
     of.generate([Request((1,) * 8, 1), Request((1,), 3)])
-    assert [inputs.block_tables.shape for inputs in steps(of)] == [(2, 3), (1, 1), (1, 1)]
+    assert [inputs.block_tables.shape for inputs in steps(of)] == [(2, 2), (1, 1), (1, 1)]
 
 
 def test_context_logits_have_a_row_per_prompt_token() -> None:
@@ -157,47 +197,22 @@ def test_logits_go_to_those_who_asked() -> None:
     assert results[4].context_logits is not None and results[4].context_logits.argmax(-1).tolist() == [1, 2, 3, 4]
 
 
-@CALM
-@given(REQUESTS, st.lists(st.tuples(st.integers(0, 6), st.integers(0, 11)), max_size=8), st.integers(24, 96))
-def test_requests_that_join_late_and_are_cancelled_change_nothing_for_the_others(
-    requests: list[Request], cancellations: list[tuple[int, int]], max_tokens: int
-) -> None:
-    of = session(max_tokens=max_tokens)
-    generation, waiting, outputs, step = of.begin(), list(enumerate(requests)), dict[int, tuple[int, ...]](), 0
-    while waiting or generation.has_work:
-        for index, request in waiting[:2]:
-            generation.submit(index, request)
-        del waiting[:2]
-        for _, index in [c for c in cancellations if c[0] == step]:
-            generation.cancel(index)
-        if generation.has_work:
-            outputs |= {s.index: tuple(s.output_ids) for s in generation.step() if s.finish_reason}
-        step += 1
-    assert of._pool.num_free == of._pool.num_blocks
-    unharmed = set(range(len(requests))) - {index for _, index in cancellations}
-    assert unharmed <= set(outputs)
-    for index, ids in outputs.items():
-        r = requests[index]
-        assert ids == expected_output(r.prompt_ids, r.max_new_tokens, r.end_id)
-
-
-def test_a_cancelled_request_frees_its_blocks_at_once() -> None:
-    of = session()
-    generation = of.begin()
-    for index in (0, 1):
-        generation.submit(index, Request((1, 2, 3), 8))
-    generation.step()
-    generation.cancel(0)
-    assert of._pool.num_blocks - of._pool.num_free == 3  # of four tokens each
-    assert [s.index for s in generation.step()] == [1]
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_request_that_fails_is_raised_and_frees_the_cache(streaming: bool) -> None:
     of, bans = session(), SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(16)))
     requests = [Request((1, 3), 4), Request((1,), 4, sampling=bans)]
     with pytest.raises(UserError, match="prompt 1 has no token left to choose after 0 new ones; relax logit_bias"):
         list(of.stream(requests)) if streaming else of.generate(requests)
+    assert of._pool.num_free == of._pool.num_blocks
+
+
+def test_a_request_that_fails_in_a_stream_changes_nothing_for_another_stream() -> None:
+    of, bans = session(), SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(16)))
+    good, bad = of.stream([Request((1, 3), 4)]), of.stream([Request((1,), 4, sampling=bans), Request((2,), 9)])
+    assert next(bad).index == 1
+    with pytest.raises(UserError, match="prompt 0 has no token left to choose"):
+        next(bad)
+    assert [event.token_id for event in good] == [4, 8, 0, 0]
     assert of._pool.num_free == of._pool.num_blocks
 
 
@@ -215,9 +230,6 @@ def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
     assert result.generation_logits is not None and result.generation_logits.any()
 
 
-ROOMY = replace(SPEC, max_input_len=20, max_num_tokens=10)
-
-
 @pytest.mark.parametrize(
     ("of", "request_", "says"),
     [
@@ -225,7 +237,6 @@ ROOMY = replace(SPEC, max_input_len=20, max_num_tokens=10)
         (SPEC, Request((3, 16), 1), "prompt 1 has token id 16, the vocabulary is 0 to 15"),
         (SPEC, Request((-1,), 1), "prompt 1 has token id -1"),
         (SPEC, Request((1,) * 17, 1), "prompt 1 has 17 tokens, the engine takes 16;.*--max_input_len"),
-        (ROOMY, Request((1,) * 11, 1), "prompt 1 has 11 tokens, one step of the engine takes 10;.*--max_num_tokens"),
         (SPEC, Request((1,), 0), "asks for 0 new tokens; --max_output_len"),
         (SPEC, Request((1,) * 16, 9), r"16 tokens \+ 9 new ones = 25, the engine takes 24;.*--max_seq_len"),
         (SPEC, Request((1,) * 12, 9), "the whole KV cache holds 20; raise --max_tokens_in_paged_kv_cache"),
@@ -281,12 +292,55 @@ def test_closing_a_stream_frees_its_blocks() -> None:
     assert of._pool.num_free == of._pool.num_blocks
 
 
-def test_two_open_streams_do_not_share_blocks() -> None:
+def test_open_streams_share_steps() -> None:
     of = session()
     requests = Request((1, 2, 3), 6), Request((4, 5), 6)
     streams = [of.stream([r]) for r in requests]
     interleaved = [tuple(event.token_id for event in pair) for pair in zip(*streams, strict=True)]
     assert list(zip(*interleaved, strict=True)) == [expected_output(r.prompt_ids, 6) for r in requests]
+    assert [inputs.kv_lens.shape[0] for inputs in steps(of)] == [2] * 6
+
+
+def test_generating_goes_on_with_open_streams() -> None:
+    of = session()
+    stream = of.stream([Request((1, 2, 3), 6)])
+    first = next(stream)
+    assert of.generate([Request((4, 5), 2)])[0].output_ids == expected_output((4, 5), 2)
+    assert (first.token_id, *(event.token_id for event in stream)) == expected_output((1, 2, 3), 6)
+
+
+def test_a_cancelled_request_frees_its_blocks_and_gives_no_more_tokens() -> None:
+    of = session()
+    stream = of.stream([Request((1, 2, 3), 6), Request((4, 5), 6)])
+    assert [next(stream).index for _ in range(2)] == [0, 1]
+    free = of._pool.num_free
+    stream.cancel(0)
+    assert of._pool.num_free == free + 1
+    assert [event.index for event in stream] == [1] * 5
+
+
+def test_a_step_that_fails_is_named_to_the_other_streams_too() -> None:
+    of = interrupt_at(1)
+    other = of.stream([Request((1, 2), 6)])
+    with pytest.raises(KeyboardInterrupt):
+        of.generate([Request((1, 2), 6)])
+    assert next(other).token_id == expected_output((1, 2), 1)[0]  # from before
+    with pytest.raises(UserError, match=r"shared with other requests of this session failed \(KeyboardInterrupt\)"):
+        next(other)
+    assert next(other, None) is None
+
+
+def test_a_prompt_longer_than_a_step_is_cut() -> None:
+    of = session(spec(max_num_tokens=3))
+    assert of.generate([Request((1, 2, 3, 4, 5, 6, 7, 8), 2)])[0].output_ids == expected_output(range(1, 9), 2)
+    assert [inputs.input_ids.shape[0] for inputs in steps(of)] == [3, 3, 2, 1]
+
+
+def test_context_logits_of_a_prompt_longer_than_a_step_are_whole() -> None:
+    of = session(replace(GATHERS, max_num_tokens=3))
+    [result] = of.generate([Request((1, 3, 4, 5, 2), 1, return_context_logits=True)])
+    assert result.context_logits is not None
+    assert result.context_logits.argmax(-1).tolist() == [1, 4, 8, 13, 15]
 
 
 def test_logits_that_are_no_number_are_named() -> None:

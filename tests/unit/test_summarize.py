@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ class Run:
         data = self.directory / "test.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
         self.monkeypatch.setattr(command, "load_tokenizer", lambda path, add_special_tokens: LetterTokenizer())
-        self.monkeypatch.setattr(command, "open_engine", lambda path, limit: session or FakeSession())
+        self.monkeypatch.setattr(command, "open_engine", lambda path, limit, scheduling: session or FakeSession())
         common = ["--tokenizer_dir", "tokenizer", "--dataset_dir", str(data), "--output_len", "20"]
         with pytest.raises(SystemExit) as stop:
             run_main(command.summarize, SummarizeConfig, [*common, *flags])
@@ -197,9 +198,12 @@ SAMPLING = {
     "temperature": 0.5, "top_k": 7, "top_p": 0.75, "min_p": 0.25, "repetition_penalty": 1.5, "presence_penalty": 0.5,
     "frequency_penalty": 0.25, "no_repeat_ngram_size": 3, "min_length": 4, "random_seed": 9,
 }  # fmt: skip
+BEAMS = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": 2, "beam_search_diversity_rate": 0.25}
+UNKNOWN_TO_TRANSFORMERS = ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate")
 
 
-def test_sampling_flags_reach_the_engine(run: Run) -> None:
+@pytest.mark.parametrize("options", [SAMPLING, BEAMS], ids=["sampling", "beams"])
+def test_sampling_flags_reach_the_engine(run: Run, options: dict[str, Any]) -> None:
     asked: list[Request] = []
 
     class Listening(FakeSession):
@@ -207,13 +211,16 @@ def test_sampling_flags_reach_the_engine(run: Run) -> None:
             asked.extend(requests)
             return super().generate(requests)
 
-    flags = [word for name, value in SAMPLING.items() for word in (f"--{name}", str(value))]
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert run("--test_trt_llm", *flags, session=Listening()) == 0
-    assert {request.sampling for request in asked} == {SamplingParams(**SAMPLING)}
+    assert {request.sampling for request in asked} == {SamplingParams(**options)}
 
 
-def test_sampling_flags_reach_hugging_face(run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {name: value for name, value in SAMPLING.items() if name not in ("presence_penalty", "frequency_penalty")}
+@pytest.mark.parametrize("options", [SAMPLING, BEAMS], ids=["sampling", "beams"])
+def test_sampling_flags_reach_hugging_face(
+    run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    known = {name: value for name, value in options.items() if name not in UNKNOWN_TO_TRANSFORMERS}
     seen: list[SamplingParams] = []
     init = hf_reference.HfReference.__init__
 
@@ -227,9 +234,10 @@ def test_sampling_flags_reach_hugging_face(run: Run, model_dir: Path, monkeypatc
     assert seen == [SamplingParams(**known)]
 
 
-@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("name", UNKNOWN_TO_TRANSFORMERS)
 def test_a_penalty_that_transformers_lacks_is_exit_2(run: Run, model_dir: Path, name: str) -> None:
-    assert run("--test_hf", "--hf_model_dir", str(model_dir), f"--{name}", "0.5") == 2
+    beams = ("--num_beams", "2") if name.startswith("beam") else ()
+    assert run("--test_hf", "--hf_model_dir", str(model_dir), f"--{name}", "0.5", *beams) == 2
     assert f"--{name} is unknown to transformers" in run.err
 
 

@@ -15,7 +15,7 @@ from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, RequestFailed
-from opt_trt.runtime.scheduler import TokenSequence
+from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.worker import Worker
 from opt_trt.step import StepInputs

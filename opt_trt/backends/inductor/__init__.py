@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
 from opt_trt.runtime.kv_cache import KvCacheLimit
@@ -23,6 +24,6 @@ def missing() -> str | None:
     return None
 
 
-def open(engine_dir: Path, limit: KvCacheLimit) -> Session:
+def open(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
     """A session on an engine this backend built; no compiler is needed."""
-    return DecoderSession(open_decoder(engine_dir), limit)
+    return DecoderSession(open_decoder(engine_dir), limit, scheduling)

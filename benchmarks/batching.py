@@ -1,0 +1,194 @@
+"""What in-flight batching is worth: against static batches, for waiting neighbours, in overhead, for known prompts.
+
+    python benchmarks/batching.py --model_shape opt-125m --dtype float16
+
+Weights are random at real shapes. Lengths of prompts and outputs are log-normal, all requests are there from the
+beginning. A static batch computes all its rows until the slowest is done, whose useful tokens alone count; where rows
+leave, nobody takes their place. All ways take turns over the same requests in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
+
+import torch
+from generation import SHAPES, random_model
+
+from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.build import build
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.scheduling import Scheduling
+from opt_trt.convert import convert
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+from opt_trt.runtime.session import DecoderSession
+from opt_trt.step import Decoder, StepInputs
+
+BATCH_SIZE = 16
+LONG_PROMPT, KNOWN_PROMPT = 1500, 1000  # tokens
+UNLIMITED = 10**6
+
+
+@dataclass
+class TimedDecoder:
+    """A decoder that adds up the seconds its steps take."""
+
+    inner: Decoder
+    seconds: float = 0.0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.spec = self.inner.spec
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See `Decoder.step`."""
+        started = time.perf_counter()
+        logits = self.inner.step(inputs, kv_cache)
+        self.seconds += time.perf_counter() - started
+        self.steps += 1
+        return logits
+
+
+def make_engine(shape: str, dtype: str, work: Path) -> Decoder:
+    """Convert and build a random model; its decoder."""
+    model = random_model(shape, work / "hf")
+    convert(ConvertConfig(model_dir=str(model), output_dir=str(work / "c"), dtype=dtype, log_level="warning"))
+    build(BuildConfig(
+        checkpoint_dir=str(work / "c"), output_dir=str(work / "e"), max_batch_size=BATCH_SIZE, max_input_len=1600,
+        max_seq_len=2048, output_timing_cache=str(work / "model.cache"), log_level="warning",
+    ))  # fmt: skip
+    return open_decoder(work / "e")
+
+
+def session(decoder: Decoder, scheduling: Scheduling | None = None) -> DecoderSession:
+    """A session with a KV cache for a full batch."""
+    return DecoderSession(decoder, KvCacheLimit(), scheduling)
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    """Random ids."""
+    return tuple(random.Random(seed).choices(range(10, 50000), k=length))
+
+
+def log_normal_requests(count: int) -> list[Request]:
+    """Prompts around 100 tokens, outputs around 60, with long tails."""
+    chance = random.Random(0)
+
+    def length(median: float, spread: float, most: int) -> int:
+        return max(1, min(most, round(median * chance.lognormvariate(0.0, spread))))
+
+    return [Request(prompt(length(100, 0.8, 1000), seed), length(60, 1.0, 600)) for seed in range(count)]
+
+
+def generation_seconds(of: DecoderSession, *batches: Sequence[Request]) -> float:
+    """By the clock; each batch lasts as long as its slowest request."""
+    started = time.perf_counter()
+    for requests in batches:
+        of.generate(requests)
+    return time.perf_counter() - started
+
+
+def report_throughput(decoder: Decoder, count: int, rounds: int) -> None:
+    """Tokens a second in flight and in static batches, taking turns."""
+    of, requests = session(decoder), log_normal_requests(count)
+    of.generate(requests[:BATCH_SIZE])
+    tokens = sum(request.max_new_tokens for request in requests)
+    batches = [requests[first : first + BATCH_SIZE] for first in range(0, count, BATCH_SIZE)]
+    full = [[replace(r, max_new_tokens=max(b.max_new_tokens for b in batch)) for r in batch] for batch in batches]
+    ways = {"static": full, "rows leave": batches, "in flight": [requests]}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, submitted in ways.items():
+            rates[name].append(tokens / generation_seconds(of, *submitted))
+    for name, values in rates.items():
+        print(f"{name:<12}{statistics.median(values):8.1f} tokens/s  ({min(values):.1f}-{max(values):.1f})")
+    for name in ("static", "rows leave"):
+        ratios = [b / a for a, b in zip(rates[name], rates["in flight"], strict=True)]
+        print(f"in flight / {name:<12}{statistics.median(ratios):8.2f}  ({min(ratios):.2f}-{max(ratios):.2f})")
+
+
+def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
+    """Seconds between tokens of requests that generate while long prompts arrive at random, every 60 tokens or so."""
+    chance, arrivals = random.Random(1), []
+    watched = of.stream([Request(prompt(100, seed), output_len) for seed in range(BATCH_SIZE - 2)])
+    last: dict[int, float] = {}
+    gaps: list[float] = []
+    tokens, next_arrival = 0, chance.expovariate(1 / 60)
+    for event in watched:
+        now = time.perf_counter()
+        if event.index in last:
+            gaps.append(now - last[event.index])
+        last[event.index] = now
+        tokens += event.index == 0
+        if tokens > next_arrival:
+            arrivals.append(of.stream([Request(prompt(LONG_PROMPT, tokens), 8)]))
+            next_arrival = tokens + chance.expovariate(1 / 60)
+    return gaps
+
+
+def report_latency(decoder: Decoder, output_len: int) -> None:
+    """Percentiles of the time between tokens, with chunks and without."""
+    for chunk in (Scheduling.context_chunk_size, UNLIMITED):
+        gaps = sorted(token_gaps(session(decoder, Scheduling(context_chunk_size=chunk)), output_len))
+        p50, p99 = (gaps[int(len(gaps) * share)] * 1e3 for share in (0.5, 0.99))
+        name = "whole prompts" if chunk == UNLIMITED else f"chunks of {chunk}"
+        print(f"{name:<16}p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  p99/p50 {p99 / p50:5.2f}  longest {gaps[-1] * 1e3:.0f}")
+
+
+def report_overhead(decoder: Decoder) -> None:
+    """Share of a step that is not the decoder's, at a full batch."""
+    ways = {"greedy": SamplingParams(), "top_k 50 top_p 0.9": SamplingParams(top_k=50, top_p=0.9)}
+    for name, sampling in ways.items():
+        timed = TimedDecoder(decoder)
+        of, requests = session(timed), [Request(prompt(100, s), 64, sampling=sampling) for s in range(BATCH_SIZE)]
+        total = generation_seconds(of, requests)
+        own = total - timed.seconds
+        a_step, own_a_step = total / timed.steps * 1e3, own / timed.steps * 1e3
+        print(f"{name:<20}{own_a_step:7.2f} of {a_step:.1f} ms a step are not the decoder's: {own / total:.1%}")
+
+
+def report_reuse(decoder: Decoder, rounds: int) -> None:
+    """Milliseconds to the first token of a prompt that came before."""
+    medians = {}
+    for reuse in (False, True):
+        of = session(decoder, Scheduling(enable_block_reuse=reuse))
+        known = [Request(prompt(KNOWN_PROMPT, 0), 1)]
+        of.generate(known)
+        medians[reuse] = statistics.median(generation_seconds(of, known) for _ in range(rounds))
+    print(
+        f"first token of a known prompt: {medians[False] * 1e3:.1f} ms computed, {medians[True] * 1e3:.1f} ms reused, "
+        f"ratio {medians[True] / medians[False]:.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_shape", choices=SHAPES, default="opt-125m")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float16")
+    parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--output_len", type=int, default=400, help="tokens generated while long prompts arrive")
+    parser.add_argument("--rounds", type=int, default=3)
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        decoder = make_engine(a.model_shape, a.dtype, Path(directory))
+        print(f"{a.model_shape} {a.dtype}, batch {BATCH_SIZE}, {a.requests} requests, load {os.getloadavg()[0]:.1f}")
+        report_overhead(decoder)
+        report_reuse(decoder, a.rounds)
+        report_latency(decoder, a.output_len)
+        report_throughput(decoder, a.requests, a.rounds)
+
+
+if __name__ == "__main__":
+    main()

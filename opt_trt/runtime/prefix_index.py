@@ -1,0 +1,64 @@
+"""Which full blocks of the KV cache hold which beginnings of sequences. Knows nothing of owners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+Key = tuple[int, tuple[int, ...]]  # serial number of the prefix before the block, tokens of the block
+ROOT = 0  # serial number of the empty prefix
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """All up to the end of a block. Serial numbers never come again: what follows a forgotten prefix is lost."""
+
+    serial: int
+    block: int
+
+
+class PrefixIndex:
+    """A tree of prefixes, a block of tokens a node. Tokens are compared, not only their hashes."""
+
+    def __init__(self, tokens_per_block: int) -> None:
+        self._tokens_per_block = tokens_per_block
+        self._prefixes: dict[Key, Prefix] = {}
+        self._keys: dict[int, Key] = {}
+        self._last_serial = ROOT
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._keys
+
+    def find(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The blocks of the longest known prefix of `ids`, whole blocks only."""
+        found: list[int] = []
+        serial = ROOT
+        for tokens in self._cut(ids):
+            prefix = self._prefixes.get((serial, tokens))
+            if prefix is None:
+                break
+            found.append(prefix.block)
+            serial = prefix.serial
+        return tuple(found)
+
+    def add(self, ids: Sequence[int], blocks: Sequence[int]) -> None:
+        """Record what the full blocks of a sequence hold; a prefix that is known keeps the block it has."""
+        serial = ROOT
+        for tokens, block in zip(self._cut(ids), blocks, strict=False):  # the last block may not be full
+            key = (serial, tokens)
+            if key not in self._prefixes:
+                self.forget(block)  # it may be known as what follows a prefix that was forgotten
+                self._last_serial += 1
+                self._prefixes[key] = Prefix(self._last_serial, block)
+                self._keys[block] = key
+            serial = self._prefixes[key].serial
+
+    def forget(self, block: int) -> None:
+        """The block is about to hold something else."""
+        key = self._keys.pop(block, None)
+        if key is not None:
+            del self._prefixes[key]
+
+    def _cut(self, ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        size = self._tokens_per_block
+        return (tuple(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size))

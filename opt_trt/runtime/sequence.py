@@ -1,0 +1,118 @@
+"""One row of tokens in flight: what it has in the KV cache and what it produced so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+from typing import TYPE_CHECKING
+
+from opt_trt.runtime.request import FinishReason, Request, TokenEvent, TokenLogProbs
+from opt_trt.runtime.stopping import Stop, StopWatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from opt_trt.runtime.beam import BeamSearch
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """A request in flight. All its tokens but the newest are in the KV cache once the context phase is over."""
+
+    index: int
+    request: Request
+    events: deque[TokenEvent] | None = None  # where its tokens go as they come
+    blocks: tuple[int, ...] = ()
+    num_cached: int = 0  # tokens in the KV cache
+    reserved: int = 0  # blocks it may count on, those it has included; 0 if it may have to start over
+    output_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: BaseException | None = None  # why it cannot go on; it got no token in the step that says so
+    stop: Stop | None = None
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
+    context_logits: list[torch.Tensor] = field(default_factory=list)  # a part for each step of the context phase
+    generation_logits: list[torch.Tensor] = field(default_factory=list)
+    leader: TokenSequence | None = None  # of a beam: the sequence that computed the prompt and stands for the request
+    search: BeamSearch | None = None  # of a leader
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and new tokens so far."""
+        return len(self.request.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens to be computed before it gets another one."""
+        return self.num_tokens - self.num_cached
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a step it may need: all beams', as long as it stands for them."""
+        return 1 if self.leader else self.request.sampling.num_beams
+
+    def chunk(self, count: int) -> Chunk:
+        """Its next `count` tokens."""
+        return Chunk(self, self.num_cached, self.num_cached + count, is_last=count == self.num_left)
+
+    def fork(self) -> TokenSequence:
+        """A beam that goes on from here; it names the blocks of this one without owning them."""
+        leader = self.leader or self
+        return TokenSequence(
+            leader.index, leader.request, blocks=self.blocks, num_cached=self.num_cached, reserved=leader.reserved,
+            output_ids=[*self.output_ids], log_probs=[*self.log_probs], leader=leader,
+        )  # fmt: skip
+
+    def ids(self, start: int, end: int) -> list[int]:
+        """Its tokens at positions from `start` to before `end`."""
+        prompt_len = len(self.request.prompt_ids)
+        if start >= prompt_len:  # the generation phase, every step
+            return self.output_ids[start - prompt_len : end - prompt_len]
+        output = self.output_ids[max(0, start - prompt_len) : max(0, end - prompt_len)]
+        return [*self.request.prompt_ids[start:end], *output]
+
+    @cached_property
+    def random(self) -> Random:
+        """Its own random numbers: they depend on its seed alone, not on what runs beside it."""
+        return Random(f"{self.request.sampling.random_seed}/{self.request.sampling.sequence}")
+
+    @cached_property
+    def _stop_watch(self) -> StopWatch | None:
+        words = self.request.stop_words
+        return None if words is None else StopWatch(words, self.request.sampling.min_length)
+
+    def accept(self, token_id: int) -> None:
+        """Take a new token; the end id, a stop word, or the last token asked for, finishes the sequence."""
+        self.output_ids.append(token_id)
+        self.stop = self._stop_watch.look(self.output_ids) if self._stop_watch else None
+        if token_id == self.request.end_id:
+            self.finish_reason, self.stop = "end_id", None
+        elif self.stop is not None:
+            self.finish_reason = "stop_words"
+        elif len(self.output_ids) == self.request.max_new_tokens:
+            self.finish_reason = "length"
+
+    def fail(self, error: BaseException) -> None:
+        """Finish without a token: by `RequestFailed` alone, by anything else with all that is in flight."""
+        self.finish_reason, self.error = "failed", error
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a sequence brings to a step: its tokens from `start` to before `end`; after the last one comes a new one."""
+
+    sequence: TokenSequence
+    start: int
+    end: int
+    is_last: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens it packs into the step."""
+        return self.end - self.start
+
+    @property
+    def has_context_logits(self) -> bool:
+        """Whether the logits of every token are wanted."""
+        return self.sequence.request.return_context_logits and self.start < len(self.sequence.request.prompt_ids)

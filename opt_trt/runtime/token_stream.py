@@ -1,0 +1,67 @@
+"""Tokens of some of the requests in flight as they come, and the right to take these requests back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from opt_trt.errors import UserError
+from opt_trt.runtime.generate import Generation
+from opt_trt.runtime.request import Request, RequestFailed, TokenEvent
+from opt_trt.runtime.sequence import TokenSequence
+
+
+class TokenStream(Iterator[TokenEvent]):
+    """Iterate for tokens; each step serves every stream of the session, whichever asked for it.
+
+    Requests that are not finished are cancelled when the stream is closed or forgotten.
+    """
+
+    def __init__(self, generation: Generation, requests: Sequence[Request]) -> None:
+        self._generation = generation
+        self._events: deque[TokenEvent] = deque()
+        self._open = [TokenSequence(index, request, self._events) for index, request in enumerate(requests)]
+        for sequence in self._open:
+            generation.submit(sequence)
+
+    def __next__(self) -> TokenEvent:
+        while not self._events and self._open:
+            self._raise_error()
+            self._generation.step()
+        if not self._events:
+            raise StopIteration
+        event = self._events.popleft()
+        if event.finish_reason is not None:
+            self._open = [s for s in self._open if s.index != event.index]
+        return event
+
+    def cancel(self, index: int) -> None:
+        """End the request at `index` of the list now: no token of it will come, its memory is free at once."""
+        for sequence in self._open:
+            if sequence.index == index:
+                self._generation.cancel(sequence)
+        self._open = [s for s in self._open if s.index != index]
+        waiting = [event for event in self._events if event.index != index]
+        self._events.clear()
+        self._events.extend(waiting)
+
+    def close(self) -> None:
+        """Cancel whatever is not finished."""
+        for sequence in self._open:
+            self._generation.cancel(sequence)
+        self._open = []
+        self._events.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _raise_error(self) -> None:
+        """Requests of one stream fail together, whether one of them is to blame or none."""
+        error = next((s.error for s in self._open if s.error is not None), None)
+        if error is None:
+            return
+        self.close()
+        if isinstance(error, RequestFailed):
+            raise error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"a step shared with other requests of this session failed ({reason}); send it again")

@@ -1,0 +1,46 @@
+"""Compiled programs give the same ids however a prompt is cut, whatever is reused, and with any number of beams."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import KINDS, random_prompts
+from test_decoder import assert_same_or_tie, reference_ids
+
+from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.scheduling import Scheduling
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+from opt_trt.runtime.session import DecoderSession
+
+TIE = 1e-4  # beams whose scores are closer than this may swap between two orders of summation
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_reuse_and_starting_over_change_no_ids(kind, open_session, oracle):
+    decoder = open_session(kind).generation._decoder
+    crowded = DecoderSession(decoder, KvCacheLimit(max_tokens=256), Scheduling("max_utilization", 5, True))
+    requests = [Request(prompt, 20) for prompt in random_prompts((70, 3, 64, 33, 9, 50, 1))]
+    for _ in range(2):
+        for request, result in zip(requests, crowded.generate(requests), strict=True):
+            assert_same_or_tie(list(result.output_ids), *reference_ids(oracle(kind), request.prompt_ids, 20))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beams_equal_transformers(kind, open_session, oracle):
+    model, session = oracle(kind), open_session(kind)
+    widths = (2, 3, 5, 8)
+    requests = [
+        Request(prompt, 12, sampling=SamplingParams(num_beams=width))
+        for width, prompt in zip(widths, random_prompts((31, 5, 64, 1)), strict=True)
+    ]
+    for request, result in zip(requests, session.generate(requests), strict=True):
+        width = request.sampling.num_beams
+        expected = model.generate(
+            torch.tensor([request.prompt_ids]), max_new_tokens=12, num_beams=width, num_return_sequences=width,
+            do_sample=False, eos_token_id=None, pad_token_id=1, early_stopping=True,
+        )[:, len(request.prompt_ids) :].tolist()  # fmt: skip
+        tied = any(a.score - b.score < TIE for a, b in pairwise(result.beams))
+        assert tied or [list(beam.output_ids) for beam in result.beams] == expected
