@@ -58,7 +58,7 @@ def test_the_demo_script_ends_with_a_table_and_the_gate_passed(tmp_path):
         ["bash", "examples/demo/demo.sh"], cwd=ROOT, capture_output=True, text=True, env=environment
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "engine vs HF" in result.stdout and "the accuracy gate passed" in result.stdout
+    assert "int4 vs HF" in result.stdout and "the accuracy gate passed" in result.stdout
 
 
 @pytest.mark.parametrize("proof", sorted(set(re.findall(r"`(tests/\S+?\.py)(?:::(\w+))?`", README))))
