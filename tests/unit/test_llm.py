@@ -180,6 +180,15 @@ def test_a_broken_decoder_is_no_mistake_of_the_caller() -> None:
         llm.generate([1])
 
 
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Shells start background jobs with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_ends_the_requests_of_a_waiting_caller() -> None:
     decoder = SumDecoder()
 
