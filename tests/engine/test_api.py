@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import random_prompts
 
 from opt_trt import LLM, SamplingParams
+from tests.engine.conftest import random_prompts
 
 PROMPTS = random_prompts((3, 17, 1, 9))
 NEW_TOKENS = 12

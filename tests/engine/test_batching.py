@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import KINDS, random_prompts
-from test_decoder import assert_same_or_tie, reference_ids
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
+from tests.engine.conftest import KINDS, random_prompts
+from tests.engine.test_decoder import assert_same_or_tie, reference_ids
 
 TIE = 1e-4  # beams whose scores are closer than this may swap between two orders of summation
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KINDS, POSITIONS, random_prompts
 
 from opt_trt.runtime.request import Request
+from tests.engine.conftest import KINDS, POSITIONS, random_prompts
 
 LENGTHS = (1, 2, 3, 7, 16, 31, 32, 33, 64, 65, POSITIONS - 1)
 LOGITS_TOLERANCE = 1e-3  # absolute, logits of order 10: fp32 sums in another order differ by 1e-5

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from conftest import random_prompts
 
 from opt_trt.backends.inductor.isa import runnable_isas
 from opt_trt.ops import Linear
@@ -15,6 +14,7 @@ from opt_trt.plugins.native import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
 from opt_trt.runtime.request import Request
+from tests.engine.conftest import random_prompts
 
 
 @pytest.fixture(scope="module", params=[isa.march for isa in runnable_isas()])

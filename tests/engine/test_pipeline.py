@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_decoder import assert_same_or_tie
 from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine
@@ -22,6 +21,7 @@ from opt_trt.evaluate.prompts import prompt_text
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.text import load_tokenizer
+from tests.engine.test_decoder import assert_same_or_tie
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/demo/model"

@@ -6,7 +6,6 @@ import zipfile
 
 import pytest
 import torch
-from conftest import random_prompts
 
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.backends.inductor.decoder import CompiledDecoder, open_decoder
@@ -15,6 +14,7 @@ from opt_trt.errors import UserError
 from opt_trt.graph.decoder import layer_weight_names
 from opt_trt.ops import AttentionInputs
 from opt_trt.runtime.request import Request
+from tests.engine.conftest import random_prompts
 
 
 @pytest.fixture(scope="module")

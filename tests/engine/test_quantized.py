@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_prompts
-from test_decoder import LOGITS_TOLERANCE, assert_same_or_tie, reference_ids
 
 from opt_trt.quant import MODES
 from opt_trt.runtime.request import Request
+from tests.engine.conftest import random_prompts
+from tests.engine.test_decoder import LOGITS_TOLERANCE, assert_same_or_tie, reference_ids
 
 CASES = (("pre-norm", "int8"), ("post-norm", "int4"))  # a compiled engine for each value of either axis
 LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import random_prompts
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.runtime.request import Request
+from tests.engine.conftest import random_prompts
 
 PROMPTS = random_prompts((3, 17, 1, 9))
 NEW_TOKENS = 12

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _models import Model, Tensors
 
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
+from tests.unit._models import Model, Tensors
 
 COLUMNS = ("out_proj.weight", "fc2.weight")  # what FlagAI cuts along input features, and along output features:
 ROWS = ("embed_tokens.", "q_proj.", "k_proj.", "v_proj.", "fc1.")

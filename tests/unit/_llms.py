@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _decoders import SumDecoder, spec
-from _tokenizers import VOCAB_SIZE, write_tokenizer
 
 from opt_trt import LLM
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs
 from opt_trt.text import load_tokenizer
+from tests.unit._decoders import SumDecoder, spec
+from tests.unit._tokenizers import VOCAB_SIZE, write_tokenizer
 
 SPEC = spec(vocab_size=VOCAB_SIZE)
 

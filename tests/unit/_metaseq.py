@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from _models import Model, Tensors
+
+from tests.unit._models import Model, Tensors
 
 RENAMED = {"final_layer_norm": "layer_norm", "project_in": "project_in_dim", "project_out": "project_out_dim"}
 COLUMNS = ("self_attn.out_proj.weight", "fc2.weight")

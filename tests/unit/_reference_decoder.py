@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from _decoders import spec
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -16,6 +15,7 @@ from opt_trt.convert import convert
 from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, Embedding, Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.ops import ReferenceOps
 from opt_trt.step import DecoderSpec, StepInputs
+from tests.unit._decoders import spec
 
 VOCAB_SIZE = 61
 KINDS = {

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _layouts import converted, npy, write_config
-from _models import Model
 
 from opt_trt.errors import UserError
 from opt_trt.sources import alpa, open_source
+from tests.unit._layouts import converted, npy, write_config
+from tests.unit._models import Model
 
 METASEQ = {
     "decoder.final_layer_norm": "decoder.layer_norm", "decoder.project_in.": "decoder.project_in_dim.",

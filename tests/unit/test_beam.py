@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _decoders import SPEC, SumDecoder, expected_output, spec
-from _reference_decoder import VOCAB_SIZE, ReferenceDecoder, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import OPTForCausalLM
@@ -25,6 +23,8 @@ from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import StopWords
 from opt_trt.text import load_tokenizer
+from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
+from tests.unit._reference_decoder import VOCAB_SIZE, ReferenceDecoder, random_model
 
 EARLY_STOPPING = {0: False, 1: True, 2: "never"}
 Ids = tuple[int, ...]

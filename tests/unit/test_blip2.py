@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
@@ -16,6 +15,7 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
+from tests.unit._models import Model
 
 TEXT = {
     "vocab_size": 48, "hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 4,

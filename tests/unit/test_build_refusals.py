@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _models import Model
 
 from opt_trt import build as builder
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
+from tests.unit._models import Model
 
 
 def test_an_activation_that_engines_do_not_compute_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

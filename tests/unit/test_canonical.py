@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from _models import Model
 
 from opt_trt.errors import UserError
 from opt_trt.sources import canonical, open_source
 from opt_trt.sources.canonical import canonical_tensors
+from tests.unit._models import Model
 
 FC1 = "model.decoder.layers.0.fc1.weight"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file, save_file
 
 from opt_trt.cli import run_main
@@ -23,6 +22,7 @@ from opt_trt.describe.describe import describe
 from opt_trt.describe.difference import Difference, difference
 from opt_trt.errors import CheckFailed, UserError
 from opt_trt.gather import WholeModel
+from tests.unit._models import Model
 
 DENSE = "transformer.layers.1.attention.dense.bias"
 

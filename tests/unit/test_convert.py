@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file
 
 import opt_trt
@@ -22,6 +21,7 @@ from opt_trt.checkpoint import read_config, writer
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
+from tests.unit._models import Model
 
 REPOSITORY = Path(opt_trt.__file__).parent.parent
 GOLDEN = Path(__file__).parent.parent / "golden"

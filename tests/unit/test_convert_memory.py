@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _memory import peak_bytes
-from _metaseq import Metaseq
-from _models import Model
+
+from tests.unit._memory import peak_bytes
+from tests.unit._metaseq import Metaseq
+from tests.unit._models import Model
 
 MIB = 1 << 20
 LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times that

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file
 
 from opt_trt.checkpoint import read_config
@@ -17,6 +16,7 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.gather import WholeModel
+from tests.unit._models import Model
 
 Ranks = list[dict[str, torch.Tensor]]
 SIX_HEADS = {"num_attention_heads": 6}

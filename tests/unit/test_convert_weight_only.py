@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
-from _scalar_weight_only import pack, quantize_channel
 from safetensors.torch import load_file
 
 from opt_trt.checkpoint import Checkpoint
@@ -19,6 +17,8 @@ from opt_trt.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.packing import unpack
 from opt_trt.quant import ALGORITHMS, MODES
+from tests.unit._models import Model
+from tests.unit._scalar_weight_only import pack, quantize_channel
 
 LAYER = "transformer.layers.0."
 

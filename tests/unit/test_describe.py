@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from _metaseq import Metaseq
-from _models import Model
 from safetensors.torch import load_file, save_file
 
 from opt_trt.backends.engine import EngineConfig, Limits
@@ -26,6 +24,8 @@ from opt_trt.describe.measure import measure
 from opt_trt.describe.table import aligned, collapsed, number_text, size_text
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
+from tests.unit._metaseq import Metaseq
+from tests.unit._models import Model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 LAYER = "transformer.layers.0."

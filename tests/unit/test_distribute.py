@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _models import Model
 
 from opt_trt import quantized
 from opt_trt.config.convert import ConvertConfig
@@ -20,6 +19,7 @@ from opt_trt.packing import pack
 from opt_trt.quant import MODES
 from opt_trt.quantized import quantize_and_pack, unpack_and_dequantize
 from opt_trt.workers import Scratch, for_each
+from tests.unit._models import Model
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file
 from transformers import OPTForCausalLM
 
@@ -22,6 +21,7 @@ from opt_trt.errors import UserError
 from opt_trt.export_hf import export
 from opt_trt.export_hf.export import export_hf, shard_files
 from opt_trt.quant import MODES
+from tests.unit._models import Model
 
 Tensors = dict[str, torch.Tensor]
 POSITIONS = "model.decoder.embed_positions.weight"

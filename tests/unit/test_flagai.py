@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from _layouts import converted, flagai_names, flagai_parts, write_config
-from _models import Model, Tensors
 
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
+from tests.unit._layouts import converted, flagai_names, flagai_parts, write_config
+from tests.unit._models import Model, Tensors
 
 SPELLINGS = {"Hugging Face's names": flagai_parts, "its own names": flagai_names}
 PART = "model.decoder.layers.1.fc2.bias"

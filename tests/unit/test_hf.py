@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model, save
 
 from opt_trt.errors import UserError
 from opt_trt.sources import hf, open_source
 from opt_trt.sources.listed import ListedSource
+from tests.unit._models import Model, save
 
 PART = "model.decoder.layers.1.fc1.bias"
 

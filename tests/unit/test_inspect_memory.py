@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from _memory import peak_bytes
-from _models import Model
 
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
+from tests.unit._memory import peak_bytes
+from tests.unit._models import Model
 
 MIB = 1 << 20
 LARGEST = 16 * MIB  # of the whole model: [8192, 1024] in fp16; all together they are ten times that

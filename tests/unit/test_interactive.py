@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _decoders import SumDecoder, spec
-from _tokenizers import VOCAB_SIZE, write_tokenizer
 
 from opt_trt.cli import parse
 from opt_trt.config.run import RunConfig
@@ -20,6 +18,8 @@ from opt_trt.run import interactive
 from opt_trt.run.run import run
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs
+from tests.unit._decoders import SumDecoder, spec
+from tests.unit._tokenizers import VOCAB_SIZE, write_tokenizer
 
 SPEC = spec(vocab_size=VOCAB_SIZE)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _decoders import SPEC, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.kv_cache import KvCacheLimit, pool_blocks
 from opt_trt.runtime.memory import available_bytes
 from opt_trt.runtime.prefix_index import PrefixIndex
+from tests.unit._decoders import SPEC, spec
 
 PLENTY = 1 << 40
 BLOCK_BYTES = 2 * 4 * 2 * 1 * 1 * 4  # layers * tokens * (keys, values) * heads * head size * fp32

@@ -14,11 +14,11 @@ from math import e, log
 from pathlib import Path
 
 import pytest
-from _decoders import SumDecoder, expected_output
-from _llms import SPEC, letters, sums
-from _tokenizers import VOCAB_SIZE, ids_of
 
 from opt_trt import LLM, SamplingParams, UserError
+from tests.unit._decoders import SumDecoder, expected_output
+from tests.unit._llms import SPEC, letters, sums
+from tests.unit._tokenizers import VOCAB_SIZE, ids_of
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3)
 END = SPEC.end_id

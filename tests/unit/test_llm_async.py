@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from _decoders import SumDecoder, expected_output
-from _llms import SPEC, letters, sums
-from _tokenizers import write_tokenizer
 
 from opt_trt import LLM, RequestOutput, SamplingParams
 from opt_trt.errors import UserError
@@ -21,6 +18,9 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs
 from opt_trt.text import load_tokenizer
+from tests.unit._decoders import SumDecoder, expected_output
+from tests.unit._llms import SPEC, letters, sums
+from tests.unit._tokenizers import write_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 

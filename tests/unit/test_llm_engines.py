@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from _models import Model
 
 from opt_trt.api import engines
 from opt_trt.api.engines import engine_of
@@ -20,6 +19,7 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.llm import LlmOptions, llm_options
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
+from tests.unit._models import Model
 
 
 @pytest.fixture

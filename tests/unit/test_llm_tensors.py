@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _decoders import SumDecoder
-from _llms import sums
 
 from opt_trt.errors import UserError
+from tests.unit._decoders import SumDecoder
+from tests.unit._llms import sums
 
 PADDED = torch.tensor([[1, 1, 3], [4, 5, 6]])  # 1 is the pad id
 

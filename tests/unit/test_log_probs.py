@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _decoders import SumDecoder, spec
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.runtime.kv_cache import KvCacheLimit
@@ -15,6 +14,7 @@ from opt_trt.runtime.log_probs import record
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
+from tests.unit._decoders import SumDecoder, spec
 
 SPEC = spec(gather_context_logits=True, gather_generation_logits=True)
 ONE_OF_16 = 1 - math.log(math.e + 15)  # SumDecoder gives one of its 16 tokens a logit of 1, the others 0

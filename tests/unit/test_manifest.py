@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from _models import Model
 
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.sources.manifest import check_md5, read_manifest
+from tests.unit._models import Model
 
 ONE, TWO = "0" * 31 + "1", "0" * 31 + "2"
 

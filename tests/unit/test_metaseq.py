@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from _metaseq import Metaseq
-from _models import Model
 
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
@@ -20,6 +18,8 @@ from opt_trt.sources import metaseq, open_source
 from opt_trt.sources.metaseq import settings, sizes
 from opt_trt.sources.metaseq.reading import OPEN_FILES, Joined, OpenFiles
 from opt_trt.sources.opt import EMBEDDING, OptConfig
+from tests.unit._metaseq import Metaseq
+from tests.unit._models import Model
 
 TINY = sizes.Size("OPT-tiny", 16, 2, 4, 40, vocab_size=48, max_position_embeddings=12)
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from _metaseq import Metaseq
-from _models import Model
 
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
 from opt_trt.sources.unpickle import Stub, unpickle
+from tests.unit._metaseq import Metaseq
+from tests.unit._models import Model
 
 
 class Payload:
@@ -129,7 +129,7 @@ def test_parameters_and_tensors_with_attributes_are_tensors(tmp_path: Path) -> N
 
 
 def test_a_tensor_made_by_a_foreign_object_is_refused(tmp_path: Path) -> None:
-    from _metaseq import foreign_classes, made
+    from tests.unit._metaseq import foreign_classes, made
 
     class Fake(Metaseq):
         def contents(self, part: int, shard: int, classes: dict[str, type]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from _metaseq import Metaseq
-from _models import Model
 
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
 from opt_trt.sources.metaseq import settings, sizes
+from tests.unit._metaseq import Metaseq
+from tests.unit._models import Model
 
 FC1 = "decoder.layers.1.fc1.bias"
 FLAT: dict[str, Any] = {"parts": 2, "shards": 3, "layout": "layers"}

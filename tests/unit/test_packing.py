@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _scalar_weight_only import pack as scalar_pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.errors import UserError
 from opt_trt.packing import is_interleaved, pack, shape_problems, unpack
+from tests.unit._scalar_weight_only import pack as scalar_pack
 
 SMS = [75, 80, 86, 87, 89, 90, *range(100, 120), 120, 121, 130]
 BITS = [8, 4]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _scalar_weight_only import quantize_channel
 
 from opt_trt.config.convert import PRECISIONS
 from opt_trt.quant import ALGORITHMS, MODES
+from tests.unit._scalar_weight_only import quantize_channel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

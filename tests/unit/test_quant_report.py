@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file
 
 from opt_trt.cli import parse
@@ -20,6 +19,7 @@ from opt_trt.packing import unpack
 from opt_trt.quant import MODES
 from opt_trt.quant.heatmap import COLOURS, Cell, Heatmap, Row, colour, draw
 from opt_trt.quant.report import Distance, QuantReport, Shard
+from tests.unit._models import Model
 
 MATRICES = ["attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"]
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from _models import Model
 
 from opt_trt.build import build
 from opt_trt.checkpoint import Checkpoint
@@ -18,6 +17,7 @@ from opt_trt.packing import DEFERRED_ONLY, INTERLEAVED
 from opt_trt.quant import MODES
 from opt_trt.quantized import integers
 from opt_trt.shard import is_linear
+from tests.unit._models import Model
 
 SMS = [sm for sm in INTERLEAVED if sm not in DEFERRED_ONLY] + [120]
 

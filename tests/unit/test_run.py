@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _decoders import SumDecoder, expected_output, spec
-from _tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 from opt_trt.cli import parse
 from opt_trt.config.run import RunConfig
@@ -29,6 +27,8 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.session import DecoderSession, Session
 from opt_trt.step import StepInputs
+from tests.unit._decoders import SumDecoder, expected_output, spec
+from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 SPEC = spec(vocab_size=VOCAB_SIZE)
 

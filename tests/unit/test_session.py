@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _decoders import SPEC, SumDecoder, expected_output, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.runtime.world import World, current_world
 from opt_trt.step import DecoderSpec, StepInputs
+from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 
 CALM = settings(deadline=None, max_examples=40)  # the machine may be busy
 GATHERS = spec(gather_context_logits=True, gather_generation_logits=True)

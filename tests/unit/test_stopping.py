@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from _decoders import SPEC, SumDecoder, expected_output
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import Stop, StopWatch, StopWords
 from opt_trt.text import Detokenizer, Tokenizer, load_tokenizer, readable
+from tests.unit._decoders import SPEC, SumDecoder, expected_output
 
 DEMO = Path(__file__).parents[2] / "examples/demo/model"
 OUTPUT = expected_output((1, 3), 9)  # 4 8 0 0 0 …

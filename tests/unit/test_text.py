@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from _tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.stopping import Stop, StopWords
 from opt_trt.text import Detokenizer, OutputText, Tokenizer, load_tokenizer
+from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 DEMO = Path(__file__).parents[2] / "examples/demo/model"
 SPACE_A = VOCAB_SIZE - 1

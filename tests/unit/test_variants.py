@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Model
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import OPTConfig, OPTForCausalLM
@@ -25,6 +24,7 @@ from opt_trt.graph.decoder import (
     layer_weight_names,
 )
 from opt_trt.ops import Linear, ReferenceOps
+from tests.unit._models import Model
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "opt": {},

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from _models import Model
 
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
+from tests.unit._models import Model
 
 LAYERS = 5
 MATRIX = "model.decoder.layers.3.fc1.weight"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import pytest
-from _decoders import SPEC, SumDecoder, expected_output
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.worker import Worker
 from opt_trt.step import StepInputs
+from tests.unit._decoders import SPEC, SumDecoder, expected_output
 
 BANS_ALL = SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(SPEC.vocab_size)))
 BANS_LATER = SamplingParams(no_repeat_ngram_size=1)  # fails when every token of the vocabulary was used
