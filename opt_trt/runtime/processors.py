@@ -6,7 +6,7 @@ that of `sequences[r]`, and all of them ask for what the function does. No row d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from math import inf
 
@@ -14,14 +14,13 @@ import torch
 
 from opt_trt.runtime.sequence import TokenSequence
 
-CANDIDATES = 1024  # largest logits that nearly always hold the cut of top-p
-TOP_P_MARGIN = 1e-5  # of probability: fp32 sums over a vocabulary differ by some 1e-6
 Processor = Callable[[torch.Tensor, Sequence[TokenSequence]], torch.Tensor]
+Table = Mapping[str, Processor]
 
 
-def process(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """Apply to each row of `logits [R, V]`, which are overwritten, what its sequence asks for."""
-    for name, apply in PROCESSORS.items():
+def process(logits: torch.Tensor, sequences: Sequence[TokenSequence], table: Table | None = None) -> torch.Tensor:
+    """Apply to each row of `logits [R, V]`, which are overwritten, what its sequence asks for of a table, or of all."""
+    for name, apply in (PROCESSORS if table is None else table).items():
         rows = [row for row, sequence in enumerate(sequences) if name in sequence.request.sampling.processors]
         if not rows:
             continue
@@ -40,20 +39,20 @@ def _add_bias(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch
 
 def _penalize_repetition(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     rows, ids = _indices([_history(s) for s in sequences])
-    penalty = _parameter("repetition_penalty", sequences)[rows]
+    penalty = parameter("repetition_penalty", sequences)[rows, 0]
     seen = logits[rows, ids]
     return logits.index_put_((rows, ids), torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
 def _penalize_presence(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     rows, ids = _indices([s.output_ids for s in sequences])
-    return logits.index_put_((rows, ids), logits[rows, ids] - _parameter("presence_penalty", sequences)[rows])
+    return logits.index_put_((rows, ids), logits[rows, ids] - parameter("presence_penalty", sequences)[rows, 0])
 
 
 def _penalize_frequency(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     rows, ids = _indices([s.output_ids for s in sequences])
     counts = torch.zeros_like(logits).index_put_((rows, ids), torch.ones(len(ids)), accumulate=True)[rows, ids]
-    penalty = _parameter("frequency_penalty", sequences)[rows] * counts
+    penalty = parameter("frequency_penalty", sequences)[rows, 0] * counts
     return logits.index_put_((rows, ids), logits[rows, ids] - penalty)
 
 
@@ -70,40 +69,20 @@ def _ban_early_end(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> 
 
 
 def _apply_temperature(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    return logits / _parameter("temperature", sequences).unsqueeze(1)
+    return logits.div_(parameter("temperature", sequences))
 
 
 def _keep_top_k(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The `top_k` largest, and whatever equals the least of them."""
-    ks = [min(s.request.sampling.top_k, logits.shape[1]) for s in sequences]
-    least = logits.topk(max(ks)).values.gather(1, torch.tensor(ks).unsqueeze(1) - 1)
+    top_k = parameter("top_k", sequences, torch.int64).clamp(max=logits.shape[1])
+    least = logits.topk(int(top_k.max())).values.gather(1, top_k - 1)
     return logits.masked_fill(logits < least, -inf)
 
 
 def _keep_top_p(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The fewest most probable tokens that hold `top_p` of the probability; the first one always stays.
-
-    Sorting a vocabulary takes 4 ms a row, its largest logits 0.3: rows are sorted only where those do not settle it.
-    """
-    top_p = torch.tensor([s.request.sampling.top_p for s in sequences], dtype=torch.float64).unsqueeze(1)
-    best = logits.topk(min(CANDIDATES, logits.shape[1])).values
-    mass = (best - logits.logsumexp(-1, keepdim=True)).double().exp()
-    before = mass.cumsum(-1) - mass  # of the probability, more probable than each candidate
-    kept = (before < top_p).sum(-1, keepdim=True)
-    least = best.gather(1, (kept - 1).clamp(min=0))
-    next_one = best.gather(1, kept.clamp(max=best.shape[1] - 1))
-    settled = ((before - top_p).abs() > TOP_P_MARGIN).all(-1) & (least > next_one).squeeze(1)
-    filtered = logits.masked_fill(logits < least, -inf)
-    rows = (~settled).nonzero().squeeze(1)
-    if len(rows):
-        filtered[rows] = _keep_top_p_sorted(logits[rows], top_p[rows])
-    return filtered
-
-
-def _keep_top_p_sorted(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """The same with transformers' operations, which decide where rounding or a tie matters; `top_p` is `[R, 1]`."""
+    """The fewest most probable tokens that hold `top_p` of the probability; the first one always stays."""
     ascending, token_ids = logits.sort()
-    drop = ascending.softmax(-1).cumsum(-1) <= (1 - top_p).float()
+    drop = ascending.softmax(-1).cumsum(-1) <= (1 - parameter("top_p", sequences, torch.float64)).float()
     drop[:, -1] = False
     return logits.masked_fill(drop.scatter(1, token_ids, drop), -inf)
 
@@ -111,7 +90,7 @@ def _keep_top_p_sorted(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tenso
 def _keep_min_p(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """Tokens at least `min_p` times as probable as the first one."""
     probabilities = logits.softmax(-1)
-    least = _parameter("min_p", sequences).unsqueeze(1) * probabilities.amax(-1, keepdim=True)
+    least = parameter("min_p", sequences) * probabilities.amax(-1, keepdim=True)
     return logits.masked_fill(probabilities < least, -inf)
 
 
@@ -119,9 +98,9 @@ def _history(sequence: TokenSequence) -> list[int]:
     return [*sequence.request.prompt_ids, *sequence.output_ids]
 
 
-def _parameter(name: str, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """One field of every sequence: fp32 `[R]`."""
-    return torch.tensor([getattr(s.request.sampling, name) for s in sequences], dtype=torch.float32)
+def parameter(name: str, sequences: Sequence[TokenSequence], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """One field of every sequence: `[R, 1]`."""
+    return torch.tensor([[getattr(s.request.sampling, name)] for s in sequences], dtype=dtype)
 
 
 def _indices(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +132,8 @@ def _early_end(sequence: TokenSequence) -> list[int]:
     return [] if end_id is None or len(sequence.output_ids) >= sequence.request.sampling.min_length else [end_id]
 
 
-PROCESSORS: dict[str, Processor] = {  # in the order of application
+# In the order of application.
+CHANGES: Table = {
     "logit_bias": _add_bias,
     "repetition_penalty": _penalize_repetition,
     "presence_penalty": _penalize_presence,
@@ -162,7 +142,10 @@ PROCESSORS: dict[str, Processor] = {  # in the order of application
     "bad_words": _ban_words,
     "min_length": _ban_early_end,
     "temperature": _apply_temperature,
+}
+FILTERS: Table = {
     "top_k": _keep_top_k,
     "top_p": _keep_top_p,
     "min_p": _keep_min_p,
 }
+PROCESSORS: Table = {**CHANGES, **FILTERS}

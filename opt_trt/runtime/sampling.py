@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.errors import UserError
-from opt_trt.runtime.processors import process
+from opt_trt.runtime.candidates import find_all, find_few, find_many
+from opt_trt.runtime.processors import CHANGES, FILTERS, process
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sequence import TokenSequence
 
@@ -75,15 +76,48 @@ def no_token_left(sequence: TokenSequence) -> RequestFailed:
 
 def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The same for sequences that ask for more than the largest logit; `logits` are overwritten."""
-    processed = process(logits, sequences)
-    best, token_ids = _largest(processed)
+    changed = process(logits, sequences, CHANGES)
+    best, token_ids = _largest(changed)
     for sequence, value in zip(sequences, best.tolist(), strict=True):
         if not math.isfinite(value):
             sequence.fail(no_token_left(sequence))
-    rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
-    if rows:
-        token_ids[rows] = draw(processed[rows], [sequences[row].random.random() for row in rows])
+    drawn = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
+    for draw_rows, is_filtered in ((_draw_filtered, True), (_draw_any, False)):
+        rows = [row for row in drawn if _filters(sequences[row]) == is_filtered]
+        if rows:
+            token_ids[rows] = draw_rows(_take(changed, rows), [sequences[row] for row in rows])
     return token_ids
+
+
+def _filters(sequence: TokenSequence) -> bool:
+    return not FILTERS.keys().isdisjoint(sequence.request.sampling.processors)
+
+
+def _draw_any(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    return draw(logits, [s.random.random() for s in sequences])
+
+
+def _draw_filtered(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """A token of those that the filters keep: among few candidates, among many, or in all of a row.
+
+    Which of the three is a matter of the row alone, and so is its token.
+    """
+    uniforms = [s.random.random() for s in sequences]
+    token_ids = torch.empty(len(sequences), dtype=torch.int64)
+    left = [*range(len(sequences))]
+    for find in (find_few, find_many, find_all):
+        found = find(_take(logits, left), [sequences[row] for row in left])
+        places = draw(found.logits, [uniforms[row] for row in left])
+        token_ids[left] = found.token_ids.gather(1, places.unsqueeze(1)).squeeze(1)
+        left = [row for row, settled in zip(left, found.settled.tolist(), strict=True) if not settled]
+        if not left:
+            break
+    return token_ids
+
+
+def _take(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Some rows of `[R, V]`: a copy, unless they are all."""
+    return logits if len(rows) == len(logits) else logits.index_select(0, torch.tensor(rows))
 
 
 def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

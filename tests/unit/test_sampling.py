@@ -137,12 +137,13 @@ def test_a_hundred_thousand_draws_are_distributed_as_the_definition_says(
     assert_frequencies(draw(logits.expand(DRAWS, -1), uniforms).tolist(), expected)
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 6, "top_p": 0.8, "min_p": 0.2}], ids=["all", "filtered"])
 @pytest.mark.parametrize("which", ["random_seed", "sequence"])
-def test_neighbouring_seeds_are_as_independent_as_draws_of_one(which: str) -> None:
-    sequences = [sequence(**ALL | {which: number}) for number in range(10_000)]
+def test_neighbouring_seeds_are_as_independent_as_draws_of_one(which: str, filters: dict[str, Any]) -> None:
+    sequences = [sequence(**ALL | filters | {which: number}) for number in range(10_000)]
     for _ in range(2):  # the first token of every seed, then the second
         token_ids = choose(torch.tensor([LOGITS] * len(sequences)), sequences)
-        assert_frequencies(token_ids.tolist(), filtered(LOGITS))
+        assert_frequencies(token_ids.tolist(), filtered(LOGITS, **filters))
 
 
 def test_numbers_at_both_ends_find_a_token_that_is_possible() -> None:
