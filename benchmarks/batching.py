@@ -140,10 +140,9 @@ def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
 
 def report_latency(decoder: Decoder, output_len: int) -> None:
     """Percentiles of the time between tokens, with chunks and without."""
-    for chunk in (Scheduling.context_chunk_size, UNLIMITED):
+    for name, chunk in (("default chunks", None), ("chunks of 64", 64), ("whole prompts", UNLIMITED)):
         gaps = sorted(token_gaps(session(decoder, Scheduling(context_chunk_size=chunk)), output_len))
         p50, p99 = (gaps[int(len(gaps) * share)] * 1e3 for share in (0.5, 0.99))
-        name = "whole prompts" if chunk == UNLIMITED else f"chunks of {chunk}"
         print(f"{name:<16}p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  p99/p50 {p99 / p50:5.2f}  longest {gaps[-1] * 1e3:.0f}")
 
 

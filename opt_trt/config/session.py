@@ -101,8 +101,9 @@ class SessionConfig:
         POLICIES[0], "reserve the KV cache a request may need, or start over the newest when it is full",
         choices=POLICIES,
     )  # fmt: skip
-    context_chunk_size: int = flag(
-        Scheduling.context_chunk_size, "most prompt tokens in a step in which other requests generate"
+    context_chunk_size: int | None = flag(
+        None,
+        "most prompt tokens in a step in which other requests generate; default: 3 for every 2 of these, 16 or more",
     )
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 

@@ -23,8 +23,8 @@ class StepLimits:
 class Scheduler:
     """Sequences wait, run, and leave between steps; nobody overtakes, so the first in the queue is always served next.
 
-    Every running sequence in the generation phase brings its token to each step. What is left of `max_num_tokens`,
-    but no more than `context_chunk_size` where somebody generates, goes to prompts, in order.
+    Every running sequence in the generation phase brings its token to each step. What is left of `max_num_tokens`
+    goes to prompts, in order; where somebody generates, no more of it than `most_prompt_tokens`.
 
     A sequence with a reservation is admitted only when the blocks for all its tokens are free or promised to it, so
     that it can finish. Others start when their present tokens fit. When a block is missing, the newest of them starts
@@ -48,7 +48,7 @@ class Scheduler:
         generating = sum(s.num_left == 1 for s in self.running)
         budget = self.limits.max_num_tokens - generating
         if generating:
-            budget = min(budget, self._scheduling.context_chunk_size)
+            budget = min(budget, self._scheduling.most_prompt_tokens(generating))
         num_running = len(self.running)
         chunks: list[Chunk] = []
         for sequence in tuple(self.running):

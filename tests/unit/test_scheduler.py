@@ -100,6 +100,16 @@ def test_prompts_are_cut_small_while_others_generate() -> None:
     assert step(of) == [(0, 41, 42), (1, 3, 4), (2, 0, 3)]
 
 
+@pytest.mark.parametrize(("num_generating", "prompt_tokens"), [(1, 16), (10, 16), (11, 16), (12, 18), (40, 60)])
+def test_unasked_a_step_takes_three_prompt_tokens_for_every_two_that_generate(
+    num_generating: int, prompt_tokens: int
+) -> None:
+    of = scheduler(*(sequence(i, 1, 9) for i in range(num_generating)), limits=(64, 256), pool=BlockPool(256))
+    step(of)
+    of.submit(sequence(99, 100))
+    assert step(of)[-1] == (99, 0, prompt_tokens)
+
+
 def test_a_step_full_of_single_tokens_leaves_one_for_a_prompt() -> None:
     of = scheduler(*(sequence(i, 1, 9) for i in range(3)), sequence(3, 5), limits=(8, 4))
     step(of)
@@ -228,7 +238,7 @@ def test_without_end_id_only_the_length_ends() -> None:
 
 
 PROMPTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(5, 6)), max_size=25)
-RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.booleans())
+RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.none() | st.integers(1, 9), st.booleans())
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -257,7 +267,8 @@ def test_any_workload_ends_within_the_limits(
         assert chunks, "work is left and nobody is served"
         assert len(of.running) <= batch and sum(c.num_tokens for c in chunks) <= tokens
         if any(s.num_left == 1 and s.output_ids for s in of.running):
-            assert sum(c.num_tokens for c in chunks if c.num_tokens > 1) <= rules.context_chunk_size
+            most = rules.most_prompt_tokens(len(of.running))
+            assert sum(c.num_tokens for c in chunks if c.num_tokens > 1) <= most
         owned = Counter(block for s in of.running for block in s.blocks)
         assert len(owned) == blocks - pool.num_free
         for chunk in chunks:
