@@ -20,7 +20,10 @@ import torch
 from opt_trt.errors import UserError
 
 HERE = Path(__file__).parent
-SOURCES = ("cpp/register.cpp", "cpp/simd.h", "gemm/interleaved.h", "attention/paged.h")
+SOURCES = (
+    "cpp/register.cpp", "cpp/simd.h", "gemm/interleaved.h",
+    "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/paged.h",
+)  # fmt: skip
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
 
 

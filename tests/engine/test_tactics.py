@@ -58,7 +58,9 @@ def test_gemm_tactics_equal_the_plain_product(native, tactic, weight_type, n, k)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("heads", "head_size", "block"), [(2, 64, 32), (3, 80, 16), (1, 16, 1), (2, 20, 7)])
+@pytest.mark.parametrize(
+    ("heads", "head_size", "block"), [(2, 64, 32), (3, 80, 16), (1, 16, 1), (2, 20, 7), (9, 144, 40)]
+)
 @pytest.mark.parametrize("tactic", (attention.ROWS, attention.FLASH), ids=lambda t: t.name)
 def test_attention_tactics_equal_the_reference_on_ragged_batches(native, tactic, dtype, heads, head_size, block):
     problem = attention.AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
@@ -71,6 +73,31 @@ def test_attention_tactics_equal_the_reference_on_ragged_batches(native, tactic,
     found = attention.run_attention(native, tactic.layout, threshold, (qkv, found_cache), step)
     assert (found - expected).abs().max() < TOLERANCE
     assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
+
+
+@pytest.mark.parametrize(("heads", "head_size"), [(1, 64), (5, 80), (12, 20)])
+def test_rows_have_the_same_bits_whoever_computes_their_parts(native, heads, head_size):
+    """Rows are parted at 512 keys; which parts, and how many heads at once, a thread takes depends on all threads."""
+    lens, queries = (1300, 512, 513, 1, 700), (1, 1, 1, 1, 3)
+    qkv, cache, step = ragged_step(lens, queries, shape=(heads, head_size, 64))
+    expected = ReferenceOps().attention(qkv, cache.clone(), step)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 64):
+            torch.set_num_threads(number)
+            found.append(attention.run_attention(native, attention.ROWS.layout, 0, (qkv, cache.clone()), step))
+        for s, row in enumerate(step.query_start[:-1].tolist()):  # with all threads for itself
+            one = slice(row, row + queries[s])
+            alone = AttentionInputs(
+                step.slot_mapping[one], torch.tensor([0, queries[s]], dtype=torch.int32), step.kv_lens[s : s + 1],
+                step.block_tables[s : s + 1],
+            )  # fmt: skip
+            out = attention.run_attention(native, attention.ROWS.layout, 0, (qkv[one], cache.clone()), alone)
+            assert torch.equal(out, found[0][one]), s
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert (found[0] - expected).abs().max() < TOLERANCE
 
 
 def ragged_step(lens, queries, shape):

@@ -148,10 +148,116 @@ inline void store_one(fp16* p, float value) {
 #endif
 }
 
+// Sixteen values, rounded as store_one does.
+inline void store(bf16* p, vec v) {
+  uvec bits;
+  std::memcpy(&bits, &v, sizeof(bits));
+  const hvec rounded = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, hvec);
+  std::memcpy(p, &rounded, sizeof(rounded));
+}
+
+inline void store(fp16* p, vec v) {
+#if defined(__AVX512F__)
+  __m512 wide;
+  std::memcpy(&wide, &v, sizeof(wide));
+  const __m256i rounded = _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &rounded, sizeof(rounded));
+#else
+  for (int i = 0; i < kLanes; ++i) store_one(p + i, v[i]);
+#endif
+}
+
+inline vec max(vec a, vec b) { return a > b ? a : b; }
+
+inline float largest(vec v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
 inline float sum(vec v) {
   float total = 0.0f;
   for (int i = 0; i < kLanes; ++i) total += v[i];
   return total;
 }
+
+// Chosen lanes of two vectors: 0 to 15 are a's, 16 to 31 b's.
+template <int... I>
+vec pick(vec a, vec b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, ivec{I...});
+#endif
+}
+
+// One of the four steps by which a square of 16 x 16 changes rows for columns: blocks of S lanes change places.
+template <int S>
+void swap_blocks(vec& a, vec& b) {
+  vec low, high;
+  if constexpr (S == 1) {
+    low = pick<0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30>(a, b);
+    high = pick<1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31>(a, b);
+  } else if constexpr (S == 2) {
+    low = pick<0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29>(a, b);
+    high = pick<2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31>(a, b);
+  } else if constexpr (S == 4) {
+    low = pick<0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27>(a, b);
+    high = pick<4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31>(a, b);
+  } else {
+    low = pick<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(a, b);
+    high = pick<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(a, b);
+  }
+  a = low;
+  b = high;
+}
+
+template <int S>
+void transpose_step(vec (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i)
+    if (!(i & S)) swap_blocks<S>(rows[i], rows[i + S]);
+}
+
+inline void transpose(vec (&rows)[kLanes]) {
+  transpose_step<1>(rows);
+  transpose_step<2>(rows);
+  transpose_step<4>(rows);
+  transpose_step<8>(rows);
+}
+
+// Half as many vectors, which hold the sums of pairs of lanes of two neighbours.
+template <int S, int COUNT>
+void add_neighbours(vec (&rows)[kLanes]) {
+  for (int i = 0; i < COUNT; i += 2) {
+    swap_blocks<S>(rows[i], rows[i + 1]);
+    rows[i / 2] = rows[i] + rows[i + 1];
+  }
+}
+
+// The sum of each of sixteen vectors.
+inline vec sums(vec (&rows)[kLanes]) {
+  add_neighbours<1, 16>(rows);
+  add_neighbours<2, 8>(rows);
+  add_neighbours<4, 4>(rows);
+  add_neighbours<8, 2>(rows);
+  return rows[0];
+}
+
+// e^x for x <= 0 in sixteen lanes, to 2 ulp: 2^n times a polynomial on the rest (Cephes' expf); 0 for -inf.
+inline vec exp_nonpositive(vec x) {
+  const auto nothing = x == splat(-INFINITY);
+  x = x < splat(-87.0f) ? splat(-87.0f) : x;
+  const vec n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, ivec), vec);
+  x = x - n * 0.693359375f + n * 2.12194440e-4f;
+  vec p = splat(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * x + c;
+  p = p * x * x + x + 1.0f;
+  const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
+  vec power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return nothing ? vec{} : p * power;
+}
+
 
 }  // namespace opt_trt

@@ -1,0 +1,152 @@
+// Unfused attention: a row of scores, its softmax, then the values; one query at a time, the cache read once, in order.
+//
+// A row is taken in parts of kPart keys, merged in order. Which thread computes a part changes nothing, so a query's
+// sums depend on its own tokens alone.
+#pragma once
+#include "cache.h"
+
+namespace opt_trt {
+
+constexpr int64_t kPart = 512;
+constexpr int64_t kHeads = 8;  // at most; a block's keys of neighbouring heads are one stretch of memory
+
+struct Heads { int64_t first, count; };
+
+// What some keys add to a query's output, [D], before the division by the denominator.
+struct Partial {
+  float* sum;
+  float top, denominator;  // largest score; sum of e^(score - top)
+};
+
+template <typename C>
+float dot(const float* q, const C* k, int64_t size) {
+  vec total = {};
+  int64_t d = 0;
+  for (; d + kLanes <= size; d += kLanes) total += load(q + d) * load(k + d);
+  float result = sum(total);
+  for (; d < size; ++d) result += q[d] * load_one(k + d);
+  return result;
+}
+
+// Scores of sixteen keys [16, D].
+template <typename C>
+vec dots(const float* q, const C* k, int64_t size) {
+  constexpr int64_t kKeys = 4;  // whose sums stay in registers
+  vec total[kLanes];
+  int64_t d = 0;
+  for (int64_t first = 0; first < kLanes; first += kKeys) {
+    vec some[kKeys] = {};
+    for (d = 0; d + kLanes <= size; d += kLanes)
+      for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(k + (first + j) * size + d);
+    std::copy(some, some + kKeys, total + first);
+  }
+  vec result = sums(total);
+  for (; d < size; ++d)
+    for (int64_t j = 0; j < kLanes; ++j) result[j] += q[d] * load_one(k + j * size + d);
+  return result;
+}
+
+// 16 * N features of the output gain the values [count, D], each times its weight.
+template <typename C, int N>
+void add_values(float* out, const float* weight, const C* v, int64_t count, int64_t size) {
+  vec total[N];
+  for (int i = 0; i < N; ++i) total[i] = load(out + i * kLanes);
+  for (int64_t j = 0; j < count; ++j)
+    for (int i = 0; i < N; ++i) total[i] += splat(weight[j]) * load(v + j * size + i * kLanes);
+  for (int i = 0; i < N; ++i) store(out + i * kLanes, total[i]);
+}
+
+template <typename C>
+void add_values(float* out, const float* weight, const C* v, int64_t count, int64_t size) {
+  int64_t d = 0;
+  for (; d + 8 * kLanes <= size; d += 8 * kLanes) add_values<C, 8>(out + d, weight, v + d, count, size);
+  switch ((size - d) / kLanes) {
+    case 7: add_values<C, 7>(out + d, weight, v + d, count, size); break;
+    case 6: add_values<C, 6>(out + d, weight, v + d, count, size); break;
+    case 5: add_values<C, 5>(out + d, weight, v + d, count, size); break;
+    case 4: add_values<C, 4>(out + d, weight, v + d, count, size); break;
+    case 3: add_values<C, 3>(out + d, weight, v + d, count, size); break;
+    case 2: add_values<C, 2>(out + d, weight, v + d, count, size); break;
+    case 1: add_values<C, 1>(out + d, weight, v + d, count, size); break;
+  }
+  for (d = size / kLanes * kLanes; d < size; ++d)
+    for (int64_t j = 0; j < count; ++j) out[d] += weight[j] * load_one(v + j * size + d);
+}
+
+// Scores [count] of a query with keys [count, D].
+template <typename C>
+void score(const float* q, const C* keys, int64_t count, int64_t size, float* out) {
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) store(out + j, dots(q, keys + j * size, size));
+  for (; j < count; ++j) out[j] = dot(q, keys + j * size, size);
+}
+
+// Scores [count] become weights; behind them there is room for a vector.
+inline void weigh(float* score, int64_t count, Partial& part) {
+  std::fill(score + count, score + count + kLanes, -INFINITY);
+  vec top = splat(-INFINITY), total = {};
+  for (int64_t j = 0; j < count; j += kLanes) top = max(top, load(score + j));
+  part.top = largest(top);
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const vec e = exp_nonpositive(load(score + j) - part.top);
+    store(score + j, e);
+    total += e;
+  }
+  part.denominator = sum(total);
+}
+
+// One query of some heads, scaled, meets the keys at positions [first, last) of its sequence, at most kPart.
+template <typename C>
+void attend_part(const Attention& a, int64_t s, Heads heads, const float* q, int64_t first, int64_t last, Partial* parts) {
+  alignas(64) float weight[kHeads][kPart + kLanes];
+  const int64_t size = a.head_size, stride = a.block_tokens * size;  // from head to head
+  for_each_run<C>(a, s, heads.first, 0, first, last, [&](const C* keys, int64_t count, int64_t offset) {
+    for (int64_t h = 0; h < heads.count; ++h)
+      score(q + h * size, keys + h * stride, count, size, weight[h] + offset);
+  });
+  for (int64_t h = 0; h < heads.count; ++h) {
+    weigh(weight[h], last - first, parts[h]);
+    std::fill(parts[h].sum, parts[h].sum + size, 0.0f);
+  }
+  for_each_run<C>(a, s, heads.first, 1, first, last, [&](const C* values, int64_t count, int64_t offset) {
+    for (int64_t h = 0; h < heads.count; ++h)
+      add_values(parts[h].sum, weight[h] + offset, values + h * stride, count, size);
+  });
+}
+
+inline void merge(Partial& part, const Partial& next, int64_t size) {
+  const float top = std::max(part.top, next.top);
+  const float keep = std::exp(part.top - top), gain = std::exp(next.top - top);
+  for (int64_t d = 0; d < size; ++d) part.sum[d] = part.sum[d] * keep + next.sum[d] * gain;
+  part.denominator = part.denominator * keep + next.denominator * gain;
+  part.top = top;
+}
+
+inline void finish(const Partial& part, float* out, int64_t size) {
+  for (int64_t d = 0; d < size; ++d) out[d] = part.sum[d] / part.denominator;
+}
+
+// Queries [first, first + count) of some heads of a sequence, one after another.
+template <typename C>
+void attend_rows(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
+  const int64_t size = a.head_size;
+  scratch.q.resize(3 * kHeads * size);
+  float* q = scratch.q.data();
+  Partial whole[kHeads], next[kHeads];
+  for (int64_t h = 0; h < heads.count; ++h) {
+    whole[h].sum = q + (kHeads + h) * size;
+    next[h].sum = q + (2 * kHeads + h) * size;
+  }
+  for (int64_t i = first; i < first + count; ++i) {
+    const int64_t t = a.query_start[s] + i, length = a.visible(s, i);
+    for (int64_t h = 0; h < heads.count; ++h) scale_query(a, t, heads.first + h, q + h * size);
+    attend_part<C>(a, s, heads, q, 0, std::min(kPart, length), whole);
+    for (int64_t key = kPart; key < length; key += kPart) {
+      attend_part<C>(a, s, heads, q, key, std::min(key + kPart, length), next);
+      for (int64_t h = 0; h < heads.count; ++h) merge(whole[h], next[h], size);
+    }
+    for (int64_t h = 0; h < heads.count; ++h) finish(whole[h], a.output(t, heads.first + h), size);
+  }
+}
+
+}  // namespace opt_trt
