@@ -71,7 +71,9 @@ def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("reuse", [False, True])
 def test_requests_that_come_and_go_say_what_they_say_alone(open_session, policy, reuse):
-    assert_exact(open_session("pre-norm", deterministic=True), Scheduling(policy, 24, reuse), seed=1)
+    crowd = assert_exact(open_session("pre-norm", deterministic=True), Scheduling(policy, 24, reuse), seed=1)
+    assert crowd.most_at_once > 3 and crowd.waited
+    assert crowd.started_over == (policy == "max_utilization")
 
 
 @pytest.mark.slow
@@ -89,11 +91,10 @@ def assert_exact(alone, scheduling, seed):
     crowded = DecoderSession(alone.generation._decoder, CROWDED, scheduling)
     with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
         crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors)
-    assert crowd.most_at_once > 3 and crowd.waited
-    assert crowd.started_over == (scheduling.policy == "max_utilization")
     for sequence, expected in zip(crowd.sequences, answers, strict=True):
         if sequence.finish_reason == "cancelled":
             assert sequence.output_ids == list(expected.output_ids[: len(sequence.output_ids)])
         else:
             assert result_of(sequence) == expected
     assert crowded._pool.num_free == crowded._pool.num_blocks
+    return crowd
