@@ -39,11 +39,11 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        chosen = llm_options(options)
         with in_python():
+            chosen = llm_options(options)
             limit = KvCacheLimit(chosen.max_tokens_in_paged_kv_cache, chosen.kv_cache_free_gpu_memory_fraction)
             tokenizer = _tokenizer(Path(model), chosen)
-            session = open_engine(engine_of(Path(model), chosen), limit)
+            session = open_engine(engine_of(Path(model), chosen), limit, chosen.scheduling())
         self._open(session, tokenizer, chosen.seed)
 
     @classmethod
