@@ -14,7 +14,7 @@ from weakref import finalize
 
 import torch
 
-from opt_trt.api.delivery import Delivery, Letter, Mailbox
+from opt_trt.api.delivery import Delivery, Letter, addressed
 from opt_trt.api.engines import engine_of
 from opt_trt.api.outputs import RequestOutput
 from opt_trt.api.prompts import Asked, Asker, Prompt, as_list
@@ -23,6 +23,7 @@ from opt_trt.api.tensors import ask_rows, join_rows, tensor_options
 from opt_trt.api.wording import in_python
 from opt_trt.backends import open_engine
 from opt_trt.config.llm import LlmOptions, llm_options
+from opt_trt.errors import UserError
 from opt_trt.progress import Bar
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import QUIET_SECONDS, Session
@@ -82,6 +83,10 @@ class LLM:
 
         with in_python():
             asked = self._asker.ask([prompt], sampling_params)
+            if asked[0].requests[0].sampling.num_beams > 1:
+                raise UserError(
+                    "beams change until the last token: they cannot be streamed; call generate, or drop use_beam_search"
+                )
             delivery = Delivery(asked)
             with self._in_flight(asked, send, whole=False):
                 while delivery.missing:
@@ -98,7 +103,7 @@ class LLM:
         `input_ids` is int `[rows, tokens]`, short prompts padded on the left; without `attention_mask` the pad id is
         padding. Finished rows are filled with the pad id. Options are those of `TensorOptions`, greedy by default.
         """
-        with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens"):
+        with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens", num_beams="num_beams"):
             chosen = tensor_options(options, self._asker.session.spec)
             asked = ask_rows(input_ids, attention_mask, chosen, self._asker)
             delivery = self._collect(asked)
@@ -135,8 +140,7 @@ class LLM:
     @contextmanager
     def _in_flight(self, asked: Sequence[Asked], send: Callable[[Letter], object], whole: bool) -> Iterator[None]:
         """Submit requests, and cancel what is left of them at the end, whatever ended it."""
-        requests = [request for one in asked for request in one.requests]
-        tickets = self._worker.submit([(r, Mailbox(place, send, whole)) for place, r in enumerate(requests)])
+        tickets = self._worker.submit(addressed(asked, send, whole))
         try:
             yield
         finally:

@@ -51,5 +51,5 @@ def test_values_that_do_not_fit_are_named_as_they_were_given(given: dict, says: 
 
 
 def test_an_unknown_parameter_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="best_of"):
-        SamplingParams(best_of=2)
+    with pytest.raises(TypeError, match="truncate_prompt_tokens"):
+        SamplingParams(truncate_prompt_tokens=2)
