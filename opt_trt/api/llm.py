@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,9 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import QUIET_SECONDS, Session
 from opt_trt.runtime.worker import Worker
 from opt_trt.text import Tokenizer, holds_tokenizer, load_tokenizer
+
+# How often a waiting caller looks for Ctrl-C: what arrives just before the wait, or in another thread, does not end it.
+CTRL_C_SECONDS = 0.2
 
 
 class LLM:
@@ -133,7 +136,10 @@ class LLM:
         bar = Bar(total=delivery.missing, unit="output", disable=None, delay=QUIET_SECONDS, leave=False)
         with bar, self._in_flight(asked, arrived.put, whole=True):
             while delivery.missing:
-                delivery.take(arrived.get())
+                try:
+                    delivery.take(arrived.get(timeout=CTRL_C_SECONDS))
+                except Empty:
+                    continue
                 bar.update()
         return delivery
 
