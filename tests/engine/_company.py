@@ -115,7 +115,6 @@ def run_together(of: DecoderSession, visitors: Sequence[Visit]) -> Crowd:
             crowd.look([s for s in in_flight if s.finish_reason is None], running)
         elif len(arrived) == len(visitors):
             return crowd
-    raise AssertionError
 
 
 def run_alone(of: DecoderSession, visitors: Sequence[Visit], logits: bool = False) -> list[Result]:
