@@ -1,9 +1,11 @@
 """Milliseconds a token beside transformers and the machine's ceiling, in one process, taking turns.
 
     python benchmarks/generation.py --model_shape opt-125m --precision int8 --batch_size 1 --input_len 200
+    python benchmarks/generation.py --beside deterministic --batch_size 1 8 16
 
 Weights are random at real shapes. The ceiling is the rate at which two threads can read memory, measured before and
-after; a run counts only if the two agree within 8 %. The context phase is timed as a generation of one token.
+after; a run counts only if the two agree within 8 %. The context phase is timed as a generation of one token. Ratios
+are those of the rounds: what runs beside the engine over the engine, median (smallest-largest).
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ PRECISIONS = {  # how a checkpoint is converted; transformers computes in its dt
     "float32": {"dtype": "float32"}, "float16": {"dtype": "float16"}, "bfloat16": {"dtype": "bfloat16"},
     "int8": WEIGHT_ONLY, "int4": WEIGHT_ONLY | {"weight_only_precision": "int4"},
 }  # fmt: skip
+Seconds = dict[str, list[float]]  # of each runner, a round after the other
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,15 @@ def read_bandwidth() -> float:
     return data.nbytes / min(times) / 1e9
 
 
-def engine_runner(model: Path, precision: str, work: Path) -> tuple[Session, Callable[[Load], None]]:
+def engine_runner(
+    model: Path, precision: str, work: Path, deterministic: bool = False
+) -> tuple[Session, Callable[[Load], None]]:
     """Convert and build; a function that generates."""
     quiet = {"log_level": "warning"}
     convert(ConvertConfig(model_dir=str(model), output_dir=str(work / "checkpoint"), **PRECISIONS[precision], **quiet))
-    cache = str(work / "model.cache")
     build(BuildConfig(
-        checkpoint_dir=str(work / "checkpoint"), output_dir=str(work / "engine"), output_timing_cache=cache, **quiet
+        checkpoint_dir=str(work / "checkpoint"), output_dir=str(work / "engine"), deterministic=deterministic,
+        output_timing_cache=str(work / "model.cache"), **quiet,
     ))  # fmt: skip
     session = open_engine(work / "engine", KvCacheLimit(max_tokens=32768))
 
@@ -113,11 +118,11 @@ def transformers_runner(model_dir: Path, dtype: str) -> Callable[[Load], None]:
     return run
 
 
-def measure(runners: dict[str, Callable[[Load], None]], load: Load, rounds: int) -> dict[str, list[float]]:
+def measure(runners: dict[str, Callable[[Load], None]], load: Load, rounds: int) -> Seconds:
     """Seconds of each runner, a list per name; runners take turns."""
     for run in runners.values():
         run(load)
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    seconds: Seconds = {name: [] for name in runners}
     for _ in range(rounds):
         for name, run in runners.items():
             started = time.perf_counter()
@@ -134,57 +139,71 @@ def weight_bytes(work: Path) -> int:
         return sum(file.get_tensor(name).nbytes for name in file.keys() if "embedding" not in name)  # noqa: SIM118
 
 
+def opponent(name: str, model: Path, precision: str, work: Path) -> Callable[[Load], None]:
+    """What takes turns with the engine."""
+    if name == "deterministic":
+        return engine_runner(model, precision, work / name, deterministic=True)[1]
+    return transformers_runner(model, str(PRECISIONS[precision]["dtype"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_shape", choices=SHAPES, default="opt-125m")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--beside", choices=("transformers", "deterministic"), default="transformers")
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[1])
     parser.add_argument("--input_len", type=int, default=200)
     parser.add_argument("--output_len", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     a = parser.parse_args()
-    whole, first = Load(a.batch_size, a.input_len, a.output_len), Load(a.batch_size, a.input_len, 1)
 
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         model = random_model(a.model_shape, work / "hf")
         _, ours = engine_runner(model, a.precision, work)
-        runners = {"engine": ours, "transformers": transformers_runner(model, str(PRECISIONS[a.precision]["dtype"]))}
-        before = read_bandwidth()
-        context, total = measure(runners, first, a.rounds), measure(runners, whole, a.rounds)
-        after = read_bandwidth()
+        runners = {"engine": ours, a.beside: opponent(a.beside, model, a.precision, work)}
         streamed = weight_bytes(work)
-    report(a, context, total, (before, after, streamed))
+        print(f"{a.model_shape} {a.precision}, {a.input_len} + {a.output_len} tokens, {a.rounds} rounds")
+        for batch_size in a.batch_size:
+            before = read_bandwidth()
+            context = measure(runners, Load(batch_size, a.input_len, 1), a.rounds)
+            total = measure(runners, Load(batch_size, a.input_len, a.output_len), a.rounds)
+            ceiling = report_ceiling(batch_size, before, read_bandwidth())
+            report(context, steps_of(context, total, a.output_len - 1), streamed / ceiling)
 
 
-def report(
-    a: argparse.Namespace,
-    context: dict[str, list[float]],
-    total: dict[str, list[float]],
-    machine: tuple[float, float, int],
-) -> None:
-    """Print medians with their spread, ratios, and the share of the ceiling."""
-    before, after, streamed = machine
+def steps_of(context: Seconds, total: Seconds, num_steps: int) -> Seconds:
+    """Seconds a step of the generation phase, a list per name."""
+    start = {name: statistics.median(seconds) for name, seconds in context.items()}
+    return {name: [(t - start[name]) / num_steps for t in seconds] for name, seconds in total.items()}
+
+
+def report_ceiling(batch_size: int, before: float, after: float) -> float:
+    """Say whether the machine was the same all the time; bytes a second at best."""
     agree = abs(before - after) / max(before, after) <= 0.08
     print(
-        f"{a.model_shape} {a.precision}, batch {a.batch_size}, {a.input_len} + {a.output_len} tokens, {a.rounds} rounds"
+        f"batch {batch_size}; read ceiling {before:.1f} GB/s before, {after:.1f} after: "
+        f"the run {'counts' if agree else 'does NOT count'}"
     )
-    print(
-        f"read ceiling {before:.1f} GB/s before, {after:.1f} after: the run {'counts' if agree else 'does NOT count'}"
-    )
-    print(f"{'':<14}{'context ms':>12}{'ms/step':>10}{'min-max':>16}{'of ceiling':>12}{'ratio':>8}")
-    steps = a.output_len - 1
-    own = [(t - statistics.median(context["engine"])) / steps for t in total["engine"]]
-    for name, seconds in total.items():
-        start = statistics.median(context[name])
-        step = [(t - start) / steps for t in seconds]
-        middle = statistics.median(step)
-        share = streamed / middle / 1e9 / max(before, after)
-        spread = f"{min(step) * 1e3:.2f}-{max(step) * 1e3:.2f}"
+    return max(before, after) * 1e9
+
+
+def report(context: Seconds, step: Seconds, least: float) -> None:
+    """Print medians with their spread, ratios, and `least` seconds a step as a share of it."""
+    print(f"{'':<14}{'context ms':>12}{'ratio':>18}{'ms/step':>10}{'min-max':>16}{'ratio':>18}{'of ceiling':>12}")
+    for name, seconds in step.items():
+        start, middle = statistics.median(context[name]), statistics.median(seconds)
+        spread = f"{min(seconds) * 1e3:.2f}-{max(seconds) * 1e3:.2f}"
         print(
-            f"{name:<14}{start * 1e3:>12.1f}{middle * 1e3:>10.2f}{spread:>16}{share:>12.2f}"
-            f"{middle / statistics.median(own):>8.2f}"
+            f"{name:<14}{start * 1e3:>12.1f}{ratio(context, name):>18}{middle * 1e3:>10.2f}{spread:>16}"
+            f"{ratio(step, name):>18}{least / middle:>12.2f}"
         )
+
+
+def ratio(times: Seconds, name: str) -> str:
+    """Of a name's seconds to the engine's, round by round."""
+    ratios = [other / own for other, own in zip(times[name], times["engine"], strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 if __name__ == "__main__":

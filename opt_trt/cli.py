@@ -18,6 +18,7 @@ from opt_trt.errors import CheckFailed, UserError
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 128 + signal.SIGPIPE  # what shells report of a command whose output nobody reads any more
 
 # How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
 # a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
@@ -45,6 +46,10 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing usage and exiting."""
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
+    def print_help(self, file: Any = None) -> None:
+        """Print at once, and raise where argparse passes over what cannot be written."""
+        print(self.format_help(), end="", file=file, flush=True)
+
 
 def build_parser(config_class: type) -> Parser:
     """The parser of a configuration: one argument per flag field, one refusal per flag that cannot act."""
@@ -68,29 +73,36 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
 
 
 def run_main(main: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted."""
+    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted, 141 nobody reads on."""
     signal.signal(signal.SIGTERM, _raise_terminated)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     config = None
     try:
         config = parse(config_class, argv)
         main(config)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except (UserError, CheckFailed) as error:
-        _print_traceback(config)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR)
+        code = EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR
+        _exit(code, f"{_traceback(config)}error: {error}\n")
     except (KeyboardInterrupt, Terminated) as stop:
-        print("interrupted; nothing half-written was left", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM)
+        code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
+        _exit(code, "interrupted; nothing half-written was left\n")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_CHECK_FAILED)
+        _exit(EXIT_UNREAD)
     except OSError as error:
-        _print_traceback(config)
-        print(f"error: {_os_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _exit(EXIT_USER_ERROR, f"{_traceback(config)}error: {_os_error(error)}\n")
     sys.exit(0)
+
+
+def _exit(code: int, message: str = "") -> NoReturn:
+    """Say why, and exit; what cannot be written is dropped, or Python would complain and use a code of its own."""
+    for stream, text in ((sys.stderr, message), (sys.stdout, "")):
+        try:
+            if stream is not None:  # as it is where the command was started without one
+                print(text, end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 def _program() -> str | None:
@@ -153,9 +165,8 @@ class _RefuseAction(argparse.Action):
             print(self.refusal.note, file=sys.stderr)
 
 
-def _print_traceback(config: object) -> None:
-    if getattr(config, "log_level", None) == "verbose":
-        traceback.print_exc()
+def _traceback(config: object) -> str:
+    return traceback.format_exc() if getattr(config, "log_level", None) == "verbose" else ""
 
 
 def _raise_terminated(signum: int, frame: object) -> None:

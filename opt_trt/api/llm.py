@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,7 @@ from weakref import finalize
 
 import torch
 
-from opt_trt.api.delivery import Delivery, Letter, Mailbox
+from opt_trt.api.delivery import Delivery, Letter, addressed
 from opt_trt.api.engines import engine_of
 from opt_trt.api.outputs import RequestOutput
 from opt_trt.api.prompts import Asked, Asker, Prompt, as_list
@@ -23,11 +23,15 @@ from opt_trt.api.tensors import ask_rows, join_rows, tensor_options
 from opt_trt.api.wording import in_python
 from opt_trt.backends import open_engine
 from opt_trt.config.llm import LlmOptions, llm_options
+from opt_trt.errors import UserError
 from opt_trt.progress import Bar
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import QUIET_SECONDS, Session
 from opt_trt.runtime.worker import Worker
 from opt_trt.text import Tokenizer, holds_tokenizer, load_tokenizer
+
+# How often a waiting caller looks for Ctrl-C: what arrives just before the wait, or in another thread, does not end it.
+CTRL_C_SECONDS = 0.2
 
 
 class LLM:
@@ -39,11 +43,11 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        chosen = llm_options(options)
         with in_python():
+            chosen = llm_options(options)
             limit = KvCacheLimit(chosen.max_tokens_in_paged_kv_cache, chosen.kv_cache_free_gpu_memory_fraction)
             tokenizer = _tokenizer(Path(model), chosen)
-            session = open_engine(engine_of(Path(model), chosen), limit)
+            session = open_engine(engine_of(Path(model), chosen), limit, chosen.scheduling())
         self._open(session, tokenizer, chosen.seed)
 
     @classmethod
@@ -82,6 +86,10 @@ class LLM:
 
         with in_python():
             asked = self._asker.ask([prompt], sampling_params)
+            if asked[0].requests[0].sampling.num_beams > 1:
+                raise UserError(
+                    "beams change until the last token: they cannot be streamed; call generate, or drop use_beam_search"
+                )
             delivery = Delivery(asked)
             with self._in_flight(asked, send, whole=False):
                 while delivery.missing:
@@ -98,7 +106,7 @@ class LLM:
         `input_ids` is int `[rows, tokens]`, short prompts padded on the left; without `attention_mask` the pad id is
         padding. Finished rows are filled with the pad id. Options are those of `TensorOptions`, greedy by default.
         """
-        with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens"):
+        with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens", num_beams="num_beams"):
             chosen = tensor_options(options, self._asker.session.spec)
             asked = ask_rows(input_ids, attention_mask, chosen, self._asker)
             delivery = self._collect(asked)
@@ -128,15 +136,17 @@ class LLM:
         bar = Bar(total=delivery.missing, unit="output", disable=None, delay=QUIET_SECONDS, leave=False)
         with bar, self._in_flight(asked, arrived.put, whole=True):
             while delivery.missing:
-                delivery.take(arrived.get())
+                try:
+                    delivery.take(arrived.get(timeout=CTRL_C_SECONDS))
+                except Empty:
+                    continue
                 bar.update()
         return delivery
 
     @contextmanager
     def _in_flight(self, asked: Sequence[Asked], send: Callable[[Letter], object], whole: bool) -> Iterator[None]:
         """Submit requests, and cancel what is left of them at the end, whatever ended it."""
-        requests = [request for one in asked for request in one.requests]
-        tickets = self._worker.submit([(r, Mailbox(place, send, whole)) for place, r in enumerate(requests)])
+        tickets = self._worker.submit(addressed(asked, send, whole))
         try:
             yield
         finally:

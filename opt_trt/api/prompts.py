@@ -1,4 +1,4 @@
-"""Prompts and sampling parameters become requests: one for each output asked for."""
+"""Prompts and sampling parameters become requests: one for each output that is drawn, one for all beams."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Asked:
     prompt: str | None  # None if ids were given
     requests: tuple[Request, ...]
     tokenizer: Tokenizer | None = None  # what shows their outputs
+    num_beams: int = 1  # outputs each request has: the best beams of a search
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Asker:
             max_new_tokens=most if params.max_tokens is None else params.max_tokens,
             end_id=None if params.ignore_eos else self.session.spec.end_id,
             stop_words=self._stop_words(params, shown),
+            sampling=sampling,
         )
-        sequences = [replace(request, sampling=replace(sampling, sequence=number)) for number in range(params.n)]
-        return Asked(text, tuple(sequences), shown)
+        if params.use_beam_search:
+            return Asked(text, (request,), shown, num_beams=params.n)
+        return Asked(text, draws(request, params.n), shown)
 
     def _ids(self, index: int, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -86,6 +89,11 @@ class Asker:
         if self.tokenizer is None:
             raise UserError(f"{what} needs a tokenizer: give tokenizer=DIRECTORY, or token ids")
         return self.tokenizer
+
+
+def draws(request: Request, number: int) -> tuple[Request, ...]:
+    """The request as often as outputs are drawn, with other random numbers each time."""
+    return tuple(replace(request, sampling=replace(request.sampling, sequence=one)) for one in range(number))
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

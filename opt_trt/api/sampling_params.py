@@ -9,18 +9,31 @@ from opt_trt.api.wording import in_python
 from opt_trt.config import sampling
 from opt_trt.errors import UserError
 
-SAME_NAME = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size")
+SAME_NAME = (
+    "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size",
+    *sampling.BEAM_OPTIONS,
+)  # fmt: skip
 ALL_TOKENS = -1  # older spelling of top_k 0
+IDLE_ON_BEAMS: dict[str, tuple[object, ...]] = {  # what draws or ends a single output: the values that do neither
+    "temperature": (0, 1.0), "top_k": (0, 1, ALL_TOKENS), "top_p": (1.0,), "min_p": (0.0,), "stop": (None, (), []),
+    "stop_token_ids": (None, (), []),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How a prompt is continued: how often, how far, by which tokens, and what is told of them.
 
-    Tokens are drawn from the whole vocabulary unless told otherwise; `temperature=0` is greedy.
+    Tokens are drawn from the whole vocabulary unless told otherwise; `temperature=0` is greedy. `use_beam_search`
+    searches with `best_of` beams for the most likely outputs instead and gives the best `n`, with log-probabilities.
     """
 
     n: int = 1  # outputs of the prompt
+    use_beam_search: bool = False
+    best_of: int | None = None  # beams of a search; None: n
+    length_penalty: float = 1.0  # beams are ranked by log-probability over new tokens to this power
+    early_stopping: int = 1  # end with as many outputs as beams; 0: when better ones are unlikely; 2: impossible
+    beam_search_diversity_rate: float = 0.0  # times the place of a beam, added where its tokens are ranked
     max_tokens: int | None = 16  # new tokens at most; None: as many as the engine takes
     min_tokens: int = 0  # new tokens before the end id or a stop word may end an output
     temperature: float = 1.0
@@ -41,18 +54,20 @@ class SamplingParams:
     skip_special_tokens: bool = True  # in the text
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("max_tokens", 1)):
+        for name in ("n", "best_of", "max_tokens"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, found {value}")
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, found {value}")
+        self._check_beams()
         with in_python():
             chosen = self.of_sequence(0, ())
-        if self.n > 1 and not chosen.draws:
+        if self.n > 1 and not (chosen.draws or self.use_beam_search):
             raise UserError(f"n={self.n} would give one greedy output as many times; give a temperature above 0")
 
     def of_sequence(self, seed: int, bad_words: tuple[tuple[int, ...], ...]) -> sampling.SamplingParams:
         """How the tokens of the first output are chosen; `seed` is for those who brought none."""
-        greedy = self.top_k == 1  # whatever else is given: the largest logit is the only one left
+        beams = self.num_beams > 1
+        greedy = beams or self.top_k == 1  # whatever else is given: the largest logit is the only one left
         return sampling.SamplingParams(
             temperature=0.0 if greedy else self.temperature,
             top_k=0 if self.top_k == ALL_TOKENS else self.top_k,
@@ -60,11 +75,36 @@ class SamplingParams:
             bad_words=bad_words,
             logit_bias=tuple((self.logit_bias or {}).items()),
             random_seed=seed if self.seed is None else self.seed,
-            log_probs=self.logprobs,
+            num_beams=self.num_beams,
+            log_probs=0 if beams and self.logprobs is None else self.logprobs,
             **{name: getattr(self, name) for name in SAME_NAME},
         )
+
+    @property
+    def num_beams(self) -> int:
+        """Outputs that are searched for at the same time; one where there is no search."""
+        return (self.best_of or self.n) if self.use_beam_search else 1
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as several strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def _check_beams(self) -> None:
+        if not self.use_beam_search:
+            names = ("best_of", *sampling.BEAM_OPTIONS)
+            given = next((name for name in names if getattr(self, name) != getattr(SamplingParams, name)), None)
+            if given:
+                raise UserError(f"{given} says how to search with beams: give use_beam_search=True too, or drop it")
+            return
+        if self.num_beams < max(2, self.n):
+            raise UserError(
+                f"use_beam_search=True needs more than one beam and at least n={self.n}, found best_of={self.best_of}; "
+                f"give best_of={max(4, self.n)}"
+            )
+        clash = next((name for name, idle in IDLE_ON_BEAMS.items() if getattr(self, name) not in idle), None)
+        if clash:
+            raise UserError(
+                f"{clash}={getattr(self, clash)!r} draws or ends a single output, use_beam_search=True ranks several; "
+                "drop one of the two"
+            )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from opt_trt.api.prompts import Asked, Asker
+from opt_trt.api.prompts import Asked, Asker, draws
 from opt_trt.config import sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.step import DecoderSpec
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p")  # what greedy decoding has no use for
+SEARCHING = ("length_penalty", "early_stopping")  # what one beam has no use for
+EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # transformers' values and TensorRT-LLM's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +36,25 @@ class TensorOptions:
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
     bad_words_ids: Sequence[Sequence[int]] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     num_return_sequences: int = 1
     seed: int | None = None  # of the tokens drawn; transformers has a global one
 
     def sampling(self, seed: int) -> sampling.SamplingParams:
         """How the tokens of the first output of a row are chosen; `seed` is for those who brought none."""
-        drawing = {name: getattr(self, name) for name in DRAWING} if self.do_sample else {}
+        how: dict[str, Any] = {name: getattr(self, name) for name in DRAWING} if self.do_sample else {}
+        if self.num_beams != 1:
+            early_stopping = EARLY_STOPPING[self.early_stopping]
+            how = {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "early_stopping": early_stopping}
         return sampling.SamplingParams(
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
             random_seed=seed if self.seed is None else self.seed,
-            **drawing,
+            **how,
         )
 
 
@@ -57,14 +66,32 @@ def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions
     if "max_new_tokens" not in given:
         raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
     options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
-    idle = [name for name in DRAWING if getattr(options, name) != getattr(TensorOptions, name)]
-    if idle and not options.do_sample:
-        raise UserError(f"{' and '.join(idle)} would change nothing without do_sample=True; give that too, or drop it")
-    if options.num_return_sequences < 1 or (options.num_return_sequences > 1 and not options.do_sample):
-        raise UserError(
-            f"num_return_sequences must be 1, or more with do_sample=True, found {options.num_return_sequences}"
-        )
+    _refuse_idle(options, DRAWING, options.do_sample, "do_sample=True")
+    _refuse_idle(options, SEARCHING, options.num_beams != 1, "num_beams=4")
+    _check_number_of_outputs(options)
     return options
+
+
+def _refuse_idle(options: TensorOptions, names: Sequence[str], acting: bool, need: str) -> None:
+    idle = [name for name in names if getattr(options, name) != getattr(TensorOptions, name)]
+    if idle and not acting:
+        raise UserError(f"{' and '.join(idle)} would change nothing without {need}; give that too, or drop it")
+
+
+def _check_number_of_outputs(options: TensorOptions) -> None:
+    if options.do_sample and options.num_beams != 1:
+        raise UserError(
+            f"num_beams={options.num_beams} searches for the most likely outputs, do_sample=True draws them by chance; "
+            "drop one of the two"
+        )
+    if options.early_stopping not in EARLY_STOPPING:
+        raise UserError(f'early_stopping must be False, True or "never", found {options.early_stopping!r}')
+    most = math.inf if options.do_sample else options.num_beams
+    if not 1 <= options.num_return_sequences <= max(1, most):
+        raise UserError(
+            "num_return_sequences must be 1, or more with do_sample=True, or at most num_beams, "
+            f"found {options.num_return_sequences}"
+        )
 
 
 def ask_rows(
@@ -76,8 +103,10 @@ def ask_rows(
         chosen = options.sampling(asker.seeds.getrandbits(32))
         request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen)
         asker.session.check(request, row)
-        sequences = (replace(chosen, sequence=number) for number in range(options.num_return_sequences))
-        asked.append(Asked(None, tuple(replace(request, sampling=one) for one in sequences)))
+        if options.num_beams == 1:
+            asked.append(Asked(None, draws(request, options.num_return_sequences)))
+        else:
+            asked.append(Asked(None, (request,), num_beams=options.num_return_sequences))
     return asked
 
 

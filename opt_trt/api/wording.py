@@ -16,6 +16,7 @@ NAMES = {  # of flags that are called otherwise here; the others lose their dash
     "max_input_length": "the number of prompt tokens",
     "min_length": "min_tokens",
     "random_seed": "seed",
+    "num_beams": "best_of",
 }
 
 

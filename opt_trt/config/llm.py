@@ -8,6 +8,7 @@ from typing import Any
 
 from opt_trt.config.convert import PRECISIONS
 from opt_trt.config.model import DTYPES
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 
 CHOICES: dict[str, tuple[str | None, ...]] = {"dtype": (None, *DTYPES), "quantization": (None, *PRECISIONS)}
@@ -18,6 +19,7 @@ RENAMED = {  # vLLM's name: TensorRT-LLM's, which this project follows
     "max_num_seqs": "max_batch_size",
     "max_num_batched_tokens": "max_num_tokens",
     "gpu_memory_utilization": "kv_cache_free_gpu_memory_fraction",
+    "enable_prefix_caching": "kv_cache_enable_block_reuse",
 }
 
 
@@ -36,6 +38,9 @@ class LlmOptions:
     max_num_tokens: int | None = None  # packed tokens in one step
     max_tokens_in_paged_kv_cache: int | None = None
     kv_cache_free_gpu_memory_fraction: float = 0.9  # share of free memory the KV cache may take
+    kv_cache_enable_block_reuse: bool = False  # keep blocks of the KV cache for prompts that begin alike
+    scheduler_policy: str = Scheduling.policy  # or "max_utilization": start over the newest when the cache is full
+    context_chunk_size: int = Scheduling.context_chunk_size  # most prompt tokens in a step in which others generate
     tensor_parallel_size: int = 1
     seed: int = 0  # of the seeds of requests that bring none
 
@@ -44,7 +49,7 @@ class LlmOptions:
             if getattr(self, name) not in allowed:
                 known = ", ".join(repr(choice) for choice in allowed[1:])
                 raise UserError(f"{name} must be {known} or None, found {getattr(self, name)!r}")
-        for name in BUILDING:
+        for name in (*BUILDING, "context_chunk_size"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UserError(f"{name} must be at least 1, found {value!r}")
@@ -52,6 +57,12 @@ class LlmOptions:
             raise UserError(
                 f"tensor_parallel_size {self.tensor_parallel_size} is not supported: engines have one rank; give 1"
             )
+
+        self.scheduling()
+
+    def scheduling(self) -> Scheduling:
+        """How requests share the session."""
+        return Scheduling(self.scheduler_policy, self.context_chunk_size, self.kv_cache_enable_block_reuse)
 
     def given(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Those of the options that were given."""

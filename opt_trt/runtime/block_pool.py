@@ -68,6 +68,12 @@ class BlockPool:
         if self._prefixes is not None:
             self._prefixes.add(ids, blocks)
 
+    def forget(self, blocks: Sequence[int]) -> None:
+        """What owned blocks hold is not to be reused."""
+        if self._prefixes is not None:
+            for block in blocks:
+                self._prefixes.forget(block)
+
     def _release(self, block: int) -> None:
         if self._prefixes is not None and block in self._prefixes:
             self._idle[block] = None

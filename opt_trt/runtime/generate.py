@@ -106,6 +106,13 @@ def event_of(sequence: TokenSequence) -> TokenEvent:
     return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop, newest)
 
 
+def events_of(beam: Result) -> list[TokenEvent]:
+    """The tokens of a finished beam, as if they had come one by one."""
+    explained = beam.log_probs or (None,) * len(beam.output_ids)
+    events = [TokenEvent(0, i, None, None, told) for i, told in zip(beam.output_ids, explained, strict=True)]
+    return [*events[:-1], replace(events[-1], finish_reason=beam.finish_reason)]
+
+
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
     if sequence.search is None:

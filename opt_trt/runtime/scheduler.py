@@ -109,9 +109,10 @@ class Scheduler:
         return copies
 
     def clear(self) -> list[TokenSequence]:
-        """Drop everything, free its blocks, and say what it was."""
+        """Drop everything, free its blocks without trusting what they hold, and say what it was."""
         dropped = list(dict.fromkeys(s.leader or s for s in (*self.running, *self._waiting)))
         for sequence in self.running:
+            self._pool.forget(sequence.blocks)
             self._free(sequence)
         self.running = []
         self._waiting.clear()

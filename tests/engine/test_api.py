@@ -44,6 +44,14 @@ def test_answers_are_those_of_transformers(llm, oracle):
         assert answer.outputs[0].token_ids == expected.tolist()
 
 
+def test_beams_equal_transformers_on_a_padded_batch(llm, oracle):
+    width = max(map(len, PROMPTS))
+    input_ids = torch.tensor([[1] * (width - len(prompt)) + list(prompt) for prompt in PROMPTS])
+    options = {"max_new_tokens": NEW_TOKENS, "num_beams": 4, "num_return_sequences": 3, "eos_token_id": None}
+    asked = {"input_ids": input_ids, "attention_mask": (input_ids != 1).long(), "pad_token_id": 1, **options}
+    assert torch.equal(llm.generate_ids(**asked), oracle("pre-norm").generate(do_sample=False, **asked))
+
+
 def test_it_opens_at_once_the_second_time(llm, hf_model, capsys):
     with LLM(hf_model("pre-norm"), dtype="float32", max_batch_size=4) as again:
         params = SamplingParams(temperature=0, max_tokens=4)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.config.scheduling import Scheduling
+from opt_trt.config.scheduling import POLICIES, Scheduling
+from opt_trt.runtime.generate import result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
+from opt_trt.threads import one_thread
+from tests.engine._company import (
+    CROWDED,
+    TRACEABLE,
+    assert_explained,
+    assert_same_beams,
+    run_alone,
+    run_together,
+    visits,
+)
 from tests.engine.conftest import KINDS, random_prompts
 from tests.engine.test_decoder import assert_same_or_tie, reference_ids
 
@@ -44,3 +56,18 @@ def test_beams_equal_transformers(kind, open_session, oracle):
         )[:, len(request.prompt_ids) :].tolist()  # fmt: skip
         tied = any(a.score - b.score < TIE for a, b in pairwise(result.beams))
         assert tied or [list(beam.output_ids) for beam in result.beams] == expected
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_company_changes_ids_at_ties_alone(open_session, policy):
+    alone, visitors = open_session("pre-norm"), visits(2, ways=TRACEABLE)
+    crowded = DecoderSession(alone.generation._decoder, CROWDED, Scheduling(policy, 24, True))
+    with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
+        crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors, logits=True)
+    for sequence, expected in zip(crowd.sequences, answers, strict=True):
+        if sequence.finish_reason == "cancelled":
+            expected = replace(expected, output_ids=expected.output_ids[: len(sequence.output_ids)], beams=())
+        if expected.beams:
+            assert_same_beams(result_of(sequence), expected)
+        else:
+            assert_explained(sequence.output_ids, expected, sequence.request)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 import torch
 
+from opt_trt.backends import open_engine
 from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.ops import Linear
 from opt_trt.plugins import gemm
 from opt_trt.plugins.native import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
+from opt_trt.runtime.generate import result_of
+from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
-from tests.engine.conftest import random_prompts
+from opt_trt.runtime.session import DecoderSession
+from opt_trt.threads import one_thread
+from tests.engine._company import CROWDED, run_alone, run_together, visits
+from tests.engine.conftest import KINDS, random_prompts
+
+WEIGHTS = (("float32", None), ("float16", None), ("bfloat16", None), ("float16", "int8"), ("float16", "int4"))
 
 
 @pytest.fixture(scope="module", params=[isa.march for isa in runnable_isas()])
@@ -56,3 +66,35 @@ def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
     tactics = json.loads((engine / "config.json").read_text())["tactics"]
     assert set(tactics.pop("attention")) == {"rows"}
     assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in gemm.ORDERED}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("reuse", [False, True])
+def test_requests_that_come_and_go_say_what_they_say_alone(open_session, policy, reuse):
+    crowd = assert_exact(open_session("pre-norm", deterministic=True), Scheduling(policy, 24, reuse), seed=1)
+    assert crowd.most_at_once > 3 and crowd.waited
+    assert crowd.started_over == (policy == "max_utilization")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "precision"), WEIGHTS)
+def test_every_precision_chunk_and_policy_says_what_it_says_alone(build_engine, kind, dtype, precision):
+    engine = open_engine(build_engine(kind, dtype, precision, deterministic=True), KvCacheLimit(max_tokens=4096))
+    for seed, (policy, chunk, reuse) in enumerate(product(POLICIES, (1, 7, 64), (False, True)), start=100):
+        assert_exact(engine, Scheduling(policy, chunk, reuse), seed)
+
+
+def assert_exact(alone, scheduling, seed):
+    """Ids, beams, reasons and every bit of log-probabilities of a crowded session are those of requests alone."""
+    visitors = visits(seed)
+    crowded = DecoderSession(alone.generation._decoder, CROWDED, scheduling)
+    with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
+        crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors)
+    for sequence, expected in zip(crowd.sequences, answers, strict=True):
+        if sequence.finish_reason == "cancelled":
+            assert sequence.output_ids == list(expected.output_ids[: len(sequence.output_ids)])
+        else:
+            assert result_of(sequence) == expected
+    assert crowded._pool.num_free == crowded._pool.num_blocks
+    return crowd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,9 @@ REQUIRED = {
     ExportConfig: ["--checkpoint_dir", "c"],
 }
 MODULES = ["opt_trt.describe", "opt_trt.export_hf"]
+SCRIPTS = [
+    ["convert_checkpoint.py"], ["build.py"], ["run.py"], ["summarize.py"], *(["-m", module] for module in MODULES),
+]  # fmt: skip
 HELP_WITHOUT_TORCH = """
 import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
@@ -217,6 +221,80 @@ def test_a_module_names_itself_as_it_was_called(module):
     result = subprocess.run([sys.executable, "-m", module, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == f"error: unrecognized arguments: --nonsense; python -m {module} --help lists the flags\n"
+
+
+PRINTS = """
+import sys
+from opt_trt.cli import run_main
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.errors import CheckFailed, UserError
+def main(config):
+    for line in range({lines}):
+        print(line)
+    {then}
+run_main(main, ConvertConfig, ["--model_dir", "m"])
+"""
+
+
+BUFFERED = os.environ | {"PYTHONUNBUFFERED": ""}  # as commands are usually started
+
+
+def run_unread(argv: list[str], stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run with a standard output that nobody reads, from the beginning."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [sys.executable, *argv], cwd=ROOT, env=BUFFERED, stdout=writer, stderr=stderr, text=True
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_whose_output_nobody_reads_ends_quietly(script):
+    result = run_unread([*script, "--help"])
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # noticed at the end, or in the middle
+@pytest.mark.parametrize(
+    ("then", "code", "says"),
+    [
+        ("pass", 141, ""),
+        ("raise UserError('x')", 2, "error: x\n"),
+        ("raise CheckFailed('x')", 1, "error: x\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted; nothing half-written was left\n"),
+    ],
+)
+def test_what_a_command_found_out_stands_whoever_reads_its_output(lines, then, code, says):
+    result = run_unread(["-c", PRINTS.format(lines=lines, then=then)])
+    assert (result.returncode, result.stderr) == ((code, says) if lines == 1 else (141, ""))
+    if lines == 1:
+        assert run_unread(["-c", PRINTS.format(lines=lines, then=then)], stderr=subprocess.STDOUT).returncode == code
+
+
+def test_the_first_line_of_many_is_read_and_no_more():
+    command = [sys.executable, "-c", PRINTS.format(lines=100_000, then="pass")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, b"")
+
+
+def test_a_full_disk_behind_the_output_costs_one_line():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", PRINTS.format(lines=1, then="pass")], cwd=ROOT, stdout=full, stderr=subprocess.PIPE
+        )
+    assert result.returncode == 2
+    assert result.stderr == b"error: No space left on device; free space or fix the path, then run the command again\n"
+
+
+def test_a_command_started_without_an_output_works():
+    command = ["bash", "-c", 'exec "$0" -c "$1" >&-', sys.executable, PRINTS.format(lines=1, then="pass")]
+    result = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("argv", [["--compare", "a", "b"], ["a", "--compare", "b"], ["a", "b", "--compare"]])

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.api import engines
+from opt_trt import LLM
+from opt_trt.api import engines, llm
 from opt_trt.api.engines import engine_of
 from opt_trt.checkpoint import read_config
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.llm import LlmOptions, llm_options
+from opt_trt.config.llm import LlmOptions
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import DecoderSession
+from tests.unit._decoders import SumDecoder
 from tests.unit._models import Model
 
 
@@ -129,6 +134,12 @@ def test_a_model_that_is_not_there_is_named() -> None:
     [
         ({"unheard_of": 1}, "LLM has no option unheard_of; known are tokenizer, dtype, quantization"),
         ({"max_model_len": 9}, "LLM has no option max_model_len; it is called max_seq_len here"),
+        ({"enable_prefix_caching": True}, "it is called kv_cache_enable_block_reuse here"),
+        ({"context_chunk_size": 0}, "^context_chunk_size must be at least 1, found 0"),
+        (
+            {"scheduler_policy": "static"},
+            "^scheduler_policy must be guaranteed_no_evict or max_utilization, found static",
+        ),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 is not supported: engines have one rank; give 1"),
         ({"dtype": "fp8"}, "dtype must be 'float32', 'bfloat16', 'float16' or None, found 'fp8'"),
         ({"quantization": "awq"}, "quantization must be 'int8', 'int4' or None, found 'awq'"),
@@ -137,4 +148,24 @@ def test_a_model_that_is_not_there_is_named() -> None:
 )
 def test_options_that_cannot_act_are_refused_by_name(given: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        llm_options(given)
+        LLM("anywhere", **given)
+
+
+def test_options_of_the_scheduler_and_the_cache_reach_the_session(
+    model: Path, built: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_engine(*asked: object) -> DecoderSession:
+        opened.append(asked)
+        return DecoderSession(SumDecoder(), KvCacheLimit())
+
+    monkeypatch.setattr(llm, "open_engine", open_engine)
+    given = {"scheduler_policy": "max_utilization", "context_chunk_size": 9, "kv_cache_enable_block_reuse": True}
+    for options in ({}, {"max_tokens_in_paged_kv_cache": 64, "kv_cache_free_gpu_memory_fraction": 0.5, **given}):
+        LLM(model, **options).close()
+    [engine] = {engine for engine, *_ in opened}  # built once: they say how to run it
+    assert opened == [
+        (engine, KvCacheLimit(), Scheduling()),
+        (engine, KvCacheLimit(64, 0.5), Scheduling("max_utilization", 9, True)),
+    ]

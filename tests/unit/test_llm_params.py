@@ -33,6 +33,13 @@ def test_every_field_has_its_place() -> None:
     )  # fmt: skip
 
 
+def test_a_search_is_greedy_and_always_told_with_log_probabilities() -> None:
+    given = {"length_penalty": 0.5, "early_stopping": 0, "beam_search_diversity_rate": 0.1, "repetition_penalty": 1.2}
+    assert chosen(use_beam_search=True, best_of=4, **given) == sampling.SamplingParams(
+        num_beams=4, temperature=0.0, top_k=0, top_p=1.0, random_seed=7, log_probs=0, **given
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -51,5 +58,5 @@ def test_values_that_do_not_fit_are_named_as_they_were_given(given: dict, says: 
 
 
 def test_an_unknown_parameter_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="best_of"):
-        SamplingParams(best_of=2)
+    with pytest.raises(TypeError, match="truncate_prompt_tokens"):
+        SamplingParams(truncate_prompt_tokens=2)

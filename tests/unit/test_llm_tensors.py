@@ -53,7 +53,16 @@ def test_all_rows_run_in_one_batch() -> None:
     ("ids", "options", "says"),
     [
         (PADDED, {}, "max_new_tokens is required"),
-        (PADDED, {"max_new_tokens": 2, "num_beams": 4}, "generate_ids has no option num_beams; known are max_new"),
+        (PADDED, {"max_new_tokens": 2, "num_beam_groups": 2}, "generate_ids has no option num_beam_groups; known are"),
+        (PADDED, {"max_new_tokens": 2, "length_penalty": 2.0}, "length_penalty would change nothing without num_beams"),
+        (
+            PADDED,
+            {"max_new_tokens": 2, "num_beams": 2, "do_sample": True},
+            "num_beams=2 searches .* do_sample=True dra",
+        ),
+        (PADDED, {"max_new_tokens": 2, "num_beams": 2, "early_stopping": "soon"}, "must be False, True or .*soon"),
+        (PADDED, {"max_new_tokens": 2, "num_beams": 0}, "^num_beams must be at least 1, found 0"),
+        (PADDED, {"max_new_tokens": 2, "num_beams": 2, "num_return_sequences": 3}, "or at most num_beams, found 3"),
         (PADDED, {"max_new_tokens": 2, "top_p": 0.9}, "top_p would change nothing without do_sample=True"),
         (PADDED, {"max_new_tokens": 2, "num_return_sequences": 2}, "num_return_sequences must be 1, or more with do_"),
         (

@@ -152,21 +152,22 @@ def test_numbers_at_both_ends_find_a_token_that_is_possible() -> None:
     assert draw(torch.tensor([row, row]), [0.0, almost_one]).tolist() == [1, 3]
 
 
-def tokens(sequences: Sequence[TokenSequence], steps: int = 20) -> list[list[int]]:
+def tokens(sequences: Sequence[TokenSequence], steps: int = 20, width: int = 700) -> list[list[int]]:
     """Generate with logits that depend on the sequence alone."""
     for step in range(steps):
         rows = [torch.Generator().manual_seed(1000 * one.index + step) for one in sequences]
-        logits = 3 * torch.stack([torch.randn(700, generator=generator) for generator in rows])
+        logits = 3 * torch.stack([torch.randn(width, generator=generator) for generator in rows])
         for one, token_id in zip(sequences, choose(logits, sequences).tolist(), strict=True):
             one.output_ids.append(token_id)
     return [one.output_ids for one in sequences]
 
 
-def test_a_sequence_does_not_depend_on_the_batch_it_runs_in() -> None:
+@pytest.mark.parametrize(("steps", "width"), [(20, 700), (3, 50272)])  # a single wide row is summed in other parts
+def test_a_sequence_does_not_depend_on_the_batch_it_runs_in(steps: int, width: int) -> None:
     options: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.5}, *(params for params, _ in EXPECTED)]
-    together = tokens([sequence(i, (), **params) for i, params in enumerate(options)])
-    alone = [tokens([sequence(i, (), **params)])[0] for i, params in enumerate(options)]
-    reverse = tokens([sequence(i, (), **params) for i, params in reversed([*enumerate(options)])])
+    together = tokens([sequence(i, (), **params) for i, params in enumerate(options)], steps, width)
+    alone = [tokens([sequence(i, (), **params)], steps, width)[0] for i, params in enumerate(options)]
+    reverse = tokens([sequence(i, (), **params) for i, params in reversed([*enumerate(options)])], steps, width)
     assert together == alone == reverse[::-1]
 
 

@@ -352,6 +352,30 @@ def test_logits_that_are_no_number_are_named() -> None:
         DecoderSession(Broken(), KvCacheLimit()).generate([Request((1,), 1)])
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("max_num_tokens", [32, 6])  # the prompt in the step that fails, or in the one before it too
+def test_what_a_failed_step_left_in_the_cache_is_not_reused(max_num_tokens: int, beams: int) -> None:
+    class BrokenAtFirst(SumDecoder):
+        factor = float("nan")
+
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+            logits = super().step(inputs, kv_cache)
+            if int(inputs.kv_lens[0]) == len(prompt):
+                logits, self.factor = logits * self.factor, 1.0
+            return logits
+
+    decoder, prompt = BrokenAtFirst(spec(max_num_tokens=max_num_tokens)), (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    of = DecoderSession(decoder, KvCacheLimit(), Scheduling(enable_block_reuse=True))
+    with pytest.raises(UserError, match="expected finite logits"):
+        of.generate([Request(prompt, 3, sampling=SamplingParams(num_beams=beams))])
+    assert of._pool.find(prompt) == () and of._pool.num_free == of._pool.num_blocks
+    for new in (9, 1):  # all of the prompt is computed, and known the next time
+        before = len(decoder.steps)
+        assert of.generate([Request(prompt, 3)])[0].output_ids == expected_output(prompt, 3)
+        context = [inputs for inputs in decoder.steps[before:] if inputs.kv_lens[0] <= 9]
+        assert sum(len(inputs.input_ids) for inputs in context) == new
+
+
 CHANCE = SamplingParams(top_k=0, top_p=1.0, random_seed=3)
 
 
