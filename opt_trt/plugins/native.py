@@ -21,7 +21,7 @@ from opt_trt.errors import UserError
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "cpp/register.cpp", "cpp/simd.h", "gemm/interleaved.h",
+    "cpp/register.cpp", "cpp/simd.h", "gemm/interleaved.h", "gemm/pairs.h", "gemm/tactics.h",
     "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/paged.h",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")

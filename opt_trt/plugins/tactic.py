@@ -15,12 +15,14 @@ class Tactic:
     """One implementation a plugin may choose.
 
     Tactics of one `layout` read the same stored weights and live in the same call of a program, so all buckets of a
-    problem take their tactics from one layout. `value` is what the operator is told to run it.
+    problem take their tactics from one layout. `value` is what the operator is told to run it. `tolerance` is the
+    largest difference from the reference, relative to its largest result, that is no bug.
     """
 
     name: str
     layout: str
     value: int
+    tolerance: float = 2e-5  # fp32 sums of up to 50,000 terms in another order differ by a tenth of that
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import OPTForCausalLM
 
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import KINDS, POSITIONS, random_prompts
@@ -52,6 +53,19 @@ def test_logits_equal_transformers_with_the_same_rounded_weights(kind, dtype, op
         # A rounded KV cache is part of the engine's dtype and not of the oracle's: its error is bounded separately.
         bound = LOGITS_TOLERANCE if dtype == "float32" else 0.02 * expected.abs().max()
         assert (found - expected[: len(found)]).abs().max() < bound
+
+
+def test_bfloat16_errs_no_more_than_transformers_does(open_session, oracle, hf_model):
+    """Against fp32 math with the same weights; prompts long enough for instructions that round activations."""
+    exact, session = oracle("pre-norm", torch.bfloat16), open_session("pre-norm", "bfloat16")
+    peer = OPTForCausalLM.from_pretrained(hf_model("pre-norm"), dtype=torch.bfloat16).eval().requires_grad_(False)
+    own_error = peer_error = 0.0
+    for prompt in random_prompts((33, 64, 90)):
+        (result,) = session.generate([Request(prompt, 1, return_context_logits=True)])
+        expected = exact(torch.tensor([prompt])).logits[0]
+        own_error += float((result.context_logits - expected).square().mean())
+        peer_error += float((peer(torch.tensor([prompt])).logits[0].float() - expected).square().mean())
+    assert 0 < own_error <= peer_error
 
 
 @pytest.mark.parametrize("kind", KINDS)

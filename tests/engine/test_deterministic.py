@@ -36,7 +36,7 @@ def native(request, tmp_path_factory):
 def test_ordered_tactics_give_a_token_the_same_bits_in_any_company(native, weight_type):
     generator = torch.Generator().manual_seed(5)
     n, k = 131, 75
-    problem = gemm.GemmProblem("fc", n, k, weight_type, True, False)
+    problem = gemm.GemmProblem("fc", n, k, weight_type, "float32", True, False)
     weight, scale = torch.randn(n, k, generator=generator), None
     if problem.quantized:
         weight, scale = MODES[weight_type].quantize(weight)

@@ -19,9 +19,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the KV cache
 TOLERANCE = 5e-5
 
 
-@pytest.fixture(scope="module", params=[isa.march for isa in runnable_isas()])
-def native(request, tmp_path_factory):
-    return compile_library(request.param, tmp_path_factory.mktemp("plugins")).operators()
+@pytest.fixture(scope="module", params=runnable_isas(), ids=lambda isa: isa.name)
+def isa(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def native(isa, tmp_path_factory):
+    return compile_library(isa.march, tmp_path_factory.mktemp("plugins")).operators()
 
 
 def random_weight(weight_type, n, k, generator):
@@ -37,11 +42,15 @@ def random_weight(weight_type, n, k, generator):
 @pytest.mark.parametrize("weight_type", gemm.STORED)
 @pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
 @pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7)])
-def test_gemm_tactics_equal_the_plain_product(native, tactic, weight_type, n, k):
+def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, n, k):
+    dtype = weight_type if weight_type in ("float32", "float16") else "bfloat16"
+    problem = gemm.GemmProblem("fc", n, k, weight_type, dtype, True, False)
+    if (reason := gemm.refusal(tactic, problem, "avx512_bf16" in isa.used_flags())) is not None:
+        pytest.skip(reason)
     generator = torch.Generator().manual_seed(n * k)
     weight, scale, meant = random_weight(weight_type, n, k, generator)
     for site, has_bias, has_residual in (("fc", True, False), ("proj", True, True), ("head", False, False)):
-        problem = gemm.GemmProblem(site, n, k, weight_type, has_bias, has_residual)
+        problem = gemm.GemmProblem(site, n, k, weight_type, dtype, has_bias, has_residual)
         for tokens in (1, 2, 4, 5, 13, 37):
             x = torch.randn(tokens, k, generator=generator)
             bias = torch.randn(n, generator=generator) if has_bias else None
@@ -54,7 +63,8 @@ def test_gemm_tactics_equal_the_plain_product(native, tactic, weight_type, n, k)
             expected = expected + bias if has_bias else expected
             expected = expected.relu() if site == "fc" else expected
             expected = expected + residual if has_residual else expected
-            assert (found - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+            bound = max(TOLERANCE, tactic.tolerance) * max(1.0, float((x.abs() @ meant.abs().T).max()))
+            assert (found - expected).abs().max() < bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

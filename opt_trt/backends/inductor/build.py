@@ -76,6 +76,7 @@ def _choose_tactics(
         max_num_tokens=config.max_num_tokens,
         opt_num_tokens=config.opt_num_tokens,
         tokens_per_block=config.tokens_per_block,
+        multiplies_bf16="avx512_bf16" in isa.used_flags(),
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
     own = cache_dir() / "timing.cache"

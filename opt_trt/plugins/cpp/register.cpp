@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../attention/paged.h"
-#include "../gemm/interleaved.h"
+#include "../gemm/tactics.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

@@ -19,7 +19,9 @@ LIBRARY = Tactic("library", ROW_MAJOR, 0)
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
 # The same, but every token's sums are taken in one order, whatever comes with it: what --deterministic admits.
 ORDERED = tuple(Tactic(f"ordered_{rows}", INTERLEAVED, 64 + rows) for rows in (1, 4, 8))
-TACTICS = (LIBRARY, *OWN, *ORDERED)
+# Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
+PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, tolerance=2**-8) for rows in (4, 8))
+TACTICS = (LIBRARY, *OWN, *ORDERED, *PAIRS)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -35,6 +37,7 @@ class GemmProblem:
     n: int
     k: int
     weight_type: str  # one of STORED
+    dtype: str  # the model's: what activations may be rounded to
     bias: bool
     residual: bool
 
@@ -47,7 +50,17 @@ class GemmProblem:
         """The problem's name in timing caches."""
         extra = "".join(f" {name}" for name in ("bias", "residual") if getattr(self, name))
         relu = " relu" * (self.site in RELU_SITES)
-        return f"gemm n={self.n} k={self.k} {self.weight_type}{extra}{relu}"
+        rounded = " rounded" * (self.dtype == "bfloat16")
+        return f"gemm n={self.n} k={self.k} {self.weight_type}{rounded}{extra}{relu}"
+
+
+def refusal(tactic: Tactic, problem: GemmProblem, multiplies_bf16: bool) -> str | None:
+    """None, or why a tactic cannot take part; `multiplies_bf16` says whether the processor has such instructions."""
+    if tactic in PAIRS and problem.dtype != "bfloat16":
+        return f"{problem.dtype} activations are not rounded to bf16"
+    if tactic in PAIRS and not multiplies_bf16:
+        return "needs avx512_bf16"
+    return None
 
 
 def pack(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tensor:

@@ -124,21 +124,4 @@ void gemm(const Gemm& g) {
   }
 }
 
-constexpr int64_t kOrdered = 64;
-
-// The tactics, by their values in gemm/__init__.py.
-template <typename W>
-void run_gemm(const Gemm& g, int64_t tactic) {
-  switch (tactic) {
-    case 1: return gemm<W, 1, 1>(g);
-    case 2: return gemm<W, 2, 2>(g);
-    case 4: return gemm<W, 4, 4>(g);
-    case 8: return gemm<W, 8, 3>(g);
-    case 12: return gemm<W, 12, 2>(g);
-    case kOrdered + 1: return gemm<W, 1, 4, true>(g);
-    case kOrdered + 4: return gemm<W, 4, 4, true>(g);
-    default: return gemm<W, 8, 3, true>(g);
-  }
-}
-
 }  // namespace opt_trt
