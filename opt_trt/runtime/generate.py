@@ -54,7 +54,7 @@ class Generation:
     def _step(self) -> Sequence[TokenSequence]:
         chunks = self._scheduler.schedule()
         inputs = step_inputs(chunks, self._decoder.spec.tokens_per_block)
-        logits = self._decoder.step(inputs, self._kv_cache)
+        logits = self._decoder.step(inputs, self._kv_cache).logits
         logits = logits[:, : self._decoder.spec.vocab_size]  # no padding row is ever chosen
         self._scheduler.advance(chunks)
         logits, sequences = split_logits(logits, chunks)

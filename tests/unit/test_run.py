@@ -6,7 +6,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from opt_trt.run.run import run
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.session import DecoderSession, Session
-from opt_trt.step import StepInputs
+from opt_trt.step import StepInputs, StepOutputs
 from tests.unit._decoders import SumDecoder, expected_output, spec
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
@@ -37,10 +37,10 @@ SPEC = spec(vocab_size=VOCAB_SIZE)
 class NextLetter(SumDecoder):
     """After `a` comes `b`, after `b` comes `c`, …"""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         following = (inputs.input_ids[inputs.last_token_ids] + 1) % self.spec.vocab_size
-        return torch.nn.functional.one_hot(following, self.spec.vocab_size).float()
+        return replace(outputs, logits=torch.nn.functional.one_hot(following, self.spec.vocab_size).float())
 
 
 @pytest.fixture
@@ -317,12 +317,11 @@ def test_profiling_prints_latency_spread_and_rate(letters: Path, capsys: pytest.
 class Alphabet(SumDecoder):
     """Always the same logits: `a` has 5, `b` 4.5, `c` 4, and so on."""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         [a] = ids_of("a")
-        return (5 - 0.5 * (torch.arange(self.spec.vocab_size) - a).remainder(self.spec.vocab_size)).expand(
-            inputs.last_token_ids.shape[0], -1
-        )
+        row = 5 - 0.5 * (torch.arange(self.spec.vocab_size) - a).remainder(self.spec.vocab_size)
+        return replace(outputs, logits=row.expand(inputs.last_token_ids.shape[0], -1))
 
 
 DRAWN = ("--top_k", 0, "--top_p", 1.0)
@@ -400,9 +399,10 @@ def test_a_prompt_may_have_several_outputs(
 class NextLetters(NextLetter):
     """After `a` comes most likely `b`, less likely `c`, even less likely `d`."""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        one = super().step(inputs, kv_cache)
-        return 5 * one + 4 * one.roll(1, -1) + 2 * one.roll(2, -1)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
+        one = outputs.logits
+        return replace(outputs, logits=5 * one + 4 * one.roll(1, -1) + 2 * one.roll(2, -1))
 
 
 def test_all_beams_are_printed_best_first(letters: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
