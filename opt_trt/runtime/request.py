@@ -44,14 +44,23 @@ class Request:
     stop_words: StopWords | None = None
 
     @property
+    def keeps_parts(self) -> bool:
+        """Whether something of every prompt token is kept as it is computed: it must be computed, and only once."""
+        return self.return_context_logits or self.sampling.penalty_alpha > 0
+
+    @property
     def max_tokens(self) -> int:
         """Prompt and new tokens together, at most."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def max_blocks(self, tokens_per_block: int) -> int:
-        """Blocks of the KV cache it needs at most: beams share those the prompt fills and have the others each."""
-        shared = len(self.prompt_ids) // tokens_per_block
-        return shared + self.sampling.num_beams * (-(-self.max_tokens // tokens_per_block) - shared)
+        """Blocks of the KV cache it needs at most.
+
+        Beams share those the prompt fills and have the others each; candidates share all but the last one.
+        """
+        needed = -(-self.max_tokens // tokens_per_block)
+        shared = needed - 1 if self.sampling.penalty_alpha else len(self.prompt_ids) // tokens_per_block
+        return shared + self.sampling.num_rows * (needed - shared)
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,8 @@ def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: 
         or _length_problem(request, spec, pool_tokens)
         or _logits_problem(request, spec)
         or _sampling_problem(request, spec)
-        or _beam_problem(request, spec)
+        or _rows_problem(request, spec)
+        or _beam_problem(request)
     )
     if problem:
         raise RequestFailed(index, problem)
@@ -136,9 +146,9 @@ def _length_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> st
         )
     needed = request.max_blocks(spec.tokens_per_block) * spec.tokens_per_block
     if max(request.max_tokens, needed) > pool_tokens:
-        beams = f" of {request.sampling.num_beams} beams" * (request.sampling.num_beams > 1)
+        rows = f" of {request.sampling.num_rows} {_rows(request)[0]}" * (request.sampling.num_rows > 1)
         return (
-            f"needs {length} = {request.max_tokens}{beams}, the whole KV cache holds {pool_tokens}; raise "
+            f"needs {length} = {request.max_tokens}{rows}, the whole KV cache holds {pool_tokens}; raise "
             "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
         )
     return None
@@ -168,15 +178,25 @@ def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
     return None
 
 
-def _beam_problem(request: Request, spec: DecoderSpec) -> str | None:
-    num_beams, rows = request.sampling.num_beams, min(spec.max_batch_size, spec.max_num_tokens)
-    if num_beams == 1:
+def _rows(request: Request) -> tuple[str, str]:
+    """What the rows of a search are called, and the flag that says how many there are."""
+    return ("candidates", "--top_k") if request.sampling.penalty_alpha else ("beams", "--num_beams")
+
+
+def _rows_problem(request: Request, spec: DecoderSpec) -> str | None:
+    num_rows, most = request.sampling.num_rows, min(spec.max_batch_size, spec.max_num_tokens)
+    if num_rows <= most:
         return None
-    if num_beams > rows:
-        return (
-            f"asks for {num_beams} beams, each a sequence of the batch, of which the engine takes {rows}; "
-            "lower --num_beams or build with a larger --max_batch_size"
-        )
+    what, flag = _rows(request)
+    return (
+        f"asks for {num_rows} {what}, each a sequence of the batch, of which the engine takes {most}; "
+        f"lower {flag} or build with a larger --max_batch_size"
+    )
+
+
+def _beam_problem(request: Request) -> str | None:
+    if request.sampling.num_beams == 1:
+        return None
     if request.stop_words is not None:
         return "asks for beams and for stop words, which follow a single output; drop --num_beams or --stop_words"
     if request.return_generation_logits:

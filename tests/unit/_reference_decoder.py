@@ -20,6 +20,7 @@ from tests.unit._decoders import spec
 VOCAB_SIZE = 61
 KINDS = {
     "pre-norm": {"do_layer_norm_before": True, "hidden_size": 32, "word_embed_proj_dim": 32},
+    "post-norm without projection": {"do_layer_norm_before": False, "hidden_size": 32, "word_embed_proj_dim": 32},
     "post-norm": {"do_layer_norm_before": False, "hidden_size": 32, "word_embed_proj_dim": 16},
 }
 
