@@ -9,7 +9,10 @@ from opt_trt.api.wording import in_python
 from opt_trt.config import sampling
 from opt_trt.errors import UserError
 
-SAME_NAME = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size")
+SAME_NAME = (
+    "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size",
+    "penalty_alpha",
+)  # fmt: skip
 ALL_TOKENS = -1  # older spelling of top_k 0
 
 
@@ -31,6 +34,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
+    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates, by transformers' name
     seed: int | None = None  # None: one of the LLM's, another for each request
     stop: str | Sequence[str] | None = None  # strings that end an output and are left out of its text
     stop_token_ids: Sequence[int] | None = None  # ids that do
@@ -47,6 +51,8 @@ class SamplingParams:
                 raise UserError(f"{name} must be at least {least}, found {value}")
         with in_python():
             chosen = self.of_sequence(0, ())
+        if self.n > 1 and self.penalty_alpha:
+            raise UserError(f"n={self.n} would give one contrastive output as many times; drop n or penalty_alpha")
         if self.n > 1 and not chosen.draws:
             raise UserError(f"n={self.n} would give one greedy output as many times; give a temperature above 0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
+import opt_trt
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
@@ -24,6 +26,7 @@ from opt_trt.step import StepInputs, StepOutputs
 from opt_trt.text import load_tokenizer
 from tests.unit._contrastive import assert_same_or_tie, contrastive_search, forward
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
+from tests.unit._llms import sums
 from tests.unit._reference_decoder import KINDS, VOCAB_SIZE, ReferenceDecoder, random_model
 
 Model = tuple[OPTForCausalLM, ReferenceDecoder]
@@ -215,6 +218,19 @@ def test_a_stream_has_each_token_a_step_after_its_candidates() -> None:
     done = len(of.generation._decoder.steps)  # type: ignore[attr-defined]
     came = [(event.token_id, len(of.generation._decoder.steps) - done) for event in of.stream([request])]  # type: ignore[attr-defined]
     assert came == list(zip(result.output_ids, range(2, 7), strict=True))
+
+
+def test_it_goes_through_the_python_api_streamed_or_not() -> None:
+    params = opt_trt.SamplingParams(penalty_alpha=0.6, top_k=3, max_tokens=5, logprobs=0)
+    [expected] = session(SumDecoder()).generate([Request((1, 3), 5, SPEC.end_id, sampling=contrastive(k=3))])
+
+    async def stream(llm: opt_trt.LLM) -> list[list[int]]:
+        return [list(one.outputs[0].token_ids_diff) async for one in llm.generate_async([1, 3], params)]
+
+    with sums() as llm:
+        [whole] = llm.generate([[1, 3]], params)
+        assert tuple(whole.outputs[0].token_ids) == expected.output_ids
+        assert tuple(token for part in asyncio.run(stream(llm)) for token in part) == expected.output_ids
 
 
 def test_a_banned_token_never_is_the_best_candidate() -> None:

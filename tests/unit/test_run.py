@@ -231,6 +231,10 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--top_p", 0.9), "--top_p 0.9 has no effect with --top_k 1"),
         (("--num_return_sequences", 0), "--num_return_sequences must be at least 1"),
         (("--num_return_sequences", 2), "--num_return_sequences 2 would give one greedy output as many times"),
+        (
+            ("--penalty_alpha", 0.6, "--top_k", 4, "--num_return_sequences", 2),
+            "--num_return_sequences 2 would give one contrastive output as many times; drop it or --penalty_alpha",
+        ),
         (("--num_beams", 2, "--num_return_sequences", 3), "3 is more than the outputs of --num_beams 2"),
         (("--num_beams", 2, "--streaming"), "--streaming follows one output .* --num_beams 2 chooses at the end"),
         (("--num_beams", 2, "--interactive"), "--interactive follows one output"),
@@ -245,6 +249,7 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--length_penalty", 2), "--length_penalty 2.0 has no effect with one beam"),
         (("--beam_search_diversity_rate", 0.5), "--beam_search_diversity_rate 0.5 has no effect with one beam"),
         (("--input_file", "p.csv", "--num_beams", 5), "prompt 0 asks for 5 beams.*--max_batch_size"),
+        (("--input_file", "p.csv", "--penalty_alpha", 0.6, "--top_k", 5), "asks for 5 candidates.*lower --top_k"),
         (("--output_log_probs_npy", "."), "is a directory"),
         (("--output_generation_logits",), "says what to write, not where: give --output_logits_npy"),
         (("--output_logits_npy", "l.npy", "--streaming"), "--output_logits_npy writes whole outputs"),
@@ -357,6 +362,14 @@ def test_penalties_and_bans_change_what_is_most_likely(
     output: Callable[..., str], flags: tuple[object, ...], expected: str
 ) -> None:
     assert output(*flags) == expected
+
+
+@pytest.mark.parametrize("streaming", [(), ("--streaming", "--streaming_interval", 1)], ids=["whole", "streaming"])
+@pytest.mark.parametrize(("alpha", "k", "expected"), [(0.6, 4, "daaaa"), (1.0, 4, "daddc"), (0.1, 2, "aaaaa")])
+def test_contrastive_search_leaves_what_is_most_likely(
+    output: Callable[..., str], alpha: float, k: int, expected: str, streaming: tuple[object, ...]
+) -> None:
+    assert output("--penalty_alpha", alpha, "--top_k", k, *streaming) == expected
 
 
 def test_min_length_keeps_the_end_away(output: Callable[..., str]) -> None:
