@@ -163,12 +163,11 @@ def test_a_prompt_may_come_in_chunks() -> None:
 
 
 def test_candidates_share_all_blocks_but_the_last() -> None:
-    of = session(SumDecoder(spec(max_batch_size=3)))
-    of.generate([Request((1, 2, 3, 4, 5, 6), 4, sampling=contrastive(k=3))])
-    steps = of.generation._decoder.steps  # type: ignore[attr-defined]
-    assert [inputs.kv_lens.tolist() for inputs in steps] == [[6], [7] * 3, [8] * 3, [9] * 3, [10] * 3]
-    assert [inputs.hidden_token_ids.tolist() for inputs in steps] == [[*range(6)]] + [[0, 1, 2]] * 4
-    for inputs in steps[1:]:
+    decoder = SumDecoder(spec(max_batch_size=3))
+    session(decoder).generate([Request((1, 2, 3, 4, 5, 6), 4, sampling=contrastive(k=3))])
+    assert [inputs.kv_lens.tolist() for inputs in decoder.steps] == [[6], [7] * 3, [8] * 3, [9] * 3, [10] * 3]
+    assert [inputs.hidden_token_ids.tolist() for inputs in decoder.steps] == [[*range(6)]] + [[0, 1, 2]] * 4
+    for inputs in decoder.steps[1:]:
         *shared, last = inputs.block_tables.T.tolist()
         assert all(len(set(column)) == 1 for column in shared) and len(set(last)) == 3
 
@@ -213,10 +212,9 @@ def output(result: Result) -> list[tuple[int, ...]]:
 
 def test_a_stream_has_each_token_a_step_after_its_candidates() -> None:
     request = Request((1, 3), 5, sampling=contrastive(k=2))
-    of = session(SumDecoder())
-    [result] = of.generate([request])
-    done = len(of.generation._decoder.steps)  # type: ignore[attr-defined]
-    came = [(event.token_id, len(of.generation._decoder.steps) - done) for event in of.stream([request])]  # type: ignore[attr-defined]
+    [result] = session(SumDecoder()).generate([request])
+    decoder = SumDecoder()
+    came = [(event.token_id, len(decoder.steps)) for event in session(decoder).stream([request])]
     assert came == list(zip(result.output_ids, range(2, 7), strict=True))
 
 
