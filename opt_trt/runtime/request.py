@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
+from opt_trt.runtime.rows import describe_rows, rows_problem
 from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
@@ -113,8 +114,7 @@ def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: 
         or _length_problem(request, spec, pool_tokens)
         or _logits_problem(request, spec)
         or _sampling_problem(request, spec)
-        or _rows_problem(request, spec)
-        or _beam_problem(request)
+        or rows_problem(request, spec)
     )
     if problem:
         raise RequestFailed(index, problem)
@@ -146,7 +146,7 @@ def _length_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> st
         )
     needed = request.max_blocks(spec.tokens_per_block) * spec.tokens_per_block
     if max(request.max_tokens, needed) > pool_tokens:
-        rows = f" of {request.sampling.num_rows} {_rows(request)[0]}" * (request.sampling.num_rows > 1)
+        rows = f" of {describe_rows(request.sampling)}" * (request.sampling.num_rows > 1)
         return (
             f"needs {length} = {request.max_tokens}{rows}, the whole KV cache holds {pool_tokens}; raise "
             "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
@@ -175,30 +175,4 @@ def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
             f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "
             "lower --min_length or raise --max_output_len"
         )
-    return None
-
-
-def _rows(request: Request) -> tuple[str, str]:
-    """What the rows of a search are called, and the flag that says how many there are."""
-    return ("candidates", "--top_k") if request.sampling.penalty_alpha else ("beams", "--num_beams")
-
-
-def _rows_problem(request: Request, spec: DecoderSpec) -> str | None:
-    num_rows, most = request.sampling.num_rows, min(spec.max_batch_size, spec.max_num_tokens)
-    if num_rows <= most:
-        return None
-    what, flag = _rows(request)
-    return (
-        f"asks for {num_rows} {what}, each a sequence of the batch, of which the engine takes {most}; "
-        f"lower {flag} or build with a larger --max_batch_size"
-    )
-
-
-def _beam_problem(request: Request) -> str | None:
-    if request.sampling.num_beams == 1:
-        return None
-    if request.stop_words is not None:
-        return "asks for beams and for stop words, which follow a single output; drop --num_beams or --stop_words"
-    if request.return_generation_logits:
-        return "asks for beams and for generation logits, which follow a single output; drop one of the two"
     return None
