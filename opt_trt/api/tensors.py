@@ -15,6 +15,7 @@ from opt_trt.runtime.request import Request
 from opt_trt.step import DecoderSpec
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p")  # what greedy decoding has no use for
+CONTRASTIVE = ("penalty_alpha", "top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class TensorOptions:
     top_k: int = 50
     top_p: float = 1.0
     min_p: float = 0.0
+    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
@@ -36,16 +38,20 @@ class TensorOptions:
     num_return_sequences: int = 1
     seed: int | None = None  # of the tokens drawn; transformers has a global one
 
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """The options that say how a token is chosen from what the model and the penalties made of it."""
+        return DRAWING if self.do_sample else CONTRASTIVE * (self.penalty_alpha > 0)
+
     def sampling(self, seed: int) -> sampling.SamplingParams:
         """How the tokens of the first output of a row are chosen; `seed` is for those who brought none."""
-        drawing = {name: getattr(self, name) for name in DRAWING} if self.do_sample else {}
         return sampling.SamplingParams(
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
             random_seed=seed if self.seed is None else self.seed,
-            **drawing,
+            **{name: getattr(self, name) for name in self.choosing},
         )
 
 
@@ -57,8 +63,11 @@ def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions
     if "max_new_tokens" not in given:
         raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
     options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
-    idle = [name for name in DRAWING if getattr(options, name) != getattr(TensorOptions, name)]
-    if idle and not options.do_sample:
+    if options.do_sample and options.penalty_alpha:
+        raise UserError("penalty_alpha searches, do_sample leaves it to chance: drop one of the two")
+    changed = (name for name in DRAWING if getattr(options, name) != getattr(TensorOptions, name))
+    idle = [name for name in changed if name not in options.choosing]
+    if idle:
         raise UserError(f"{' and '.join(idle)} would change nothing without do_sample=True; give that too, or drop it")
     if options.num_return_sequences < 1 or (options.num_return_sequences > 1 and not options.do_sample):
         raise UserError(

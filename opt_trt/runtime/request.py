@@ -111,10 +111,10 @@ def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: 
     """Raise `RequestFailed` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
     problem = (
         _prompt_problem(request, spec)
+        or rows_problem(request, spec)
         or _length_problem(request, spec, pool_tokens)
         or _logits_problem(request, spec)
         or _sampling_problem(request, spec)
-        or rows_problem(request, spec)
     )
     if problem:
         raise RequestFailed(index, problem)

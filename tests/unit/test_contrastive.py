@@ -206,6 +206,28 @@ def test_tokens_do_not_depend_on_what_runs_beside(
         assert of._pool.num_free == of._pool.num_blocks
 
 
+@settings(deadline=None, max_examples=40)
+@given(SEARCHES, st.sampled_from(POLICIES), st.data())
+def test_arrivals_and_cancellations_leak_no_block_and_change_no_other_request(
+    requests: list[Request], policy: str, data: st.DataObject
+) -> None:
+    streamed = [request for request in requests if request.sampling.num_beams == 1]
+    of = session(SumDecoder(), 96, Scheduling(policy, 3))
+    streams = {number: of.stream([request]) for number, request in enumerate(streamed)}
+    outputs: dict[int, list[int]] = {number: [] for number in streams}
+    while streams:
+        number = data.draw(st.sampled_from(sorted(streams)))
+        event = None if data.draw(st.integers(0, 9)) == 9 else next(streams[number], None)
+        if event is None:
+            streams.pop(number).close()
+        else:
+            outputs[number].append(event.token_id)
+    for number, request in enumerate(streamed):
+        [whole] = output(session(SumDecoder()).generate([request])[0])
+        assert tuple(outputs[number]) == whole[: len(outputs[number])]
+    assert of._pool.num_free == of._pool.num_blocks
+
+
 def output(result: Result) -> list[tuple[int, ...]]:
     return [beam.output_ids for beam in result.beams or (result,)]
 
