@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,3 +46,12 @@ def test_hidden_states_equal_transformers(kind, open_session, oracle, monkeypatc
     expected = _contrastive.forward(oracle(kind), [list(prompt)])[1][0]
     found = torch.cat([outputs.hidden for outputs in seen if outputs.hidden is not None])[: len(prompt)]
     assert ((found - expected).norm(dim=1) < TOLERANCE * expected.norm(dim=1)).all()
+
+
+def test_a_deterministic_engine_gives_the_same_bits_alone_and_in_any_batch(open_session):
+    session = open_session("pre-norm", deterministic=True)
+    search = SamplingParams(penalty_alpha=0.6, top_k=3)
+    requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64))]
+    requests = [replace(r, sampling=search) if number % 2 else r for number, r in enumerate(requests)]
+    for alone, together in zip([session.generate([r])[0] for r in requests], session.generate(requests), strict=True):
+        assert torch.equal(alone.generation_logits, together.generation_logits)
