@@ -34,7 +34,7 @@ from opt_trt.convert import convert
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.step import Decoder, StepInputs
+from opt_trt.step import Decoder, StepInputs, StepOutputs
 
 BATCH_SIZE = 16
 LONG_PROMPT, KNOWN_PROMPT = 1500, 1000  # tokens
@@ -52,13 +52,13 @@ class TimedDecoder:
     def __post_init__(self) -> None:
         self.spec = self.inner.spec
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`."""
         started = time.perf_counter()
-        logits = self.inner.step(inputs, kv_cache)
+        outputs = self.inner.step(inputs, kv_cache)
         self.seconds += time.perf_counter() - started
         self.steps += 1
-        return logits
+        return outputs
 
 
 def make_engine(shape: str, dtype: str, work: Path) -> Decoder:

@@ -1,4 +1,4 @@
-"""The contract between decoder and session: what one step of the decoder is given."""
+"""The contract between decoder and session: what one step of the decoder is given, and what it gives."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ class StepInputs:
     kv_lens: torch.Tensor  # int32 [S]
     block_tables: torch.Tensor  # int32 [S, B], padded with 0
     last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
+    hidden_token_ids: torch.Tensor | None = None  # int64 [M], of those whose hidden states are; None for none
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """What a step computed for the tokens that were asked for, in the order they were named.
+
+    The hidden state of a token is what its logits are a product of: `E` numbers behind the last layer and its norm.
+    """
+
+    logits: torch.Tensor  # fp32 [L, V]
+    hidden: torch.Tensor | None = None  # fp32 [M, E], None if none were
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,6 @@ class Decoder(Protocol):
 
     spec: DecoderSpec
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Append the step's keys and values to `kv_cache` (one tensor per layer) and return fp32 logits `[L, V]`."""
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        """Append the step's keys and values to `kv_cache` (one tensor per layer) and return what was asked for."""
         ...

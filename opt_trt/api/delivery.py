@@ -31,7 +31,7 @@ class Mailbox:
 
     def advanced(self, sequence: TokenSequence) -> None:
         """See `Listener.advanced`."""
-        if sequence.search is not None:
+        if sequence.request.sampling.num_beams > 1:
             if sequence.finish_reason is not None:
                 for beam, result in enumerate(result_of(sequence).beams[: self.num_beams]):
                     self.send((self.position + beam, events_of(result)))

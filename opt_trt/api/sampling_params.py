@@ -11,12 +11,12 @@ from opt_trt.errors import UserError
 
 SAME_NAME = (
     "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size",
-    *sampling.BEAM_OPTIONS,
+    "penalty_alpha", *sampling.BEAM_OPTIONS,
 )  # fmt: skip
 ALL_TOKENS = -1  # older spelling of top_k 0
 IDLE_ON_BEAMS: dict[str, tuple[object, ...]] = {  # what draws or ends a single output: the values that do neither
-    "temperature": (0, 1.0), "top_k": (0, 1, ALL_TOKENS), "top_p": (1.0,), "min_p": (0.0,), "stop": (None, (), []),
-    "stop_token_ids": (None, (), []),
+    "temperature": (0, 1.0), "top_k": (0, 1, ALL_TOKENS), "top_p": (1.0,), "min_p": (0.0,), "penalty_alpha": (0.0,),
+    "stop": (None, (), []), "stop_token_ids": (None, (), []),
 }  # fmt: skip
 
 
@@ -44,6 +44,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
+    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates, by transformers' name
     seed: int | None = None  # None: one of the LLM's, another for each request
     stop: str | Sequence[str] | None = None  # strings that end an output and are left out of its text
     stop_token_ids: Sequence[int] | None = None  # ids that do
@@ -61,6 +62,8 @@ class SamplingParams:
         self._check_beams()
         with in_python():
             chosen = self.of_sequence(0, ())
+        if self.n > 1 and self.penalty_alpha:
+            raise UserError(f"n={self.n} would give one contrastive output as many times; drop n or penalty_alpha")
         if self.n > 1 and not (chosen.draws or self.use_beam_search):
             raise UserError(f"n={self.n} would give one greedy output as many times; give a temperature above 0")
 

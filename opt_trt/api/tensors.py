@@ -15,8 +15,10 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.step import DecoderSpec
 
-DRAWING = ("temperature", "top_k", "top_p", "min_p")  # what greedy decoding has no use for
-SEARCHING = ("length_penalty", "early_stopping")  # what one beam has no use for
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
+SEARCHING = ("num_beams", "length_penalty", "early_stopping")
+CONTRASTIVE = ("penalty_alpha", "top_k")
+NEEDS = dict.fromkeys(DRAWING, "do_sample=True") | dict.fromkeys(SEARCHING[1:], "num_beams=4")  # to have an effect
 EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # transformers' values and TensorRT-LLM's
 
 
@@ -32,6 +34,7 @@ class TensorOptions:
     top_k: int = 50
     top_p: float = 1.0
     min_p: float = 0.0
+    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
@@ -42,19 +45,24 @@ class TensorOptions:
     num_return_sequences: int = 1
     seed: int | None = None  # of the tokens drawn; transformers has a global one
 
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """The options that say how a token is chosen from what the model and the penalties made of it."""
+        ways = {DRAWING: self.do_sample, SEARCHING: self.num_beams != 1, CONTRASTIVE: self.penalty_alpha != 0}
+        return next((names for names, asked in ways.items() if asked), ())
+
     def sampling(self, seed: int) -> sampling.SamplingParams:
         """How the tokens of the first output of a row are chosen; `seed` is for those who brought none."""
-        how: dict[str, Any] = {name: getattr(self, name) for name in DRAWING} if self.do_sample else {}
-        if self.num_beams != 1:
-            early_stopping = EARLY_STOPPING[self.early_stopping]
-            how = {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "early_stopping": early_stopping}
+        chosen = {name: getattr(self, name) for name in self.choosing}
+        if "early_stopping" in chosen:
+            chosen["early_stopping"] = EARLY_STOPPING[self.early_stopping]
         return sampling.SamplingParams(
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
             random_seed=seed if self.seed is None else self.seed,
-            **how,
+            **chosen,
         )
 
 
@@ -66,26 +74,30 @@ def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions
     if "max_new_tokens" not in given:
         raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
     options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
-    _refuse_idle(options, DRAWING, options.do_sample, "do_sample=True")
-    _refuse_idle(options, SEARCHING, options.num_beams != 1, "num_beams=4")
+    _refuse_contradictions(options)
     _check_number_of_outputs(options)
     return options
 
 
-def _refuse_idle(options: TensorOptions, names: Sequence[str], acting: bool, need: str) -> None:
-    idle = [name for name in names if getattr(options, name) != getattr(TensorOptions, name)]
-    if idle and not acting:
-        raise UserError(f"{' and '.join(idle)} would change nothing without {need}; give that too, or drop it")
+def _refuse_contradictions(options: TensorOptions) -> None:
+    """Two ways to choose tokens at once, or options of a way that was not asked for."""
+    ways = {
+        "do_sample=True": options.do_sample,
+        f"num_beams={options.num_beams}": options.num_beams != 1,
+        f"penalty_alpha={options.penalty_alpha}": options.penalty_alpha != 0,
+    }
+    asked = [way for way, is_asked in ways.items() if is_asked]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)} are different ways to choose tokens; drop all but one")
+    changed = (name for name in NEEDS if getattr(options, name) != getattr(TensorOptions, name))
+    idle = next((name for name in changed if name not in options.choosing), None)
+    if idle:
+        raise UserError(f"{idle} would change nothing without {NEEDS[idle]}; give that too, or drop it")
+    if options.early_stopping not in EARLY_STOPPING:
+        raise UserError(f'early_stopping must be False, True or "never", found {options.early_stopping!r}')
 
 
 def _check_number_of_outputs(options: TensorOptions) -> None:
-    if options.do_sample and options.num_beams != 1:
-        raise UserError(
-            f"num_beams={options.num_beams} searches for the most likely outputs, do_sample=True draws them by chance; "
-            "drop one of the two"
-        )
-    if options.early_stopping not in EARLY_STOPPING:
-        raise UserError(f'early_stopping must be False, True or "never", found {options.early_stopping!r}')
     most = math.inf if options.do_sample else options.num_beams
     if not 1 <= options.num_return_sequences <= max(1, most):
         raise UserError(

@@ -98,6 +98,11 @@ class RunConfig(SessionConfig):
         count = 1 if self.num_return_sequences is None else self.num_return_sequences
         if count < 1:
             raise UserError(f"--num_return_sequences must be at least 1, found {count}")
+        if count > 1 and self.penalty_alpha:
+            raise UserError(
+                f"--num_return_sequences {count} would give one contrastive output as many times; "
+                "drop it or --penalty_alpha"
+            )
         if self.num_beams == 1 and count > 1 and not self.sampling().draws:
             raise UserError(
                 f"--num_return_sequences {count} would give one greedy output as many times; "

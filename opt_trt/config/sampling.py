@@ -23,6 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "length_penalty": (-10.0, 10.0),  # an output length to this power is an fp32 number
     "early_stopping": (0, 2),
     "beam_search_diversity_rate": (-LARGE, LARGE),
+    "penalty_alpha": (0.0, 1.0),
 }
 
 BEAM_OPTIONS = ("length_penalty", "early_stopping", "beam_search_diversity_rate")  # without effect on one beam
@@ -50,8 +51,9 @@ FILTERS: dict[str, tuple[object, ...]] = {
 class SamplingParams:
     """How the new tokens of one sequence are chosen. Names and defaults are TensorRT-LLM's: greedy.
 
-    Tokens are drawn when `top_k` is not 1 and `temperature` is not 0. `top_k` 0 keeps all tokens, `top_p` 0 as many as
-    1.0 does. Repetition and n-grams look at prompt and output, presence and frequency at the output alone.
+    Tokens are drawn when `top_k` is not 1 and `temperature` not 0, unless `penalty_alpha` is given. `top_k` 0 keeps all
+    tokens, `top_p` 0 as many as 1.0 does. Repetition and n-grams look at prompt and output, presence and frequency at
+    the output alone.
     """
 
     temperature: float = 1.0
@@ -73,6 +75,7 @@ class SamplingParams:
         1  # 1: when as many outputs as beams are finished; 0: when no better one is likely; 2: possible
     )
     beam_search_diversity_rate: float = 0.0  # times the place of a beam, added when its continuations are ranked
+    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates; the weight of being alike
     log_probs: int | None = None  # report the log-probability of each new token and of that many most likely ones
 
     def __post_init__(self) -> None:
@@ -90,13 +93,19 @@ class SamplingParams:
             raise UserError("bad_words has a word without tokens; drop it")
         if not all(bias < math.inf for _, bias in self.logit_bias):
             raise UserError("logit_bias must be numbers below infinity (-inf bans a token); found others")
+        self._check_candidates()
         self._check_contradictions()
         self._check_beams()
 
     @property
     def draws(self) -> bool:
         """Whether chance has a say; otherwise the largest logit wins."""
-        return self.top_k != 1 and self.temperature != 0
+        return self.top_k != 1 and self.temperature != 0 and not self.penalty_alpha
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a step a sequence may need: its beams, its candidates, or one."""
+        return self.top_k if self.penalty_alpha else self.num_beams
 
     @cached_property
     def processors(self) -> tuple[str, ...]:
@@ -108,6 +117,28 @@ class SamplingParams:
     def token_ids(self) -> tuple[int, ...]:
         """Every token id named."""
         return (*(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
+
+    def _check_candidates(self) -> None:
+        """Contrastive search needs several candidates, and neither chance nor another search."""
+        if not self.penalty_alpha:
+            return
+        if self.top_k < 2:
+            raise UserError(
+                f"--penalty_alpha {self.penalty_alpha} compares the --top_k most likely tokens, found --top_k "
+                f"{self.top_k}; give --top_k 4"
+            )
+        if self.num_beams > 1:
+            raise UserError(
+                f"--penalty_alpha {self.penalty_alpha} and --num_beams {self.num_beams} are two ways to search; "
+                "drop one of the two"
+            )
+        drawing = ((name, getattr(self, name)) for name in FILTERS if name != "top_k")
+        given = next(((name, value) for name, value in drawing if value not in FILTERS[name]), None)
+        if given:
+            raise UserError(
+                f"--penalty_alpha {self.penalty_alpha} leaves nothing to chance, --{given[0]} {given[1]} would have no "
+                "effect; drop one of the two"
+            )
 
     def _check_beams(self) -> None:
         if self.num_beams > 1 and self.draws:

@@ -52,7 +52,7 @@ SESSION_REFUSED: dict[str, Refusal] = {
 SAMPLING_FLAGS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "no_repeat_ngram_size", "min_length", "random_seed", "num_beams", "length_penalty", "early_stopping",
-    "beam_search_diversity_rate",
+    "beam_search_diversity_rate", "penalty_alpha",
 )  # fmt: skip
 
 
@@ -91,6 +91,10 @@ class SessionConfig:
     beam_search_diversity_rate: float = flag(
         GREEDY.beam_search_diversity_rate,
         "times the place of a beam (0 is the best), added where its tokens are ranked",
+    )
+    penalty_alpha: float = flag(
+        GREEDY.penalty_alpha,
+        "contrastive search: of the --top_k most likely tokens the one least like any before it; the weight of that",
     )
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
     kv_cache_free_gpu_memory_fraction: float = flag(

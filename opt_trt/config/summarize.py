@@ -94,6 +94,6 @@ class SummarizeConfig(SessionConfig):
                 raise UserError(f"--{flag_name} takes one limit or one for each of {len(names)}, found {len(given)}")
 
     def _check_penalties(self) -> None:
-        for name in ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate"):
+        for name in ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate", "penalty_alpha"):
             if self.test_hf and getattr(self, name):
                 raise UserError(f"--{name} is unknown to transformers: drop it, or --test_hf")

@@ -107,8 +107,10 @@ class Head(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, last_token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """`weights` in the order of `head_weight_names`."""
-        x = x.index_select(0, last_token_ids)
-        if self.final_norm:
-            x = self.ops.layer_norm(x, weights[0], weights[1], self.epsilon)
-        logits = self.ops.gemm("head", x, Linear(weights[-1]))
+        logits = self.ops.gemm("head", self.normed(x, last_token_ids, weights), Linear(weights[-1]))
         return logits.half() if self.rounded else logits  # widened outside: a compiler drops a round trip
+
+    def normed(self, x: torch.Tensor, token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What logits are a product of: `x` [T, E] → [M, E] of the tokens `token_ids` [M], behind the last norm."""
+        x = x.index_select(0, token_ids)
+        return self.ops.layer_norm(x, weights[0], weights[1], self.epsilon) if self.final_norm else x

@@ -1,4 +1,4 @@
-"""The chunks of a step as packed tensors: the inputs of the decoder, and which of its logits are whose."""
+"""The chunks of a step as packed tensors: the inputs of the decoder, and which of its outputs are whose."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def step_inputs(chunks: Sequence[Chunk], tokens_per_block: int) -> StepInputs:
         kv_lens=_tensor(array("i", [chunk.end for chunk in chunks])),
         block_tables=_block_tables(chunks),
         last_token_ids=_tensor(array("q", _wanted(chunks, query_start))),
+        hidden_token_ids=_hidden(chunks, query_start),
     )
 
 
@@ -58,9 +59,28 @@ def _wanted(chunks: Sequence[Chunk], query_start: Sequence[int]) -> list[int]:
     return wanted or [0]
 
 
+def _hidden(chunks: Sequence[Chunk], query_start: Sequence[int]) -> torch.Tensor | None:
+    """Packed indices of the tokens whose hidden states are wanted, if there are any."""
+    wanted = array("q")
+    for chunk, end in zip(chunks, query_start[1:], strict=True):
+        if chunk.has_hidden:
+            wanted.extend(range(end - chunk.num_tokens, end))
+    return _tensor(wanted) if wanted else None
+
+
 def num_logits(chunk: Chunk) -> int:
     """Rows of logits a chunk gets: one for each prompt token if asked for, else one if a new token follows."""
     return chunk.num_tokens if chunk.has_context_logits else int(chunk.is_last)
+
+
+def split_hidden(hidden: torch.Tensor | None, chunks: Sequence[Chunk]) -> None:
+    """Give sequences the hidden states asked for."""
+    end = 0
+    for chunk in chunks:
+        if chunk.has_hidden:
+            assert hidden is not None, "the decoder returned none"
+            start, end = end, end + chunk.num_tokens
+            chunk.sequence.hidden.append(hidden[start:end].clone())
 
 
 def split_logits(logits: torch.Tensor, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, list[TokenSequence]]:

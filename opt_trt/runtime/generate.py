@@ -9,9 +9,10 @@ import torch
 
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime import log_probs
-from opt_trt.runtime.batch import split_logits, step_inputs
+from opt_trt.runtime.batch import split_hidden, split_logits, step_inputs
 from opt_trt.runtime.beam import BeamSearch
 from opt_trt.runtime.block_pool import BlockPool
+from opt_trt.runtime.contrastive import ContrastiveSearch
 from opt_trt.runtime.request import Result, TokenEvent
 from opt_trt.runtime.sampling import choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits
@@ -42,6 +43,7 @@ class Generation:
     def step(self) -> Sequence[TokenSequence]:
         """Run one step; every sequence returned has one more token, the last if there is a finish reason, or failed.
 
+        (Of beams there is nothing until the last one.)
         What no request is to blame for fails all sequences in flight, and is raised.
         """
         try:
@@ -54,9 +56,10 @@ class Generation:
     def _step(self) -> Sequence[TokenSequence]:
         chunks = self._scheduler.schedule()
         inputs = step_inputs(chunks, self._decoder.spec.tokens_per_block)
-        logits = self._decoder.step(inputs, self._kv_cache)
-        logits = logits[:, : self._decoder.spec.vocab_size]  # no padding row is ever chosen
+        outputs = self._decoder.step(inputs, self._kv_cache)
+        logits = outputs.logits[:, : self._decoder.spec.vocab_size]  # no padding row is ever chosen
         self._scheduler.advance(chunks)
+        split_hidden(outputs.hidden, chunks)
         logits, sequences = split_logits(logits, chunks)
         rows_of: dict[TokenSequence, list[int]] = {}  # those who stand for requests → their rows
         for row, sequence in enumerate(sequences):
@@ -69,17 +72,20 @@ class Generation:
             if leader.num_rows > 1:
                 self._search(leader, logits[rows], [sequences[row] for row in rows])
         self._scheduler.retire()
-        return list(rows_of)
+        return [sequence for sequence in rows_of if sequence.output_ids or sequence.finish_reason]
 
-    def _search(self, leader: TokenSequence, logits: torch.Tensor, beams: list[TokenSequence]) -> None:
-        """Go on with the beams of a request from their rows of logits."""
-        leader.search = leader.search or BeamSearch(leader)
-        new_beams = leader.search.advance(logits, beams)
+    def _search(self, leader: TokenSequence, logits: torch.Tensor, rows: list[TokenSequence]) -> None:
+        """Go on with the beams or candidates of a request from their rows of logits."""
+        if leader.search is None:
+            leader.search = (ContrastiveSearch if leader.request.sampling.penalty_alpha else BeamSearch)(leader)
+        new_rows = leader.search.advance(logits, rows)
+        if leader.events is not None and leader.output_ids and leader.error is None:
+            leader.events.append(event_of(leader))
         if leader.finish_reason is not None:
-            for beam in beams:
-                beam.finish_reason = leader.finish_reason
+            for row in rows:
+                row.finish_reason = leader.finish_reason
             return
-        copies = self._scheduler.replace(beams, new_beams)
+        copies = self._scheduler.replace(rows, new_rows)
         if copies:
             sources, targets = torch.tensor(copies).T
             for layer in self._kv_cache:
@@ -115,7 +121,7 @@ def events_of(beam: Result) -> list[TokenEvent]:
 
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
-    if sequence.search is None:
+    if not isinstance(sequence.search, BeamSearch):
         return _single_result(sequence)
     beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.search.finished)
     best = replace(beams[0], context_logits=_single_result(sequence).context_logits)  # the prompt's, once

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
+from opt_trt.runtime.rows import describe_rows, rows_problem
 from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
@@ -44,14 +45,23 @@ class Request:
     stop_words: StopWords | None = None
 
     @property
+    def keeps_parts(self) -> bool:
+        """Whether something of every prompt token is kept as it is computed: it must be computed, and only once."""
+        return self.return_context_logits or self.sampling.penalty_alpha > 0
+
+    @property
     def max_tokens(self) -> int:
         """Prompt and new tokens together, at most."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def max_blocks(self, tokens_per_block: int) -> int:
-        """Blocks of the KV cache it needs at most: beams share those the prompt fills and have the others each."""
-        shared = len(self.prompt_ids) // tokens_per_block
-        return shared + self.sampling.num_beams * (-(-self.max_tokens // tokens_per_block) - shared)
+        """Blocks of the KV cache it needs at most.
+
+        Beams share those the prompt fills and have the others each; candidates share all but the last one.
+        """
+        needed = -(-self.max_tokens // tokens_per_block)
+        shared = needed - 1 if self.sampling.penalty_alpha else len(self.prompt_ids) // tokens_per_block
+        return shared + self.sampling.num_rows * (needed - shared)
 
 
 @dataclass(frozen=True)
@@ -101,10 +111,10 @@ def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: 
     """Raise `RequestFailed` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
     problem = (
         _prompt_problem(request, spec)
+        or rows_problem(request, spec)
         or _length_problem(request, spec, pool_tokens)
         or _logits_problem(request, spec)
         or _sampling_problem(request, spec)
-        or _beam_problem(request, spec)
     )
     if problem:
         raise RequestFailed(index, problem)
@@ -136,9 +146,9 @@ def _length_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> st
         )
     needed = request.max_blocks(spec.tokens_per_block) * spec.tokens_per_block
     if max(request.max_tokens, needed) > pool_tokens:
-        beams = f" of {request.sampling.num_beams} beams" * (request.sampling.num_beams > 1)
+        rows = f" of {describe_rows(request.sampling)}" * (request.sampling.num_rows > 1)
         return (
-            f"needs {length} = {request.max_tokens}{beams}, the whole KV cache holds {pool_tokens}; raise "
+            f"needs {length} = {request.max_tokens}{rows}, the whole KV cache holds {pool_tokens}; raise "
             "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
         )
     return None
@@ -165,20 +175,4 @@ def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
             f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "
             "lower --min_length or raise --max_output_len"
         )
-    return None
-
-
-def _beam_problem(request: Request, spec: DecoderSpec) -> str | None:
-    num_beams, rows = request.sampling.num_beams, min(spec.max_batch_size, spec.max_num_tokens)
-    if num_beams == 1:
-        return None
-    if num_beams > rows:
-        return (
-            f"asks for {num_beams} beams, each a sequence of the batch, of which the engine takes {rows}; "
-            "lower --num_beams or build with a larger --max_batch_size"
-        )
-    if request.stop_words is not None:
-        return "asks for beams and for stop words, which follow a single output; drop --num_beams or --stop_words"
-    if request.return_generation_logits:
-        return "asks for beams and for generation logits, which follow a single output; drop one of the two"
     return None

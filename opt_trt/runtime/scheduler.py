@@ -88,23 +88,23 @@ class Scheduler:
                 self._free(one)
 
     def replace(self, old: Sequence[TokenSequence], new: Sequence[TokenSequence]) -> list[tuple[int, int]]:
-        """Let beams take the place of those they extend, whose blocks they name: full ones are shared, and of a last
-        one that is not full each but one beam gets a copy. The copies to be made: from block, to block.
+        """Let rows of a search take the place of those they go on from, whose blocks they name: full ones are shared,
+        and of a last one that is not full each row but one gets a copy. The copies to be made: from block, to block.
         """
-        for beam in new:
-            self._pool.share(beam.blocks)
-        for beam in old:
-            self._pool.give_back(beam.blocks)
-            beam.blocks = ()
+        for row in new:
+            self._pool.share(row.blocks)
+        for row in old:
+            self._pool.give_back(row.blocks)
+            row.blocks = ()
         place = self.running.index(old[0])
         self.running[place : place + len(old)] = new
         copies = []
-        for beam in new:
-            last = beam.blocks[-1]
-            if beam.num_cached % self.limits.tokens_per_block and self._pool.num_owners(last) > 1:
+        for row in new:
+            last = row.blocks[-1]
+            if row.num_cached % self.limits.tokens_per_block and self._pool.num_owners(last) > 1:
                 (copy,) = self._pool.take(1)
                 self._pool.give_back((last,))
-                beam.blocks = (*beam.blocks[:-1], copy)
+                row.blocks = (*row.blocks[:-1], copy)
                 copies.append((last, copy))
         return copies
 
@@ -148,13 +148,13 @@ class Scheduler:
 
     def _known_blocks(self, sequence: TokenSequence) -> tuple[int, ...]:
         """What the pool knows of a sequence's beginning; at least one token is always computed, for its logits."""
-        if not self._scheduling.enable_block_reuse or sequence.request.return_context_logits:
+        if not self._scheduling.enable_block_reuse or sequence.request.keeps_parts:
             return ()
         return self._pool.find(sequence.ids(0, sequence.num_tokens - 1))
 
     def _reservation(self, sequence: TokenSequence) -> int:
-        """Blocks a sequence must be sure of. Neither beams nor one whose logits are kept in parts can start over."""
-        starts_over = not sequence.request.return_context_logits and sequence.num_rows == 1
+        """Blocks a sequence must be sure of. Neither a search nor one whose logits are kept in parts can start over."""
+        starts_over = not sequence.request.keeps_parts and sequence.num_rows == 1
         if self._scheduling.policy == "max_utilization" and starts_over:
             return 0
         return sequence.request.max_blocks(self.limits.tokens_per_block)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from opt_trt.runtime.beam import BeamSearch
+    from opt_trt.runtime.contrastive import ContrastiveSearch
 
 
 @dataclass(eq=False)
@@ -34,8 +35,9 @@ class TokenSequence:
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: list[torch.Tensor] = field(default_factory=list)  # a part for each step of the context phase
     generation_logits: list[torch.Tensor] = field(default_factory=list)
-    leader: TokenSequence | None = None  # of a beam: the sequence that computed the prompt and stands for the request
-    search: BeamSearch | None = None  # of a leader
+    hidden: list[torch.Tensor] = field(default_factory=list)  # states `[n, E]` of the tokens a step computed, if needed
+    leader: TokenSequence | None = None  # of a beam or candidate: what computed the prompt and stands for the request
+    search: BeamSearch | ContrastiveSearch | None = None  # of a leader
 
     @property
     def num_tokens(self) -> int:
@@ -49,15 +51,15 @@ class TokenSequence:
 
     @property
     def num_rows(self) -> int:
-        """Rows of a step it may need: all beams', as long as it stands for them."""
-        return 1 if self.leader else self.request.sampling.num_beams
+        """Rows of a step it may need: all those of its search, as long as it stands for them."""
+        return 1 if self.leader else self.request.sampling.num_rows
 
     def chunk(self, count: int) -> Chunk:
         """Its next `count` tokens."""
         return Chunk(self, self.num_cached, self.num_cached + count, is_last=count == self.num_left)
 
     def fork(self) -> TokenSequence:
-        """A beam that goes on from here; it names the blocks of this one without owning them."""
+        """A beam or candidate that goes on from here; it names the blocks of this one without owning them."""
         leader = self.leader or self
         return TokenSequence(
             leader.index, leader.request, blocks=self.blocks, num_cached=self.num_cached, reserved=leader.reserved,
@@ -111,6 +113,11 @@ class Chunk:
     def num_tokens(self) -> int:
         """Tokens it packs into the step."""
         return self.end - self.start
+
+    @property
+    def has_hidden(self) -> bool:
+        """Whether the hidden states of every token are wanted."""
+        return self.sequence.request.sampling.penalty_alpha > 0
 
     @property
     def has_context_logits(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from opt_trt.step import DecoderSpec, StepInputs
+from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 
 SPEC = DecoderSpec(
     num_layers=2,
@@ -39,13 +39,14 @@ class SumDecoder:
 
     It writes every token's id as the key of its slot and sums keys over the block table, so a wrong slot, block,
     length or position gives a wrong token. Positions are written as values and must come back as 0, 1, 2, …
+    The hidden state of a token is the sum up to it as an angle, so sums are alike where they are close.
     """
 
     spec: DecoderSpec = SPEC
     steps: list[StepInputs] = field(default_factory=list)
     before_step: Callable[[StepInputs], None] = lambda inputs: None
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         self.before_step(inputs)
         self.steps.append(inputs)
         block, offset = (
@@ -55,16 +56,19 @@ class SumDecoder:
         for layer in kv_cache:
             layer[block, 0, 0, offset, 0] = inputs.input_ids.float()
             layer[block, 1, 0, offset, 0] = inputs.position_ids.float()
-        logits = torch.zeros(inputs.input_ids.shape[0], self.spec.vocab_size)
+        sums = torch.zeros(inputs.input_ids.shape[0])
         for row in range(inputs.kv_lens.shape[0]):
             start, end = inputs.query_start[row : row + 2].tolist()
             table, kv_len = inputs.block_tables[row].long(), int(inputs.kv_lens[row])
             cached = kv_cache[-1][table, :, 0, :, 0].transpose(0, 1).reshape(2, -1)[:, :kv_len]  # keys | values
             assert cached[1].tolist() == list(range(kv_len)), (row, cached[1])
             for token in range(start, end):
-                seen = cached[0, : kv_len - (end - 1 - token)]
-                logits[token, int(seen.sum()) % self.spec.vocab_size] = 1.0
-        return logits[inputs.last_token_ids]
+                sums[token] = cached[0, : kv_len - (end - 1 - token)].sum()
+        following = sums[inputs.last_token_ids].long() % self.spec.vocab_size
+        logits = torch.nn.functional.one_hot(following, self.spec.vocab_size).float()
+        wanted = inputs.hidden_token_ids
+        angles = None if wanted is None else torch.stack((sums[wanted].cos(), sums[wanted].sin()), 1)
+        return StepOutputs(logits, angles)
 
 
 def expected_output(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from opt_trt import LLM
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.step import StepInputs
+from opt_trt.step import StepInputs, StepOutputs
 from opt_trt.text import load_tokenizer
 from tests.unit._decoders import SumDecoder, spec
 from tests.unit._tokenizers import VOCAB_SIZE, write_tokenizer
@@ -24,10 +24,10 @@ SPEC = spec(vocab_size=VOCAB_SIZE)
 class NextLetter(SumDecoder):
     """After `a` comes `b`, after `b` comes `c`, …; all other tokens are equally unlikely."""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         following = (inputs.input_ids[inputs.last_token_ids] + 1) % self.spec.vocab_size
-        return 9 * torch.nn.functional.one_hot(following, self.spec.vocab_size).float()
+        return replace(outputs, logits=9 * torch.nn.functional.one_hot(following, self.spec.vocab_size).float())
 
 
 def letters(directory: Path, before_step: Callable[[StepInputs], Any] = lambda inputs: None) -> LLM:

@@ -14,12 +14,13 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, Embedding, Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.ops import ReferenceOps
-from opt_trt.step import DecoderSpec, StepInputs
+from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 from tests.unit._decoders import spec
 
 VOCAB_SIZE = 61
 KINDS = {
     "pre-norm": {"do_layer_norm_before": True, "hidden_size": 32, "word_embed_proj_dim": 32},
+    "post-norm without projection": {"do_layer_norm_before": False, "hidden_size": 32, "word_embed_proj_dim": 32},
     "post-norm": {"do_layer_norm_before": False, "hidden_size": 32, "word_embed_proj_dim": 16},
 }
 
@@ -60,9 +61,11 @@ class ReferenceDecoder:
         )  # fmt: skip
 
     @torch.inference_mode()
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         x = self._embedding(inputs.input_ids, inputs.position_ids, *self._tables)
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         for weights, cache in zip(self._layers, kv_cache, strict=True):
             x = self._layer(x, weights, cache, step)
-        return self._head(x, inputs.last_token_ids, self._head_weights)
+        wanted = inputs.hidden_token_ids
+        hidden = None if wanted is None else self._head.normed(x, wanted, self._head_weights)
+        return StepOutputs(self._head(x, inputs.last_token_ids, self._head_weights), hidden)

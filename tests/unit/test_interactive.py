@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from opt_trt.errors import UserError
 from opt_trt.run import interactive
 from opt_trt.run.run import run
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.step import StepInputs
+from opt_trt.step import StepInputs, StepOutputs
 from tests.unit._decoders import SumDecoder, spec
 from tests.unit._tokenizers import VOCAB_SIZE, write_tokenizer
 
@@ -28,10 +28,10 @@ SPEC = spec(vocab_size=VOCAB_SIZE)
 class NextLetter(SumDecoder):
     """After `a` comes `b`, after `b` comes `c`, …"""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         following = (inputs.input_ids[inputs.last_token_ids] + 1) % self.spec.vocab_size
-        return torch.nn.functional.one_hot(following, self.spec.vocab_size).float()
+        return replace(outputs, logits=torch.nn.functional.one_hot(following, self.spec.vocab_size).float())
 
 
 Talk = Callable[..., tuple[str, str]]

@@ -16,7 +16,7 @@ from opt_trt import LLM, RequestOutput, SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.step import StepInputs
+from opt_trt.step import StepInputs, StepOutputs
 from opt_trt.text import load_tokenizer
 from tests.unit._decoders import SumDecoder, expected_output
 from tests.unit._llms import SPEC, letters, sums
@@ -86,10 +86,10 @@ class Bytes(SumDecoder):
 
     text: tuple[int, ...]
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         said = [self.text[int(n) - 2] for n in inputs.kv_lens]  # the prompt is `</s>` and a letter
-        return torch.nn.functional.one_hot(torch.tensor(said), self.spec.vocab_size).float()
+        return replace(outputs, logits=torch.nn.functional.one_hot(torch.tensor(said), self.spec.vocab_size).float())
 
 
 @pytest.mark.parametrize(("stop", "deltas"), [(None, "é日本😀wéwx!"), ("wx", "é日本😀wé")])

@@ -40,6 +40,11 @@ def test_a_search_is_greedy_and_always_told_with_log_probabilities() -> None:
     )
 
 
+def test_contrastive_search_has_transformers_names() -> None:
+    expected = sampling.SamplingParams(penalty_alpha=0.6, top_k=4, top_p=1.0, random_seed=7)
+    assert chosen(penalty_alpha=0.6, top_k=4) == expected
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -50,6 +55,13 @@ def test_a_search_is_greedy_and_always_told_with_log_probabilities() -> None:
         ({"temperature": -0.1}, "^temperature must be 0"),
         ({"top_p": 1.1}, "^top_p must be from 0 to 1, found 1.1"),
         ({"seed": -1}, "^seed must be at least 0"),
+        (
+            {"penalty_alpha": 0.6},
+            "^penalty_alpha 0.6 compares the top_k most likely tokens, found top_k 0; give top_k 4",
+        ),
+        ({"penalty_alpha": 0.6, "top_k": 1}, "found top_k 1; give top_k 4"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "temperature": 0}, "temperature 0 would have no effect"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "n": 2}, "n=2 would give one contrastive output as many times; drop n or"),
     ],
 )
 def test_values_that_do_not_fit_are_named_as_they_were_given(given: dict, says: str) -> None:

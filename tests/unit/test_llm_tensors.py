@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from opt_trt import SamplingParams
 from opt_trt.errors import UserError
 from tests.unit._decoders import SumDecoder
 from tests.unit._llms import sums
@@ -42,6 +43,16 @@ def test_rows_are_repeated_for_several_outputs_and_a_seed_decides() -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_penalty_alpha_is_contrastive_search() -> None:
+    with sums() as llm:
+        greedy = llm.generate_ids(PADDED, max_new_tokens=5, eos_token_id=None)
+        out = llm.generate_ids(PADDED, max_new_tokens=5, eos_token_id=None, penalty_alpha=0.9, top_k=3)
+        params = SamplingParams(max_tokens=5, ignore_eos=True, penalty_alpha=0.9, top_k=3)
+        rows = llm.generate([[3], [4, 5, 6]], params)
+    assert out[:, 3:].tolist() == [one.outputs[0].token_ids for one in rows]
+    assert not torch.equal(out, greedy)
+
+
 def test_all_rows_run_in_one_batch() -> None:
     decoder = SumDecoder()
     with sums(decoder) as llm:
@@ -58,12 +69,23 @@ def test_all_rows_run_in_one_batch() -> None:
         (
             PADDED,
             {"max_new_tokens": 2, "num_beams": 2, "do_sample": True},
-            "num_beams=2 searches .* do_sample=True dra",
+            "do_sample=True and num_beams=2 are different ways",
         ),
         (PADDED, {"max_new_tokens": 2, "num_beams": 2, "early_stopping": "soon"}, "must be False, True or .*soon"),
         (PADDED, {"max_new_tokens": 2, "num_beams": 0}, "^num_beams must be at least 1, found 0"),
         (PADDED, {"max_new_tokens": 2, "num_beams": 2, "num_return_sequences": 3}, "or at most num_beams, found 3"),
         (PADDED, {"max_new_tokens": 2, "top_p": 0.9}, "top_p would change nothing without do_sample=True"),
+        (
+            PADDED,
+            {"max_new_tokens": 2, "penalty_alpha": 0.6, "do_sample": True},
+            "do_sample=True and penalty_alpha=0.6 are",
+        ),
+        (
+            PADDED,
+            {"max_new_tokens": 2, "penalty_alpha": 0.6},
+            "asks for 50 candidates, .* the engine takes 4; lower top_k",
+        ),
+        (PADDED, {"max_new_tokens": 2, "penalty_alpha": 0.6, "top_k": 4, "top_p": 0.9}, "top_p would change nothing"),
         (PADDED, {"max_new_tokens": 2, "num_return_sequences": 2}, "num_return_sequences must be 1, or more with do_"),
         (
             PADDED.float(),

@@ -6,7 +6,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from opt_trt.run.run import run
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.session import DecoderSession, Session
-from opt_trt.step import StepInputs
+from opt_trt.step import StepInputs, StepOutputs
 from tests.unit._decoders import SumDecoder, expected_output, spec
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
@@ -37,10 +37,10 @@ SPEC = spec(vocab_size=VOCAB_SIZE)
 class NextLetter(SumDecoder):
     """After `a` comes `b`, after `b` comes `c`, …"""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         following = (inputs.input_ids[inputs.last_token_ids] + 1) % self.spec.vocab_size
-        return torch.nn.functional.one_hot(following, self.spec.vocab_size).float()
+        return replace(outputs, logits=torch.nn.functional.one_hot(following, self.spec.vocab_size).float())
 
 
 @pytest.fixture
@@ -231,6 +231,10 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--top_p", 0.9), "--top_p 0.9 has no effect with --top_k 1"),
         (("--num_return_sequences", 0), "--num_return_sequences must be at least 1"),
         (("--num_return_sequences", 2), "--num_return_sequences 2 would give one greedy output as many times"),
+        (
+            ("--penalty_alpha", 0.6, "--top_k", 4, "--num_return_sequences", 2),
+            "--num_return_sequences 2 would give one contrastive output as many times; drop it or --penalty_alpha",
+        ),
         (("--num_beams", 2, "--num_return_sequences", 3), "3 is more than the outputs of --num_beams 2"),
         (("--num_beams", 2, "--streaming"), "--streaming follows one output .* --num_beams 2 chooses at the end"),
         (("--num_beams", 2, "--interactive"), "--interactive follows one output"),
@@ -245,6 +249,7 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--length_penalty", 2), "--length_penalty 2.0 has no effect with one beam"),
         (("--beam_search_diversity_rate", 0.5), "--beam_search_diversity_rate 0.5 has no effect with one beam"),
         (("--input_file", "p.csv", "--num_beams", 5), "prompt 0 asks for 5 beams.*--max_batch_size"),
+        (("--input_file", "p.csv", "--penalty_alpha", 0.6, "--top_k", 5), "asks for 5 candidates.*lower --top_k"),
         (("--output_log_probs_npy", "."), "is a directory"),
         (("--output_generation_logits",), "says what to write, not where: give --output_logits_npy"),
         (("--output_logits_npy", "l.npy", "--streaming"), "--output_logits_npy writes whole outputs"),
@@ -317,12 +322,11 @@ def test_profiling_prints_latency_spread_and_rate(letters: Path, capsys: pytest.
 class Alphabet(SumDecoder):
     """Always the same logits: `a` has 5, `b` 4.5, `c` 4, and so on."""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        super().step(inputs, kv_cache)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
         [a] = ids_of("a")
-        return (5 - 0.5 * (torch.arange(self.spec.vocab_size) - a).remainder(self.spec.vocab_size)).expand(
-            inputs.last_token_ids.shape[0], -1
-        )
+        row = 5 - 0.5 * (torch.arange(self.spec.vocab_size) - a).remainder(self.spec.vocab_size)
+        return replace(outputs, logits=row.expand(inputs.last_token_ids.shape[0], -1))
 
 
 DRAWN = ("--top_k", 0, "--top_p", 1.0)
@@ -358,6 +362,14 @@ def test_penalties_and_bans_change_what_is_most_likely(
     output: Callable[..., str], flags: tuple[object, ...], expected: str
 ) -> None:
     assert output(*flags) == expected
+
+
+@pytest.mark.parametrize("streaming", [(), ("--streaming", "--streaming_interval", 1)], ids=["whole", "streaming"])
+@pytest.mark.parametrize(("alpha", "k", "expected"), [(0.6, 4, "daaaa"), (1.0, 4, "daddc"), (0.1, 2, "aaaaa")])
+def test_contrastive_search_leaves_what_is_most_likely(
+    output: Callable[..., str], alpha: float, k: int, expected: str, streaming: tuple[object, ...]
+) -> None:
+    assert output("--penalty_alpha", alpha, "--top_k", k, *streaming) == expected
 
 
 def test_min_length_keeps_the_end_away(output: Callable[..., str]) -> None:
@@ -400,9 +412,10 @@ def test_a_prompt_may_have_several_outputs(
 class NextLetters(NextLetter):
     """After `a` comes most likely `b`, less likely `c`, even less likely `d`."""
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        one = super().step(inputs, kv_cache)
-        return 5 * one + 4 * one.roll(1, -1) + 2 * one.roll(2, -1)
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        outputs = super().step(inputs, kv_cache)
+        one = outputs.logits
+        return replace(outputs, logits=5 * one + 4 * one.roll(1, -1) + 2 * one.roll(2, -1))
 
 
 def test_all_beams_are_printed_best_first(letters: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def test_there_is_a_function_for_every_option_in_the_order_documented() -> None:
         ({"top_k": 0, "min_p": 0.1}, True, ("min_p",)),
         ({"top_k": 50, "top_p": 0.9, "temperature": 0}, False, ()),
         ({"repetition_penalty": 1.2}, False, ("repetition_penalty",)),
+        ({"penalty_alpha": 0.6, "top_k": 4, "min_length": 1}, False, ("min_length",)),
+        ({"penalty_alpha": 0.0, "top_k": 4}, True, ("top_k",)),
         ({"min_length": 1, "bad_words": ((5,),), "top_k": 2}, True, ("bad_words", "min_length", "top_k")),
     ],
 )
@@ -63,6 +65,20 @@ def test_options_say_whether_chance_has_a_say_and_what_changes_logits(
         ({"top_p": 0.9}, "--top_p 0.9 has no effect with --top_k 1"),
         ({"min_p": 0.1}, "--min_p 0.1 has no effect with --top_k 1"),
         ({"top_k": 0}, "--top_k 0 leaves it to --top_p or --min_p"),
+        ({"penalty_alpha": -0.1, "top_k": 4}, "--penalty_alpha must be from 0 to 1, found -0.1"),
+        ({"penalty_alpha": 1.1, "top_k": 4}, "--penalty_alpha must be from 0 to 1"),
+        ({"penalty_alpha": nan, "top_k": 4}, "--penalty_alpha must be from 0 to 1"),
+        ({"penalty_alpha": 0.6}, "--penalty_alpha 0.6 compares the --top_k most likely .* found --top_k 1; give --top"),
+        ({"penalty_alpha": 0.6, "top_k": 0}, "found --top_k 0"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "num_beams": 2}, "--penalty_alpha 0.6 and --num_beams 2 are two ways"),
+        (
+            {"penalty_alpha": 0.6, "top_k": 4, "top_p": 0.9},
+            "leaves nothing to chance, --top_p 0.9 would have no effect",
+        ),
+        ({"penalty_alpha": 0.6, "top_k": 4, "min_p": 0.1}, "--min_p 0.1 would have no effect"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "temperature": 0.7}, "--temperature 0.7 would have no effect"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "temperature": 0}, "--temperature 0 would have no effect"),
+        ({"penalty_alpha": 0.6, "top_k": 4, "length_penalty": 2.0}, "--length_penalty 2.0 has no effect with one beam"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(params: dict[str, Any], says: str) -> None:

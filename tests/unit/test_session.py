@@ -18,7 +18,7 @@ from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.runtime.world import World, current_world
-from opt_trt.step import DecoderSpec, StepInputs
+from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 
 CALM = settings(deadline=None, max_examples=40)  # the machine may be busy
@@ -152,7 +152,7 @@ def test_steps_have_the_types_of_the_contract() -> None:
     of.generate([Request((1, 2), 3), Request((3,), 3)])
     int64, int32 = torch.int64, torch.int32
     for inputs in steps(of):
-        tensors = list(vars(inputs).values())
+        tensors = [tensor for tensor in vars(inputs).values() if tensor is not None]
         assert [t.dtype for t in tensors] == [int64, int64, int64, int32, int32, int32, int64]
         assert all(t.is_contiguous() for t in tensors)
 
@@ -218,9 +218,10 @@ def test_a_request_that_fails_in_a_stream_changes_nothing_for_another_stream() -
 
 def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
     class Reusing(SumDecoder):
-        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-            self.buffer = super().step(inputs, kv_cache)
-            return self.buffer
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+            outputs = super().step(inputs, kv_cache)
+            self.buffer = outputs.logits
+            return outputs
 
     decoder = Reusing(GATHERS)
     of = DecoderSession(decoder, KvCacheLimit())
@@ -345,8 +346,9 @@ def test_context_logits_of_a_prompt_longer_than_a_step_are_whole() -> None:
 
 def test_logits_that_are_no_number_are_named() -> None:
     class Broken(SumDecoder):
-        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-            return super().step(inputs, kv_cache) * float("nan")
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+            outputs = super().step(inputs, kv_cache)
+            return replace(outputs, logits=outputs.logits * float("nan"))
 
     with pytest.raises(UserError, match="expected finite logits"):
         DecoderSession(Broken(), KvCacheLimit()).generate([Request((1,), 1)])
@@ -358,11 +360,11 @@ def test_what_a_failed_step_left_in_the_cache_is_not_reused(max_num_tokens: int,
     class BrokenAtFirst(SumDecoder):
         factor = float("nan")
 
-        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-            logits = super().step(inputs, kv_cache)
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+            outputs = super().step(inputs, kv_cache)
             if int(inputs.kv_lens[0]) == len(prompt):
-                logits, self.factor = logits * self.factor, 1.0
-            return logits
+                outputs, self.factor = replace(outputs, logits=outputs.logits * self.factor), 1.0
+            return outputs
 
     decoder, prompt = BrokenAtFirst(spec(max_num_tokens=max_num_tokens)), (1, 2, 3, 4, 5, 6, 7, 8, 9)
     of = DecoderSession(decoder, KvCacheLimit(), Scheduling(enable_block_reuse=True))
@@ -390,9 +392,10 @@ def test_drawn_tokens_do_not_depend_on_what_runs_beside(requests: list[Request],
 @pytest.mark.parametrize("sampling", [SamplingParams(), CHANCE])
 def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: SamplingParams) -> None:
     class Padded(SumDecoder):
-        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-            logits = super().step(inputs, kv_cache)
-            return torch.cat((logits, torch.full((logits.shape[0], 3), 9.0)), dim=1)
+        def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+            outputs = super().step(inputs, kv_cache)
+            padding = torch.full((outputs.logits.shape[0], 3), 9.0)
+            return replace(outputs, logits=torch.cat((outputs.logits, padding), dim=1))
 
     requests = [Request((1, 3), 8, sampling=sampling, return_generation_logits=True)] * 4
     padded = DecoderSession(Padded(GATHERS), KvCacheLimit()).generate(requests)

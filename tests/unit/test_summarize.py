@@ -199,10 +199,12 @@ SAMPLING = {
     "frequency_penalty": 0.25, "no_repeat_ngram_size": 3, "min_length": 4, "random_seed": 9,
 }  # fmt: skip
 BEAMS = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": 2, "beam_search_diversity_rate": 0.25}
-UNKNOWN_TO_TRANSFORMERS = ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate")
+CONTRASTIVE = {"penalty_alpha": 0.6, "top_k": 4}
+UNKNOWN_TO_TRANSFORMERS = ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate", "penalty_alpha")
+NEEDS = {"beam_search_diversity_rate": ("--num_beams", "2"), "penalty_alpha": ("--top_k", "4")}
 
 
-@pytest.mark.parametrize("options", [SAMPLING, BEAMS], ids=["sampling", "beams"])
+@pytest.mark.parametrize("options", [SAMPLING, BEAMS, CONTRASTIVE], ids=["sampling", "beams", "contrastive"])
 def test_sampling_flags_reach_the_engine(run: Run, options: dict[str, Any]) -> None:
     asked: list[Request] = []
 
@@ -236,8 +238,7 @@ def test_sampling_flags_reach_hugging_face(
 
 @pytest.mark.parametrize("name", UNKNOWN_TO_TRANSFORMERS)
 def test_a_penalty_that_transformers_lacks_is_exit_2(run: Run, model_dir: Path, name: str) -> None:
-    beams = ("--num_beams", "2") if name.startswith("beam") else ()
-    assert run("--test_hf", "--hf_model_dir", str(model_dir), f"--{name}", "0.5", *beams) == 2
+    assert run("--test_hf", "--hf_model_dir", str(model_dir), f"--{name}", "0.5", *NEEDS.get(name, ())) == 2
     assert f"--{name} is unknown to transformers" in run.err
 
 

@@ -18,9 +18,10 @@ from opt_trt.backends.engine import (
 from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.backends.inductor.program import load_programs
 from opt_trt.errors import UserError
-from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, head_weight_names, layer_weight_names
+from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, Head, head_weight_names, layer_weight_names
+from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.native import NativeLibrary
-from opt_trt.step import DecoderSpec, StepInputs
+from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 
 
 class CompiledDecoder:
@@ -39,15 +40,19 @@ class CompiledDecoder:
             self._head_weights = [weights[name] for name in head_weight_names(model)]
         except (FileNotFoundError, KeyError) as error:
             raise UserError(f"{engine_dir} lacks {error}; {REBUILD.format(engine=engine_dir)}") from error
+        self._plain_head = Head(model, ReferenceOps())
         self.spec = decoder_spec(config)
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`. A layer's cache is sliced out here: inside a program the slice would be lost."""
         x = self._embedding.run([inputs.input_ids, inputs.position_ids, *self._tables])
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         for weights, cache in zip(self._layers, kv_cache, strict=True):
             x = self._layer.run([x, *weights, cache, *step])
-        return self._head.run([x, inputs.last_token_ids, *self._head_weights]).float()
+        logits = self._head.run([x, inputs.last_token_ids, *self._head_weights]).float()
+        wanted = inputs.hidden_token_ids  # few tokens: their norm needs no program of its own
+        hidden = None if wanted is None else self._plain_head.normed(x, wanted, self._head_weights)
+        return StepOutputs(logits, hidden)
 
 
 def decoder_spec(config: EngineConfig) -> DecoderSpec:
