@@ -78,6 +78,11 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def local_heads(self) -> int:
+        """Attention heads of one tensor-parallel rank."""
+        return divide_exactly(self.num_attention_heads, self.mapping.tp_size, "num_attention_heads over tp_size")
+
+    @property
     def has_final_layer_norm(self) -> bool:
         """Whether the model ends in `ln_f`: pre-norm models do, unless fine-tuned without it."""
         return self.do_layer_norm_before and not self.remove_final_layer_norm

@@ -20,7 +20,8 @@ from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
-from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, head_weight_names, layer_weight_names
+from opt_trt.graph.decoder import head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
@@ -89,7 +90,7 @@ def _choose_tactics(
 def _compile_embedding(checkpoint: Checkpoint, isa: Isa) -> dict[str, list[str]]:
     """The files of the one program that no tactic goes into."""
     tables = {name: (spec.shape, spec.dtype) for name, spec in checkpoint.spec.items() if name in EMBEDDING_WEIGHTS}
-    spec = embedding_program(ReferenceOps(), GraphShapes(1, tables), EMBEDDING_WEIGHTS)
+    spec = embedding_program(checkpoint.config, ReferenceOps(), GraphShapes(1, tables), EMBEDDING_WEIGHTS)
     return {spec.name: cached_program(spec, isa, "", cache_dir())}
 
 

@@ -18,7 +18,8 @@ from opt_trt.backends.engine import (
 from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.backends.inductor.program import load_programs
 from opt_trt.errors import UserError
-from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, head_weight_names, layer_weight_names
+from opt_trt.graph.decoder import head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.plugins.native import NativeLibrary
 from opt_trt.step import DecoderSpec, StepInputs
 
