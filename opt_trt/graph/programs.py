@@ -11,6 +11,7 @@ from torch.export import Dim
 from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import Head, Layer
 from opt_trt.graph.embedding import embedding_constants, embedding_module
+from opt_trt.mapping import Mapping
 from opt_trt.ops import Ops
 
 # Example sizes are at least 2 and all different: an axis of size 1 would be specialized, equal ones tied together.
@@ -33,6 +34,12 @@ class GraphShapes:
 
     tokens_per_block: int
     weights: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by checkpoint name, in the engine's layout
+
+
+def stage_programs(mapping: Mapping, stage: int) -> tuple[str, ...]:
+    """The programs a pipeline stage runs."""
+    first, last = stage == 0, stage == mapping.pp_size - 1
+    return ("embedding",) * first + ("layer",) + ("head",) * last
 
 
 def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:

@@ -93,7 +93,7 @@ def test_a_slow_rank_is_waited_for(native):
     assert run_ranks(2, work) == [0, 0]
 
 
-def test_a_rank_that_has_ended_is_named_at_once(native, capfd):
+def test_a_rank_that_has_ended_is_named_in_seconds(native, capfd):
     def work(rank: int, memory: torch.Tensor) -> None:
         native.join_shared_memory(memory, 2, rank, PATIENCE_S, 0)
         if rank == 0:

@@ -56,6 +56,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "gather_all_token_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
         "use_parallel_embedding": "engine/test_build.py::test_flags_that_do_not_fit_the_checkpoint_are_refused",
         "embedding_sharding_dim": "engine/test_build.py::test_flags_that_do_not_fit_the_checkpoint_are_refused",
+        "workers": "unit/test_engine_ranks.py::test_as_many_ranks_are_written_at_a_time_as_workers_asked_for",
         "input_timing_cache": "engine/test_build.py::test_two_builds_with_one_timing_cache_choose_the_same_tactics",
         "output_timing_cache": "engine/test_build.py::test_two_builds_with_one_timing_cache_choose_the_same_tactics",
         "profiling_verbosity": "engine/test_build.py::test_profiling_verbosity_says_how_much_of_the_table_is_printed",

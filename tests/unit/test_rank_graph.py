@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
 from opt_trt.quant import MODES
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.shard import is_linear, placements
+from tests.unit._rank_cases import GRID, PRECISIONS, SHARDINGS, TOLERANCE, Case, convert_case, write_model
 from tests.unit._rank_decoder import RankDecoder
 
-# 3 layers, 131 tokens and 90 positions: neither stages nor tables divide evenly.
-SIZES = {"vocab_size": 131, "num_hidden_layers": 3, "hidden_size": 256, "ffn_dim": 320, "num_attention_heads": 4}
-KINDS = {
-    "pre-norm": {"do_layer_norm_before": True, "word_embed_proj_dim": 256},
-    "post-norm": {"do_layer_norm_before": False, "word_embed_proj_dim": 256},
-    "projections": {"do_layer_norm_before": False, "word_embed_proj_dim": 128},
-}
-PRECISIONS = ("float32", "float16", "int8", "int4")
-SHARDINGS = ("off", "0", "1")
 PROMPTS = ((5, 6, 7), (9,), tuple(range(20, 57)))
 NEW_TOKENS = 5
-# fp32 sums of some hundred terms in another order, logits of order 10; fp16 adds KV entries that round the other way.
-TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "int8": 1e-3, "int4": 1e-3}
-
-
-class Case(NamedTuple):
-    """A checkpoint of the grid."""
-
-    kind: str
-    precision: str
-    tp_size: int
-    pp_size: int
-    sharding: str
-
-    def __str__(self) -> str:
-        return "-".join(map(str, self))
-
-
-GRID = [
-    Case(*values)
-    for values in product(KINDS, PRECISIONS, (1, 2, 4), (1, 2), SHARDINGS)
-    if values[0] != "projections" or values[4] == "off"
-]
 # Every pair of values of two axes is in one of these.
 PAIRWISE = [
     Case("pre-norm", "float32", 2, 1, "0"), Case("pre-norm", "float16", 4, 2, "1"), Case("pre-norm", "int8", 2, 2, "0"),
@@ -60,26 +28,16 @@ PAIRWISE = [
     Case("post-norm", "float16", 2, 1, "off"), Case("post-norm", "int8", 4, 1, "1"),
     Case("post-norm", "int4", 2, 2, "1"), Case("post-norm", "float32", 1, 2, "1"), Case("pre-norm", "int4", 4, 2, "0"),
     Case("post-norm", "float16", 4, 1, "0"), Case("pre-norm", "int8", 1, 2, "off"),
-    Case("projections", "float32", 2, 2, "off"), Case("projections", "int8", 4, 1, "off"),
+    Case("pre-norm", "bfloat16", 2, 1, "1"), Case("post-norm", "bfloat16", 4, 2, "0"),
+    Case("post-norm", "bfloat16", 2, 2, "off"), Case("projections", "float32", 2, 2, "off"),
+    Case("projections", "int8", 4, 1, "off"),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A random model by kind; biases are random too, or one added twice would not show."""
-    made: dict[str, Path] = {}
-
-    def make(kind: str) -> Path:
-        if kind not in made:
-            torch.manual_seed(5)
-            model = OPTForCausalLM(OPTConfig(**SIZES, **KINDS[kind], max_position_embeddings=90, dropout=0.0))
-            for parameter in model.parameters():
-                torch.nn.init.normal_(parameter, std=0.1)
-            made[kind] = tmp_path_factory.mktemp(kind)
-            model.save_pretrained(made[kind])
-        return made[kind]
-
-    return make
+    """A random model by kind."""
+    return functools.cache(lambda kind: write_model(kind, tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture(scope="module")
@@ -87,23 +45,9 @@ def decoder_of(
     model_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., RankDecoder]:
     """Convert a case and open all its ranks."""
-
-    def make(case: Case) -> RankDecoder:
-        out = tmp_path_factory.mktemp("checkpoint") / "c"
-        quantized = case.precision in MODES
-        convert(
-            ConvertConfig(
-                model_dir=str(model_dir(case.kind)), output_dir=str(out), log_level="warning",
-                dtype="float32" if quantized else case.precision, tp_size=case.tp_size, pp_size=case.pp_size,
-                use_parallel_embedding=case.sharding != "off",
-                embedding_sharding_dim=0 if case.sharding == "off" else int(case.sharding),
-                **({"use_weight_only": True, "weight_only_precision": case.precision} if quantized else {}),
-                defer_quantization=quantized,
-            )
-        )  # fmt: skip
-        return RankDecoder(out)
-
-    return make
+    return lambda case: RankDecoder(
+        convert_case(case, model_dir(case.kind), tmp_path_factory.mktemp("checkpoint") / "c")
+    )
 
 
 @pytest.fixture(scope="module")

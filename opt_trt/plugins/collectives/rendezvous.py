@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 from typing import Any
@@ -10,24 +11,53 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from opt_trt.mapping import Mapping
+from opt_trt.plugins.collectives.pipeline import Pipeline
+from opt_trt.plugins.native import NativeLibrary
+
 CHUNK_BYTES = 1 << 18  # of a long vector, exchanged at a time: two of them stay in a core's cache
 SEAT_BYTES = 64  # shared_memory.h: Seat
 SPINS = 4000  # rounds before a waiting rank yields its core, some 50 µs
 NO_SPINS = 0  # where ranks are more than cores: who waits is in the way of whom it waits for
 
 
+@functools.cache
+def connect(library: NativeLibrary, mapping: Mapping, timeout_s: float) -> Pipeline:
+    """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
+
+    Programs of `library` find their group by its size, so engines of one mapping share it.
+    """
+    world = MPI.COMM_WORLD
+    assert world.Get_size() == mapping.world_size, (world.Get_size(), mapping)
+    rank = world.Get_rank()
+    group = world.Split(mapping.pp_rank(rank), rank)
+    if mapping.tp_size > 1:
+        join(library.operators(), group, timeout_s)
+    return Pipeline(world.Dup(), mapping, timeout_s)
+
+
 def join(native: Any, group: MPI.Comm, timeout_s: float) -> None:
-    """Join the ranks of `group` in the order of their numbers; all of them must call this.
+    """Join the ranks of `group` in the order of their numbers; all ranks of the world call this, each with its group.
 
     `timeout_s` is how long a rank waits for the others in one exchange before it is an error.
     """
     ranks, rank = group.Get_size(), group.Get_rank()
+    spins = NO_SPINS if _is_crowded() else SPINS
     memory = _shared_memory(group, ranks * SEAT_BYTES + 2 * (ranks + 1) * CHUNK_BYTES)
     if memory is None:
         native.join_mpi(torch.tensor(_mpi(group)), ranks, timeout_s)
         return
-    crowded = group.allreduce(ranks > len(os.sched_getaffinity(0)), MPI.LOR)
-    native.join_shared_memory(memory, ranks, rank, timeout_s, NO_SPINS if crowded else SPINS)
+    native.join_shared_memory(memory, ranks, rank, timeout_s, spins)
+
+
+def _is_crowded() -> bool:
+    """Whether the ranks of this node are more than the cores they may use."""
+    node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    cores = set[int]().union(*node.allgather(os.sched_getaffinity(0)))
+    try:
+        return node.Get_size() > len(cores)
+    finally:
+        node.Free()
 
 
 def _shared_memory(group: MPI.Comm, size: int) -> torch.Tensor | None:

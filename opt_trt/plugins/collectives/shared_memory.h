@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <optional>
 
 #include "group.h"
 
@@ -22,6 +23,7 @@ namespace opt_trt {
 constexpr int64_t kOneMeeting = 16384;  // floats that every rank sums itself; of more each sums its slice
 constexpr int kYields = 1000;           // before a rank sleeps: about as many µs
 constexpr long kSleepNs = 20'000'000;   // between looks whether the others live
+constexpr double kGraceS = 5;           // for a launcher to end the world when a rank has ended, and say why
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -95,10 +97,12 @@ class SharedMemoryGroup : public Group {
       if (here(seat, meeting)) return;
       sched_yield();
     }
+    std::optional<Deadline> ended;
     for (const Deadline deadline(timeout_s_); !here(seat, meeting);) {
       sleep(seat, meeting);
+      if (!ended && kill(seat.pid, 0) && errno == ESRCH) ended.emplace(kGraceS);
       if (here(seat, meeting)) return;
-      if (kill(seat.pid, 0) && errno == ESRCH) lost("rank " + std::to_string(r) + " has ended");
+      if (ended && ended->passed()) lost("rank " + std::to_string(r) + " has ended");
       if (deadline.passed()) lost("rank " + std::to_string(r) + " did not come within the time given");
     }
   }
