@@ -57,7 +57,7 @@ class Rank:
         row_major = Choice(gemm.ROW_MAJOR, ())
         plan = Plan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
         self.weights = dict(packed_tensors(self.checkpoint, plan))
-        self.layers = mapping.layers(config.num_hidden_layers, self.stage)
+        self.layers = config.stage_layers(self.stage)
         self._embedding, self._layer = embedding_module(config, ops), Layer(config, ops)
         self._head = Head(config, ops)
 

@@ -28,6 +28,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "embedding_sharding_dim": "unit/test_convert.py::test_parallel_embedding_is_recorded",
         "tp_size": "unit/test_convert_ranks.py::test_the_parts_of_all_ranks_make_up_the_model",
         "pp_size": "unit/test_convert_ranks.py::test_embedding_is_on_the_first_stage_and_head_on_the_last",
+        "pp_layers": "unit/test_convert_ranks.py::test_stages_hold_the_layers_asked_for",
         "use_weight_only": "unit/test_convert_weight_only.py::test_stored_bytes_are_the_scalar_quantizers",
         "weight_only_precision": "unit/test_convert_weight_only.py::test_stored_bytes_are_the_scalar_quantizers",
         "target_sm": "unit/test_convert_weight_only.py::test_config_records_mode_and_gpu",

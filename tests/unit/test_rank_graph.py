@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import OPTForCausalLM
 
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.convert import convert
 from opt_trt.quant import MODES
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
@@ -127,6 +129,14 @@ def test_ranks_together_answer_as_one(case, decoder_of, single_rank, model_dir):
 @pytest.mark.parametrize("case", [case for case in GRID if case not in PAIRWISE], ids=str)
 def test_ranks_of_the_whole_grid_answer_as_one(case, decoder_of, single_rank, model_dir):
     run_case(case, decoder_of(case), single_rank, model_dir)
+
+
+def test_stages_of_any_length_answer_as_one(model_dir, single_rank, tmp_path):
+    flags = {"dtype": "float32", "pp_size": 2, "pp_layers": (1, 2), "log_level": "warning"}
+    convert(ConvertConfig(model_dir=str(model_dir("pre-norm")), output_dir=str(tmp_path / "c"), **flags))
+    case, decoder = Case("pre-norm", "float32", 1, 2, "off"), RankDecoder(tmp_path / "c")
+    assert [len(rank.layers) for rank in decoder.ranks] == [1, 2]
+    run_case(case, decoder, single_rank, model_dir)
 
 
 @pytest.mark.parametrize(("sharding", "at_the_tables"), [("off", 0), ("0", 1), ("1", 1)])

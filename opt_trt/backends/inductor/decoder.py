@@ -100,7 +100,7 @@ def decoder_spec(config: EngineConfig, rank: int = 0) -> DecoderSpec:
     """What a session must know of an engine; layers and heads are those of the rank."""
     model, limits = config.pretrained_config, config.build_config
     return DecoderSpec(
-        num_layers=len(model.mapping.layers(model.num_hidden_layers, model.mapping.pp_rank(rank))),
+        num_layers=len(model.stage_layers(model.mapping.pp_rank(rank))),
         num_heads=model.local_heads,
         head_size=model.head_size,
         vocab_size=model.vocab_size,

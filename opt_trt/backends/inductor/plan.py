@@ -82,7 +82,7 @@ def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
 def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, isa: Isa) -> None:
     """What `--dry_run` shows."""
     model, build = limits.model, limits.build_config
-    layers = len(model.mapping.layers(model.num_hidden_layers, 0))
+    layers = len(model.stage_layers(0))
     token = 2 * model.local_heads * model.head_size * getattr(torch, model.dtype).itemsize * layers
     sequence = token * build.max_seq_len
     rows = (
