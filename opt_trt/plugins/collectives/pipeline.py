@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 import torch
-from mpi4py import MPI
 
 from opt_trt.mapping import Mapping
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 YIELDS = 2000  # looks for a message before a waiting rank begins to sleep between them: about a millisecond
 NAP_S = 5e-5
