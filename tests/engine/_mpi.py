@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
-PATIENCE_S = 300  # a rank needs seconds; who hangs must not hang the tests
+PATIENCE_S = 600  # a rank needs seconds; who hangs must not hang the tests
 
 
 def mpirun(ranks: int, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:

