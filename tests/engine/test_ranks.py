@@ -86,3 +86,12 @@ def test_a_stage_has_the_programs_it_runs_and_its_ranks_have_the_same(engine_of)
     assert packages[2].read_bytes() == packages[3].read_bytes()
     for package, names in ((packages[0], ("embedding", "layer")), (packages[2], ("layer", "head"))):
         assert len(load_programs(package, names)) == 2
+
+
+def test_stages_of_another_number_are_built_from_the_same_programs(engine_of, monkeypatch):
+    engine_of(FEW[4][0])
+    monkeypatch.setattr("opt_trt.backends.inductor.compile.compile_program", None)  # nothing is compiled
+    engine = engine_of(FEW[4][0]._replace(pp_size=3))[1]
+    assert len(load_programs(engine / "rank2.engine", ("layer",))) == 1  # a stage in the middle
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_programs(engine / "rank2.engine", ("embedding",))
