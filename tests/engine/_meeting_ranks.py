@@ -14,11 +14,19 @@ from opt_trt.plugins.native import compile_library
 from tests.engine.test_collectives import SHAPES, parts, plain
 
 
+def check_numbers() -> None:
+    """Where containers number processes apart, a path may lead to another file, which is told by its own number."""
+    path, file = rendezvous._address(rendezvous._make(64))
+    assert rendezvous._open(path, file) is not None
+    assert rendezvous._open(path, (file[0], file[1] + 1)) is None
+
+
 def main(cache: Path) -> None:
     world = MPI.COMM_WORLD
     ranks, rank = world.Get_size(), world.Get_rank()
     native = compile_library(runnable_isas()[0].march, cache).operators()
     ops = CollectiveOps(native, ranks)
+    check_numbers()
     for where in ("node", "nodes"):
         if where == "nodes":
             rendezvous._shared_memory = lambda group, size: None  # as if the ranks were on several

@@ -71,7 +71,7 @@ def _shared_memory(group: MPI.Comm, size: int) -> torch.Tensor | None:
     if not group.allreduce(together, MPI.LAND):
         return None
     made = _make(size) if group.Get_rank() == 0 else None
-    descriptor = _open(group.bcast(f"/proc/{os.getpid()}/fd/{made}"))
+    descriptor = _open(*group.bcast(_address(made)))
     mapped = group.allreduce(descriptor is not None, MPI.LAND)  # and all have opened it
     if made is not None:
         os.close(made)
@@ -84,20 +84,36 @@ def _shared_memory(group: MPI.Comm, size: int) -> torch.Tensor | None:
 
 
 def _make(size: int) -> int | None:
+    descriptor = None
     try:
         descriptor = os.memfd_create("opt_trt_ranks")
         os.posix_fallocate(descriptor, 0, size)  # a lack of memory is an error here, not a signal later
     except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
         return None
     return descriptor
 
 
-def _open(path: str) -> int | None:
-    """The memory of another process of this user, None if it may not be opened or is not in sight (containers)."""
+def _address(descriptor: int | None) -> tuple[str, tuple[int, int]]:
+    """Where other processes find open memory, and which file of this system it is."""
+    if descriptor is None:
+        return "", (0, 0)
+    stat = os.fstat(descriptor)
+    return f"/proc/{os.getpid()}/fd/{descriptor}", (stat.st_dev, stat.st_ino)
+
+
+def _open(path: str, file: tuple[int, int]) -> int | None:
+    """Memory of another process of this user; None if it may not be opened, or where processes are numbered apart."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
+    stat = os.fstat(descriptor)
+    if (stat.st_dev, stat.st_ino) == file:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _mpi(group: MPI.Comm) -> list[int]:
