@@ -11,7 +11,7 @@ from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
-from opt_trt.config.model import ENGINE_ACTIVATION
+from opt_trt.config.model import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.errors import UserError
 
 OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
@@ -22,7 +22,7 @@ def build(config: BuildConfig) -> None:
     assert config.checkpoint_dir is not None
     started = time.perf_counter()
     backend = load_backend(choose_backend(config.backend))
-    _refuse_unbuildable(Path(config.checkpoint_dir))
+    ranks = _refuse_unbuildable(Path(config.checkpoint_dir)).mapping.world_size
     checkpoint = Checkpoint(config.checkpoint_dir)
     out = Path(config.output_dir)
     if config.dry_run:
@@ -35,13 +35,12 @@ def build(config: BuildConfig) -> None:
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
     engine = shlex.quote(str(out))
-    print(
-        f"next: python run.py --engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'"
-    )
+    command = "python run.py" if ranks == 1 else f"mpirun -n {ranks} python run.py"
+    print(f"next: {command} --engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'")
 
 
-def _refuse_unbuildable(directory: Path) -> None:
-    """Name what a checkpoint may be and an engine cannot be yet."""
+def _refuse_unbuildable(directory: Path) -> ModelConfig:
+    """Name what a checkpoint may be and an engine cannot be yet; what it is, if it can."""
     model = read_config(directory)
     check_target_sm(directory, model)
     if model.hidden_act != ENGINE_ACTIVATION:
@@ -49,8 +48,4 @@ def _refuse_unbuildable(directory: Path) -> None:
             f"{directory} has hidden_act {model.hidden_act!r}, and engines compute {ENGINE_ACTIVATION} only; "
             "build this checkpoint with TensorRT-LLM's trtllm-build"
         )
-    if model.mapping.world_size > 1:
-        raise UserError(
-            f"{directory} has {model.mapping.world_size} ranks (tp_size {model.mapping.tp_size}, pp_size "
-            f"{model.mapping.pp_size}), and engines have one rank only; convert with --tp_size 1 --pp_size 1"
-        )
+    return model

@@ -106,6 +106,7 @@ def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
         hidden_act=source.hidden_act,
         quantization={"quant_algo": MODES[config.weight_only_precision or "int8"].quant_algo if quantized else None},
         mapping=Mapping(config.tp_size * config.pp_size, config.tp_size, config.pp_size),
+        pp_layers=config.pp_layers,
         use_parallel_embedding=parallel,
         embedding_sharding_dim=0 if source.has_projections else config.embedding_sharding_dim,
         remove_final_layer_norm=source.remove_final_layer_norm,
@@ -139,6 +140,12 @@ def _warn_of_loader(model: ModelConfig) -> None:
         print(
             "WARNING: TensorRT-LLM's weight-only linears take multiples of 64 features per rank, so its builder will "
             f"not load this checkpoint: {', '.join(odd)}",
+            file=sys.stderr,
+        )
+    if model.pp_layers is not None:
+        print(
+            "WARNING: --pp_layers is ours: TensorRT-LLM's builder divides layers evenly and will not load this "
+            "checkpoint unless they are",
             file=sys.stderr,
         )
 

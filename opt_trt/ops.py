@@ -5,6 +5,7 @@ Activations, the residual stream and sums are fp32; weights and KV cache are sto
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -51,12 +52,31 @@ class Ops(Protocol):
         """Normalize the last axis of `x` [T, E]."""
         ...
 
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of `x` [T, E] over the tensor-parallel ranks, taken in their order: the same bits on each of them."""
+        ...
+
+    def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
+        """Parts [T, n] of all tensor-parallel ranks side by side, in rank order, up to `features` → [T, features]."""
+        ...
+
+
+Exchange = Callable[[torch.Tensor], Sequence[torch.Tensor]]  # a rank's tensor → those of all ranks, in their order
+
+
+def alone(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The exchange of a rank without others."""
+    return (x,)
+
 
 RELU_SITES = frozenset({"fc"})
 
 
 class ReferenceOps:
     """The plain, slow, trusted implementation: every tactic is checked against it."""
+
+    def __init__(self, exchange: Exchange = alone) -> None:
+        self._exchange = exchange
 
     def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Ops.gemm`; weight is row-major [N, K], of int4 [N, ceil(K / 2)]."""
@@ -86,6 +106,17 @@ class ReferenceOps:
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Ops.layer_norm`."""
         return functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Ops.all_reduce`."""
+        total, *others = self._exchange(x)
+        for part in others:
+            total = total + part
+        return total
+
+    def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
+        """See `Ops.all_gather`."""
+        return torch.cat(tuple(self._exchange(x)), -1)[:, :features]
 
 
 def _widen(linear: Linear, k: int) -> torch.Tensor:

@@ -110,7 +110,7 @@ def stage_names(config: ModelConfig, pp_rank: int) -> dict[str, str]:
 
     Stages number their layers from 0. The tables are on the first stage, `ln_f` and `lm_head` on the last.
     """
-    layers = config.mapping.layers(config.num_hidden_layers, pp_rank)
+    layers = config.stage_layers(pp_rank)
     first, last = pp_rank == 0, pp_rank == config.mapping.pp_size - 1
     names = {}
     for name in placements(config):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ class EngineConfig:
     device: dict[str, str]
     plugin_library: str
     tactics: dict[str, list[str]]
+    checkpoint: str  # fingerprint of the one it was built from
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,14 +111,39 @@ def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) 
         )
 
 
+def rank_metadata(config: EngineConfig, rank: int) -> dict[str, str]:
+    """What the weights of a rank say of themselves, so that ranks of several engines cannot get mixed up."""
+    return {"format": "pt", "rank": str(rank), "checkpoint": config.checkpoint}
+
+
+def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
+    """Refuse the weights of another engine or of another rank."""
+    path, expected = engine_dir / WEIGHTS.format(rank=rank), rank_metadata(config, rank)
+    with _opened(engine_dir, rank) as file:
+        found = file.metadata() or {}
+    if wrong := [name for name, value in expected.items() if found.get(name) != value]:
+        name = wrong[-1]
+        raise UserError(
+            f"{path} is of {name} {found.get(name)}, {engine_dir / CONFIG} of {name} {expected[name]}; "
+            f"copy all files of one engine, or {REBUILD.format(engine=engine_dir)}"
+        )
+
+
 def map_weights(engine_dir: Path, rank: int, only: str | None = None) -> dict[str, torch.Tensor]:
     """All weights of a rank, or `only` one, memory-mapped: nothing is read until a program touches it."""
+    with _opened(engine_dir, rank) as file:
+        names = file.keys() if only is None else (only,)
+        return {name: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _opened(engine_dir: Path, rank: int) -> Iterator[Any]:
+    """The file of a rank's weights; a missing or damaged one is named."""
     path = engine_dir / WEIGHTS.format(rank=rank)
     if not path.is_file():
         raise UserError(f"expected {path}, found nothing there; {REBUILD.format(engine=engine_dir)}")
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys() if only is None else (only,)
-            return {name: file.get_tensor(name) for name in names}
+            yield file
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); {REBUILD.format(engine=engine_dir)}") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import torch
 
@@ -21,6 +21,7 @@ DTYPE_CODES = {
 DATA_ALIGNMENT = 64  # bytes; the header is padded so that the first tensor starts on a cache line
 WRITE_CHUNK = 1 << 20  # bytes handed to the system at a time: more make it take huge pages, slow on virtual machines
 GATHER_BYTES = 1 << 20  # of a strided tensor, copied together before they are written
+PLAIN = MappingProxyType({"format": "pt"})  # what a file says of itself if nothing else is asked for
 LISTED = 6  # differences an error names
 
 
@@ -46,9 +47,9 @@ class RankWriter:
     Missing, unexpected, repeated and mis-shaped tensors are reported together, in one `UserError` at the end.
     """
 
-    def __init__(self, path: Path, spec: dict[str, TensorSpec]) -> None:
+    def __init__(self, path: Path, spec: dict[str, TensorSpec], metadata: Mapping[str, str] = PLAIN) -> None:
         self.path, self._spec = path, spec
-        self._offsets, self._header = _layout(spec)
+        self._offsets, self._header = _layout(spec, metadata)
         self._missing, self._problems, self._lock = set(spec), list[str](), Lock()
 
     def __enter__(self) -> RankWriter:
@@ -93,9 +94,14 @@ class RankWriter:
             raise
 
 
-def write_rank(path: Path, spec: dict[str, TensorSpec], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def write_rank(
+    path: Path,
+    spec: dict[str, TensorSpec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    metadata: Mapping[str, str] = PLAIN,
+) -> None:
     """Write a whole rank file, taking the tensors one by one."""
-    with RankWriter(path, spec) as writer:
+    with RankWriter(path, spec, metadata) as writer:
         for name, tensor in tensors:
             writer.write(name, tensor)
             del tensor  # before the next one is made
@@ -127,7 +133,7 @@ def _in_order(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from (tensor[start : start + rows].contiguous() for start in range(0, len(tensor), rows))
 
 
-def _layout(spec: dict[str, TensorSpec]) -> tuple[dict[str, int], bytes]:
+def _layout(spec: dict[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[dict[str, int], bytes]:
     """Where each tensor starts behind the header, and the header itself: length, JSON, padding."""
     offsets, end, entries = {}, 0, {}
     for name, tensor in spec.items():
@@ -135,6 +141,6 @@ def _layout(spec: dict[str, TensorSpec]) -> tuple[dict[str, int], bytes]:
         end += tensor.nbytes
         code = DTYPE_CODES[tensor.dtype]
         entries[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offsets[name], end]}
-    text = json.dumps({"__metadata__": {"format": "pt"}} | entries, separators=(",", ":")).encode()
+    text = json.dumps({"__metadata__": dict(metadata)} | entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     return offsets, len(text).to_bytes(8, "little") + text

@@ -10,10 +10,12 @@ from opt_trt.errors import UserError
 
 PLUGIN_VALUES = ("auto", "float16", "float32", "bfloat16", "disable")
 SWITCH = ("enable", "disable")
-SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block")
+SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
+         "workers")  # fmt: skip
 NOT_OPT = "OPT has no use for it"
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
+CPU_RANKS = "ranks on a CPU exchange through shared memory or MPI, whatever the engine"
 TENSORRT_ONLY = "a TensorRT builder option without a counterpart in the embedded engine"
 
 
@@ -64,6 +66,7 @@ class BuildConfig:
     profiling_verbosity: str = flag(
         "layer_names_only", "how much of the tactic table is printed", choices=("layer_names_only", "detailed", "none")
     )
+    workers: int = flag(1, "ranks whose weights are written at a time; each holds one tensor in memory")
     dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
@@ -73,7 +76,6 @@ class BuildConfig:
         "paged_kv_cache": Refusal("the KV cache is always paged", ("", "enable")),
         "remove_input_padding": Refusal("inputs are always packed", ("", "enable")),
         "use_paged_context_fmha": Refusal("context attention always reads the paged cache", ("", "enable")),
-        "workers": Refusal("a checkpoint of one rank is built by one worker", ("1",)),
         "max_output_len": Refusal("renamed by TensorRT-LLM: give --max_seq_len = longest prompt + longest output"),
         "max_encoder_input_len": Refusal(NOT_OPT),
         "max_prompt_embedding_table_size": Refusal("prompt tables are not supported", ("0",)),
@@ -100,19 +102,19 @@ class BuildConfig:
         "max_draft_len": Refusal(NO_DRAFT, ("0",)),
         "bert_attention_plugin": Refusal(NOT_OPT, ("disable",)),
         "bert_context_fmha_fp32_acc": Refusal(NOT_OPT, ("disable",)),
-        "nccl_plugin": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "nccl_plugin": Refusal(CPU_RANKS, ("disable",)),
         "moe_plugin": Refusal(NOT_OPT, ("disable",)),
         "mamba_conv1d_plugin": Refusal(NOT_OPT, ("disable",)),
         "fp8_rowwise_gemm_plugin": Refusal(NOT_OPT, ("disable",)),
         "gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
         "low_latency_gemm_plugin": Refusal(TENSORRT_ONLY, ("disable",)),
         "low_latency_gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
-        "gemm_allreduce_plugin": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "gemm_allreduce_plugin": Refusal(CPU_RANKS, ("disable",)),
         "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable",)),
         "fuse_fp4_quant": Refusal("there is no fp4 quantization", ("disable",)),
         "norm_quant_fusion": Refusal(NOT_OPT, ("disable",)),
-        "reduce_fusion": Refusal("an engine of one rank has no collectives", ("disable",)),
-        "user_buffer": Refusal("an engine of one rank has no collectives", ("disable",)),
+        "reduce_fusion": Refusal(CPU_RANKS, ("disable",)),
+        "user_buffer": Refusal(CPU_RANKS, ("disable",)),
         "pp_reduce_scatter": Refusal(NOT_OPT, ("disable",)),
         "streamingllm": Refusal("OPT's learned positions end at max_position_embeddings", ("disable",)),
         "paged_state": Refusal(NOT_OPT, ("disable",)),

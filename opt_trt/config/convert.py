@@ -27,6 +27,9 @@ class ConvertConfig:
     embedding_sharding_dim: int = flag(0, "axis the tables are sharded on: 0 vocabulary, 1 hidden", choices=("0", "1"))
     tp_size: int = flag(1, "ranks that share every layer")
     pp_size: int = flag(1, "stages that share the layers one after another")
+    pp_layers: tuple[int, ...] | None = flag(
+        None, "layers of each stage, one number a stage; default: as even as can be", nargs="+"
+    )
     use_weight_only: bool = flag(False, "quantize the linears of the layers, each rank's part on its own")
     weight_only_precision: str | None = flag(
         None, "quant mode of --use_weight_only; default: int8", choices=PRECISIONS, bare="int8"

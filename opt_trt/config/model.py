@@ -51,6 +51,7 @@ class ModelConfig:
     mapping: Mapping = field(default_factory=Mapping)
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
+    pp_layers: tuple[int, ...] | None = None  # layers of each pipeline stage; None: as even as can be
     remove_final_layer_norm: bool = False
     bos_token_id: int = 2
     eos_token_id: int = 2
@@ -71,11 +72,18 @@ class ModelConfig:
         if not 0 <= self.eos_token_id < self.vocab_size:
             raise UserError(f"eos_token_id must be in the vocabulary of {self.vocab_size}, found {self.eos_token_id}")
         divide_exactly(self.hidden_size, self.num_attention_heads, "hidden_size over num_attention_heads")
+        if self.pp_layers is not None:
+            self._check_stages(self.pp_layers)
 
     @property
     def head_size(self) -> int:
         """Features of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def local_heads(self) -> int:
+        """Attention heads of one tensor-parallel rank."""
+        return divide_exactly(self.num_attention_heads, self.mapping.tp_size, "num_attention_heads over tp_size")
 
     @property
     def has_final_layer_norm(self) -> bool:
@@ -87,6 +95,21 @@ class ModelConfig:
         """TensorRT-LLM's name of the weight-only mode; None for plain weights."""
         algorithm: str | None = self.quantization.get("quant_algo")
         return algorithm
+
+    def stage_layers(self, pp_rank: int) -> range:
+        """The layers of a pipeline stage."""
+        if self.pp_layers is None:
+            return self.mapping.layers(self.num_hidden_layers, pp_rank)
+        start = sum(self.pp_layers[:pp_rank])
+        return range(start, start + self.pp_layers[pp_rank])
+
+    def _check_stages(self, counts: tuple[int, ...]) -> None:
+        stages, layers = self.mapping.pp_size, self.num_hidden_layers
+        if len(counts) != stages or sum(counts) != layers or min(counts) < 1:
+            raise UserError(
+                f"pp_layers must be {stages} numbers of at least 1 (pp_size) that add up to {layers} layers, "
+                f"found {' '.join(map(str, counts))}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, in the order of the fields."""
@@ -105,6 +128,8 @@ class ModelConfig:
         kept = {k: v for k, v in values.items() if k in known}
         kept.setdefault("intermediate_size", 4 * values["hidden_size"])
         kept["quantization"] = values.get("quantization") or {"quant_algo": None}
+        if "pp_layers" in kept:
+            kept["pp_layers"] = _counts(kept["pp_layers"], where)
         mapping = values.get("mapping", {})
         check_types(Mapping, mapping, where)
         try:
@@ -112,3 +137,9 @@ class ModelConfig:
             return cls(**kept)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+
+
+def _counts(values: Any, where: Path | str) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise UserError(f"{where}: pp_layers must be a list of integers, found {values!r}; write the file again")
+    return tuple(values)

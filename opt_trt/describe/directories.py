@@ -105,7 +105,7 @@ def _ranks(directory: Path, config: ModelConfig, rank: int | None) -> range:
 
 def _rank_title(config: ModelConfig, rank: int) -> str:
     mapping = config.mapping
-    layers = mapping.layers(config.num_hidden_layers, mapping.pp_rank(rank))
+    layers = config.stage_layers(mapping.pp_rank(rank))
     place = f" (tp {mapping.tp_rank(rank)}, pp {mapping.pp_rank(rank)})" if mapping.world_size > 1 else ""
     held = f"layers {layers.start}-{layers.stop - 1}" if len(layers) > 1 else f"layer {layers.start}"
     return f"rank {rank}{place}, {held} of the model"

@@ -1,6 +1,7 @@
-"""OPT, as three programs: `embedding`, `layer` (looped over all layers) and `head`.
+"""OPT's `layer` (looped over all layers of a rank) and `head`; `embedding.py` has what comes before them.
 
 Weights, KV cache and step tensors are inputs, so one compiled `layer` serves every layer and every rank.
+Tensor-parallel ranks hold output features of `qkv`, `fc` and the head, and input features of `dense` and `proj`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # weight and bias of a layer norm
 
 LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.proj")
 NORMS = ("input_layernorm", "post_layernorm")
-EMBEDDING_WEIGHTS = ("transformer.vocab_embedding.weight", "transformer.position_embedding.weight")
 FINAL_NORM_WEIGHTS = ("transformer.ln_f.weight", "transformer.ln_f.bias")
 HEAD_WEIGHT = "lm_head.weight"
 
@@ -39,20 +39,6 @@ def head_weight_names(config: ModelConfig) -> tuple[str, ...]:
     return (*FINAL_NORM_WEIGHTS, HEAD_WEIGHT) if config.has_final_layer_norm else (HEAD_WEIGHT,)
 
 
-class Embedding(torch.nn.Module):
-    """Token and position ids [T] → hidden states [T, E]."""
-
-    def __init__(self, ops: Ops) -> None:
-        super().__init__()
-        self.ops = ops
-
-    def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, vocab: torch.Tensor, position: torch.Tensor
-    ) -> torch.Tensor:
-        """`vocab` [V, E] and `position` [P, E] are the tables."""
-        return self.ops.embedding(input_ids, vocab) + self.ops.embedding(position_ids, position)
-
-
 class Layer(torch.nn.Module):
     """One decoder layer: hidden states [T, E] → hidden states [T, E]."""
 
@@ -62,6 +48,7 @@ class Layer(torch.nn.Module):
         self.names = layer_weights(config)
         self.pre_norm = config.do_layer_norm_before
         self.epsilon = config.norm_epsilon
+        self.tp_size = config.mapping.tp_size
 
     def forward(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], kv_cache: torch.Tensor, step: Sequence[torch.Tensor]
@@ -73,11 +60,18 @@ class Layer(torch.nn.Module):
 
         h = self._before(x, norm1)
         h = self.ops.attention(self.ops.gemm("qkv", h, qkv), kv_cache, AttentionInputs(*step))
-        x = self._after(self.ops.gemm("dense", h, dense, residual=x), norm1)
+        x = self._after(self._row_parallel("dense", h, dense, x), norm1)
 
         h = self._before(x, norm2)
         h = self.ops.gemm("fc", h, fc)
-        return self._after(self.ops.gemm("proj", h, proj, residual=x), norm2)
+        return self._after(self._row_parallel("proj", h, proj, x), norm2)
+
+    def _row_parallel(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor) -> torch.Tensor:
+        """A product whose input features ranks share; each would add bias and residual again, so they come last."""
+        if self.tp_size == 1:
+            return self.ops.gemm(site, x, linear, residual)
+        assert linear.bias is not None, site
+        return self.ops.all_reduce(self.ops.gemm(site, x, linear._replace(bias=None))) + linear.bias + residual
 
     def _before(self, x: torch.Tensor, norm: Pair) -> torch.Tensor:
         return self.ops.layer_norm(x, *norm, self.epsilon) if self.pre_norm else x
@@ -104,10 +98,13 @@ class Head(torch.nn.Module):
         self.final_norm = config.has_final_layer_norm
         self.epsilon = config.norm_epsilon
         self.rounded = config.logits_dtype == "float16"
+        self.tp_size, self.vocab_size = config.mapping.tp_size, config.vocab_size
 
     def forward(self, x: torch.Tensor, last_token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """`weights` in the order of `head_weight_names`."""
         logits = self.ops.gemm("head", self.normed(x, last_token_ids, weights), Linear(weights[-1]))
+        if self.tp_size > 1:
+            logits = self.ops.all_gather(logits, self.vocab_size)
         return logits.half() if self.rounded else logits  # widened outside: a compiler drops a round trip
 
     def normed(self, x: torch.Tensor, token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch.export import Dim
 
 from opt_trt.config.model import ModelConfig
-from opt_trt.graph.decoder import Embedding, Head, Layer
+from opt_trt.graph.decoder import Head, Layer
+from opt_trt.graph.embedding import embedding_constants, embedding_module
+from opt_trt.mapping import Mapping
 from opt_trt.ops import Ops
 
 # Example sizes are at least 2 and all different: an axis of size 1 would be specialized, equal ones tied together.
@@ -34,15 +36,22 @@ class GraphShapes:
     weights: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by checkpoint name, in the engine's layout
 
 
-def embedding_program(ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
+def stage_programs(mapping: Mapping, stage: int) -> tuple[str, ...]:
+    """The programs a pipeline stage runs."""
+    first, last = stage == 0, stage == mapping.pp_size - 1
+    return ("embedding",) * first + ("layer",) + ("head",) * last
+
+
+def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
     """Token and position ids → hidden states; `names` are the two tables."""
     tokens = Dim("tokens", min=1)
     ids = torch.zeros(TOKENS, dtype=torch.int64)
+    constants = embedding_constants(config, 0)
     return ProgramSpec(
         "embedding",
-        Embedding(ops),
-        (ids, ids.clone(), *_examples(shapes, names)),
-        ({0: tokens}, {0: tokens}, None, None),
+        embedding_module(config, ops),
+        (ids, ids.clone(), *_examples(shapes, names), *constants),
+        ({0: tokens}, {0: tokens}, None, None, *[None] * len(constants)),
     )
 
 
@@ -52,7 +61,7 @@ def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tup
     sequences = Dim("sequences", min=1)
     blocks, width = Dim("blocks", min=1), Dim("width", min=1)
     kv_cache = torch.zeros(
-        BLOCKS, 2, config.num_attention_heads, shapes.tokens_per_block, config.head_size,
+        BLOCKS, 2, config.local_heads, shapes.tokens_per_block, config.head_size,
         dtype=getattr(torch, config.dtype),
     )  # fmt: skip
     step = [

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 SOURCES = (
     "cpp/register.cpp", "cpp/simd.h", "gemm/interleaved.h", "gemm/pairs.h", "gemm/tactics.h",
     "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/paged.h",
+    "collectives/group.h", "collectives/shared_memory.h", "collectives/mpi.h",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
 
@@ -112,3 +113,11 @@ def _register_shapes(namespace: str) -> None:
     @torch.library.register_fake(f"{namespace}::attention")
     def _attention(qkv, cache, slots, starts, lens, tables, fused_from):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4])
+
+    @torch.library.register_fake(f"{namespace}::all_reduce")
+    def _all_reduce(x, ranks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return torch.empty_like(x)
+
+    @torch.library.register_fake(f"{namespace}::all_gather")
+    def _all_gather(x, ranks, features):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return x.new_empty(x.shape[0], features)

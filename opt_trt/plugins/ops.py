@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
+from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention import fused_from, run_attention
+from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.gemm import GemmCall, GemmProblem, run_gemm
 from opt_trt.plugins.tactic import Choice
 
@@ -27,11 +28,11 @@ class Plan:
         return {**self.gemm, "attention": self.attention}
 
 
-class PluginOps(ReferenceOps):
+class PluginOps(CollectiveOps):
     """`Ops` by plan; embedding lookup and layer norm are left to the compiler."""
 
-    def __init__(self, native: Any, plan: Plan) -> None:
-        self.native = native
+    def __init__(self, native: Any, plan: Plan, tp_size: int = 1) -> None:
+        super().__init__(native, tp_size)
         self.plan = plan
 
     def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,6 +15,7 @@ from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import BUCKETS, Choice, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.timing import TimingCache
 from opt_trt.quant import ALGORITHMS, MODES
+from opt_trt.shard import COLUMNS, placements
 
 LAST_BUCKET_TOKENS = 512
 ATTENTION_KV_LEN = 512
@@ -50,17 +51,22 @@ class TacticError(Exception):
 
 
 def gemm_problems(config: ModelConfig) -> dict[str, gemm.GemmProblem]:
-    """The matrix products of a decoder by site."""
-    hidden, ffn, dtype = config.hidden_size, config.intermediate_size, config.dtype
-    linear = dtype if config.quant_algo is None else ALGORITHMS[config.quant_algo].name
+    """The matrix products of a rank's decoder by site; bias and residual of row-parallel ones come after the sum."""
+    layer, tp_size, table = "transformer.layers.0.", config.mapping.tp_size, placements(config)
+    linear = config.dtype if config.quant_algo is None else ALGORITHMS[config.quant_algo].name
     rows = (
-        ("qkv", 3 * hidden, hidden, linear, dtype, True, False),
-        ("dense", hidden, hidden, linear, dtype, True, True),
-        ("fc", ffn, hidden, linear, dtype, True, False),
-        ("proj", hidden, ffn, linear, dtype, True, True),
-        ("head", config.vocab_size, hidden, dtype, dtype, False, False),
+        ("qkv", f"{layer}attention.qkv.weight", linear, True, False),
+        ("dense", f"{layer}attention.dense.weight", linear, True, True),
+        ("fc", f"{layer}mlp.fc.weight", linear, True, False),
+        ("proj", f"{layer}mlp.proj.weight", linear, True, True),
+        ("head", "lm_head.weight", config.dtype, False, False),
     )
-    return {row[0]: gemm.GemmProblem(*row) for row in rows}
+    problems = {}
+    for site, name, weight_type, bias, residual in rows:
+        n, k = table[name].local_shape(tp_size)
+        whole = tp_size == 1 or table[name].split != COLUMNS
+        problems[site] = gemm.GemmProblem(site, n, k, weight_type, config.dtype, bias and whole, residual and whole)
+    return problems
 
 
 def tune(config: ModelConfig, native: Any, policy: Policy, cache: TimingCache) -> tuple[Plan, list[TunedProblem]]:
@@ -138,7 +144,7 @@ def _tune_attention(
     rows = []
     for phase, queries in zip(attention.PHASES, (1, min(kv_len, policy.max_num_tokens)), strict=True):
         problem = attention.AttentionProblem(
-            phase, config.num_attention_heads, config.head_size, getattr(torch, config.dtype), policy.tokens_per_block,
+            phase, config.local_heads, config.head_size, getattr(torch, config.dtype), policy.tokens_per_block,
             queries, kv_len,
         )  # fmt: skip
         reasons = {t: attention.refusal(t, problem) for t in attention.TACTICS}

@@ -12,7 +12,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from opt_trt.checkpoint import read_config
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, Embedding, Head, Layer, head_weight_names, layer_weight_names
+from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, Embedding
 from opt_trt.ops import ReferenceOps
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 from tests.unit._decoders import spec
@@ -47,7 +48,7 @@ class ReferenceDecoder:
         config = read_config(work)
         tensors = load_file(work / "rank0.safetensors")
         ops = ReferenceOps()
-        self._embedding, self._layer, self._head = Embedding(ops), Layer(config, ops), Head(config, ops)
+        self._embedding, self._layer, self._head = Embedding(config, ops), Layer(config, ops), Head(config, ops)
         self._tables = [tensors[name] for name in EMBEDDING_WEIGHTS]
         self._layers = [
             [tensors[name] for name in layer_weight_names(config, layer)] for layer in range(config.num_hidden_layers)

@@ -92,7 +92,7 @@ def test_config_has_tensorrt_llms_keys_and_the_models_values(tmp_path: Path) -> 
         "do_layer_norm_before": True, "logits_dtype": "float32", "hidden_act": "relu", "norm_epsilon": 1e-05,
         "position_embedding_type": "learned_absolute", "quantization": {"quant_algo": None},
         "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1}, "use_parallel_embedding": False,
-        "embedding_sharding_dim": 1, "remove_final_layer_norm": False,
+        "embedding_sharding_dim": 1, "pp_layers": None, "remove_final_layer_norm": False,
         "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "target_sm": None, "defer_quantization": False,
     }  # fmt: skip
 

@@ -65,6 +65,33 @@ def test_embedding_is_on_the_first_stage_and_head_on_the_last(tmp_path: Path) ->
     assert layers == [{"0"}, {"0"}, {"0"}]
 
 
+def test_stages_hold_the_layers_asked_for(tmp_path: Path) -> None:
+    source = Model(layers=4).write(tmp_path / "model")
+    asked = parse(ConvertConfig, ["--model_dir", "m", "--pp_layers", "1", "1", "2"]).pp_layers
+    (expected,) = run(source, tmp_path / "whole")
+    ranks = run(source, tmp_path / "out", pp_size=3, pp_layers=asked)
+    assert [len({name.split(".")[2] for name in rank if ".layers." in name}) for rank in ranks] == [1, 1, 2]
+    assert read_config(tmp_path / "out").pp_layers == (1, 1, 2)
+    found = WholeModel(tmp_path / "out")
+    assert all(torch.equal(found.tensor(name), expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("pp_layers", [(2, 2), (1, 1, 1), (0, 1, 3), (1, 1, 1, 1)])
+def test_layers_that_do_not_fit_the_stages_are_refused(tmp_path: Path, pp_layers: tuple[int, ...]) -> None:
+    source = Model(layers=4).write(tmp_path / "model")
+    says = r"pp_layers must be 3 numbers of at least 1 \(pp_size\) that add up to 4 layers, found"
+    with pytest.raises(UserError, match=says):
+        run(source, tmp_path / "out", pp_size=3, pp_layers=pp_layers)
+
+
+def test_layers_of_stages_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    run(Model(layers=4).write(tmp_path / "model"), tmp_path / "out", pp_size=2, pp_layers=(1, 3))
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pp_layers": [1, "3"]}))
+    with pytest.raises(UserError, match=r"config.json: pp_layers must be a list of integers, found \[1, '3'\]"):
+        read_config(tmp_path / "out")
+
+
 def test_the_head_is_padded_and_the_embedding_is_not_unless_it_is_sharded(tmp_path: Path) -> None:
     model = Model(vocab=49)
     source = model.write(tmp_path / "model")

@@ -225,6 +225,7 @@ def test_an_engine_is_listed_with_what_it_was_built_for(tmp_path: Path, capsys: 
         device={"type": "cpu", "isa": "avx512", "torch": "2.13.0"},
         plugin_library="x.so",
         tactics={"qkv": ["rows", "rows", "library"], "attention": ["flash"]},
+        checkpoint="0123456789abcdef",
         version="0.1.0",
     )
     directory = tmp_path / "engine"

@@ -15,14 +15,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from opt_trt.checkpoint import read_config
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.graph.decoder import (
-    EMBEDDING_WEIGHTS,
-    Embedding,
-    Head,
-    Layer,
-    head_weight_names,
-    layer_weight_names,
-)
+from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, Embedding
 from opt_trt.ops import Linear, ReferenceOps
 from tests.unit._models import Model
 
@@ -62,7 +56,7 @@ def logits(directory: Path, ids: list[int]) -> torch.Tensor:
     ops, count = OPS[config.hidden_act](), len(ids)
     tokens = torch.arange(count, dtype=torch.int32)  # their positions and their slots
     step = (tokens, torch.tensor([0, count]), torch.tensor([count]), torch.tensor([[0]]))
-    x = Embedding(ops)(torch.tensor(ids), tokens, *(weights[name] for name in EMBEDDING_WEIGHTS))
+    x = Embedding(config, ops)(torch.tensor(ids), tokens, *(weights[name] for name in EMBEDDING_WEIGHTS))
     for layer in range(config.num_hidden_layers):
         cache = torch.zeros(1, 2, config.num_attention_heads, 8, config.head_size)
         x = Layer(config, ops)(x, [weights[name] for name in layer_weight_names(config, layer)], cache, step)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from opt_trt.backends.engine import read_engine_config
 from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.config.scheduling import Scheduling
@@ -11,6 +13,7 @@ from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession, Session
+from opt_trt.runtime.world import current_world
 
 __all__ = ["build", "missing", "open"]
 
@@ -26,4 +29,5 @@ def missing() -> str | None:
 
 def open(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
     """A session on an engine this backend built; no compiler is needed."""
+    current_world(os.environ).require(read_engine_config(engine_dir).pretrained_config.mapping.world_size)
     return DecoderSession(open_decoder(engine_dir), limit, scheduling)

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig
+from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.compile import cached_program, package_programs
 from opt_trt.backends.inductor.isa import Isa, runnable_isas
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, resolve_limits, tactic_table
 from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
+from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
-from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, head_weight_names, layer_weight_names
-from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program
+from opt_trt.graph.decoder import head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, communicates
+from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program, stage_programs
+from opt_trt.mapping import Mapping
 from opt_trt.ops import ReferenceOps
+from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
 from opt_trt.plugins.ops import Plan, PluginOps
 from opt_trt.plugins.tactic import winners
 from opt_trt.plugins.timing import TimingCache
 from opt_trt.plugins.tune import Policy, TunedProblem, tune
+from opt_trt.workers import for_each
 
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
-    """Write `config.json`, the compiled programs, the weights and the plugin library into the empty directory `out`."""
+    """Write `config.json`, and the compiled programs and weights of every rank, into the empty directory `out`.
+
+    Programs are compiled once: all ranks of a stage share them, and all stages share `layer`.
+    """
     limits = resolve_limits(checkpoint.config, config)
     isa = runnable_isas()[0]
     model = limits.model
@@ -39,27 +48,29 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         print_plan(checkpoint, config, limits, isa)
         return
     find_compiler()
+    ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
     with Progress(("plugin library", "tactics", "programs", "weights")) as progress, ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(compile_library, isa.march, cache_dir() / "plugins")  # g++ is a process of its own
-        programs = _compile_embedding(checkpoint, isa)
+        programs = _compile_embedding(ranks[0], compiling, isa)
         library = compiling.result()
         progress.done()
         plan, table = _choose_tactics(model, config, library, isa)
         progress.done()
-        programs |= _compile_decoder(checkpoint, (plan, library), isa, limits)
-        package_programs(programs, out / PROGRAMS.format(rank=0))
+        programs |= _compile_decoder(ranks, (plan, library), isa, limits)
+        _package(programs, model.mapping, out)
         progress.done()
-        write_rank(out / WEIGHTS.format(rank=0), engine_tensors(checkpoint, plan), packed_tensors(checkpoint, plan))
+        engine = EngineConfig(
+            pretrained_config=model,
+            build_config=limits.build_config,
+            backend="inductor",
+            device={"type": "cpu", "isa": isa.name, "flags": " ".join(isa.used_flags()), "torch": torch.__version__},
+            plugin_library=library.path.name,
+            tactics=winners(plan.choices()),
+            checkpoint=fingerprint(checkpoint.directory),
+        )
+        _write_weights(ranks, plan, engine, config.workers, out)
         progress.done()
     shutil.copyfile(library.path, out / library.path.name)
-    engine = EngineConfig(
-        pretrained_config=model,
-        build_config=limits.build_config,
-        backend="inductor",
-        device={"type": "cpu", "isa": isa.name, "flags": " ".join(isa.used_flags()), "torch": torch.__version__},
-        plugin_library=library.path.name,
-        tactics=winners(plan.choices()),
-    )
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(table, config.profiling_verbosity), end="")
@@ -87,20 +98,26 @@ def _choose_tactics(
     return plan, table
 
 
-def _compile_embedding(checkpoint: Checkpoint, isa: Isa) -> dict[str, list[str]]:
-    """The files of the one program that no tactic goes into."""
-    tables = {name: (spec.shape, spec.dtype) for name, spec in checkpoint.spec.items() if name in EMBEDDING_WEIGHTS}
-    spec = embedding_program(ReferenceOps(), GraphShapes(1, tables), EMBEDDING_WEIGHTS)
-    return {spec.name: cached_program(spec, isa, "", cache_dir())}
+def _compile_embedding(first: Checkpoint, compiling: Future[NativeLibrary], isa: Isa) -> dict[str, list[str]]:
+    """The files of the one program that no tactic goes into; of sharded tables it calls the plugin library."""
+    config = first.config
+    tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}
+    ops, extra = ReferenceOps(), ""
+    if communicates(config):
+        library = compiling.result()
+        ops, extra = CollectiveOps(library.operators(), config.mapping.tp_size), library.namespace
+    spec = embedding_program(config, ops, GraphShapes(1, tables), EMBEDDING_WEIGHTS)
+    return {spec.name: cached_program(spec, isa, extra, cache_dir())}
 
 
 def _compile_decoder(
-    checkpoint: Checkpoint, chosen: tuple[Plan, NativeLibrary], isa: Isa, limits: Resolved
+    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], isa: Isa, limits: Resolved
 ) -> dict[str, list[str]]:
     """The files of `layer` and `head`, by name."""
     plan, library = chosen
-    ops = PluginOps(library.operators(), plan)
-    weights = {name: (t.shape, t.dtype) for name, t in engine_tensors(checkpoint, plan).items()}
+    ops = PluginOps(library.operators(), plan, limits.model.mapping.tp_size)
+    ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
+    weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
     shapes = GraphShapes(limits.build_config.tokens_per_block, weights)
     specs = (
         (
@@ -114,3 +131,25 @@ def _compile_decoder(
         spec.name: cached_program(spec, isa, (library.namespace, [choices[site] for site in sites]), cache_dir())
         for spec, sites in specs
     }
+
+
+def _package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None:
+    """The programs of each rank, packaged once a stage."""
+    for stage in range(mapping.pp_size):
+        first, *others = (
+            out / PROGRAMS.format(rank=rank) for rank in range(mapping.world_size) if mapping.pp_rank(rank) == stage
+        )
+        package_programs({name: programs[name] for name in stage_programs(mapping, stage)}, first)
+        for other in others:
+            shutil.copyfile(first, other)
+
+
+def _write_weights(ranks: Sequence[Checkpoint], plan: Plan, engine: EngineConfig, workers: int, out: Path) -> None:
+    """The weights of all ranks, `workers` of them at a time; each holds one tensor in memory."""
+
+    def write(rank: int) -> None:
+        source, path = ranks[rank], out / WEIGHTS.format(rank=rank)
+        tensors = packed_tensors(source, plan)
+        write_rank(path, engine_tensors(source, plan), tensors, rank_metadata(engine, rank))
+
+    for_each(iter(range(len(ranks))), write, workers)

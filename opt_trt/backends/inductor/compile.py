@@ -23,9 +23,9 @@ from torch._inductor.package.package import package_aoti
 
 from opt_trt import ops
 from opt_trt.backends.inductor.isa import Isa
-from opt_trt.graph import decoder, programs
+from opt_trt.graph import decoder, embedding, programs
 from opt_trt.graph.programs import ProgramSpec
-from opt_trt.plugins import attention, gemm
+from opt_trt.plugins import attention, collectives, gemm
 from opt_trt.plugins import ops as plugin_ops
 from opt_trt.plugins.native import compiler_version, find_compiler
 from opt_trt.quant import nibbles
@@ -103,5 +103,5 @@ def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:
 
 def graph_source() -> str:
     """The text of the modules that programs are traced from: an edit there is another program."""
-    files = (ops, nibbles, gemm, attention, plugin_ops, decoder, programs)
+    files = (ops, nibbles, gemm, attention, collectives, plugin_ops, decoder, embedding, programs)
     return "\0".join(Path(module.__file__).read_text() for module in files if module.__file__)

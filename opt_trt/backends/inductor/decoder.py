@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,55 +13,108 @@ from opt_trt.backends.engine import (
     REBUILD,
     EngineConfig,
     check_device,
+    check_rank,
     map_weights,
     read_engine_config,
 )
 from opt_trt.backends.inductor.isa import processor_flags
-from opt_trt.backends.inductor.program import load_programs
+from opt_trt.backends.inductor.micro_batches import micro_batches
+from opt_trt.backends.inductor.program import Program, load_programs
 from opt_trt.errors import UserError
-from opt_trt.graph.decoder import EMBEDDING_WEIGHTS, Head, head_weight_names, layer_weight_names
+from opt_trt.graph.decoder import Head, head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants
+from opt_trt.graph.programs import stage_programs
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.native import NativeLibrary
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
+
+if TYPE_CHECKING:
+    from opt_trt.plugins.collectives.pipeline import Pipeline
+
+TIMEOUT_S = 3600.0  # longer than the longest step: a rank that waits longer for another has lost it
 
 
 class CompiledDecoder:
     """`Decoder` of one rank. Holds programs and weights; the KV cache is the caller's."""
 
     def __init__(self, engine_dir: Path, config: EngineConfig, rank: int = 0) -> None:
-        weights = map_weights(engine_dir, rank)
         model = config.pretrained_config
-        package = engine_dir / PROGRAMS.format(rank=rank)
+        self.spec = decoder_spec(config, rank)
+        self._stages = model.mapping.pp_size
+        self._hidden_size = model.hidden_size
+        weights = map_weights(engine_dir, rank)
+        names = stage_programs(model.mapping, model.mapping.pp_rank(rank))
         try:
-            self._embedding, self._layer, self._head = load_programs(package, ("embedding", "layer", "head"))
-            self._tables = [weights[name] for name in EMBEDDING_WEIGHTS]
+            programs = load_programs(engine_dir / PROGRAMS.format(rank=rank), names)
+            self._programs: dict[str, Program] = dict(zip(names, programs, strict=True))
+            self._layer = self._programs["layer"]
+            self._tables = [weights[name] for name in EMBEDDING_WEIGHTS if "embedding" in names]
             self._layers = [
-                [weights[name] for name in layer_weight_names(model, layer)] for layer in range(model.num_hidden_layers)
+                [weights[name] for name in layer_weight_names(model, layer)] for layer in range(self.spec.num_layers)
             ]
-            self._head_weights = [weights[name] for name in head_weight_names(model)]
+            self._head_weights = [weights[name] for name in head_weight_names(model) if "head" in names]
         except (FileNotFoundError, KeyError) as error:
             raise UserError(f"{engine_dir} lacks {error}; {REBUILD.format(engine=engine_dir)}") from error
+        self._constants = embedding_constants(model, model.mapping.tp_rank(rank))
         self._plain_head = Head(model, ReferenceOps())
-        self.spec = decoder_spec(config)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
-        """See `Decoder.step`. A layer's cache is sliced out here: inside a program the slice would be lost."""
-        x = self._embedding.run([inputs.input_ids, inputs.position_ids, *self._tables])
+        """See `Decoder.step`."""
+        return self._outputs(self._loop(self._embed(inputs), inputs, kv_cache), inputs)
+
+    def _embed(self, inputs: StepInputs) -> torch.Tensor:
+        return self._programs["embedding"].run([inputs.input_ids, inputs.position_ids, *self._tables, *self._constants])
+
+    def _loop(self, x: torch.Tensor, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        """All layers of the rank. A layer's cache is a tensor of its own: sliced inside a program, it would be lost."""
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         for weights, cache in zip(self._layers, kv_cache, strict=True):
             x = self._layer.run([x, *weights, cache, *step])
-        logits = self._head.run([x, inputs.last_token_ids, *self._head_weights]).float()
+        return x
+
+    def _outputs(self, x: torch.Tensor, inputs: StepInputs) -> StepOutputs:
+        logits = self._programs["head"].run([x, inputs.last_token_ids, *self._head_weights]).float()
         wanted = inputs.hidden_token_ids  # few tokens: their norm needs no program of its own
         hidden = None if wanted is None else self._plain_head.normed(x, wanted, self._head_weights)
         return StepOutputs(logits, hidden)
 
 
-def decoder_spec(config: EngineConfig) -> DecoderSpec:
-    """What a session must know of an engine."""
+class StageDecoder(CompiledDecoder):
+    """`Decoder` of a rank of a pipeline stage: what comes in and goes out are hidden states."""
+
+    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int, pipeline: Pipeline) -> None:
+        super().__init__(engine_dir, config, rank)
+        self._pipeline = pipeline
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        """See `Decoder.step`; the outputs are rank 0's, other ranks return some of them or no rows."""
+        pipeline, parts = self._pipeline, []
+        for part in micro_batches(inputs, self._stages):
+            first = pipeline.is_first
+            x = self._embed(part) if first else pipeline.receive(len(part.input_ids), self._hidden_size)
+            x = self._loop(x, part, kv_cache)
+            if pipeline.is_last:
+                parts.append(self._outputs(x, part))
+            else:
+                pipeline.send(x)
+        return self._answer(parts, inputs)
+
+    def _answer(self, parts: Sequence[StepOutputs], inputs: StepInputs) -> StepOutputs:
+        """What the last stage made of the parts of a step, where rank 0 needs it."""
+        shapes = [(len(inputs.last_token_ids), self.spec.vocab_size)]
+        found = [torch.cat([part.logits for part in parts])] if parts else []
+        if inputs.hidden_token_ids is not None:
+            shapes.append((len(inputs.hidden_token_ids), self._hidden_size))
+            found += [torch.cat([part.hidden for part in parts if part.hidden is not None])] if parts else []
+        return StepOutputs(*self._pipeline.answer(found, shapes))
+
+
+def decoder_spec(config: EngineConfig, rank: int = 0) -> DecoderSpec:
+    """What a session must know of an engine; layers and heads are those of the rank."""
     model, limits = config.pretrained_config, config.build_config
     return DecoderSpec(
-        num_layers=model.num_hidden_layers,
-        num_heads=model.num_attention_heads,
+        num_layers=len(model.stage_layers(model.mapping.pp_rank(rank))),
+        num_heads=model.local_heads,
         head_size=model.head_size,
         vocab_size=model.vocab_size,
         kv_dtype=getattr(torch, model.dtype),
@@ -76,12 +130,27 @@ def decoder_spec(config: EngineConfig) -> DecoderSpec:
     )
 
 
-def open_decoder(engine_dir: Path) -> CompiledDecoder:
-    """Open an engine after checking that it was built for this machine; its plugin library is loaded first."""
+def open_decoder(engine_dir: Path, rank: int = 0, timeout_s: float = TIMEOUT_S) -> CompiledDecoder:
+    """Open a rank of an engine after checking that it was built for this machine; its plugin library is loaded first.
+
+    Of an engine of several ranks, every rank must call this, each in a process of one MPI world. `timeout_s` is how
+    long a rank waits for another within a step.
+    """
     config = read_engine_config(engine_dir)
+    mapping = config.pretrained_config.mapping
     check_device(engine_dir, config, processor_flags())
-    library = engine_dir / config.plugin_library
-    if not library.is_file():
-        raise UserError(f"expected {library}, found nothing there; {REBUILD.format(engine=engine_dir)}")
-    NativeLibrary(library.stem, library).operators()
-    return CompiledDecoder(engine_dir, config)
+    check_rank(engine_dir, config, rank)
+    library_file = engine_dir / config.plugin_library
+    if not library_file.is_file():
+        raise UserError(f"expected {library_file}, found nothing there; {REBUILD.format(engine=engine_dir)}")
+    library = NativeLibrary(library_file.stem, library_file)
+    library.operators()
+    if mapping.world_size == 1:
+        return CompiledDecoder(engine_dir, config)
+
+    from opt_trt.plugins.collectives import rendezvous  # MPI starts with this import
+
+    pipeline = rendezvous.connect(library, mapping, timeout_s)
+    if mapping.pp_size == 1:
+        return CompiledDecoder(engine_dir, config, rank)
+    return StageDecoder(engine_dir, config, rank, pipeline)

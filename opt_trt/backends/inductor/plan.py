@@ -82,16 +82,18 @@ def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
 def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, isa: Isa) -> None:
     """What `--dry_run` shows."""
     model, build = limits.model, limits.build_config
-    token = 2 * model.hidden_size * getattr(torch, model.dtype).itemsize * model.num_hidden_layers
+    layers = len(model.stage_layers(0))
+    token = 2 * model.local_heads * model.head_size * getattr(torch, model.dtype).itemsize * layers
     sequence = token * build.max_seq_len
     rows = (
         ("backend", f"inductor on cpu, {isa.name} (-march={isa.march})"),
         ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}"),
+        ("ranks", f"{model.mapping.world_size} (tp_size {model.mapping.tp_size}, pp_size {model.mapping.pp_size})"),
         ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
         ("step", f"at most {build.max_num_tokens} packed tokens"),
         ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, memory-mapped"),
         ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
-        ("to compile", "plugin library (gemm, attention); programs embedding, layer, head"),
+        ("to compile", "plugin library (gemm, attention, collectives); programs embedding, layer, head"),
         ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
         ("output", f"{config.output_dir} (nothing is written in a dry run)"),
     )

@@ -7,7 +7,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <map>
+#include <memory>
+
 #include "../attention/paged.h"
+#include "../collectives/mpi.h"
+#include "../collectives/shared_memory.h"
 #include "../gemm/tactics.h"
 
 using torch::headeronly::ScalarType;
@@ -72,6 +77,51 @@ Tensor attention(
   return out;
 }
 
+// The tensor-parallel groups this process has joined, by their size: programs know no more of them. Never destroyed, for
+// programs may run until the process ends.
+std::map<int64_t, std::unique_ptr<opt_trt::Group>>& groups() {
+  static auto& joined = *new std::map<int64_t, std::unique_ptr<opt_trt::Group>>;
+  return joined;
+}
+
+opt_trt::Group& group_of(int64_t ranks) {
+  const auto found = groups().find(ranks);
+  STD_TORCH_CHECK(found != groups().end(), "no group of ", ranks, " tensor-parallel ranks was joined");
+  return *found->second;
+}
+
+// `memory` is mapped by all ranks and stays with the group.
+int64_t join_shared_memory(Tensor memory, int64_t ranks, int64_t rank, double timeout_s, int64_t spins) {
+  const Tensor& kept = *new Tensor(memory);
+  groups()[ranks] = std::make_unique<opt_trt::SharedMemoryGroup>(
+      kept.data_ptr(), kept.numel(), ranks, rank, timeout_s, spins);
+  return ranks;
+}
+
+// `mpi` holds the addresses of MPI_Iallgather and MPI_Test and the handles of the communicator and of MPI_FLOAT.
+int64_t join_mpi(Tensor mpi, int64_t ranks, double timeout_s) {
+  const auto* values = static_cast<const int64_t*>(mpi.data_ptr());
+  groups()[ranks] = std::make_unique<opt_trt::MpiGroup>(
+      opt_trt::Mpi{
+          reinterpret_cast<decltype(opt_trt::Mpi::iallgather)>(values[0]),
+          reinterpret_cast<decltype(opt_trt::Mpi::test)>(values[1]), values[2], values[3]},
+      ranks, timeout_s);
+  return ranks;
+}
+
+Tensor all_reduce(Tensor x, int64_t ranks) {
+  Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+  group_of(ranks).all_reduce(static_cast<const float*>(x.data_ptr()), static_cast<float*>(out.data_ptr()), x.numel());
+  return out;
+}
+
+Tensor all_gather(Tensor x, int64_t ranks, int64_t features) {
+  Tensor out = torch::stable::new_empty(x, {x.size(0), features});
+  group_of(ranks).all_gather(
+      static_cast<const float*>(x.data_ptr()), static_cast<float*>(out.data_ptr()), x.size(0), x.size(1), features);
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
@@ -81,9 +131,17 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
   m.def(
       "attention(Tensor qkv, Tensor(a!) cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens,"
       " Tensor block_tables, int fused_from) -> Tensor");
+  m.def("join_shared_memory(Tensor memory, int ranks, int rank, float timeout_s, int spins) -> int");
+  m.def("join_mpi(Tensor mpi, int ranks, float timeout_s) -> int");
+  m.def("all_reduce(Tensor x, int ranks) -> Tensor");
+  m.def("all_gather(Tensor x, int ranks, int features) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
   m.impl("gemm", TORCH_BOX(&gemm));
   m.impl("attention", TORCH_BOX(&attention));
+  m.impl("join_shared_memory", TORCH_BOX(&join_shared_memory));
+  m.impl("join_mpi", TORCH_BOX(&join_mpi));
+  m.impl("all_reduce", TORCH_BOX(&all_reduce));
+  m.impl("all_gather", TORCH_BOX(&all_gather));
 }

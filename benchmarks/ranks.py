@@ -1,0 +1,188 @@
+"""Ranks of one machine: sums over them beside MPI's own, and steps of two ranks beside one process with two threads.
+
+    python benchmarks/ranks.py all_reduce
+    python benchmarks/ranks.py steps --model_shape opt-1.3b --num_layers 4 --precision int8
+
+It starts the ranks itself, with the `mpirun` beside the interpreter. Both sides of a comparison take turns: inside a
+round for sums, process by process for steps. Weights are random; a layer takes as long in a short model as in a deep
+one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
+
+import torch
+from transformers import OPTConfig, OPTForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+
+from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.build import build
+from opt_trt.cache import cache_dir
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.convert import convert
+from opt_trt.plugins.native import compile_library
+from opt_trt.runtime import kv_cache
+from opt_trt.step import StepInputs
+
+RANKS = 2
+FLOATS = (256, 768, 2048, 4096, 12_288, 32_768, 65_536, 262_144)  # 1 KB to 1 MB
+ROUNDS, CALLS = 30, 50
+CONTEXT, STEPS, PROCESSES = 200, 100, 5
+SHAPES = {"opt-125m": (768, 12, 3072), "opt-1.3b": (2048, 32, 8192)}  # hidden, heads, ffn
+WEIGHT_ONLY = {"dtype": "float16", "use_weight_only": True, "defer_quantization": True}
+PRECISIONS = {
+    "float32": {"dtype": "float32"}, "float16": {"dtype": "float16"},
+    "int8": WEIGHT_ONLY, "int4": WEIGHT_ONLY | {"weight_only_precision": "int4"},
+}  # fmt: skip
+
+
+def launch(ranks: int, *arguments: object) -> str:
+    """What this script prints when it is run with the arguments in that many ranks, whose cores are two in all."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    if ranks > 1:
+        mpirun = Path(sys.executable).with_name("mpirun")
+        command = [mpirun, "--allow-run-as-root", "--bind-to", "none", "-n", str(ranks), *command]
+    environment = os.environ | {"OMP_NUM_THREADS": str(2 // ranks)}
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def all_reduce_rank() -> None:
+    """Both ways to sum, in turns, on every rank; rank 0 prints the table."""
+    from mpi4py import MPI
+
+    from opt_trt.plugins.collectives import rendezvous
+
+    world = MPI.COMM_WORLD
+    native = compile_library(runnable_isas()[0].march, cache_dir() / "plugins").operators()
+    rendezvous.join(native, world, timeout_s=60)
+    if world.Get_rank() == 0:
+        print("floats    ours, us (GB/s)      MPI, us (GB/s)       ours / MPI: median, min-max")
+    for floats in FLOATS:
+        x, total = torch.randn(1, floats), torch.empty(1, floats)
+        sides: dict[str, Callable[[], object]] = {
+            "ours": functools.partial(native.all_reduce, x, RANKS),
+            "mpi": functools.partial(world.Allreduce, x.numpy(), total.numpy()),
+        }
+        times = {name: [] for name in sides}
+        for _ in range(ROUNDS):
+            for name, run in sides.items():
+                times[name].append(timed(run, world.Barrier))
+        if world.Get_rank() == 0:
+            ratios = sorted(a / b for a, b in zip(*times.values(), strict=True))
+            us = {name: statistics.median(values) for name, values in times.items()}
+            cells = "".join(f"{f'{t:.1f} ({4 * floats / t / 1e3:.1f})':<21}" for t in us.values())
+            print(f"{floats:<10}{cells}{statistics.median(ratios):.2f}, {ratios[0]:.2f}-{ratios[-1]:.2f}", flush=True)
+
+
+def timed(run: Callable[[], object], together: Callable[[], object]) -> float:
+    """Microseconds a call."""
+    run()
+    together()
+    started = time.perf_counter_ns()
+    for _ in range(CALLS):
+        run()
+    return (time.perf_counter_ns() - started) / CALLS / 1e3
+
+
+def step_rank(engine: Path) -> None:
+    """Generation steps of one sequence; rank 0 prints their median in milliseconds."""
+    rank = 0
+    if json.loads((engine / "config.json").read_text())["pretrained_config"]["mapping"]["world_size"] > 1:
+        from mpi4py import MPI
+
+        rank = MPI.COMM_WORLD.Get_rank()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    decoder = open_decoder(engine, rank)
+    blocks = (CONTEXT + STEPS) // decoder.spec.tokens_per_block + 1
+    caches = kv_cache.allocate(decoder.spec, blocks)
+    for cache in caches:
+        cache.zero_()
+    times = []
+    for position in range(CONTEXT, CONTEXT + STEPS):
+        started = time.perf_counter()
+        decoder.step(one_token(position, blocks), caches)
+        times.append(time.perf_counter() - started)
+    if rank == 0:
+        print(statistics.median(times[STEPS // 5 :]) * 1e3)
+
+
+def one_token(position: int, blocks: int) -> StepInputs:
+    return StepInputs(
+        input_ids=torch.tensor([5]), position_ids=torch.tensor([position]), slot_mapping=torch.tensor([position]),
+        query_start=torch.tensor([0, 1], dtype=torch.int32), kv_lens=torch.tensor([position + 1], dtype=torch.int32),
+        block_tables=torch.arange(blocks, dtype=torch.int32)[None], last_token_ids=torch.tensor([0]),
+    )  # fmt: skip
+
+
+def compare_steps(flags: argparse.Namespace, work: Path) -> None:
+    """One process with two threads, two ranks with one each, process by process."""
+    engines = {ranks: make_engine(flags, ranks, work) for ranks in (1, RANKS)}
+    times: dict[int, list[float]] = {ranks: [] for ranks in engines}
+    for _ in range(PROCESSES):
+        for ranks, engine in engines.items():
+            times[ranks].append(float(launch(ranks, "step_rank", "--engine_dir", engine)))
+    ratios = sorted(two / one for one, two in zip(times[1], times[RANKS], strict=True))
+    print(f"{flags.model_shape}, {flags.num_layers} layers, {flags.precision}, 1 token at {CONTEXT} of context, ms:")
+    for ranks, values in times.items():
+        print(f"  {ranks} rank(s), {2 // ranks} thread(s) each: {statistics.median(values):.2f} "
+              f"({min(values):.2f}-{max(values):.2f})")  # fmt: skip
+    print(f"  tp 2 / one process: {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+
+
+def make_engine(flags: argparse.Namespace, ranks: int, work: Path) -> Path:
+    """A random model of a real shape, cut for that many tensor-parallel ranks."""
+    hidden, heads, ffn = SHAPES[flags.model_shape]
+    if not (work / "model").is_dir():
+        torch.manual_seed(0)
+        OPTForCausalLM(
+            OPTConfig(hidden_size=hidden, word_embed_proj_dim=hidden, num_attention_heads=heads, ffn_dim=ffn,
+                      num_hidden_layers=flags.num_layers)
+        ).save_pretrained(work / "model")  # fmt: skip
+    checkpoint, engine = work / f"checkpoint{ranks}", work / f"engine{ranks}"
+    quiet = {"log_level": "warning"}
+    convert(ConvertConfig(model_dir=str(work / "model"), output_dir=str(checkpoint), tp_size=ranks, **quiet,
+                          **PRECISIONS[flags.precision]))  # fmt: skip
+    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), max_batch_size=4, max_seq_len=1024,
+                      output_timing_cache=str(work / "model.cache"), **quiet))  # fmt: skip
+    return engine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("all_reduce", "steps", "all_reduce_rank", "step_rank"), help="the last two "
+                        "are what ranks run")  # fmt: skip
+    parser.add_argument("--model_shape", choices=SHAPES, default="opt-1.3b")
+    parser.add_argument("--num_layers", type=int, default=4)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float16")
+    parser.add_argument("--engine_dir", type=Path, help="of step_rank")
+    flags = parser.parse_args()
+    if flags.what == "all_reduce":
+        compile_library(runnable_isas()[0].march, cache_dir() / "plugins")
+        print(launch(RANKS, "all_reduce_rank"), end="")
+    elif flags.what == "all_reduce_rank":
+        all_reduce_rank()
+    elif flags.what == "step_rank":
+        step_rank(flags.engine_dir)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            compare_steps(flags, Path(directory))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Tell checkpoints apart: engines of one world must have been built from one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from opt_trt.checkpoint import CONFIG_NAME, rank_file, read_config
+
+SAMPLE_BYTES = 4096  # of each tensor: training changes all of them, and whole files would take minutes to read
+LENGTH_BYTES = 8  # of a safetensors header's length
+
+
+def fingerprint(directory: Path) -> str:
+    """16 digits of the configuration and, for all ranks, of the names, shapes and a sample of every tensor."""
+    digest = hashlib.sha256((directory / CONFIG_NAME).read_bytes())
+    for rank in range(read_config(directory).mapping.world_size):
+        for piece in _pieces(rank_file(directory, rank)):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The header of a rank file, then the first bytes of its tensors."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
+        header = os.pread(descriptor, length, LENGTH_BYTES)
+        yield header
+        for name, tensor in json.loads(header).items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                yield os.pread(descriptor, min(SAMPLE_BYTES, end - start), LENGTH_BYTES + length + start)
+    finally:
+        os.close(descriptor)

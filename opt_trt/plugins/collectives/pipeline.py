@@ -1,0 +1,75 @@
+"""Hand hidden states from pipeline stage to stage, and what the last one computes of them to rank 0."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from opt_trt.mapping import Mapping
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+YIELDS = 2000  # looks for a message before a waiting rank begins to sleep between them: about a millisecond
+NAP_S = 5e-5
+
+
+class PipelineError(RuntimeError):
+    """Another stage did not come within the time given."""
+
+
+class Pipeline:
+    """The links of one rank: from its place in the stage before, to its place in the next."""
+
+    def __init__(self, world: MPI.Comm, mapping: Mapping, timeout_s: float) -> None:
+        self._world, self._timeout_s = world, timeout_s
+        self._rank, self._tp_size = world.Get_rank(), mapping.tp_size
+        stage = mapping.pp_rank(self._rank)
+        self.is_first, self.is_last = stage == 0, stage == mapping.pp_size - 1
+        self._speaker = mapping.world_size - mapping.tp_size  # the rank of the last stage whose logits count
+        self._sending: list[tuple[MPI.Request, torch.Tensor]] = []
+
+    def receive(self, tokens: int, features: int) -> torch.Tensor:
+        """Hidden states [T, E] of the stage before."""
+        return self._take((tokens, features), self._rank - self._tp_size)
+
+    def send(self, x: torch.Tensor) -> None:
+        """Hidden states to the next stage; returns before they have arrived."""
+        self._give(x, self._rank + self._tp_size)
+
+    def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """A step's outputs of these shapes: rank 0 gets those the last stage gives here; no rows for who has none."""
+        if self._rank == self._speaker:
+            for tensor in found:
+                self._give(tensor, 0)
+        elif self._rank == 0:
+            found = [self._take(shape, self._speaker) for shape in shapes]
+        for request, _ in self._sending:
+            self._wait(request, "the next stage does not take its messages")
+        self._sending.clear()
+        return list(found) or [torch.empty(0, features) for _, features in shapes]
+
+    def _give(self, x: torch.Tensor, to: int) -> None:
+        x = x.contiguous()
+        self._sending.append((self._world.Isend(x.numpy(), to), x))  # the tensor is kept until it has arrived
+
+    def _take(self, shape: tuple[int, int], source: int) -> torch.Tensor:
+        x = torch.empty(shape)
+        self._wait(self._world.Irecv(x.numpy(), source), f"rank {source} sends nothing")
+        return x
+
+    def _wait(self, request: MPI.Request, problem: str) -> None:
+        """Poll, as MPI's own waiting would, but leave the core to others meanwhile."""
+        for _ in range(YIELDS):
+            if request.Test():
+                return
+            os.sched_yield()
+        deadline = time.monotonic() + self._timeout_s
+        while not request.Test():
+            if time.monotonic() > deadline:
+                raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")
+            time.sleep(NAP_S)
