@@ -11,6 +11,7 @@ from opt_trt.errors import UserError
 from opt_trt.progress import Bar
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
+from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation, result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
@@ -31,6 +32,7 @@ class Session(Protocol):
     """
 
     spec: DecoderSpec
+    executor: Executor  # carries out what the generation plans, and on other ranks what the leader's planned
     generation: Generation  # all that is in flight; checked requests may join and leave between any two steps
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -61,7 +63,8 @@ class DecoderSession:
         cache = kv_cache.allocate(self.spec, num_blocks)
         prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None
         self._pool = BlockPool(num_blocks, prefixes)
-        self.generation = Generation(decoder, cache, self._pool, scheduling)
+        self.executor = Executor(decoder, cache)
+        self.generation = Generation(self.executor, self._pool, scheduling)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order; a progress bar counts them."""

@@ -31,7 +31,7 @@ def session(
 
 
 def steps(of: DecoderSession) -> list[StepInputs]:
-    decoder = of.generation._decoder
+    decoder = of.executor.decoder
     assert isinstance(decoder, SumDecoder)
     return decoder.steps
 

@@ -1,0 +1,31 @@
+"""Carry out plans: the decoder of this rank over its KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from opt_trt.runtime.plan import Copies, Plan
+from opt_trt.step import Decoder
+
+
+class Executor:
+    """A decoder and the KV cache it owns nothing of: one tensor per layer, of as many blocks on every rank."""
+
+    def __init__(self, decoder: Decoder, kv_cache: Sequence[torch.Tensor]) -> None:
+        self.spec = decoder.spec
+        self.decoder = decoder
+        self._kv_cache = kv_cache
+
+    def run(self, plan: Plan) -> torch.Tensor:
+        """Copy blocks, then step the decoder: fp32 logits `[L, V]`, without the padding of the vocabulary."""
+        if plan.copies:
+            self._copy(plan.copies)
+        logits = self.decoder.step(plan.inputs, self._kv_cache)
+        return logits[:, : self.spec.vocab_size]
+
+    def _copy(self, copies: Copies) -> None:
+        sources, targets = torch.tensor(copies).T
+        for layer in self._kv_cache:
+            layer[targets] = layer[sources]
