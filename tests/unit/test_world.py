@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from opt_trt.errors import UserError
 from opt_trt.runtime.world import World, current_world
+from opt_trt.runtime.world.communicator import step_timeout
 
 MPIRUN = "mpirun of Open MPI"
 ENVIRONMENTS = {  # what the fourth process of four sees, two of which are on each of two hosts
@@ -47,3 +49,21 @@ def test_slurm_lists_the_processes_of_all_hosts(host: str, local_size: int) -> N
 
 def test_processes_are_on_one_host_where_the_launcher_says_nothing_of_hosts() -> None:
     assert current_world({"PMI_SIZE": "4", "PMI_RANK": "3"}) == World(3, 4, 3, 4, "mpirun of MPICH")
+
+
+@pytest.mark.parametrize(("started", "advice"), [(2, "mpirun -n 1 or without mpirun"), (1, "mpirun -n 4")])
+def test_a_world_of_another_size_than_the_engines_is_refused(started: int, advice: str) -> None:
+    with pytest.raises(UserError, match=f"it was built for {advice[10]} ranks?, {started} processes were .* {advice}"):
+        World(0, started).require(int(advice[10]))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0.0), ("2.5", 2.5)])
+def test_the_time_a_step_may_take_is_read_from_the_environment(text: str, seconds: float) -> None:
+    assert step_timeout({"OPT_TRT_STEP_TIMEOUT": text}) == seconds
+    assert step_timeout({}) == 1800
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", ""])
+def test_a_time_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(UserError, match=f"OPT_TRT_STEP_TIMEOUT must be seconds, or 0 .*, found '{text}'"):
+        step_timeout({"OPT_TRT_STEP_TIMEOUT": text})
