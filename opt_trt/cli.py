@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from opt_trt.config.flags import Flag, Refusal
 from opt_trt.errors import CheckFailed, UserError
+from opt_trt.runtime.world import World, current_world
 
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -22,6 +24,8 @@ EXIT_INTERRUPTED = 130
 # How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
 # a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
 SPIN_COUNT = "10000"
+
+LEADER_FIRST_SECONDS = 3.0  # a mistake in the flags is every rank's
 
 Config = TypeVar("Config")
 
@@ -68,27 +72,33 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
 
 
 def run_main(main: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted."""
+    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted.
+
+    Of several ranks the first one prints; an error the others print only if it has not ended them by then.
+    """
     signal.signal(signal.SIGTERM, _raise_terminated)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    config = None
+    world, config = current_world(os.environ), None
+    if not world.is_leader:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     try:
         config = parse(config_class, argv)
         main(config)
         sys.stdout.flush()
     except (UserError, CheckFailed) as error:
         _print_traceback(config)
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(str(error), world)
         sys.exit(EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR)
     except (KeyboardInterrupt, Terminated) as stop:
-        print("interrupted; nothing half-written was left", file=sys.stderr)
+        if world.size == 1:  # else the launcher ends all ranks, and what made it do so has been said
+            print("interrupted; nothing half-written was left", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_CHECK_FAILED)
     except OSError as error:
         _print_traceback(config)
-        print(f"error: {_os_error(error)}", file=sys.stderr)
+        _print_error(_os_error(error), world)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
 
@@ -156,6 +166,14 @@ class _RefuseAction(argparse.Action):
 def _print_traceback(config: object) -> None:
     if getattr(config, "log_level", None) == "verbose":
         traceback.print_exc()
+
+
+def _print_error(text: str, world: World) -> None:
+    if world.is_leader:
+        print(f"error: {text}", file=sys.stderr)
+    else:
+        time.sleep(LEADER_FIRST_SECONDS)
+        print(f"error: rank {world.rank}: {text}", file=sys.__stderr__)
 
 
 def _raise_terminated(signum: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Carry out plans: the decoder of this rank over its KV cache."""
+"""Carry out plans, on this rank and on all others: a decoder over its KV cache."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.runtime.plan import Copies, Plan
+from opt_trt.runtime.ranks import Ranks
 from opt_trt.step import Decoder
 
 
 class Executor:
     """A decoder and the KV cache it owns nothing of: one tensor per layer, of as many blocks on every rank."""
 
-    def __init__(self, decoder: Decoder, kv_cache: Sequence[torch.Tensor]) -> None:
+    def __init__(self, decoder: Decoder, kv_cache: Sequence[torch.Tensor], ranks: Ranks) -> None:
         self.spec = decoder.spec
         self.decoder = decoder
-        self._kv_cache = kv_cache
+        self.kv_cache = kv_cache
+        self._ranks = ranks
 
     def run(self, plan: Plan) -> torch.Tensor:
-        """Copy blocks, then step the decoder: fp32 logits `[L, V]`, without the padding of the vocabulary."""
-        if plan.copies:
-            self._copy(plan.copies)
-        logits = self.decoder.step(plan.inputs, self._kv_cache)
+        """Copy blocks, then step the decoder: fp32 logits `[L, V]`, without the padding of the vocabulary.
+
+        On the leader it makes all ranks do so; what others return is for nobody.
+        """
+        with self._ranks.step(plan):
+            if plan.copies:
+                self._copy(plan.copies)
+            logits = self.decoder.step(plan.inputs, self.kv_cache)
         return logits[:, : self.spec.vocab_size]
 
     def _copy(self, copies: Copies) -> None:
         sources, targets = torch.tensor(copies).T
-        for layer in self._kv_cache:
+        for layer in self.kv_cache:
             layer[targets] = layer[sources]

@@ -35,7 +35,7 @@ def pack(plan: Plan) -> bytes:
     return b"".join((array("q", sizes).tobytes(), *(t.numpy().tobytes() for t in tensors), copies.tobytes()))
 
 
-def unpack(message: bytearray) -> Plan:
+def unpack(message: bytearray | memoryview) -> Plan:
     """The plan that was packed; its tensors are views of the message."""
     num_tokens, num_logits, num_sequences, width = array("q", bytes(message[:HEADER_BYTES]))
     long = torch.frombuffer(message, dtype=torch.int64, offset=HEADER_BYTES, count=3 * num_tokens + num_logits)

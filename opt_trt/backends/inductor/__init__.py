@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
-from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.follow import Opening
+from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.session import DecoderSession, Session
 
 __all__ = ["build", "missing", "open"]
@@ -24,6 +22,6 @@ def missing() -> str | None:
     return None
 
 
-def open(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+def open(opening: Opening, ranks: Ranks) -> Session:
     """A session on an engine this backend built; no compiler is needed."""
-    return DecoderSession(open_decoder(engine_dir), limit, scheduling)
+    return DecoderSession(open_decoder(opening.engine_dir), opening.limit, opening.scheduling, ranks)
