@@ -1,8 +1,8 @@
 """What mpirun starts in these tests: a command whose sessions need no engine, whole decoders on every rank.
 
 `python -m tests.ranks._sessions --scenario NAME --directory D`: the leader does what the scenario says. Every rank
-leaves its process id and the names of its shared memory in D, and what its KV caches hold in the end. Decoders meet in
-a barrier at every step, as the ranks of an engine meet in their collectives.
+leaves its process id, its host and the names of its shared memory in D, and what its KV caches hold in the end.
+Decoders meet in a barrier at every step, as the ranks of an engine meet in their collectives.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class MeetingDecoder(SumDecoder):
 
     def step(self, inputs: StepInputs, kv_cache: list[torch.Tensor]) -> torch.Tensor:
         if len(self.steps) == 2:
+            note(self._directory, f"host{self._world.rank}", socket.gethostname())
             note(self._directory, f"shared{self._world.rank}", "\n".join(shared_memory()))
             if self._event is not None:
                 note(self._directory, "event", str(time.time()))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
+OURS = re.compile(r"error: .*?(?=-{20}|\n)")  # mpirun's banners may begin on the same line
 SECONDS_TO_START = 120  # on a busy machine torch alone takes ten to load
 
 
@@ -50,7 +53,7 @@ class Run:
     def wait(self) -> int:
         """The exit code of mpirun."""
         self.output, self.stderr = self.process.communicate(timeout=SECONDS_TO_START)
-        self.errors = [line for line in self.stderr.splitlines() if line.startswith("error:")]
+        self.errors = OURS.findall(self.stderr)
         return self.process.returncode
 
     def leftovers(self) -> list[str]:
@@ -77,26 +80,38 @@ def living(pids: list[int]) -> list[str]:
     return found
 
 
-StartRanks = Callable[..., Run]
+class StartRanks:
+    """Start so many ranks of a Python program in `directory`, with mpirun as its launcher if there are several."""
+
+    def __init__(self, directory: Path) -> None:
+        self.runs: list[Run] = []
+        self._directory = directory
+
+    def __call__(self, size: int, *words: object, **environment: str) -> Run:
+        return self.launch([*mpirun(size), "--oversubscribe"] if size > 1 else [], *words, **environment)
+
+    def launch(self, launcher: list[str], *words: object, **environment: str) -> Run:
+        process = subprocess.Popen(
+            [*launcher, sys.executable, *map(str, words)], cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env=os.environ | {"TMPDIR": str(self._directory)} | environment,  # where mpirun leaves what it leaves
+        )  # fmt: skip
+        self.runs.append(Run(process, self._directory))
+        return self.runs[-1]
+
+
+def mpirun(size: int) -> tuple[str, ...]:
+    """How these tests start ranks, as root, too."""
+    return (str(MPIRUN), "-n", str(size), "--allow-run-as-root")
 
 
 @pytest.fixture
 def start_ranks(tmp_path: Path) -> Iterator[StartRanks]:
-    """Start so many ranks of a Python program; whatever is left in the end is killed."""
-    runs: list[Run] = []
-
-    def start(size: int, *words: object, **environment: str) -> Run:
-        launcher = [] if size == 1 else [str(MPIRUN), "-n", str(size), "--allow-run-as-root", "--oversubscribe"]
-        process = subprocess.Popen(
-            [*launcher, sys.executable, *map(str, words)], cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment, start_new_session=True,
-        )  # fmt: skip
-        runs.append(Run(process, tmp_path))
-        return runs[-1]
-
+    """Starts ranks; whatever is left of them in the end is killed."""
+    start = StartRanks(tmp_path)
     yield start
-    for run in runs:
-        for pid in (*run.pids(), run.process.pid):
-            if run.process.poll() is None:
-                os.kill(pid, 9)
+    for run in start.runs:
+        if run.process.poll() is None:
+            for pid in (*run.pids(), run.process.pid):
+                os.kill(pid, signal.SIGKILL)
         run.process.communicate()

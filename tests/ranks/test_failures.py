@@ -17,7 +17,7 @@ STEP_TIMEOUT = "2"
 
 TOO_LONG = "its step has not ended within 2 s; if steps may take longer, set OPT_TRT_STEP_TIMEOUT"
 FAILURES = [  # what happens, to which rank, what is said of it, exit code
-    ("kill", 1, "was killed (by hand, or because memory ran out), or crashed in compiled code", 128 + 9),
+    ("kill", 1, "was killed (by hand, or because memory ran out), or crashed in compiled code or in MPI", 128 + 9),
     ("stop", 0, f"is stopped: {TOO_LONG}", 128 + 9),
     ("hang", 1, f"sleeps: {TOO_LONG}", 128 + 9),
     ("crash", 1, "ZeroDivisionError: a bug", 1),

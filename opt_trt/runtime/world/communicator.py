@@ -89,7 +89,7 @@ class Communicator:
             time.sleep(LEADER_FIRST_SECONDS)
         text = "" if is_users else "".join(traceback.format_exception(error))
         kind = "" if is_users else f"{type(error).__name__}: "
-        print(f"{text}error: {self._who}: {kind}{error}", file=sys.__stderr__)
+        os.write(2, f"{text}error: {self._who}: {kind}{error}\n".encode())  # in one piece: others write there, too
         self._abort(EXIT_USER_ERROR if is_users else EXIT_BUG)
 
     def _abort(self, code: int) -> NoReturn:

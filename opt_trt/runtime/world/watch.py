@@ -102,7 +102,7 @@ def watch(rank: Rank, launcher_pid: int, pipe: int) -> None:
             if not message:  # closed
                 poller.unregister(pipe)
         if own in ready:
-            reason = "was killed (by hand, or because memory ran out), or crashed in compiled code"
+            reason = "was killed (by hand, or because memory ran out), or crashed in compiled code or in MPI"
         elif launcher in ready:
             reason = "has lost its launcher"
         else:
