@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -13,7 +14,10 @@ INDEX_BYTES = 8  # in front of every message: the session it is for
 
 
 class Ranks(Protocol):
-    """The other ranks of a session."""
+    """The ranks of a session: this one, and those it meets in every step."""
+
+    rank: int
+    step_timeout: float  # seconds after which a rank that waits for another one gives up
 
     def fewest(self, count: int) -> int:
         """The least of what all ranks have; every rank asks once, while the session is opened."""
@@ -26,6 +30,9 @@ class Ranks(Protocol):
 
 class Alone:
     """`Ranks` of a world of one."""
+
+    rank = 0
+    step_timeout = math.inf
 
     def fewest(self, count: int) -> int:
         """What this rank has."""
@@ -45,6 +52,8 @@ class SessionRanks:
     def __init__(self, communicator: Communicator, index: int) -> None:
         self._communicator = communicator
         self._index = index
+        self.rank = communicator.world.rank
+        self.step_timeout = communicator.step_timeout or math.inf
 
     def fewest(self, count: int) -> int:
         """See `Ranks.fewest`."""

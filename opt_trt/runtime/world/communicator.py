@@ -39,7 +39,8 @@ class Communicator:
         self.world = world
         self.num_sessions = 0  # opened on all ranks
         self._who = f"rank {world.rank} on {socket.gethostname()}"
-        self._guard = Guard(self._who, step_timeout(os.environ))
+        self.step_timeout = step_timeout(os.environ)
+        self._guard = Guard(self._who, self.step_timeout)
         try:
             self._mpi = _initialized(world)
         except UserError:

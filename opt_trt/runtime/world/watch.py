@@ -21,7 +21,10 @@ BUSY_SINCE = struct.Struct("d")  # seconds of CLOCK_MONOTONIC; 0 while it waits 
 PATHS_LENGTH = struct.Struct("I")
 LEAVING = 0  # byte on the pipe: the rank has said what there was to say; other bytes are signals that it got
 LEAVE_SECONDS = 8.0  # for a rank that leaves to be gone
-OTHERS_FIRST_SECONDS = 2.0  # a rank that hangs asleep is found before those that wait for it, which spin
+# Seconds beyond its time until a rank is ended, by its state: it is best named by itself or by those that wait for it,
+# which know whom they wait for; of the others, one that does nothing hangs more likely than one that computes.
+LATER_SECONDS = {"T": 0.0, "t": 0.0, "R": 5.0}
+ASLEEP_LATER_SECONDS = 3.0
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 DOING = {"T": "is stopped", "t": "is stopped", "D": "waits for a disk", "R": "computes or waits for other ranks"}
 TOO_LONG = "{doing}: its step has not ended within {seconds:g} s; if steps may take longer, set OPT_TRT_STEP_TIMEOUT"
@@ -60,7 +63,7 @@ class Rank:
             return "does not end"
         (busy_since,) = BUSY_SINCE.unpack_from(self.board)
         since = min(filter(None, (busy_since, self._stopped_since)), default=now)
-        patience = self.step_timeout + OTHERS_FIRST_SECONDS * (self._state == "R")
+        patience = self.step_timeout + LATER_SECONDS.get(self._state, ASLEEP_LATER_SECONDS)
         if self.step_timeout and now - since > patience:
             return TOO_LONG.format(doing=DOING.get(self._state, "sleeps"), seconds=self.step_timeout)
         return None
