@@ -60,16 +60,17 @@ def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | 
     world.require(config.pretrained_config.mapping.world_size)
     opening = Opening(engine_dir, limit, scheduling or Scheduling(), config.fingerprint())
     if world.size == 1:
-        return _open_here(opening, ALONE)
-    return lead(join_world(world), opening, _open_here)
+        return open_rank(opening, ALONE)
+    return lead(join_world(world), opening, open_rank)
 
 
 def follow_leader(world: World) -> None:
     """Be a rank of whatever engines the leader opens, until it ends."""
-    follow(join_world(world), _open_here)
+    follow(join_world(world), open_rank)
 
 
-def _open_here(opening: Opening, ranks: Ranks) -> Session:
+def open_rank(opening: Opening, ranks: Ranks) -> Session:
+    """This rank's part of the session on an engine; `UserError` if the one found here is not the leader's."""
     config = read_engine_config(opening.engine_dir)
     if config.fingerprint() != opening.fingerprint:
         raise UserError(

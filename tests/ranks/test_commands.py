@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from opt_trt.backends.engine import EngineConfig, Limits
-from opt_trt.config.model import ModelConfig
 from tests.ranks.conftest import StartRanks
+from tests.unit._engines import write_engine_config
 
-MODEL = {
-    "architecture": "OPTForCausalLM", "dtype": "float32", "num_hidden_layers": 2, "num_attention_heads": 2,
-    "hidden_size": 8, "vocab_size": 16, "max_position_embeddings": 16, "do_layer_norm_before": True,
-}  # fmt: skip
 ERRORS = {  # what two processes are started for: what they say, once
     ("summarize.py", "--test_hf", "--hf_model_dir", "nowhere"): "expected a tokenizer",
     ("run.py", "--max_output_len", "0"): "--max_output_len must be at least 1, found 0",
@@ -26,9 +20,7 @@ ERRORS = {  # what two processes are started for: what they say, once
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
     """What says that an engine has one rank; nothing else is looked at before that."""
-    limits = Limits(8, 8, 16, 16, 4, False, False)
-    config = EngineConfig(ModelConfig.from_dict(MODEL, "here"), limits, "inductor", {}, "library", {})
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    write_engine_config(tmp_path)
     return tmp_path
 
 

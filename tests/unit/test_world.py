@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from opt_trt.backends import open_rank
+from opt_trt.backends.engine import read_engine_config
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
+from opt_trt.runtime.follow import Opening
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.ranks import ALONE
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import step_timeout
+from tests.unit._engines import write_engine_config
 
 MPIRUN = "mpirun of Open MPI"
 ENVIRONMENTS = {  # what the fourth process of four sees, two of which are on each of two hosts
@@ -67,3 +76,11 @@ def test_the_time_a_step_may_take_is_read_from_the_environment(text: str, second
 def test_a_time_that_is_none_is_named(text: str) -> None:
     with pytest.raises(UserError, match=f"OPT_TRT_STEP_TIMEOUT must be seconds, or 0 .*, found '{text}'"):
         step_timeout({"OPT_TRT_STEP_TIMEOUT": text})
+
+
+def test_an_engine_that_is_not_the_leaders_is_refused(tmp_path: Path) -> None:
+    fingerprint = write_engine_config(tmp_path).fingerprint()
+    assert read_engine_config(tmp_path).fingerprint() == fingerprint
+    opening = Opening(tmp_path, KvCacheLimit(), Scheduling(), "of another engine")
+    with pytest.raises(UserError, match=f"expected the engine of rank 0 in {tmp_path}, found another one; copy"):
+        open_rank(opening, ALONE)

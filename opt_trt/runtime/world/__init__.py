@@ -82,9 +82,9 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 
 def _local_size(environ: Mapping[str, str], launcher: Launcher) -> int | None:
-    """Slurm lists all hosts, `2(x3),1` for 2, 2, 2 and 1 processes, and says which of them this one is."""
+    """How many are on this host; Slurm lists all hosts, `2(x3),1` for 2, 2, 2 and 1, and says which this one is."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get(launcher.local_size, "")):
         counts += [int(count)] * int(times or 1)
-    host = _number(environ, "SLURM_NODEID") or 0
-    return counts[host if len(counts) > 1 else 0] if len(counts) > host or len(counts) == 1 else None
+    host = _number(environ, "SLURM_NODEID") or 0 if len(counts) > 1 else 0
+    return counts[host] if host < len(counts) else None

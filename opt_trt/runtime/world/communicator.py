@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from opt_trt.errors import UserError
@@ -24,7 +24,7 @@ DEFAULT_STEP_TIMEOUT = "1800"  # 8192 prompt tokens of 66B take 1400 s on four r
 EXIT_BUG, EXIT_USER_ERROR, EXIT_TERMINATED = 1, 2, 143
 LEADER_FIRST_SECONDS = 1.0  # what happened to all ranks, the leader says
 SPIN_SECONDS = 0.005  # between two steps the leader schedules and samples; whoever waits longer sleeps
-NAP_SECONDS = 0.0005
+NAPS_SECONDS = (0.0001, 0.005)  # the first, each twice as long as the one before, and the longest
 
 
 class Communicator:
@@ -94,7 +94,8 @@ class Communicator:
         self._abort(EXIT_USER_ERROR if is_users else EXIT_BUG)
 
     def _abort(self, code: int) -> NoReturn:
-        sys.stdout.flush()  # stderr keeps nothing back
+        with suppress(OSError):  # nobody may read it any longer; stderr keeps nothing back
+            sys.stdout.flush()
         self._guard.leave()
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)
@@ -113,12 +114,14 @@ class Communicator:
     def _wait(self) -> bytearray:
         """Take a message, waiting in a way that leaves the core to others after a while."""
         spin_until = time.monotonic() + SPIN_SECONDS
+        nap, longest_nap = NAPS_SECONDS
         status = self._mpi.Status()
         while (arrived := self._ranks.Improbe(LEADER, status=status)) is None:
             if time.monotonic() < spin_until:
                 os.sched_yield()
             else:
-                time.sleep(NAP_SECONDS)
+                time.sleep(nap)
+                nap = min(2 * nap, longest_nap)
         message = bytearray(status.Get_count(self._mpi.BYTE))
         arrived.Recv((message, self._mpi.BYTE))
         return message
