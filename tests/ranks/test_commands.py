@@ -53,3 +53,13 @@ def test_more_processes_than_the_engine_has_ranks_are_refused(
     assert run.wait() == (2 if program == "run.py" else 1)
     assert "world size must equal the engine's: it was built for 1 rank, 2 processes were started" in run.stderr
     assert run.stderr.count({"run.py": "world size", "LLM": 'File "<string>"'}[program]) == 1
+
+
+def test_ranks_that_mpi_does_not_join_are_refused_with_what_to_do(start_ranks: StartRanks) -> None:
+    run = start_ranks(1, "run.py", "--max_output_len", "3", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
+    assert run.wait() == 2
+    [said] = run.errors
+    assert said.startswith(
+        "error: torchrun started 2 processes, but MPI joined 1; start them with the mpirun of the MPI"
+    )
+    assert said.endswith("mpirun -n 2")

@@ -44,7 +44,8 @@ class Communicator:
         try:
             self._mpi = _initialized(world)
         except UserError:
-            self._guard.leave()
+            self._guard.note_shared_memory()
+            self._guard.fail()
             raise
         self._ranks = self._mpi.COMM_WORLD.Dup()
         self._lock = threading.Lock()  # sections are entered one at a time
@@ -96,7 +97,7 @@ class Communicator:
     def _abort(self, code: int) -> NoReturn:
         with suppress(OSError):  # nobody may read it any longer; stderr keeps nothing back
             sys.stdout.flush()
-        self._guard.leave()
+        self._guard.fail()
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)
 

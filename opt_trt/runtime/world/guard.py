@@ -54,8 +54,12 @@ class Guard:
         watch.PATHS_LENGTH.pack_into(self._board, watch.BUSY_SINCE.size, len(text))
 
     def leave(self) -> None:
-        """The rank ends now and has said why."""
+        """The rank ends now, in order."""
         os.write(self._pipe, bytes([watch.LEAVING]))
+
+    def fail(self) -> None:
+        """The rank ends now and has said why, or is about to."""
+        os.write(self._pipe, bytes([watch.FAILING]))
 
     def _pass_signals_on(self) -> None:
         """Let the C handler of signals tell the process: in a compiled step no handler in Python runs."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 BOARD_BYTES = 1 << 16  # shared with the rank: when it became busy, then paths of its shared memory
 BUSY_SINCE = struct.Struct("d")  # seconds of CLOCK_MONOTONIC; 0 while it waits for work
 PATHS_LENGTH = struct.Struct("I")
-LEAVING = 0  # byte on the pipe: the rank has said what there was to say; other bytes are signals that it got
+LEAVING, FAILING = 0, 255  # bytes on the pipe: the rank ends, and has said why; other bytes are signals that it got
 LEAVE_SECONDS = 8.0  # for a rank that leaves to be gone
 # Seconds beyond its time until a rank is ended, by its state: it is best named by itself or by those that wait for it,
 # which know whom they wait for; of the others, one that does nothing hangs more likely than one that computes.
@@ -39,6 +39,7 @@ class Rank:
     board: mmap.mmap
     step_timeout: float  # seconds; 0 is for ever
     said_all: bool = False  # whoever ends it, or the rank itself, says why
+    is_orderly: bool = False  # MPI ends in order, and removes its shared memory
     _leaving_since: float = 0.0
     _stopped_since: float = 0.0
     _ticks: int = 0
@@ -46,20 +47,16 @@ class Rank:
 
     def hear(self, message: bytes) -> None:
         """Take what came through the pipe."""
-        if LEAVING in message:
+        if {LEAVING, FAILING} & set(message):
             self._leaving_since = time.monotonic()
-        self.said_all |= LEAVING in message or bool(STOPS & set(message))
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether the rank ends in order."""
-        return self._leaving_since > 0
+        self.is_orderly |= LEAVING in message
+        self.said_all |= self._leaving_since > 0 or bool(STOPS & set(message))
 
     def look(self) -> str | None:
         """Why the rank has to be ended; None if all is well."""
         now = time.monotonic()
         self._look_at_process(now)
-        if self.is_leaving and now - self._leaving_since > LEAVE_SECONDS:
+        if self._leaving_since and now - self._leaving_since > LEAVE_SECONDS:
             return "does not end"
         (busy_since,) = BUSY_SINCE.unpack_from(self.board)
         since = min(filter(None, (busy_since, self._stopped_since)), default=now)
@@ -69,7 +66,7 @@ class Rank:
         return None
 
     def remove_shared_memory(self) -> None:
-        """Unlink what a rank that was killed could not."""
+        """Unlink what the rank did not, as one that was killed, or that MPI joined with no others."""
         (length,) = PATHS_LENGTH.unpack_from(self.board, BUSY_SINCE.size)
         start = BUSY_SINCE.size + PATHS_LENGTH.size
         for path in self.board[start : start + length].decode().splitlines():
@@ -127,7 +124,7 @@ def main() -> None:
     rank = Rank(who, int(pid), mmap.mmap(int(board), BOARD_BYTES), float(step_timeout))
     with suppress(ProcessLookupError):  # the rank is gone
         watch(rank, int(launcher_pid), int(pipe))
-    if not rank.is_leaving:
+    if not rank.is_orderly:
         rank.remove_shared_memory()
 
 
