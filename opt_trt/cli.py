@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from opt_trt.config.flags import Flag, Refusal
 from opt_trt.errors import CheckFailed, UserError
+from opt_trt.runtime.world import World, current_world
 
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -23,6 +25,8 @@ EXIT_UNREAD = 128 + signal.SIGPIPE  # what shells report of a command whose outp
 # How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
 # a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
 SPIN_COUNT = "10000"
+
+LEADER_FIRST_SECONDS = 3.0  # a mistake in the flags is every rank's
 
 Config = TypeVar("Config")
 
@@ -73,24 +77,30 @@ def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Conf
 
 
 def run_main(main: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted, 141 nobody reads on."""
+    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted, 141 nobody reads on.
+
+    Of several ranks the first one prints; an error the others print only if it has not ended them by then.
+    """
     signal.signal(signal.SIGTERM, _raise_terminated)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    config = None
+    world, config = current_world(os.environ), None
+    if not world.is_leader:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     try:
         config = parse(config_class, argv)
         main(config)
         print(end="", flush=True)
     except (UserError, CheckFailed) as error:
         code = EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR
-        _exit(code, f"{_traceback(config)}error: {error}\n")
+        _exit(code, _told(str(error), config, world))
     except (KeyboardInterrupt, Terminated) as stop:
         code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
-        _exit(code, "interrupted; nothing half-written was left\n")
+        # Of several ranks the launcher ends all, and what made it do so has been said.
+        _exit(code, "interrupted; nothing half-written was left\n" * (world.size == 1))
     except BrokenPipeError:
         _exit(EXIT_UNREAD)
     except OSError as error:
-        _exit(EXIT_USER_ERROR, f"{_traceback(config)}error: {_os_error(error)}\n")
+        _exit(EXIT_USER_ERROR, _told(_os_error(error), config, world))
     sys.exit(0)
 
 
@@ -165,8 +175,14 @@ class _RefuseAction(argparse.Action):
             print(self.refusal.note, file=sys.stderr)
 
 
-def _traceback(config: object) -> str:
-    return traceback.format_exc() if getattr(config, "log_level", None) == "verbose" else ""
+def _told(text: str, config: object, world: World) -> str:
+    """What is said of an error; a rank that does not lead gives the leader time to say it for all."""
+    if not world.is_leader:
+        time.sleep(LEADER_FIRST_SECONDS)
+        sys.stderr = sys.__stderr__
+        return f"error: rank {world.rank}: {text}\n"
+    trace = traceback.format_exc() if getattr(config, "log_level", None) == "verbose" else ""
+    return f"{trace}error: {text}\n"
 
 
 def _raise_terminated(signum: int, frame: object) -> None:

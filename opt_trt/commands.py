@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from importlib import import_module
 
 from opt_trt.cli import run_main
@@ -11,15 +13,40 @@ from opt_trt.config.describe import DescribeConfig
 from opt_trt.config.export_hf import ExportConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.errors import UserError
+from opt_trt.runtime.world import World, current_world
+from opt_trt.runtime.world.communicator import join_world
+from opt_trt.runtime.world.cores import share_cores
 
-# Entry points by command, imported once the flags are known to be good: torch loads in seconds, --help at once.
-COMMANDS: dict[str, tuple[type, str, str]] = {
-    "convert": (ConvertConfig, "opt_trt.convert", "convert"),
-    "build": (BuildConfig, "opt_trt.build", "build"),
-    "run": (RunConfig, "opt_trt.run.run", "run"),
-    "summarize": (SummarizeConfig, "opt_trt.evaluate.summarize", "summarize"),
-    "describe": (DescribeConfig, "opt_trt.describe.describe", "describe"),
-    "export_hf": (ExportConfig, "opt_trt.export_hf.export", "export_hf"),
+
+@dataclass(frozen=True)
+class Command:
+    """Flags and entry point, imported once the flags are known to be good: torch loads in seconds, --help at once."""
+
+    config_class: type
+    module: str
+    entry: str
+    runs_engines: bool = False  # on as many ranks as they have
+
+    def start(self, config: object, world: World) -> None:
+        """Do it; where there are several processes, rank 0 does it, and the others compute their part of engines."""
+        if world.size > 1 and not self.runs_engines:
+            raise UserError(f"{self.entry} takes one process, {world.size} were started; run it without mpirun")
+        if world.size > 1:
+            join_world(world)
+        if world.is_leader:
+            getattr(import_module(self.module), self.entry)(config)
+        else:
+            import_module("opt_trt.backends").follow_leader(world)
+
+
+COMMANDS = {
+    "convert": Command(ConvertConfig, "opt_trt.convert", "convert"),
+    "build": Command(BuildConfig, "opt_trt.build", "build"),
+    "run": Command(RunConfig, "opt_trt.run.run", "run", runs_engines=True),
+    "summarize": Command(SummarizeConfig, "opt_trt.evaluate.summarize", "summarize", runs_engines=True),
+    "describe": Command(DescribeConfig, "opt_trt.describe.describe", "describe"),
+    "export_hf": Command(ExportConfig, "opt_trt.export_hf.export", "export_hf"),
 }
 
 
@@ -54,5 +81,6 @@ def export_hf() -> None:
 
 
 def _command(name: str) -> None:
-    config_class, module, entry = COMMANDS[name]
-    run_main(lambda config: getattr(import_module(module), entry)(config), config_class)
+    command, world = COMMANDS[name], current_world(os.environ)
+    share_cores(world, os.environ)
+    run_main(lambda config: command.start(config, world), command.config_class)

@@ -3,5 +3,9 @@
 import os
 
 from opt_trt.cli import SPIN_COUNT
+from opt_trt.runtime.world import current_world
+from opt_trt.runtime.world.cores import share_cores
 
-os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # as the commands do; it acts unless torch is loaded already
+# As the commands do; both act unless torch is loaded already.
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+share_cores(current_world(os.environ), os.environ)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,15 @@ from opt_trt.api.prompts import Asked, Asker, Prompt, as_list
 from opt_trt.api.sampling_params import SamplingParams
 from opt_trt.api.tensors import ask_rows, join_rows, tensor_options
 from opt_trt.api.wording import in_python
-from opt_trt.backends import open_engine
+from opt_trt.backends import follow_leader, open_engine
 from opt_trt.config.llm import LlmOptions, llm_options
 from opt_trt.errors import UserError
 from opt_trt.progress import Bar
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import QUIET_SECONDS, Session
 from opt_trt.runtime.worker import Worker
+from opt_trt.runtime.world import World, current_world
+from opt_trt.runtime.world.communicator import join_world
 from opt_trt.text import Tokenizer, holds_tokenizer, load_tokenizer
 
 # How often a waiting caller looks for Ctrl-C: what arrives just before the wait, or in another thread, does not end it.
@@ -40,12 +43,15 @@ class LLM:
     The model is an engine directory, a TensorRT-LLM checkpoint or an original model; of the last two an engine is made
     in `~/.cache/opt_trt/engines` on first use. Options are those of `LlmOptions`. Requests of all callers share one
     batch, stepped by a thread that ends with `close()` or with the `with` block. Mistakes are `UserError`s.
+
+    Under mpirun rank 0 goes on from here; the others compute their part of the engine, and their programs end here.
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
         with in_python():
             chosen = llm_options(options)
             limit = KvCacheLimit(chosen.max_tokens_in_paged_kv_cache, chosen.kv_cache_free_gpu_memory_fraction)
+            _require_leader(current_world(os.environ))
             tokenizer = _tokenizer(Path(model), chosen)
             session = open_engine(engine_of(Path(model), chosen), limit, chosen.scheduling())
         self._open(session, tokenizer, chosen.seed)
@@ -151,6 +157,15 @@ class LLM:
             yield
         finally:
             self._worker.cancel(tickets)
+
+
+def _require_leader(world: World) -> None:
+    """Join the other ranks, if there are any, and return on the first; the others follow it to its end, and exit."""
+    if world.size > 1:
+        join_world(world)
+    if not world.is_leader:
+        follow_leader(world)
+        raise SystemExit(0)
 
 
 def _tokenizer(model: Path, options: LlmOptions) -> Tokenizer | None:

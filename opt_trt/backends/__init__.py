@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +12,12 @@ from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
+from opt_trt.runtime.follow import Opening, follow, lead
 from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.ranks import ALONE, Ranks
 from opt_trt.runtime.session import Session
+from opt_trt.runtime.world import World, current_world
+from opt_trt.runtime.world.communicator import join_world
 
 # In the order `--backend auto` tries them; imported on demand, so that optional packages stay optional.
 BACKENDS = {"inductor": "opt_trt.backends.inductor"}
@@ -29,8 +34,8 @@ class Backend(Protocol):
         """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead."""
         ...
 
-    def open(self, engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
-        """Open an engine this backend built."""
+    def open(self, opening: Opening, ranks: Ranks) -> Session:
+        """Open this rank's part of an engine this backend built."""
         ...
 
 
@@ -50,8 +55,31 @@ def choose_backend(name: str) -> str:
 
 
 def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> Session:
-    """A session on an engine directory, with the backend that built it."""
-    name = read_engine_config(engine_dir).backend
-    if name not in BACKENDS:
-        raise UserError(f"{engine_dir} was built by backend {name!r}, known are {', '.join(BACKENDS)}; build it again")
-    return load_backend(name).open(engine_dir, limit, scheduling or Scheduling())
+    """A session on an engine directory, with the backend that built it; the leader's opens it on all ranks."""
+    config, world = read_engine_config(engine_dir), current_world(os.environ)
+    world.require(config.pretrained_config.mapping.world_size)
+    opening = Opening(engine_dir, limit, scheduling or Scheduling(), config.fingerprint())
+    if world.size == 1:
+        return open_rank(opening, ALONE)
+    return lead(join_world(world), opening, open_rank)
+
+
+def follow_leader(world: World) -> None:
+    """Be a rank of whatever engines the leader opens, until it ends."""
+    follow(join_world(world), open_rank)
+
+
+def open_rank(opening: Opening, ranks: Ranks) -> Session:
+    """This rank's part of the session on an engine; `UserError` if the one found here is not the leader's."""
+    config = read_engine_config(opening.engine_dir)
+    if config.fingerprint() != opening.fingerprint:
+        raise UserError(
+            f"expected the engine of rank 0 in {opening.engine_dir}, found another one; copy its whole directory to "
+            "every host, or share it"
+        )
+    if config.backend not in BACKENDS:
+        raise UserError(
+            f"{opening.engine_dir} was built by backend {config.backend!r}, known are {', '.join(BACKENDS)}; "
+            "build it again"
+        )
+    return load_backend(config.backend).open(opening, ranks)

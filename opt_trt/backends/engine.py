@@ -57,6 +57,10 @@ class EngineConfig:
         values = asdict(self)
         return seal({name: values[name] for name in (*first, *(n for n in values if n not in first))})
 
+    def fingerprint(self) -> str:
+        """Says whether two engines are one: it is part of `config.json`."""
+        return str(self.to_dict()["fingerprint"])
+
 
 def seal(values: dict[str, Any]) -> dict[str, Any]:
     """Add a fingerprint of all other values: programs are compiled for them, so a changed one must not go unnoticed."""

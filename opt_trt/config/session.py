@@ -34,6 +34,9 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "lora_ckpt_source": Refusal(NO_LORA),
     "tokenizer_type": Refusal("the tokenizer's own files say what it is", ("auto",)),
     "vocab_file": Refusal("give --tokenizer_dir, a directory with vocab.json and merges.txt"),
+    "gpus_per_node": Refusal(
+        "ranks know their number on their host from the launcher: mpirun -N, or slots in --hostfile"
+    ),
     "gpu_weights_percent": Refusal(GPU_ONLY, ("1", "1.0")),
     "cross_kv_cache_fraction": Refusal("OPT has no encoder", ("0.5",)),
     "enable_chunked_context": Refusal(

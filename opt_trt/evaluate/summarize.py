@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,7 +20,6 @@ from opt_trt.evaluate.report import Report, write_json, write_summaries
 from opt_trt.evaluate.scores import score
 from opt_trt.evaluate.summarizer import Demand, Summarizer
 from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.world import current_world
 from opt_trt.text import Tokenizer, load_tokenizer
 
 EXCERPT_CHARS = 400
@@ -35,8 +33,6 @@ def summarize(config: SummarizeConfig) -> None:
 
     Raises `UserError` for what a person can fix and `CheckFailed` when a score misses its limit.
     """
-    if not config.test_trt_llm and not current_world(os.environ).is_leader:
-        return  # Hugging Face runs once, however many processes were started
     gates = _gates(config) if config.check_accuracy else None
     say: Say = print if config.log_level in TALKATIVE else lambda text: None
     tokenizer = _load_tokenizer(config)

@@ -13,22 +13,21 @@ from opt_trt.runtime.batch import split_hidden, split_logits, step_inputs
 from opt_trt.runtime.beam import BeamSearch
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.contrastive import ContrastiveSearch
+from opt_trt.runtime.executor import Executor
+from opt_trt.runtime.plan import Plan
 from opt_trt.runtime.request import Result, TokenEvent
 from opt_trt.runtime.sampling import choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import TokenSequence
-from opt_trt.step import Decoder
 
 
 class Generation:
-    """Sequences in flight over a decoder and its KV cache; they may join and be cancelled between any two steps."""
+    """Sequences in flight over an executor; they may join and be cancelled between any two steps."""
 
-    def __init__(
-        self, decoder: Decoder, kv_cache: Sequence[torch.Tensor], pool: BlockPool, scheduling: Scheduling
-    ) -> None:
-        spec = decoder.spec
-        self._decoder = decoder
-        self._kv_cache = kv_cache
+    def __init__(self, executor: Executor, pool: BlockPool, scheduling: Scheduling) -> None:
+        spec = executor.spec
+        self._executor = executor
+        self._copies: list[tuple[int, int]] = []  # blocks of beams to copy before the next step
         limits = StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block)
         self._scheduler = Scheduler(limits, pool, scheduling)
 
@@ -55,12 +54,12 @@ class Generation:
 
     def _step(self) -> Sequence[TokenSequence]:
         chunks = self._scheduler.schedule()
-        inputs = step_inputs(chunks, self._decoder.spec.tokens_per_block)
-        outputs = self._decoder.step(inputs, self._kv_cache)
-        logits = outputs.logits[:, : self._decoder.spec.vocab_size]  # no padding row is ever chosen
+        plan = Plan(step_inputs(chunks, self._executor.spec.tokens_per_block), self._copies)
+        self._copies = []
+        outputs = self._executor.run(plan)
         self._scheduler.advance(chunks)
         split_hidden(outputs.hidden, chunks)
-        logits, sequences = split_logits(logits, chunks)
+        logits, sequences = split_logits(outputs.logits, chunks)
         rows_of: dict[TokenSequence, list[int]] = {}  # those who stand for requests → their rows
         for row, sequence in enumerate(sequences):
             rows_of.setdefault(sequence.leader or sequence, []).append(row)
@@ -85,11 +84,7 @@ class Generation:
             for row in rows:
                 row.finish_reason = leader.finish_reason
             return
-        copies = self._scheduler.replace(rows, new_rows)
-        if copies:
-            sources, targets = torch.tensor(copies).T
-            for layer in self._kv_cache:
-                layer[targets] = layer[sources]
+        self._copies += self._scheduler.replace(rows, new_rows)
 
 
 def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,14 +10,15 @@ from opt_trt.errors import UserError
 from opt_trt.progress import Bar
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
+from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation, result_of
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
 from opt_trt.runtime.prefix_index import PrefixIndex
+from opt_trt.runtime.ranks import ALONE, Ranks
 from opt_trt.runtime.request import Request, Result, check_request
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.token_stream import TokenStream
-from opt_trt.runtime.world import current_world
 from opt_trt.step import Decoder, DecoderSpec
 
 QUIET_SECONDS = 2  # a progress bar is shown only for what takes longer
@@ -31,6 +31,7 @@ class Session(Protocol):
     """
 
     spec: DecoderSpec
+    executor: Executor  # carries out what the generation plans, and on other ranks what the leader's planned
     generation: Generation  # all that is in flight; checked requests may join and leave between any two steps
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -47,21 +48,23 @@ class Session(Protocol):
 
 
 class DecoderSession:
-    """A session over a decoder of one rank; it owns the KV cache.
+    """A session over a decoder; it owns the KV cache. Where there are several ranks, each has one, and `ranks`.
 
     All requests in flight share its steps: those of several open streams, and of `generate` between them. A stream
     advances when any of them is asked for tokens. Not for several threads at once.
     """
 
-    def __init__(self, decoder: Decoder, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> None:
-        current_world(os.environ).require(1)
+    def __init__(
+        self, decoder: Decoder, limit: KvCacheLimit, scheduling: Scheduling | None = None, ranks: Ranks = ALONE
+    ) -> None:
         self.spec = decoder.spec
         scheduling = scheduling or Scheduling()
-        num_blocks = kv_cache.pool_blocks(self.spec, limit, available_bytes())
+        num_blocks = ranks.fewest(kv_cache.pool_blocks(self.spec, limit, available_bytes()))
         cache = kv_cache.allocate(self.spec, num_blocks)
         prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None
         self._pool = BlockPool(num_blocks, prefixes)
-        self.generation = Generation(decoder, cache, self._pool, scheduling)
+        self.executor = Executor(decoder, cache, ranks)
+        self.generation = Generation(self.executor, self._pool, scheduling)
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order; a progress bar counts them."""

@@ -32,7 +32,7 @@ TIE = 1e-4  # beams whose scores are closer than this may swap between two order
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_reuse_and_starting_over_change_no_ids(kind, open_session, oracle):
-    decoder = open_session(kind).generation._decoder
+    decoder = open_session(kind).executor.decoder
     crowded = DecoderSession(decoder, KvCacheLimit(max_tokens=256), Scheduling("max_utilization", 5, True))
     requests = [Request(prompt, 20) for prompt in random_prompts((70, 3, 64, 33, 9, 50, 1))]
     for _ in range(2):

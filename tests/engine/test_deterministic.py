@@ -88,7 +88,7 @@ def test_every_precision_chunk_and_policy_says_what_it_says_alone(build_engine, 
 def assert_exact(alone, scheduling, seed):
     """Ids, beams, reasons and every bit of log-probabilities of a crowded session are those of requests alone."""
     visitors = visits(seed)
-    crowded = DecoderSession(alone.generation._decoder, CROWDED, scheduling)
+    crowded = DecoderSession(alone.executor.decoder, CROWDED, scheduling)
     with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
         crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors)
     for sequence, expected in zip(crowd.sequences, answers, strict=True):

@@ -161,7 +161,7 @@ def test_diversity_ranks_candidates_by_the_place_of_the_beam_they_extend(rate: f
 def test_beams_share_what_the_prompt_fills_and_copy_only_the_last_block() -> None:
     of = DecoderSession(SumDecoder(spec(max_batch_size=3)), KvCacheLimit())
     of.generate([Request((1, 2, 3, 4, 5, 6), 5, sampling=SamplingParams(num_beams=3))])
-    steps = of.generation._decoder.steps  # type: ignore[attr-defined]
+    steps = of.executor.decoder.steps  # type: ignore[attr-defined]
     assert [inputs.kv_lens.tolist() for inputs in steps] == [[6], [7] * 3, [8] * 3, [9] * 3, [10] * 3]
     assert all(inputs.block_tables[:, 0].tolist() == [0] * 3 for inputs in steps[1:])
     assert all(len(set(inputs.block_tables[:, 1].tolist())) == 3 for inputs in steps[1:3])  # being written to

@@ -45,7 +45,7 @@ THIRD_PARTY = {
     "datasets": ("evaluate/dataset.py",),
     "rouge_score": ("evaluate/rouge.py",),
     "numpy": ("run/", "evaluate/rouge.py"),
-    "mpi4py": ("runtime/world.py", "plugins/collectives/"),
+    "mpi4py": ("runtime/world/", "plugins/collectives/"),
     "torch._inductor": ("backends/inductor/",),
     "tensorrt_llm": ("backends/trtllm/",),
     "triton": ("plugins/",),

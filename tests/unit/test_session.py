@@ -17,7 +17,6 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
-from opt_trt.runtime.world import World, current_world
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 
@@ -32,7 +31,7 @@ def session(
 
 
 def steps(of: DecoderSession) -> list[StepInputs]:
-    decoder = of.generation._decoder
+    decoder = of.executor.decoder
     assert isinstance(decoder, SumDecoder)
     return decoder.steps
 
@@ -401,27 +400,3 @@ def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: SamplingParam
     padded = DecoderSession(Padded(GATHERS), KvCacheLimit()).generate(requests)
     assert [r.output_ids for r in padded] == [r.output_ids for r in session(GATHERS).generate(requests)]
     assert all(r.generation_logits is not None and r.generation_logits.shape == (8, 16) for r in padded)
-
-
-def test_without_a_launcher_the_world_is_one() -> None:
-    assert current_world({"OMPI_COMM_WORLD_SIZE": "4"}) == World(0, 1)
-
-
-@pytest.mark.parametrize(
-    ("size", "rank"),
-    [
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-        ("PMI_SIZE", "PMI_RANK"),
-        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ],
-)
-def test_a_launcher_is_believed(size: str, rank: str) -> None:
-    world = current_world({size: "4", rank: "3"})
-    assert (world, world.is_leader) == (World(3, 4), False)
-
-
-def test_more_processes_than_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
-    with pytest.raises(UserError, match="world size must equal the engine's: it was built for 1 rank, 2 processes"):
-        session()

@@ -305,10 +305,3 @@ def test_hugging_face_alone_needs_no_engine(run: Run, model_dir: Path) -> None:
 def test_fp16_on_this_processor_is_said_to_be_slow(run: Run, model_dir: Path) -> None:
     assert run("--test_hf", "--hf_model_dir", str(model_dir), "--max_ite", "1", "--output_len", "1") == 0
     assert "computes in fp16, as asked" in run.out
-
-
-def test_only_the_leader_runs_hugging_face(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
-    assert run("--test_hf", "--hf_model_dir", "never_opened") == 0
-    assert run.out == ""

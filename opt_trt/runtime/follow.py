@@ -1,0 +1,52 @@
+"""Open one session on all ranks, and do on the others what the leader's does."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from opt_trt.config.scheduling import Scheduling
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.plan import unpack
+from opt_trt.runtime.ranks import INDEX_BYTES, Ranks, SessionRanks, index_bytes
+from opt_trt.runtime.session import Session
+from opt_trt.runtime.world.communicator import Communicator
+
+OPEN = -1  # in place of a session's index: open another one
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Which engine to open, and how; the same on all ranks, whatever their flags and directories are."""
+
+    engine_dir: Path
+    limit: KvCacheLimit
+    scheduling: Scheduling
+    fingerprint: str = ""  # of the engine the leader has found there
+
+
+OpenSession = Callable[[Opening, Ranks], Session]
+
+
+def lead(communicator: Communicator, opening: Opening, open_session: OpenSession) -> Session:
+    """Open a session on all ranks; the leader's steps are theirs from then on."""
+    with communicator.section():
+        communicator.send(index_bytes(OPEN) + pickle.dumps(opening))
+        session = open_session(opening, SessionRanks(communicator, communicator.num_sessions))
+        communicator.num_sessions += 1
+    return session
+
+
+def follow(communicator: Communicator, open_session: OpenSession) -> None:
+    """Open what the leader opens and step what it steps, until it ends."""
+    sessions: list[Session] = []
+    while message := communicator.receive():
+        content = memoryview(message)[INDEX_BYTES:]
+        index = int.from_bytes(message[:INDEX_BYTES], "little", signed=True)
+        with communicator.section():
+            if index == OPEN:
+                sessions.append(open_session(pickle.loads(content), SessionRanks(communicator, len(sessions))))
+            else:
+                sessions[index].executor.run(unpack(content))

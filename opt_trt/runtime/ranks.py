@@ -1,0 +1,75 @@
+"""What a session knows of the other ranks that have the same session open: nothing, where there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+from opt_trt.runtime.plan import Plan, pack
+from opt_trt.runtime.world.communicator import Communicator
+
+INDEX_BYTES = 8  # in front of every message: the session it is for
+
+
+class Ranks(Protocol):
+    """The ranks of a session: this one, and those it meets in every step."""
+
+    rank: int
+    step_timeout: float  # seconds after which a rank that waits for another one gives up
+
+    def fewest(self, count: int) -> int:
+        """The least of what all ranks have; every rank asks once, while the session is opened."""
+        ...
+
+    def step(self, plan: Plan) -> AbstractContextManager[None]:
+        """Where this rank carries out a plan, and all others do, too."""
+        ...
+
+
+class Alone:
+    """`Ranks` of a world of one."""
+
+    rank = 0
+    step_timeout = math.inf
+
+    def fewest(self, count: int) -> int:
+        """What this rank has."""
+        return count
+
+    def step(self, plan: Plan) -> AbstractContextManager[None]:
+        """Nobody is to be told."""
+        return nullcontext()
+
+
+ALONE = Alone()
+
+
+class SessionRanks:
+    """`Ranks` of the session that was opened after `index` others in this world."""
+
+    def __init__(self, communicator: Communicator, index: int) -> None:
+        self._communicator = communicator
+        self._index = index
+        self.rank = communicator.world.rank
+        self.step_timeout = communicator.step_timeout or math.inf
+
+    def fewest(self, count: int) -> int:
+        """See `Ranks.fewest`."""
+        return self._communicator.minimum(count)
+
+    @contextmanager
+    def step(self, plan: Plan) -> Iterator[None]:
+        """The leader tells the others; they are told already when they come here."""
+        if not self._communicator.world.is_leader:
+            yield
+            return
+        with self._communicator.section():
+            self._communicator.send(index_bytes(self._index) + pack(plan))
+            yield
+
+
+def index_bytes(index: int) -> bytes:
+    """How a message begins."""
+    return index.to_bytes(INDEX_BYTES, "little", signed=True)

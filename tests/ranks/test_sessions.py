@@ -1,0 +1,28 @@
+"""Sessions on several ranks: followers do what the leader does, and only the leader is heard."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.ranks.conftest import StartRanks
+
+PROGRAM = ("-m", "tests.ranks._sessions", "--scenario")
+
+
+def test_ranks_do_as_the_leader_does_and_give_the_outputs_of_one(start_ranks: StartRanks, tmp_path) -> None:
+    """Two sessions, beams, draws, prefix reuse, sequences that start over, streams: three ranks, caches alike."""
+    alone = start_ranks(1, *PROGRAM, "serve", "--directory", tmp_path)
+    assert alone.wait() == 0
+    run = start_ranks(3, *PROGRAM, "serve", "--directory", tmp_path)
+    assert run.wait() == 0, run.errors
+    assert run.output == alone.output and "follower" not in run.output
+    leader, *followers = [torch.load(tmp_path / f"caches{rank}.pt") for rank in range(3)]
+    assert [[layer.shape[0] for layer in cache] for cache in leader] == [[36, 36], [15, 15]]  # blocks: the least
+    assert all(layer.any() for cache in leader for layer in cache)
+    for follower in followers:
+        assert all(
+            torch.equal(mine, theirs)
+            for cache, other in zip(leader, follower, strict=True)
+            for mine, theirs in zip(cache, other, strict=True)
+        )
+    assert run.leftovers() == []
