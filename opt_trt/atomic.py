@@ -40,10 +40,12 @@ def atomic_directory(
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(target, marker, owned)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{SUFFIX}"
     made_parents = _make_parents(target.parent)
+    lock = None
     try:
-        temporary, lock = _locked_directory(target)
-        try:
+        try:  # from before there is anything: a signal may come between any two lines
+            lock = _make_locked(temporary, target)
             yield temporary
             _sync_tree(temporary)
             _check_replaceable(target, marker, owned)
@@ -51,7 +53,8 @@ def atomic_directory(
             _sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # after a swap this is the old directory
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
     except BaseException:
         _remove_empty(made_parents)
         raise
@@ -110,17 +113,16 @@ def _remove_empty(directories: list[Path]) -> None:
             return
 
 
-def _locked_directory(target: Path) -> tuple[Path, int]:
-    """A fresh directory beside the target and the descriptor that holds its lock; no other writer has one."""
+def _make_locked(temporary: Path, target: Path) -> int:
+    """Make the directory beside the target that no other writer has; the descriptor that holds its lock."""
     parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(parent, fcntl.LOCK_EX)  # one writer at a time looks for others and makes its own
         _remove_stale(target)
-        temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}{SUFFIX}"
         temporary.mkdir()
         lock = _try_lock(temporary)
         assert lock is not None, temporary
-        return temporary, lock
+        return lock
     finally:
         os.close(parent)
 

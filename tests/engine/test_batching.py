@@ -61,7 +61,7 @@ def test_beams_equal_transformers(kind, open_session, oracle):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_company_changes_ids_at_ties_alone(open_session, policy):
     alone, visitors = open_session("pre-norm"), visits(2, ways=TRACEABLE)
-    crowded = DecoderSession(alone.generation._decoder, CROWDED, Scheduling(policy, 24, True))
+    crowded = DecoderSession(alone.executor.decoder, CROWDED, Scheduling(policy, 24, True))
     with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
         crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors, logits=True)
     for sequence, expected in zip(crowd.sequences, answers, strict=True):

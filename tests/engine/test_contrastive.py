@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the length of a hidden state: fp32 sums in another order
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_equal_the_definition_among_greedy_requests(kind, open_session, oracle):
-    model, decoder = oracle(kind), open_session(kind).generation._decoder
+    model, decoder = oracle(kind), open_session(kind).executor.decoder
     session = DecoderSession(decoder, KvCacheLimit(max_tokens=2048), Scheduling("max_utilization", 7, True))
     prompts = random_prompts((31, 5, 64, 1))
     searches = [
@@ -37,7 +37,7 @@ def test_ids_equal_the_definition_among_greedy_requests(kind, open_session, orac
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_equal_transformers(kind, open_session, oracle, monkeypatch):
-    decoder, seen = open_session(kind).generation._decoder, []
+    decoder, seen = open_session(kind).executor.decoder, []
     step = decoder.step
     monkeypatch.setattr(decoder, "step", lambda *given: seen.append(step(*given)) or seen[-1])
     [prompt] = random_prompts((40,))

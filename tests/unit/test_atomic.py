@@ -196,3 +196,16 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_signal_right_after_the_directory_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(directory: Path) -> int:
+        assert directory.is_dir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("opt_trt.atomic._try_lock", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out"):
+        pytest.fail("never entered")
+    assert list(tmp_path.iterdir()) == []
