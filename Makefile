@@ -1,13 +1,16 @@
-# `make demo` and `make test` do all their set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
+# `make demo`, `make demo-tp`, `make test`: all set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test setup clean
+.PHONY: demo demo-tp test setup clean
 
 demo: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
+
+demo-tp: $(VENV)/demo.ready
+	PYTHON=$(CURDIR)/$(PY) RANKS=2 WORK=work/demo-tp bash examples/demo/demo.sh
 
 test: $(VENV)/test.ready
 	$(PY) -m ruff format --check .

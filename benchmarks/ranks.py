@@ -2,10 +2,11 @@
 
     python benchmarks/ranks.py all_reduce
     python benchmarks/ranks.py steps --model_shape opt-1.3b --num_layers 4 --precision int8
+    python benchmarks/ranks.py simulate --precision int8
 
-It starts the ranks itself, with the `mpirun` beside the interpreter. Both sides of a comparison take turns: inside a
-round for sums, process by process for steps. Weights are random; a layer takes as long in a short model as in a deep
-one.
+The last computes steps of 66B and 175B on GPUs that nobody ran: `simulated_ranks.py` says how. For the others it starts
+the ranks itself, with the `mpirun` beside the interpreter. Both sides of a comparison take turns: inside a round for
+sums, process by process for steps. Weights are random; a layer takes as long in a short model as in a deep one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+
+from simulated_ranks import BYTES_EACH, table
 
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.backends.inductor.isa import runnable_isas
@@ -165,8 +168,8 @@ def make_engine(flags: argparse.Namespace, ranks: int, work: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("all_reduce", "steps", "all_reduce_rank", "step_rank"), help="the last two "
-                        "are what ranks run")  # fmt: skip
+    parser.add_argument("what", choices=("all_reduce", "steps", "simulate", "all_reduce_rank", "step_rank"),
+                        help="the last two are what ranks run")  # fmt: skip
     parser.add_argument("--model_shape", choices=SHAPES, default="opt-1.3b")
     parser.add_argument("--num_layers", type=int, default=4)
     parser.add_argument("--precision", choices=PRECISIONS, default="float16")
@@ -175,6 +178,10 @@ def main() -> None:
     if flags.what == "all_reduce":
         compile_library(runnable_isas()[0].march, cache_dir() / "plugins")
         print(launch(RANKS, "all_reduce_rank"), end="")
+    elif flags.what == "simulate":
+        if flags.precision not in BYTES_EACH:
+            parser.error(f"simulate knows {', '.join(BYTES_EACH)}, not {flags.precision}")
+        print(*table(flags.precision), sep="\n")
     elif flags.what == "all_reduce_rank":
         all_reduce_rank()
     elif flags.what == "step_rank":

@@ -12,12 +12,14 @@ MPIRUN = Path(sys.executable).with_name("mpirun")
 PATIENCE_S = 600  # a rank needs seconds; who hangs must not hang the tests
 
 
+def launcher(ranks: int) -> list[str]:
+    """What starts that many ranks, which may be more than cores, as root, too."""
+    return [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
+
+
 def mpirun(ranks: int, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a module of the tests in that many ranks, which may be more than cores."""
-    command = [
-        str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks),
-        sys.executable, "-m", module, *map(str, arguments),
-    ]  # fmt: skip
+    """Run a module of the tests in that many ranks."""
+    command = [*launcher(ranks), "--bind-to", "none", sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=PATIENCE_S, check=False,
