@@ -91,8 +91,8 @@ class SamplingParams:
             raise UserError(f"log_probs must be the number of alternatives, 0 or more, found {self.log_probs}")
         if () in self.bad_words:
             raise UserError("bad_words has a word without tokens; drop it")
-        if not all(bias < math.inf for _, bias in self.logit_bias):
-            raise UserError("logit_bias must be numbers below infinity (-inf bans a token); found others")
+        if not all(bias <= LARGE for _, bias in self.logit_bias):
+            raise UserError(f"logit_bias must be numbers up to {LARGE:g} (-inf bans a token); found others")
         self._check_candidates()
         self._check_contradictions()
         self._check_beams()

@@ -12,7 +12,7 @@ from math import inf
 
 import torch
 
-from opt_trt.runtime.processors import FILTERS, parameter, process
+from opt_trt.runtime.processors import FILTERS, parameter, process, top_k_of
 from opt_trt.runtime.sequence import TokenSequence
 
 FEW, WIDE = 64, 64  # candidates, and logits of a window: settles most rows with top-k, and peaked ones
@@ -49,7 +49,7 @@ def _find(
     logits: torch.Tensor, sequences: Sequence[TokenSequence], best: torch.Tensor, token_ids: torch.Tensor
 ) -> Candidates:
     kept, settled = _keep_top_k(best, sequences)
-    log_total = torch.where(parameter("top_k", sequences) > 0, kept.logsumexp(-1, True), _log_total(logits, best))
+    log_total = torch.where(top_k_of(sequences) > 0, kept.logsumexp(-1, True), _log_total(logits, best))
     kept, clear_top_p = _keep_top_p(kept, log_total, sequences)
     kept, clear_min_p = _keep_min_p(kept, sequences)
     settled &= clear_top_p & clear_min_p
@@ -78,7 +78,7 @@ def _log_total(logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
 
 def _keep_top_k(best: torch.Tensor, sequences: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
     """The first `top_k` of fp32 `[R, C]`, largest first, and what equals the last of them."""
-    top_k = parameter("top_k", sequences, torch.int64)
+    top_k = top_k_of(sequences)
     least = best.gather(1, top_k.clamp(1, best.shape[1]) - 1)
     return torch.where((best >= least) | (top_k == 0), best, -inf), top_k <= best.shape[1]
 

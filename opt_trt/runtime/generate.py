@@ -48,6 +48,7 @@ class Generation:
         try:
             return self._step()
         except BaseException as error:  # Ctrl-C included: the blocks must not stay taken
+            self._copies = []
             for sequence in self._scheduler.clear():
                 sequence.fail(error)
             raise

@@ -74,7 +74,7 @@ def _apply_temperature(logits: torch.Tensor, sequences: Sequence[TokenSequence])
 
 def _keep_top_k(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The `top_k` largest, and whatever equals the least of them."""
-    top_k = parameter("top_k", sequences, torch.int64).clamp(max=logits.shape[1])
+    top_k = top_k_of(sequences).clamp(max=logits.shape[1])
     least = logits.topk(int(top_k.max())).values.gather(1, top_k - 1)
     return logits.masked_fill(logits < least, -inf)
 
@@ -101,6 +101,11 @@ def _history(sequence: TokenSequence) -> list[int]:
 def parameter(name: str, sequences: Sequence[TokenSequence], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """One field of every sequence: `[R, 1]`."""
     return torch.tensor([[getattr(s.request.sampling, name)] for s in sequences], dtype=dtype)
+
+
+def top_k_of(sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """`top_k` of every sequence, which may be any number: int64 `[R, 1]`, at most what no vocabulary reaches."""
+    return torch.tensor([[min(s.request.sampling.top_k, 2**31)] for s in sequences])
 
 
 def _indices(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

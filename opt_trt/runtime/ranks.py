@@ -17,6 +17,7 @@ class Ranks(Protocol):
     """The ranks of a session: this one, and those it meets in every step."""
 
     rank: int
+    local_size: int  # ranks on this host, which share its memory
     step_timeout: float  # seconds after which a rank that waits for another one gives up
 
     def fewest(self, count: int) -> int:
@@ -32,6 +33,7 @@ class Alone:
     """`Ranks` of a world of one."""
 
     rank = 0
+    local_size = 1
     step_timeout = math.inf
 
     def fewest(self, count: int) -> int:
@@ -53,6 +55,7 @@ class SessionRanks:
         self._communicator = communicator
         self._index = index
         self.rank = communicator.world.rank
+        self.local_size = communicator.world.local_size
         self.step_timeout = communicator.step_timeout or math.inf
 
     def fewest(self, count: int) -> int:

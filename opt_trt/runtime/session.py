@@ -59,7 +59,7 @@ class DecoderSession:
     ) -> None:
         self.spec = decoder.spec
         scheduling = scheduling or Scheduling()
-        num_blocks = ranks.fewest(kv_cache.pool_blocks(self.spec, limit, available_bytes()))
+        num_blocks = ranks.fewest(kv_cache.pool_blocks(self.spec, limit, available_bytes() // ranks.local_size))
         cache = kv_cache.allocate(self.spec, num_blocks)
         prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None
         self._pool = BlockPool(num_blocks, prefixes)

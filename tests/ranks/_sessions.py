@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,14 @@ def serve(session: Session) -> None:
     print([event.token_id for event in second], [event.token_id for event in first], flush=True)
 
 
-SCENARIOS: dict[str, Callable[[Session], None]] = {"wait": wait, "serve": serve}
+def go_on(session: Session) -> None:
+    """Take an interrupt for the end of an answer, as `--interactive` does, and ask again."""
+    with suppress(KeyboardInterrupt):
+        generate(session)
+    generate(session)
+
+
+SCENARIOS: dict[str, Callable[[Session], None]] = {"wait": wait, "serve": serve, "interrupt": go_on}
 
 
 def fail() -> None:
@@ -81,6 +89,10 @@ def fail() -> None:
 
 def crash() -> None:
     raise ZeroDivisionError("a bug")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def hang() -> None:
@@ -94,6 +106,7 @@ EVENTS: dict[str, Callable[[], None]] = {  # in the third step of one rank
     "hang": hang,
     "fail": fail,
     "crash": crash,
+    "interrupt": interrupt,
 }
 
 

@@ -22,6 +22,7 @@ FAILURES = [  # what happens, to which rank, what is said of it, exit code
     ("hang", 1, f"sleeps: {TOO_LONG}", 128 + 9),
     ("crash", 1, "ZeroDivisionError: a bug", 1),
     ("fail", 0, "expected a sound decoder, found this one", 2),
+    ("interrupt", 0, "a step was interrupted, and ranks cannot go on from the middle of it; start again", 2),
     ("missing", 1, "expected {directory}/rank1.engine, found nothing there", 2),
 ]  # fmt: skip
 

@@ -60,7 +60,7 @@ OPTIONS = {
     "min_length": {"min_length": 60},
     "temperature": ALL_TOKENS | {"temperature": 0.7},
     "top_k": {"top_k": 5},
-    "top_k_of_all": {"top_k": 100_000},
+    "top_k_of_all": {"top_k": 10**30},
     "top_p": ALL_TOKENS | {"top_p": 0.8},
     "hardly_any_top_p": ALL_TOKENS | {"top_p": 1e-7},
     "min_p": ALL_TOKENS | {"min_p": 0.2},

@@ -14,6 +14,7 @@ from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.ranks import Alone
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
@@ -400,3 +401,24 @@ def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: SamplingParam
     padded = DecoderSession(Padded(GATHERS), KvCacheLimit()).generate(requests)
     assert [r.output_ids for r in padded] == [r.output_ids for r in session(GATHERS).generate(requests)]
     assert all(r.generation_logits is not None and r.generation_logits.shape == (8, 16) for r in padded)
+
+
+def test_copies_of_a_failed_step_are_forgotten() -> None:
+    of = session()
+    of.generation._copies = [(1, 2)]
+    of.generation._scheduler.schedule = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        of.generation.step()
+    assert of.generation._copies == []
+
+
+def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Neighbours(Alone):
+        local_size = 4
+
+    decoder = SumDecoder(spec(max_batch_size=64))
+    monkeypatch.setattr("opt_trt.runtime.session.available_bytes", lambda: 80 * decoder.spec.kv_block_bytes())
+    counts = [
+        DecoderSession(decoder, KvCacheLimit(), ranks=ranks)._pool.num_blocks for ranks in (Alone(), Neighbours())
+    ]
+    assert counts == [72, 18]

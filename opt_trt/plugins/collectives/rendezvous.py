@@ -121,4 +121,5 @@ def _mpi(group: MPI.Comm) -> list[int]:
     library = ctypes.CDLL(MPI.__file__)
     functions = (library.MPI_Iallgather, library.MPI_Test)
     addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
-    return [*addresses, MPI._handleof(group), MPI._handleof(MPI.FLOAT)]
+    handles = [ctypes.c_int64(MPI._handleof(handle)).value for handle in (group, MPI.FLOAT)]  # negative in MPICH
+    return [*addresses, *handles]

@@ -15,7 +15,7 @@ from opt_trt.quant.nibbles import pack_nibbles
 LANES = 16
 ROW_MAJOR, INTERLEAVED = "row_major", "interleaved"
 LIBRARY = Tactic("library", ROW_MAJOR, 0)
-# Tokens held in registers while weights stream past; the values are run_gemm's in interleaved.h.
+# Tokens held in registers while weights stream past; the values are run_gemm's in tactics.h.
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
 # The same, but every token's sums are taken in one order, whatever comes with it: what --deterministic admits.
 ORDERED = tuple(Tactic(f"ordered_{rows}", INTERLEAVED, 64 + rows) for rows in (1, 4, 8))

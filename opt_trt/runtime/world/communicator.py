@@ -49,7 +49,7 @@ class Communicator:
             raise
         self._ranks = self._mpi.COMM_WORLD.Dup()
         self._lock = threading.Lock()  # sections are entered one at a time
-        self._is_inside = False  # a section; for good when a signal ended it
+        self._is_inside = False  # a section; for good when a signal left it
         self._has_ended = False
         self._ranks.Barrier()
         self._guard.note_shared_memory()
@@ -75,6 +75,10 @@ class Communicator:
     def section(self) -> Iterator[None]:
         """Where ranks wait for one another: an exception ends the world, and so does taking too long."""
         with self._lock:
+            if self._is_inside:  # the others are still in that step: sums of two different ones would meet
+                self.fail(
+                    UserError("a step was interrupted, and ranks cannot go on from the middle of it; start again")
+                )
             self._guard.busy()
             self._is_inside = True
             try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from opt_trt.runtime.world import watch
@@ -20,6 +21,7 @@ class Guard:
     """Starts the watching process, and keeps it informed at the cost of a store to shared memory."""
 
     def __init__(self, who: str, step_timeout: float) -> None:
+        self._others_memory = _shared_memory()  # mapped before MPI was: the user's own
         board = os.memfd_create("opt_trt")
         os.truncate(board, watch.BOARD_BYTES)
         self._board = mmap.mmap(board, watch.BOARD_BYTES)
@@ -45,21 +47,23 @@ class Guard:
         watch.BUSY_SINCE.pack_into(self._board, 0, 0.0)
 
     def note_shared_memory(self) -> None:
-        """Remember which files of shared memory this rank uses, to be removed if it is killed."""
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        paths = {line[line.index(SHARED_MEMORY) :] for line in lines if SHARED_MEMORY in line}
-        text = "\n".join(sorted(path for path in paths if not path.endswith("(deleted)"))).encode()
+        """Remember which files of shared memory MPI uses here, to be removed if this rank is killed."""
+        text = "\n".join(sorted(_shared_memory() - self._others_memory)).encode()
         start = watch.BUSY_SINCE.size + watch.PATHS_LENGTH.size
         self._board[start : start + len(text)] = text
         watch.PATHS_LENGTH.pack_into(self._board, watch.BUSY_SINCE.size, len(text))
 
     def leave(self) -> None:
         """The rank ends now, in order."""
-        os.write(self._pipe, bytes([watch.LEAVING]))
+        self._tell(watch.LEAVING)
 
     def fail(self) -> None:
         """The rank ends now and has said why, or is about to."""
-        os.write(self._pipe, bytes([watch.FAILING]))
+        self._tell(watch.FAILING)
+
+    def _tell(self, event: int) -> None:
+        with suppress(OSError):  # the process may have been killed; the rank must end all the same
+            os.write(self._pipe, bytes([event]))
 
     def _pass_signals_on(self) -> None:
         """Let the C handler of signals tell the process: in a compiled step no handler in Python runs."""
@@ -68,3 +72,10 @@ class Guard:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+
+
+def _shared_memory() -> set[str]:
+    """Files of shared memory that this process has mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = {line[line.index(SHARED_MEMORY) :] for line in lines if SHARED_MEMORY in line}
+    return {path for path in paths if not path.endswith("(deleted)")}
