@@ -42,14 +42,16 @@ def find_many(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> Candi
 def find_all(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> Candidates:
     """What the filters keep of whole rows, with transformers' operations: settled, whatever the rounding."""
     token_ids = torch.arange(logits.shape[1]).expand_as(logits)
-    return Candidates(process(logits, sequences, FILTERS), token_ids, torch.ones(len(logits), dtype=torch.bool))
+    return Candidates(process(logits.clone(), sequences, FILTERS), token_ids, torch.ones(len(logits), dtype=torch.bool))
 
 
 def _find(
     logits: torch.Tensor, sequences: Sequence[TokenSequence], best: torch.Tensor, token_ids: torch.Tensor
 ) -> Candidates:
     kept, settled = _keep_top_k(best, sequences)
-    log_total = torch.where(top_k_of(sequences) > 0, kept.logsumexp(-1, True), _log_total(logits, best))
+    log_total, unlimited = kept.logsumexp(-1, True), top_k_of(sequences) == 0
+    if unlimited.any():  # their probabilities are shares of all tokens
+        log_total = torch.where(unlimited, _log_total(logits, best), log_total)
     kept, clear_top_p = _keep_top_p(kept, log_total, sequences)
     kept, clear_min_p = _keep_min_p(kept, sequences)
     settled &= clear_top_p & clear_min_p

@@ -26,9 +26,7 @@ def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Te
     token_ids = greedy(logits)
     rows = [row for row, s in enumerate(sequences) if s.request.sampling.draws or s.request.sampling.processors]
     if rows:
-        token_ids[rows] = _choose_processed(
-            logits.index_select(0, torch.tensor(rows)), [sequences[row] for row in rows]
-        )
+        token_ids[rows] = _choose_processed(_take(logits, rows), [sequences[row] for row in rows])
     return token_ids
 
 
@@ -75,12 +73,14 @@ def no_token_left(sequence: TokenSequence) -> RequestFailed:
 
 
 def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The same for sequences that ask for more than the largest logit; `logits` are overwritten."""
-    changed = process(logits, sequences, CHANGES)
-    best, token_ids = _largest(changed)
-    for sequence, value in zip(sequences, best.tolist(), strict=True):
-        if not math.isfinite(value):
-            sequence.fail(no_token_left(sequence))
+    """The same for sequences that ask for more than the largest logit."""
+    changed, token_ids = logits, torch.zeros(len(logits), dtype=torch.int64)  # without changes, all are drawn
+    if not all(CHANGES.keys().isdisjoint(s.request.sampling.processors) for s in sequences):
+        changed = process(logits.clone(), sequences, CHANGES)  # megabytes, whose pages cost more than most changes
+        best, token_ids = _largest(changed)
+        for sequence, value in zip(sequences, best.tolist(), strict=True):
+            if not math.isfinite(value):
+                sequence.fail(no_token_left(sequence))
     drawn = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
     for draw_rows, is_filtered in ((_draw_filtered, True), (_draw_any, False)):
         rows = [row for row in drawn if _filters(sequences[row]) == is_filtered]
