@@ -89,13 +89,22 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
             f"{target} is a mount point or the current directory, which cannot be replaced as a whole; "
             "give a directory inside it"
         )
-    names = sorted(entry.name for entry in target.iterdir())
+    names = _names(target)
     foreign = [name for name in names if name != marker and not any(fnmatch(name, pattern) for pattern in owned)]
     if names and (foreign or marker not in names or names == [marker]):
         raise UserError(
             f"{target} exists and is not an earlier output of this command "
             f"(found {', '.join((foreign or names)[:3])}); give another directory or remove it"
         )
+
+
+def _names(directory: Path) -> list[str]:
+    """What is in a directory; looked up again if another one took its place meanwhile, for the old one is emptied."""
+    while True:
+        inode = directory.stat().st_ino
+        names = sorted(entry.name for entry in directory.iterdir())
+        if directory.stat().st_ino == inode:
+            return names
 
 
 def _make_parents(parent: Path) -> list[Path]:

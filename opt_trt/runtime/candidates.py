@@ -1,7 +1,7 @@
 """The tokens a draw is about: top-k, top-p and min-p, looked for among the largest logits of a row.
 
-They mostly keep a few tokens. To compare, sum and sort all logits for them took 14 ms at 16 rows of 50,272, a third of
-a step of OPT-125M; to look for the few takes two.
+They mostly keep a few tokens. To compare, sum and sort all logits for them took 14 ms at 16 rows of 50,272, a quarter
+of a step of OPT-125M; to look for the few takes one.
 """
 
 from __future__ import annotations

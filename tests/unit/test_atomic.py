@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,25 @@ def test_a_signal_right_after_the_directory_was_made_leaves_nothing(
     with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out"):
         pytest.fail("never entered")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_replaced_while_it_is_looked_at_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, files = tmp_path / "out", ("config.json", "rank0.engine")
+    for name in ("out", "newer"):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text(name)
+    iterdir = Path.iterdir
+
+    def emptied(directory: Path) -> Iterator[Path]:  # by a writer who has just put another in its place
+        monkeypatch.undo()
+        target.rename(tmp_path / "old")
+        (tmp_path / "newer").rename(target)
+        return iter([entry for entry in iterdir(tmp_path / "old") if entry.name != "config.json"])
+
+    monkeypatch.setattr(Path, "iterdir", emptied)
+    with atomic_directory(target) as temporary:
+        (temporary / "config.json").write_text("newest")
+    assert (target / "config.json").read_text() == "newest"
