@@ -52,9 +52,11 @@ def _find(
     log_total, unlimited = kept.logsumexp(-1, True), top_k_of(sequences) == 0
     if unlimited.any():  # their probabilities are shares of all tokens
         log_total = torch.where(unlimited, _log_total(logits, best), log_total)
-    kept, clear_top_p = _keep_top_p(kept, log_total, sequences)
-    kept, clear_min_p = _keep_min_p(kept, sequences)
-    settled &= clear_top_p & clear_min_p
+    kept, clear = _keep_top_p(kept, log_total, sequences)
+    settled &= clear
+    if any(s.request.sampling.min_p for s in sequences):
+        kept, clear = _keep_min_p(kept, sequences)
+        settled &= clear
     settled &= kept[:, -1:] == -inf  # no logit left out is larger than the last candidate
     token_ids, order = token_ids.sort()
     return Candidates(kept.gather(1, order), token_ids, settled.squeeze(1))
@@ -82,7 +84,8 @@ def _keep_top_k(best: torch.Tensor, sequences: Sequence[TokenSequence]) -> tuple
     """The first `top_k` of fp32 `[R, C]`, largest first, and what equals the last of them."""
     top_k = top_k_of(sequences)
     least = best.gather(1, top_k.clamp(1, best.shape[1]) - 1)
-    return torch.where((best >= least) | (top_k == 0), best, -inf), top_k <= best.shape[1]
+    clear = (top_k == 0) | (best[:, -1:] < least)  # else more of them may equal the last one kept
+    return torch.where((best >= least) | (top_k == 0), best, -inf), clear
 
 
 def _keep_top_p(

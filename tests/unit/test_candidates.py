@@ -42,7 +42,7 @@ def whole(found: Candidates, vocab: int) -> torch.Tensor:
     return torch.full((len(found.logits), vocab), -torch.inf).scatter(1, found.token_ids, found.logits)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(
     st.lists(PARAMS, min_size=1, max_size=5),
     st.sampled_from([7, FEW, FEW + 1, 2000, 8 * MANY + 5]),
@@ -97,6 +97,15 @@ def test_a_cut_that_falls_on_a_token_is_not_settled() -> None:
     logits[0, :4] = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     for top_p, settled in [(0.5, False), (0.6, True), (0.75, False), (0.8, False)]:  # the last: two tokens tie
         assert find_few(logits, sequences(SamplingParams(top_k=0, top_p=top_p))).settled.tolist() == [settled]
+
+
+def test_ties_of_top_k_beyond_the_candidates_count_for_top_p() -> None:
+    """Three tokens of logit 2 and 297 of logit 1 are kept: what top_p leaves depends on all of them."""
+    logits = torch.tensor([[2.0] * 3 + [1.0] * 297 + [0.0] * 700])
+    params = sequences(SamplingParams(top_k=10, top_p=0.1))
+    assert not find_few(logits, params).settled.any()
+    found = find_many(logits, params)
+    assert torch.equal(whole(found, 1000)[found.settled], whole(find_all(logits, params), 1000)[found.settled])
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
