@@ -74,7 +74,7 @@ def _apply_temperature(logits: torch.Tensor, sequences: Sequence[TokenSequence])
 
 def _keep_top_k(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The `top_k` largest, and whatever equals the least of them."""
-    top_k = top_k_of(sequences).clamp(max=logits.shape[1])
+    top_k = torch.tensor([[min(s.request.sampling.top_k, logits.shape[1])] for s in sequences])
     least = logits.topk(int(top_k.max())).values.gather(1, top_k - 1)
     return logits.masked_fill(logits < least, -inf)
 
@@ -101,11 +101,6 @@ def _history(sequence: TokenSequence) -> list[int]:
 def parameter(name: str, sequences: Sequence[TokenSequence], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """One field of every sequence: `[R, 1]`."""
     return torch.tensor([[getattr(s.request.sampling, name)] for s in sequences], dtype=dtype)
-
-
-def top_k_of(sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """`top_k` of every sequence, which may be any number: int64 `[R, 1]`, at most what no vocabulary reaches."""
-    return torch.tensor([[min(s.request.sampling.top_k, 2**31)] for s in sequences])
 
 
 def _indices(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,9 +141,9 @@ CHANGES: Table = {
     "no_repeat_ngram_size": _ban_repeated_ngrams,
     "bad_words": _ban_words,
     "min_length": _ban_early_end,
-    "temperature": _apply_temperature,
 }
 FILTERS: Table = {
+    "temperature": _apply_temperature,
     "top_k": _keep_top_k,
     "top_p": _keep_top_p,
     "min_p": _keep_min_p,

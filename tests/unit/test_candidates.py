@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.runtime.candidates import FEW, MANY, Candidates, find_all, find_few, find_many
+from opt_trt.runtime.candidates import ROUNDS, Kept, keep, largest
+from opt_trt.runtime.processors import FILTERS, process
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 
-FIND = {FEW: find_few, MANY: find_many}
-Find = Callable[..., Candidates]
+FEW, MANY = ROUNDS
 PARAMS = st.builds(
     SamplingParams,
+    temperature=st.sampled_from([1.0, 0.7, 3.0]),
     top_k=st.sampled_from([2, 50, FEW - 1, FEW, FEW + 1, 700, MANY, 100_000]),
     top_p=st.sampled_from([0.0, 1e-6, 0.3, 0.9, 0.999999, 1.0]),
     min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
@@ -38,8 +37,15 @@ def random_logits(rows: int, vocab: int, spread: float, decimals: int | None = N
     return logits if decimals is None else logits.round(decimals=decimals)  # rounded logits tie
 
 
-def whole(found: Candidates, vocab: int) -> torch.Tensor:
-    return torch.full((len(found.logits), vocab), -torch.inf).scatter(1, found.token_ids, found.logits)
+def found(logits: torch.Tensor, number: int, *params: SamplingParams) -> list[Kept | None]:
+    rows = largest(logits, sequences(*params), number)
+    return [keep(row, asked) for row, asked in zip(rows, params, strict=True)]
+
+
+def kept_of_whole_rows(logits: torch.Tensor, *params: SamplingParams) -> list[dict[int, float]]:
+    """Token ids and probabilities, by transformers' operations."""
+    kept = process(logits.clone(), sequences(*params), FILTERS).double().softmax(-1).tolist()
+    return [{token_id: p for token_id, p in enumerate(row) if p > 0} for row in kept]
 
 
 @settings(deadline=None, max_examples=300)
@@ -55,25 +61,36 @@ def test_what_is_settled_is_what_transformers_keeps(
 ) -> None:
     logits = random_logits(len(params), vocab, spread, decimals)
     logits[:, : int(banned * vocab) if banned < 1 else min(int(banned), vocab - 1)] = -torch.inf
-    exact = whole(find_all(logits.clone(), sequences(*params)), vocab)
-    for find in FIND.values():
-        found = find(logits, sequences(*params))
-        assert torch.equal(whole(found, vocab)[found.settled], exact[found.settled])
+    exact = kept_of_whole_rows(logits, *params)
+    for number in ROUNDS:
+        for kept, expected in zip(found(logits, number, *params), exact, strict=True):
+            if kept:
+                shares = [weight / sum(kept.weights) for weight in kept.weights]
+                assert dict(zip(kept.token_ids, shares, strict=True)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("number", FIND)
+@pytest.mark.parametrize("number", ROUNDS)
 @pytest.mark.parametrize(
     "params", [{"top_k": 50}, {"top_k": 50, "top_p": 0.9}, {"top_k": 0, "top_p": 0.9}, {"top_k": 0, "min_p": 0.1}]
 )
 def test_peaked_rows_are_settled(number: int, params: dict[str, float]) -> None:
-    found = FIND[number](random_logits(16, 50272, 6.0), sequences(*[SamplingParams(**params)] * 16))  # type: ignore[arg-type]
-    assert found.settled.sum() >= 15 and found.logits.shape == (16, number)
+    kept = found(random_logits(16, 50272, 6.0), number, *[SamplingParams(**params)] * 16)  # type: ignore[arg-type]
+    assert kept.count(None) <= 1
 
 
-@pytest.mark.parametrize("find", FIND.values())
-def test_ids_ascend_and_do_not_come_twice(find: Find) -> None:
-    found = find(random_logits(4, 50272, 1.0, 0), sequences(*[SamplingParams(top_k=40)] * 4))
-    assert (found.token_ids.diff() > 0).all()
+@pytest.mark.parametrize("params", [{"top_k": 40}, {"top_k": 0, "top_p": 0.9}])
+def test_all_possible_tokens_may_be_few(params: dict[str, float]) -> None:
+    logits = torch.full((1, 50272), -torch.inf)
+    logits[0, [7, 9, 40000]] = torch.tensor([1.0, 3.0, 2.0])
+    (kept,) = found(logits, FEW, SamplingParams(**params))  # type: ignore[arg-type]
+    assert kept and kept.token_ids == ([7, 9, 40000] if "top_p" not in params else [9, 40000])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_no_numbers_are_not_settled(value: float) -> None:
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, 5] = value
+    assert found(logits, FEW, SamplingParams(top_k=40)) == [None]
 
 
 @pytest.mark.parametrize(
@@ -85,34 +102,33 @@ def test_ids_ascend_and_do_not_come_twice(find: Find) -> None:
         {"top_k": 0, "top_p": 0.5, "min_p": 1.0},
     ],
 )
-@pytest.mark.parametrize("find", FIND.values())
+@pytest.mark.parametrize("number", ROUNDS)
 def test_rows_whose_kept_tokens_reach_beyond_the_candidates_are_not_settled(
-    find: Find, params: dict[str, float]
+    number: int, params: dict[str, float]
 ) -> None:
-    assert not find(torch.zeros(2, 10_000), sequences(*[SamplingParams(**params)] * 2)).settled.any()  # type: ignore[arg-type]
+    assert found(torch.zeros(2, 10_000), number, *[SamplingParams(**params)] * 2) == [None, None]  # type: ignore[arg-type]
 
 
 def test_a_cut_that_falls_on_a_token_is_not_settled() -> None:
     logits = torch.full((1, 1000), -torch.inf)
     logits[0, :4] = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     for top_p, settled in [(0.5, False), (0.6, True), (0.75, False), (0.8, False)]:  # the last: two tokens tie
-        assert find_few(logits, sequences(SamplingParams(top_k=0, top_p=top_p))).settled.tolist() == [settled]
+        (kept,) = found(logits, FEW, SamplingParams(top_k=0, top_p=top_p))
+        assert (kept is not None) == settled
 
 
 def test_ties_of_top_k_beyond_the_candidates_count_for_top_p() -> None:
     """Three tokens of logit 2 and 297 of logit 1 are kept: what top_p leaves depends on all of them."""
-    logits = torch.tensor([[2.0] * 3 + [1.0] * 297 + [0.0] * 700])
-    params = sequences(SamplingParams(top_k=10, top_p=0.1))
-    assert not find_few(logits, params).settled.any()
-    found = find_many(logits, params)
-    assert torch.equal(whole(found, 1000)[found.settled], whole(find_all(logits, params), 1000)[found.settled])
+    logits, params = torch.tensor([[2.0] * 3 + [1.0] * 297 + [0.0] * 700]), SamplingParams(top_k=10, top_p=0.1)
+    assert found(logits, FEW, params) == found(logits, MANY, params) == [None]  # all tie at top_p's edge
+    (kept,) = found(logits, MANY, SamplingParams(top_k=10, min_p=0.1))
+    assert kept and kept.token_ids == [*range(300)]
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
+@pytest.mark.parametrize("number", ROUNDS)
+def test_a_row_does_not_depend_on_the_others(number: int) -> None:
     options = [SamplingParams(top_k=50), SamplingParams(top_k=0, top_p=0.9), SamplingParams(top_k=0, min_p=0.1)] * 5
     logits = random_logits(15, 50272, 5.0)
-    together = find_few(logits, sequences(*options))
-    for row, params in enumerate(options):
-        alone = find_few(logits[row : row + 1], sequences(params))
-        assert torch.equal(alone.logits[0], together.logits[row])
-        assert torch.equal(alone.token_ids[0], together.token_ids[row])
+    together = found(logits, number, *options)
+    alone = [found(logits[row : row + 1], number, params)[0] for row, params in enumerate(options)]
+    assert together == alone

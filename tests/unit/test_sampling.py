@@ -171,6 +171,14 @@ def test_a_sequence_does_not_depend_on_the_batch_it_runs_in(steps: int, width: i
     assert together == alone == reverse[::-1]
 
 
+def test_a_number_falls_on_one_token_among_the_largest_and_in_the_whole_row() -> None:
+    params = {"top_k": 0, "top_p": 0.9, "temperature": 0.9, "min_p": 0.01}
+    rows = [sequence(index, random_seed=index, **params) for index in range(300)]
+    logits = 4 * torch.randn(300, 5000, generator=torch.Generator().manual_seed(3))
+    uniforms = [sequence(0, random_seed=index, **params).random.random() for index in range(300)]
+    assert choose(logits, rows).tolist() == draw(process(logits.clone(), rows), uniforms).tolist()
+
+
 def test_the_seed_decides_and_so_does_the_sequence() -> None:
     same = [tokens([sequence(0, (), **ALL | {"random_seed": 7, "sequence": 1})])[0] for _ in range(2)]
     others = [tokens([sequence(0, (), **ALL | changes)])[0] for changes in ({"random_seed": 8}, {"sequence": 2})]
@@ -184,7 +192,8 @@ def test_greedy_rows_of_a_mixed_batch_stay_greedy() -> None:
 
 
 def test_rows_without_options_are_not_even_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("opt_trt.runtime.sampling._choose_processed")
+    for other_way in ("_choose_changed", "_draw_by_chance", "process"):
+        monkeypatch.delattr(f"opt_trt.runtime.sampling.{other_way}")
     assert choose(torch.tensor([LOGITS] * 2), [sequence(0), sequence(1)]).tolist() == [2, 2]
 
 
