@@ -9,12 +9,12 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.candidates import find_all, find_few, find_many
+from opt_trt.runtime.largest import largest
 from opt_trt.runtime.processors import CHANGES, FILTERS, process
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sequence import TokenSequence
 
 SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
-WINDOW = 256  # logits reduced at once; ATen reduces maxima with vector instructions, but not positions of maxima
 
 
 def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -51,7 +51,7 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     `UserError` if a row has a NaN or its largest logit is infinite: a maximum passes NaN on, so looking at `S` numbers
     finds one anywhere in the rows.
     """
-    best, token_ids = _largest(logits)
+    best, token_ids = largest(logits)
     require_numbers(best.tolist())
     return token_ids
 
@@ -77,7 +77,7 @@ def _choose_processed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) 
     changed, token_ids = logits, torch.zeros(len(logits), dtype=torch.int64)  # without changes, all are drawn
     if not all(CHANGES.keys().isdisjoint(s.request.sampling.processors) for s in sequences):
         changed = process(logits.clone(), sequences, CHANGES)  # megabytes, whose pages cost more than most changes
-        best, token_ids = _largest(changed)
+        best, token_ids = largest(changed)
         for sequence, value in zip(sequences, best.tolist(), strict=True):
             if not math.isfinite(value):
                 sequence.fail(no_token_left(sequence))
@@ -118,21 +118,3 @@ def _draw_filtered(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> 
 def _take(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some rows of `[R, V]`: a copy, unless they are all."""
     return logits if len(rows) == len(logits) else logits.index_select(0, torch.tensor(rows))
-
-
-def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits.max(dim=-1) if logits.shape[1] < 2 * WINDOW else _max_by_windows(logits)
-
-
-def _max_by_windows(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`logits.max(dim=-1)` ten times faster: the maximum of each window, then the position inside the best one.
-
-    The last window overlaps the one before it when the vocabulary is no multiple; it wins only with a larger logit.
-    """
-    whole = logits.shape[1] // WINDOW
-    maxima = logits[:, : whole * WINDOW].reshape(-1, whole, WINDOW).amax(-1)
-    last = logits[:, -WINDOW:].amax(-1, keepdim=True)
-    best, window = torch.cat((maxima, last), dim=1).max(dim=-1)
-    start = (window * WINDOW).clamp_(max=logits.shape[1] - WINDOW).unsqueeze(1)
-    inside = logits.gather(1, start + torch.arange(WINDOW, device=logits.device)).argmax(-1)
-    return best, start.squeeze(1) + inside
