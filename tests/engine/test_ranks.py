@@ -72,6 +72,13 @@ def test_ranks_compute_what_the_uncompiled_graph_computes(ranks, engine_of):
 
 
 @needs_mpirun
+def test_a_stage_begins_with_a_part_while_the_one_before_computes_the_next(engine_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMPI_MCA_btl", "self,tcp")  # as between nodes: in shared memory less is needed
+    result = mpirun(4, "tests.engine._overlapping_ranks", engine_of(FEW[4][0])[1], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_mpirun
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [2, 4, 8])

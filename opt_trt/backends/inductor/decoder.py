@@ -74,7 +74,11 @@ class CompiledDecoder:
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         for weights, cache in zip(self._layers, kv_cache, strict=True):
             x = self._layer.run([x, *weights, cache, *step])
+            self._after_layer()
         return x
+
+    def _after_layer(self) -> None:
+        """What other ranks may wait for meanwhile; here, nothing."""
 
     def _joined(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         """See `RankLogits.join`; no rows where no logits are wanted, as of a part of a step that ends no prompt."""
@@ -98,15 +102,19 @@ class StageDecoder(CompiledDecoder):
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`; the outputs are rank 0's, other ranks return some of them or no rows."""
         pipeline, found = self._pipeline, []
-        for part in micro_batches(inputs, self._stages):
-            first = pipeline.is_first
-            x = self._embed(part) if first else pipeline.receive(len(part.input_ids), self._hidden_size)
+        parts = micro_batches(inputs, self._stages)
+        arriving = [] if pipeline.is_first else [pipeline.expect(len(p.input_ids), self._hidden_size) for p in parts]
+        for index, part in enumerate(parts):
+            x = self._embed(part) if pipeline.is_first else pipeline.receive(arriving[index])
             x = self._loop(x, part, kv_cache)
             if pipeline.is_last:
                 found.append((self._joined(x, part), self._hidden(x, part)))
             else:
                 pipeline.send(x)
         return self._answer(found, inputs)
+
+    def _after_layer(self) -> None:
+        self._pipeline.progress()
 
     def _answer(self, found: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inputs: StepInputs) -> StepOutputs:
         """What the last stage made of the parts of a step, where rank 0 needs it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,6 +22,14 @@ class PipelineError(RuntimeError):
     """Another stage did not come within the time given."""
 
 
+class Arriving(NamedTuple):
+    """A message that is expected."""
+
+    request: MPI.Request
+    x: torch.Tensor  # filled once the request is done
+    source: int
+
+
 class Pipeline:
     """The links of one rank: from its place in the stage before, to its place in the next."""
 
@@ -33,13 +41,22 @@ class Pipeline:
         self._speaker = mapping.world_size - mapping.tp_size  # the rank of the last stage whose logits count
         self._sending: list[tuple[MPI.Request, torch.Tensor]] = []
 
-    def receive(self, tokens: int, features: int) -> torch.Tensor:
-        """Hidden states [T, E] of the stage before."""
-        return self._take((tokens, features), self._rank - self._tp_size)
+    def expect(self, tokens: int, features: int) -> Arriving:
+        """Hidden states [T, E] of the stage before, to be received later: they may come meanwhile."""
+        return self._expect((tokens, features), self._rank - self._tp_size)
+
+    def receive(self, arriving: Arriving) -> torch.Tensor:
+        """What was expected, once it is here."""
+        self._wait(arriving.request, f"rank {arriving.source} sends nothing")
+        return arriving.x
 
     def send(self, x: torch.Tensor) -> None:
         """Hidden states to the next stage; returns before they have arrived."""
         self._give(x, self._rank + self._tp_size)
+
+    def progress(self) -> None:
+        """Let messages move: over a network MPI moves large ones only while it is called, on either side."""
+        self._world.Iprobe()
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         """A step's outputs of these shapes: rank 0 gets those the last stage gives here; no rows for who has none."""
@@ -47,7 +64,7 @@ class Pipeline:
             for tensor in found:
                 self._give(tensor, 0)
         elif self._rank == 0:
-            found = [self._take(shape, self._speaker) for shape in shapes]
+            found = [self.receive(self._expect(shape, self._speaker)) for shape in shapes]
         for request, _ in self._sending:
             self._wait(request, "the next stage does not take its messages")
         self._sending.clear()
@@ -57,10 +74,9 @@ class Pipeline:
         x = x.contiguous()
         self._sending.append((self._world.Isend(x.numpy(), to), x))  # the tensor is kept until it has arrived
 
-    def _take(self, shape: tuple[int, int], source: int) -> torch.Tensor:
+    def _expect(self, shape: tuple[int, int], source: int) -> Arriving:
         x = torch.empty(shape)
-        self._wait(self._world.Irecv(x.numpy(), source), f"rank {source} sends nothing")
-        return x
+        return Arriving(self._world.Irecv(x.numpy(), source), x, source)
 
     def _wait(self, request: MPI.Request, problem: str) -> None:
         """Poll, as MPI's own waiting would, but leave the core to others meanwhile."""
