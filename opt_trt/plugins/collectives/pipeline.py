@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from opt_trt.mapping import Mapping
+from opt_trt.waiting import Patience, wait_until
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-YIELDS = 2000  # looks for a message before a waiting rank begins to sleep between them: about a millisecond
-NAP_S = 5e-5
+YIELDING_S, NAP_S = 1e-3, 5e-5  # how long a rank looks for a message without a pause, and the pause from then on
 
 
 class PipelineError(RuntimeError):
@@ -80,12 +78,5 @@ class Pipeline:
 
     def _wait(self, request: MPI.Request, problem: str) -> None:
         """Poll, as MPI's own waiting would, but leave the core to others meanwhile."""
-        for _ in range(YIELDS):
-            if request.Test():
-                return
-            os.sched_yield()
-        deadline = time.monotonic() + self._timeout_s
-        while not request.Test():
-            if time.monotonic() > deadline:
-                raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")
-            time.sleep(NAP_S)
+        if not wait_until(request.Test, Patience(YIELDING_S, NAP_S, NAP_S, self._timeout_s)):
+            raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")
