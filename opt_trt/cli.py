@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from opt_trt.config.flags import Flag, Refusal
 from opt_trt.errors import CheckFailed, UserError
-from opt_trt.runtime.world import World, current_world
+from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World, current_world
 
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -25,8 +25,6 @@ EXIT_UNREAD = 128 + signal.SIGPIPE  # what shells report of a command whose outp
 # How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
 # a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
 SPIN_COUNT = "10000"
-
-LEADER_FIRST_SECONDS = 3.0  # a mistake in the flags is every rank's
 
 Config = TypeVar("Config")
 

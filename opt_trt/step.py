@@ -26,6 +26,7 @@ class StepInputs:
     block_tables: torch.Tensor  # int32 [S, B], padded with 0
     last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
     hidden_token_ids: torch.Tensor | None = None  # int64 [M], of those whose hidden states are; None for none
+    greedy: bool = False  # of the wanted logits only the largest of each row matters
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class StepOutputs:
     The hidden state of a token is what its logits are a product of: `E` numbers behind the last layer and its norm.
     """
 
-    logits: torch.Tensor  # fp32 [L, V]
+    logits: torch.Tensor  # fp32 [L, V]; of the tokens `token_ids` alone where these are given
     hidden: torch.Tensor | None = None  # fp32 [M, E], None if none were
+    token_ids: torch.Tensor | None = None  # int64 [L, C], ascending in each row: a greedy step may answer with few
 
 
 @dataclass(frozen=True)

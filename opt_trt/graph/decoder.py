@@ -90,7 +90,10 @@ def _linear(named: Mapping[str, torch.Tensor], name: str) -> Linear:
 
 
 class Head(torch.nn.Module):
-    """Hidden states [T, E] → logits [L, V] of the tokens `last_token_ids` [L]; fp16 if `logits_dtype` says so."""
+    """Hidden states [T, E] → logits [L, V] of the tokens `last_token_ids` [L]; fp16 if `logits_dtype` says so.
+
+    Of several tensor-parallel ranks each gives those of its part of the vocabulary [L, ceil(V / tp)].
+    """
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -98,13 +101,10 @@ class Head(torch.nn.Module):
         self.final_norm = config.has_final_layer_norm
         self.epsilon = config.norm_epsilon
         self.rounded = config.logits_dtype == "float16"
-        self.tp_size, self.vocab_size = config.mapping.tp_size, config.vocab_size
 
     def forward(self, x: torch.Tensor, last_token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """`weights` in the order of `head_weight_names`."""
         logits = self.ops.gemm("head", self.normed(x, last_token_ids, weights), Linear(weights[-1]))
-        if self.tp_size > 1:
-            logits = self.ops.all_gather(logits, self.vocab_size)
         return logits.half() if self.rounded else logits  # widened outside: a compiler drops a round trip
 
     def normed(self, x: torch.Tensor, token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:

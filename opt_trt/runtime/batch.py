@@ -34,6 +34,7 @@ def step_inputs(chunks: Sequence[Chunk], tokens_per_block: int) -> StepInputs:
         block_tables=_block_tables(chunks),
         last_token_ids=_tensor(array("q", _wanted(chunks, query_start))),
         hidden_token_ids=_hidden(chunks, query_start),
+        greedy=all(chunk.sequence.request.is_greedy for chunk in chunks),
     )
 
 

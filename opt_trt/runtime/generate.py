@@ -67,7 +67,8 @@ class Generation:
         single = [rows[0] for sequence, rows in rows_of.items() if sequence.num_rows == 1]
         if single:
             everyone = len(single) == len(sequences)
-            _extend(logits if everyone else logits[single], [sequences[row] for row in single])
+            chosen_from = logits if everyone else logits[single]
+            _extend(chosen_from, [sequences[row] for row in single], outputs.token_ids)
         for leader, rows in rows_of.items():
             if leader.num_rows > 1:
                 self._search(leader, logits[rows], [sequences[row] for row in rows])
@@ -88,9 +89,11 @@ class Generation:
         self._copies += self._scheduler.replace(rows, new_rows)
 
 
-def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
-    """Give each sequence the token its row of fp32 `[S, V]` chooses."""
+def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence], token_ids: torch.Tensor | None) -> None:
+    """Give each sequence the token its row of fp32 `[S, V]` chooses; `[S, C]` are those of `token_ids` alone."""
     newest_ids = choose(logits, sequences)
+    if token_ids is not None:
+        newest_ids = token_ids.gather(1, newest_ids.unsqueeze(1)).squeeze(1)
     log_probs.record(logits, newest_ids, sequences)
     for row, (sequence, token_id) in enumerate(zip(sequences, newest_ids.tolist(), strict=True)):
         if sequence.error is not None:

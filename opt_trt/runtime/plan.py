@@ -12,7 +12,7 @@ from opt_trt.step import StepInputs
 
 Copies = Sequence[tuple[int, int]]  # from block, to block
 
-HEADER_BYTES = 5 * 8  # int64: T, L, M, S, B of `StepInputs`
+HEADER_BYTES = 6 * 8  # int64: T, L, M, S, B and `greedy` of `StepInputs`
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ def pack(plan: Plan) -> bytes:
     """The plan as bytes: sizes, then its tensors, those of 8 bytes a number first, so that all are aligned."""
     inputs = plan.inputs
     hidden = torch.empty(0, dtype=torch.int64) if inputs.hidden_token_ids is None else inputs.hidden_token_ids
-    sizes = (len(inputs.input_ids), len(inputs.last_token_ids), len(hidden), *inputs.block_tables.shape)
+    sizes = (
+        len(inputs.input_ids), len(inputs.last_token_ids), len(hidden), *inputs.block_tables.shape, inputs.greedy
+    )  # fmt: skip
     tensors = (
         inputs.input_ids, inputs.position_ids, inputs.slot_mapping, inputs.last_token_ids, hidden,
         inputs.query_start, inputs.kv_lens, inputs.block_tables,
@@ -38,7 +40,7 @@ def pack(plan: Plan) -> bytes:
 
 def unpack(message: bytearray | memoryview) -> Plan:
     """The plan that was packed; its tensors are views of the message."""
-    num_tokens, num_logits, num_hidden, num_sequences, width = array("q", bytes(message[:HEADER_BYTES]))
+    num_tokens, num_logits, num_hidden, num_sequences, width, greedy = array("q", bytes(message[:HEADER_BYTES]))
     counts = (num_tokens, num_tokens, num_tokens, num_logits, num_hidden)
     long = torch.frombuffer(message, dtype=torch.int64, offset=HEADER_BYTES, count=sum(counts))
     end = HEADER_BYTES + long.nbytes
@@ -48,5 +50,6 @@ def unpack(message: bytearray | memoryview) -> Plan:
     num_copied = short.shape[0] - (2 * num_sequences + 1 + table)
     starts, kv_lens, tables, copies = short.split_with_sizes((num_sequences + 1, num_sequences, table, num_copied))
     tables = tables.view(num_sequences, width)
-    inputs = StepInputs(ids, positions, slots, starts, kv_lens, tables, wanted, hidden if num_hidden else None)
+    states = hidden if num_hidden else None
+    inputs = StepInputs(ids, positions, slots, starts, kv_lens, tables, wanted, states, bool(greedy))
     return Plan(inputs, [(source, target) for source, target in copies.view(-1, 2).tolist()])

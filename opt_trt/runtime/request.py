@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +44,14 @@ class Request:
     return_generation_logits: bool = False
     sampling: SamplingParams = GREEDY
     stop_words: StopWords | None = None
+
+    @cached_property
+    def is_greedy(self) -> bool:
+        """Whether nothing but the largest logit matters, and that only for the next token."""
+        sampling = self.sampling
+        chosen = sampling.draws or sampling.processors or sampling.num_rows > 1
+        shown = self.return_context_logits or self.return_generation_logits or sampling.log_probs is not None
+        return not (chosen or shown)
 
     @property
     def keeps_parts(self) -> bool:

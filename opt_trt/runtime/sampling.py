@@ -9,13 +9,13 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.candidates import draw_among_largest
+from opt_trt.runtime.largest import largest
 from opt_trt.runtime.processors import CHANGES, FILTERS, process
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sequence import TokenSequence
 
 SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
 Way = Callable[[torch.Tensor, Sequence[TokenSequence]], torch.Tensor]
-WINDOW = 256  # logits reduced at once; ATen reduces maxima with vector instructions, but not positions of maxima
 
 
 def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -54,7 +54,7 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     `UserError` if a row has a NaN or its largest logit is infinite: a maximum passes NaN on, so looking at `S` numbers
     finds one anywhere in the rows.
     """
-    best, token_ids = _largest(logits)
+    best, token_ids = largest(logits)
     require_numbers(best.tolist())
     return token_ids
 
@@ -87,9 +87,9 @@ def _choose_largest(logits: torch.Tensor, _: Sequence[TokenSequence]) -> torch.T
 
 def _choose_changed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The same for sequences that ask for other logits than the decoder's."""
-    require_numbers(_largest(logits)[0].tolist())
+    require_numbers(largest(logits)[0].tolist())
     changed = process(logits.clone(), sequences, CHANGES)
-    best, token_ids = _largest(changed)
+    best, token_ids = largest(changed)
     for sequence, value in zip(sequences, best.tolist(), strict=True):
         if not math.isfinite(value):
             sequence.fail(no_token_left(sequence))
@@ -116,21 +116,3 @@ def _draw_by_chance(logits: torch.Tensor, sequences: Sequence[TokenSequence]) ->
 def _take(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some rows of `[R, V]`: a copy, unless they are all."""
     return logits if len(rows) == len(logits) else logits.index_select(0, torch.tensor(rows))
-
-
-def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits.max(dim=-1) if logits.shape[1] < 2 * WINDOW else _max_by_windows(logits)
-
-
-def _max_by_windows(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`logits.max(dim=-1)` ten times faster: the maximum of each window, then the position inside the best one.
-
-    The last window overlaps the one before it when the vocabulary is no multiple; it wins only with a larger logit.
-    """
-    whole = logits.shape[1] // WINDOW
-    maxima = logits[:, : whole * WINDOW].reshape(-1, whole, WINDOW).amax(-1)
-    last = logits[:, -WINDOW:].amax(-1, keepdim=True)
-    best, window = torch.cat((maxima, last), dim=1).max(dim=-1)
-    start = (window * WINDOW).clamp_(max=logits.shape[1] - WINDOW).unsqueeze(1)
-    inside = logits.gather(1, start + torch.arange(WINDOW, device=logits.device)).argmax(-1)
-    return best, start.squeeze(1) + inside

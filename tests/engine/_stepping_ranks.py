@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from mpi4py import MPI
 
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.runtime import kv_cache
-from opt_trt.step import Decoder, StepInputs
+from opt_trt.step import Decoder, StepInputs, StepOutputs
 
 TOKENS_EACH = 64  # of a sequence in the KV cache
 LENGTHS = (3, 1, 50, 40, 37)  # prompts: 131 tokens, which pipeline stages take in two parts
@@ -18,7 +19,7 @@ GENERATED = ((11, 12, 13, 14, 15), (21, 22, 23, 24, 25))
 
 
 def steps(block_tokens: int) -> list[StepInputs]:
-    """All prompts at once, then a token of each, whatever the logits say."""
+    """All prompts at once; again, as if only the last one were whole by then; a token of each, whatever was said."""
     past = [0] * len(LENGTHS)
     chunks = [[[(7 * i + s) % 128 + 3 for i in range(n)] for s, n in enumerate(LENGTHS)]]
     chunks += [[[token] for token in tokens] for tokens in GENERATED]
@@ -26,7 +27,7 @@ def steps(block_tokens: int) -> list[StepInputs]:
     for step in chunks:
         made.append(_inputs(step, past, block_tokens))
         past = [start + len(chunk) for start, chunk in zip(past, step, strict=True)]
-    return made
+    return [made[0], replace(made[0], last_token_ids=made[0].last_token_ids[-1:]), *made[1:]]
 
 
 def _inputs(step: list[list[int]], past: list[int], block_tokens: int) -> StepInputs:
@@ -46,17 +47,29 @@ def _inputs(step: list[list[int]], past: list[int], block_tokens: int) -> StepIn
 
 def logits_of(decoder: Decoder) -> torch.Tensor:
     """The logits of all steps, one after another."""
-    block_tokens, vocab_size = decoder.spec.tokens_per_block, decoder.spec.vocab_size
+    return torch.cat([outputs.logits[:, : decoder.spec.vocab_size] for outputs in outputs_of(decoder, greedy=False)])
+
+
+def largest_of(decoder: Decoder) -> torch.Tensor:
+    """The tokens of the largest logits of all steps."""
+    outputs = outputs_of(decoder, greedy=True)
+    return torch.cat([o.token_ids.gather(1, o.logits.argmax(1, keepdim=True)) for o in outputs]).flatten()
+
+
+def outputs_of(decoder: Decoder, greedy: bool) -> list[StepOutputs]:
+    """What a decoder makes of all steps."""
+    block_tokens = decoder.spec.tokens_per_block
     caches = kv_cache.allocate(decoder.spec, len(LENGTHS) * TOKENS_EACH // block_tokens)
-    return torch.cat([decoder.step(inputs, caches).logits[:, :vocab_size] for inputs in steps(block_tokens)])
+    return [decoder.step(replace(inputs, greedy=greedy), caches) for inputs in steps(block_tokens)]
 
 
 def main(engines: list[Path]) -> None:
     rank = MPI.COMM_WORLD.Get_rank()
     for engine in engines:
-        logits = logits_of(open_decoder(engine, rank, timeout_s=120))
+        decoder = open_decoder(engine, rank, timeout_s=120)
+        found = logits_of(decoder), largest_of(decoder)
         if rank == 0:
-            torch.save(logits, engine.with_suffix(".logits"))
+            torch.save(found, engine.with_suffix(".found"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from threading import Barrier
 import torch
 
 from opt_trt.backends.inductor.layout import packed_tensors
+from opt_trt.backends.inductor.rank_logits import RankLogits
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embedding_module
@@ -31,12 +32,14 @@ class Threads:
         self._barrier = Barrier(size)
         self._parts: list[torch.Tensor] = [torch.empty(0)] * size
         self.exchanged = [0] * size
+        self.newest = torch.empty(0)  # of what was given to be exchanged
 
     def ops(self, tp_rank: int) -> ReferenceOps:
         """The plain operations of a rank."""
 
         def exchange(x: torch.Tensor) -> Sequence[torch.Tensor]:
             self.exchanged[tp_rank] += 1
+            self.newest = x
             self._parts[tp_rank] = x
             self._barrier.wait(PATIENCE_S)
             parts = list(self._parts)
@@ -60,10 +63,11 @@ class Rank:
         self.layers = config.stage_layers(self.stage)
         self._embedding, self._layer = embedding_module(config, ops), Layer(config, ops)
         self._head = Head(config, ops)
+        self.logits = RankLogits(mapping, rank, config.vocab_size, ops)
 
     @torch.inference_mode()
     def run(self, x: torch.Tensor | None, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Hidden states, or logits of the last stage, from those of the stage before."""
+        """Hidden states, or what the last stage joins of its logits, from those of the stage before."""
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         if x is None:
             tables = [self.weights[name] for name in EMBEDDING_WEIGHTS]
@@ -77,8 +81,7 @@ class Rank:
         if self.stage < self.config.mapping.pp_size - 1:
             return x
         head = [self.weights[name] for name in head_weight_names(self.config)]
-        logits: torch.Tensor = self._head(x, inputs.last_token_ids, head)
-        return logits
+        return self.logits.join(self._head(x, inputs.last_token_ids, head), inputs)
 
 
 class RankDecoder:
@@ -108,4 +111,4 @@ class RankDecoder:
             assert all(torch.equal(result, results[0]) for result in results), "ranks disagree"
             x = results[0]
         assert x is not None
-        return StepOutputs(x)
+        return self.ranks[0].logits.outputs(x, inputs, None)

@@ -53,18 +53,30 @@ def links(mapping: Mapping, timeout_s: float = 30.0) -> list[Pipeline]:
     return [Pipeline(Comm(rank, mailboxes), mapping, timeout_s) for rank in range(mapping.world_size)]
 
 
+def arrived(rank: Pipeline, tokens: int, features: int) -> torch.Tensor:
+    return rank.receive(rank.expect(tokens, features))
+
+
 def test_hidden_states_go_to_the_same_place_in_the_next_stage() -> None:
     ranks = links(Mapping(6, tp_size=2, pp_size=3))
     for first in range(4):
         ranks[first].send(torch.full((2, 3), float(first)))
-        assert ranks[first + 2].receive(2, 3).tolist() == [[first] * 3] * 2
+        assert arrived(ranks[first + 2], 2, 3).tolist() == [[first] * 3] * 2
 
 
 def test_parts_of_a_step_arrive_in_their_order() -> None:
     first, second = links(Mapping(2, pp_size=2))
     for part in range(3):
         first.send(torch.full((1, 2), float(part)))
-    assert [second.receive(1, 2)[0, 0].item() for _ in range(3)] == [0, 1, 2]
+    assert [arrived(second, 1, 2)[0, 0].item() for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_is_expected_before_it_is_sent_arrives_in_order() -> None:
+    first, second = links(Mapping(2, pp_size=2))
+    expected = [second.expect(1, 2) for _ in range(3)]
+    for part in range(3):
+        first.send(torch.full((1, 2), float(part)))
+    assert [second.receive(arriving)[0, 0].item() for arriving in expected] == [0, 1, 2]
 
 
 def test_rank_0_gets_the_outputs_of_the_last_stages_first_rank_and_others_no_rows() -> None:
@@ -86,4 +98,4 @@ def test_the_ends_of_a_pipeline_know_that_they_are() -> None:
 def test_a_stage_that_sends_nothing_is_named() -> None:
     ranks = links(Mapping(2, pp_size=2), timeout_s=0.01)
     with pytest.raises(PipelineError, match=r"rank 1: rank 0 sends nothing for 0\.01 s"):
-        ranks[1].receive(1, 4)
+        arrived(ranks[1], 1, 4)

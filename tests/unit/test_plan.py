@@ -22,19 +22,20 @@ INPUTS = StepInputs(  # two sequences: three tokens of a prompt, one in the gene
 )
 
 
+@pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("hidden", [None, torch.tensor([0, 1, 3])])
 @pytest.mark.parametrize("copies", [(), ((3, 4),), ((3, 4), (5, 0))])
-def test_a_plan_comes_out_as_it_went_in(copies: Copies, hidden: torch.Tensor | None) -> None:
-    inputs = replace(INPUTS, hidden_token_ids=hidden)
+def test_a_plan_comes_out_as_it_went_in(copies: Copies, hidden: torch.Tensor | None, greedy: bool) -> None:
+    inputs = replace(INPUTS, hidden_token_ids=hidden, greedy=greedy)
     plan = unpack(bytearray(pack(Plan(inputs, copies))))
     assert tuple(plan.copies) == copies
     for field in fields(StepInputs):
         sent, got = getattr(inputs, field.name), getattr(plan.inputs, field.name)
-        if sent is None or got is None:
+        if not isinstance(sent, torch.Tensor):
             assert sent is got, field.name
         else:
             assert (got.dtype, got.tolist(), got.is_contiguous()) == (sent.dtype, sent.tolist(), True), field.name
 
 
 def test_a_token_of_a_long_sequence_costs_a_message_of_bytes() -> None:
-    assert len(pack(Plan(INPUTS))) == 5 * 8 + 14 * 8 + 11 * 4
+    assert len(pack(Plan(INPUTS))) == 6 * 8 + 14 * 8 + 11 * 4

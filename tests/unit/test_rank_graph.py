@@ -12,6 +12,7 @@ import torch
 from transformers import OPTForCausalLM
 
 from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.convert import convert
 from opt_trt.quant import MODES
 from opt_trt.runtime.kv_cache import KvCacheLimit
@@ -160,3 +161,33 @@ def test_a_rank_holds_its_part_of_the_bytes(precision, decoder_of):
 
     whole = linear_bytes(1)
     assert [whole // linear_bytes(tp_size) for tp_size in (2, 4)] == [2, 4]
+
+
+SAMPLING = {  # what a request asks for beside its next token, or of it
+    "greedy": {},
+    "drawn": {"sampling": SamplingParams(top_k=5)},
+    "log-probs": {"sampling": SamplingParams(log_probs=1)},
+    "penalized": {"sampling": SamplingParams(repetition_penalty=1.5)},
+    "beams": {"sampling": SamplingParams(num_beams=2)},
+    "logits": {"return_generation_logits": True},
+}
+
+
+@pytest.mark.parametrize("asked", SAMPLING)
+@pytest.mark.parametrize(("tp_size", "part"), [(2, 66), (4, 33)])
+def test_ranks_exchange_eight_bytes_a_row_where_only_the_largest_logit_matters(asked, tp_size, part, decoder_of):
+    decoder = decoder_of(Case("pre-norm", "float32", tp_size, 1, "off"))
+    requests = [Request((5, 6, 7), 1), Request((9,), 1, **SAMPLING[asked])]
+    DecoderSession(decoder, KvCacheLimit(max_tokens=512)).generate(requests)
+    newest = decoder.groups[0].newest
+    assert (newest.nbytes, list(newest.shape)) == ((16, [2, 2]) if asked == "greedy" else (8 * part, [2, part]))
+
+
+@pytest.mark.parametrize(
+    "case", [Case("pre-norm", "float32", 4, 1, "off"), Case("post-norm", "int8", 2, 2, "0")], ids=str
+)
+def test_ids_of_the_largest_logits_are_those_of_all_logits(case, decoder_of):
+    session = DecoderSession(decoder_of(case), KvCacheLimit(max_tokens=512))
+    whole = session.generate([Request(p, NEW_TOKENS, return_generation_logits=True) for p in PROMPTS])
+    few = session.generate([Request(p, NEW_TOKENS) for p in PROMPTS])
+    assert [result.output_ids for result in few] == [result.output_ids for result in whole]

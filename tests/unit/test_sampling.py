@@ -12,9 +12,10 @@ import torch
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
+from opt_trt.runtime.largest import WINDOW
 from opt_trt.runtime.processors import process
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.sampling import WINDOW, choose, draw, greedy
+from opt_trt.runtime.sampling import choose, draw, greedy
 from opt_trt.runtime.sequence import TokenSequence
 
 WIDTHS = [1, 7, WINDOW, 2 * WINDOW - 1, 2 * WINDOW, 2 * WINDOW + 1, 5 * WINDOW + 17, 50272]

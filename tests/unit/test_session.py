@@ -152,7 +152,7 @@ def test_steps_have_the_types_of_the_contract() -> None:
     of.generate([Request((1, 2), 3), Request((3,), 3)])
     int64, int32 = torch.int64, torch.int32
     for inputs in steps(of):
-        tensors = [tensor for tensor in vars(inputs).values() if tensor is not None]
+        tensors = [tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor)]
         assert [t.dtype for t in tensors] == [int64, int64, int64, int32, int32, int32, int64]
         assert all(t.is_contiguous() for t in tensors)
 

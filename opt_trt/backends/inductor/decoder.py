@@ -20,11 +20,13 @@ from opt_trt.backends.engine import (
 from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.backends.inductor.micro_batches import micro_batches
 from opt_trt.backends.inductor.program import Program, load_programs
+from opt_trt.backends.inductor.rank_logits import RankLogits
 from opt_trt.errors import UserError
 from opt_trt.graph.decoder import Head, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants
 from opt_trt.graph.programs import stage_programs
-from opt_trt.ops import ReferenceOps
+from opt_trt.ops import Ops, ReferenceOps
+from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.native import NativeLibrary
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 
@@ -37,7 +39,7 @@ TIMEOUT_S = 3600.0  # longer than the longest step: a rank that waits longer for
 class CompiledDecoder:
     """`Decoder` of one rank. Holds programs and weights; the KV cache is the caller's."""
 
-    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int = 0) -> None:
+    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int = 0, ops: Ops | None = None) -> None:
         model = config.pretrained_config
         self.spec = decoder_spec(config, rank)
         self._stages = model.mapping.pp_size
@@ -57,10 +59,12 @@ class CompiledDecoder:
             raise UserError(f"{engine_dir} lacks {error}; {REBUILD.format(engine=engine_dir)}") from error
         self._constants = embedding_constants(model, model.mapping.tp_rank(rank))
         self._plain_head = Head(model, ReferenceOps())
+        self._logits = RankLogits(model.mapping, rank, model.vocab_size, ops or ReferenceOps())
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`."""
-        return self._outputs(self._loop(self._embed(inputs), inputs, kv_cache), inputs)
+        x = self._loop(self._embed(inputs), inputs, kv_cache)
+        return self._logits.outputs(self._joined(x, inputs), inputs, self._hidden(x, inputs))
 
     def _embed(self, inputs: StepInputs) -> torch.Tensor:
         return self._programs["embedding"].run([inputs.input_ids, inputs.position_ids, *self._tables, *self._constants])
@@ -70,43 +74,56 @@ class CompiledDecoder:
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         for weights, cache in zip(self._layers, kv_cache, strict=True):
             x = self._layer.run([x, *weights, cache, *step])
+            self._after_layer()
         return x
 
-    def _outputs(self, x: torch.Tensor, inputs: StepInputs) -> StepOutputs:
-        logits = self._programs["head"].run([x, inputs.last_token_ids, *self._head_weights]).float()
+    def _after_layer(self) -> None:
+        """What other ranks may wait for meanwhile; here, nothing."""
+
+    def _joined(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
+        """See `RankLogits.join`; no rows where no logits are wanted, as of a part of a step that ends no prompt."""
+        if not len(inputs.last_token_ids):
+            return torch.empty(0, self._logits.width(inputs))
+        part = self._programs["head"].run([x, inputs.last_token_ids, *self._head_weights]).float()
+        return self._logits.join(part, inputs)
+
+    def _hidden(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor | None:
         wanted = inputs.hidden_token_ids  # few tokens: their norm needs no program of its own
-        hidden = None if wanted is None else self._plain_head.normed(x, wanted, self._head_weights)
-        return StepOutputs(logits, hidden)
+        return None if wanted is None else self._plain_head.normed(x, wanted, self._head_weights)
 
 
 class StageDecoder(CompiledDecoder):
     """`Decoder` of a rank of a pipeline stage: what comes in and goes out are hidden states."""
 
-    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int, pipeline: Pipeline) -> None:
-        super().__init__(engine_dir, config, rank)
+    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int, ops: Ops, pipeline: Pipeline) -> None:
+        super().__init__(engine_dir, config, rank, ops)
         self._pipeline = pipeline
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`; the outputs are rank 0's, other ranks return some of them or no rows."""
-        pipeline, parts = self._pipeline, []
-        for part in micro_batches(inputs, self._stages):
-            first = pipeline.is_first
-            x = self._embed(part) if first else pipeline.receive(len(part.input_ids), self._hidden_size)
+        pipeline, found = self._pipeline, []
+        parts = micro_batches(inputs, self._stages)
+        arriving = [] if pipeline.is_first else [pipeline.expect(len(p.input_ids), self._hidden_size) for p in parts]
+        for index, part in enumerate(parts):
+            x = self._embed(part) if pipeline.is_first else pipeline.receive(arriving[index])
             x = self._loop(x, part, kv_cache)
             if pipeline.is_last:
-                parts.append(self._outputs(x, part))
+                found.append((self._joined(x, part), self._hidden(x, part)))
             else:
                 pipeline.send(x)
-        return self._answer(parts, inputs)
+        return self._answer(found, inputs)
 
-    def _answer(self, parts: Sequence[StepOutputs], inputs: StepInputs) -> StepOutputs:
+    def _after_layer(self) -> None:
+        self._pipeline.progress()
+
+    def _answer(self, found: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inputs: StepInputs) -> StepOutputs:
         """What the last stage made of the parts of a step, where rank 0 needs it."""
-        shapes = [(len(inputs.last_token_ids), self.spec.vocab_size)]
-        found = [torch.cat([part.logits for part in parts])] if parts else []
+        shapes = [(len(inputs.last_token_ids), self._logits.width(inputs))]
         if inputs.hidden_token_ids is not None:
             shapes.append((len(inputs.hidden_token_ids), self._hidden_size))
-            found += [torch.cat([part.hidden for part in parts if part.hidden is not None])] if parts else []
-        return StepOutputs(*self._pipeline.answer(found, shapes))
+        kinds = [[tensor for tensor in kind if tensor is not None] for kind in zip(*found, strict=True)]
+        joined, *hidden = self._pipeline.answer([torch.cat(kind) for kind in kinds if kind], shapes)
+        return self._logits.outputs(joined, inputs, hidden[0] if hidden else None)
 
 
 def decoder_spec(config: EngineConfig, rank: int = 0) -> DecoderSpec:
@@ -151,6 +168,7 @@ def open_decoder(engine_dir: Path, rank: int = 0, timeout_s: float = TIMEOUT_S) 
     from opt_trt.plugins.collectives import rendezvous  # MPI starts with this import
 
     pipeline = rendezvous.connect(library, mapping, timeout_s)
+    ops = ReferenceOps() if mapping.tp_size == 1 else CollectiveOps(library.operators(), mapping.tp_size)
     if mapping.pp_size == 1:
-        return CompiledDecoder(engine_dir, config, rank)
-    return StageDecoder(engine_dir, config, rank, pipeline)
+        return CompiledDecoder(engine_dir, config, rank, ops)
+    return StageDecoder(engine_dir, config, rank, ops, pipeline)

@@ -36,6 +36,7 @@ def _part(inputs: StepInputs, sequences: slice, tokens: slice) -> StepInputs:
         block_tables=inputs.block_tables[sequences],
         last_token_ids=_inside(inputs.last_token_ids, tokens),
         hidden_token_ids=None if hidden is None else _inside(hidden, tokens),
+        greedy=inputs.greedy,
     )
 
 

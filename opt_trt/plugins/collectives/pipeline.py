@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from opt_trt.mapping import Mapping
+from opt_trt.waiting import Patience, wait_until
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-YIELDS = 2000  # looks for a message before a waiting rank begins to sleep between them: about a millisecond
-NAP_S = 5e-5
+YIELDING_S, NAP_S = 1e-3, 5e-5  # how long a rank looks for a message without a pause, and the pause from then on
 
 
 class PipelineError(RuntimeError):
     """Another stage did not come within the time given."""
+
+
+class Arriving(NamedTuple):
+    """A message that is expected."""
+
+    request: MPI.Request
+    x: torch.Tensor  # filled once the request is done
+    source: int
 
 
 class Pipeline:
@@ -33,13 +39,22 @@ class Pipeline:
         self._speaker = mapping.world_size - mapping.tp_size  # the rank of the last stage whose logits count
         self._sending: list[tuple[MPI.Request, torch.Tensor]] = []
 
-    def receive(self, tokens: int, features: int) -> torch.Tensor:
-        """Hidden states [T, E] of the stage before."""
-        return self._take((tokens, features), self._rank - self._tp_size)
+    def expect(self, tokens: int, features: int) -> Arriving:
+        """Hidden states [T, E] of the stage before, to be received later: they may come meanwhile."""
+        return self._expect((tokens, features), self._rank - self._tp_size)
+
+    def receive(self, arriving: Arriving) -> torch.Tensor:
+        """What was expected, once it is here."""
+        self._wait(arriving.request, f"rank {arriving.source} sends nothing")
+        return arriving.x
 
     def send(self, x: torch.Tensor) -> None:
         """Hidden states to the next stage; returns before they have arrived."""
         self._give(x, self._rank + self._tp_size)
+
+    def progress(self) -> None:
+        """Let messages move: over a network MPI moves large ones only while it is called, on either side."""
+        self._world.Iprobe()
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         """A step's outputs of these shapes: rank 0 gets those the last stage gives here; no rows for who has none."""
@@ -47,7 +62,7 @@ class Pipeline:
             for tensor in found:
                 self._give(tensor, 0)
         elif self._rank == 0:
-            found = [self._take(shape, self._speaker) for shape in shapes]
+            found = [self.receive(self._expect(shape, self._speaker)) for shape in shapes]
         for request, _ in self._sending:
             self._wait(request, "the next stage does not take its messages")
         self._sending.clear()
@@ -57,19 +72,11 @@ class Pipeline:
         x = x.contiguous()
         self._sending.append((self._world.Isend(x.numpy(), to), x))  # the tensor is kept until it has arrived
 
-    def _take(self, shape: tuple[int, int], source: int) -> torch.Tensor:
+    def _expect(self, shape: tuple[int, int], source: int) -> Arriving:
         x = torch.empty(shape)
-        self._wait(self._world.Irecv(x.numpy(), source), f"rank {source} sends nothing")
-        return x
+        return Arriving(self._world.Irecv(x.numpy(), source), x, source)
 
     def _wait(self, request: MPI.Request, problem: str) -> None:
         """Poll, as MPI's own waiting would, but leave the core to others meanwhile."""
-        for _ in range(YIELDS):
-            if request.Test():
-                return
-            os.sched_yield()
-        deadline = time.monotonic() + self._timeout_s
-        while not request.Test():
-            if time.monotonic() > deadline:
-                raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")
-            time.sleep(NAP_S)
+        if not wait_until(request.Test, Patience(YIELDING_S, NAP_S, NAP_S, self._timeout_s)):
+            raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")

@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from opt_trt.errors import UserError
-from opt_trt.runtime.world import World
+from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World
 from opt_trt.runtime.world.guard import Guard
+from opt_trt.waiting import Patience, wait_until
 
 LEADER = 0
 STEP_TIMEOUT = "OPT_TRT_STEP_TIMEOUT"  # seconds a step may take
 DEFAULT_STEP_TIMEOUT = "1800"  # 8192 prompt tokens of 66B take 1400 s on four ranks of 200 GFLOP/s each
 EXIT_BUG, EXIT_USER_ERROR, EXIT_TERMINATED = 1, 2, 143
-LEADER_FIRST_SECONDS = 1.0  # what happened to all ranks, the leader says
-SPIN_SECONDS = 0.005  # between two steps the leader schedules and samples; whoever waits longer sleeps
-NAPS_SECONDS = (0.0001, 0.005)  # the first, each twice as long as the one before, and the longest
+# Between two steps the leader schedules and samples; whoever waits longer sleeps.
+PATIENCE = Patience(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
 
 
 class Communicator:
@@ -117,18 +117,10 @@ class Communicator:
         self._mpi.Finalize()
 
     def _wait(self) -> bytearray:
-        """Take a message, waiting in a way that leaves the core to others after a while."""
-        spin_until = time.monotonic() + SPIN_SECONDS
-        nap, longest_nap = NAPS_SECONDS
         status = self._mpi.Status()
-        while (arrived := self._ranks.Improbe(LEADER, status=status)) is None:
-            if time.monotonic() < spin_until:
-                os.sched_yield()
-            else:
-                time.sleep(nap)
-                nap = min(2 * nap, longest_nap)
+        wait_until(lambda: self._ranks.Iprobe(LEADER, status=status), PATIENCE)
         message = bytearray(status.Get_count(self._mpi.BYTE))
-        arrived.Recv((message, self._mpi.BYTE))
+        self._ranks.Recv((message, self._mpi.BYTE), LEADER)
         return message
 
 

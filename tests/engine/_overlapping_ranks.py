@@ -1,0 +1,54 @@
+"""What each rank of `test_ranks` runs to see whether pipeline stages work on different parts of a step at one time.
+
+Layers do nothing here, but there are many of them. Those of the first stage take their time with the second part until
+the second stage has begun with the first one, and complain if that has not come about by the last of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.runtime import kv_cache
+from tests.engine._stepping_ranks import LENGTHS, TOKENS_EACH, steps
+
+LAYERS = 1000
+PAUSE_S = 0.01  # of a layer that waits: ten seconds in all
+
+
+class WaitingLayer:
+    """In place of the compiled `layer` of a rank: says that it has begun, or waits for the next stage to."""
+
+    def __init__(self, rank: int, directory: Path) -> None:
+        self._begun = [directory / f"begun{r}" for r in (rank, rank + 2)]
+        self._is_first_stage = rank < 2
+        self._calls = 0
+
+    def run(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """The hidden states as they are."""
+        self._calls += 1
+        own, following = self._begun
+        if not self._is_first_stage:
+            own.touch()
+        elif self._calls > LAYERS and not following.exists():
+            assert self._calls < 2 * LAYERS, "the next stage has not begun with the first part of the step"
+            time.sleep(PAUSE_S)
+        return tensors[0]
+
+
+def main(engine: Path, directory: Path) -> None:
+    decoder = open_decoder(engine, MPI.COMM_WORLD.Get_rank(), timeout_s=120)
+    block_tokens = decoder.spec.tokens_per_block
+    caches = kv_cache.allocate(decoder.spec, len(LENGTHS) * TOKENS_EACH // block_tokens)
+    decoder._layer = WaitingLayer(MPI.COMM_WORLD.Get_rank(), directory)
+    decoder._layers = [decoder._layers[0]] * LAYERS
+    decoder.step(steps(block_tokens)[0], [caches[0]] * LAYERS)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
