@@ -62,8 +62,10 @@ class Parser(argparse.ArgumentParser):
         default, values = field["default"], plugin_values(facts, field)
         if values is not None:
             choices = ["disable" if value is None else value for value in values]
-            shown = facts["plugin_flags"]["off"]["default"] if default is None else default
-            self.add_argument(f"--{name}", default=default if name == "gemm_plugin" else shown, choices=choices)
+            off = facts["plugin_flags"]["off"]
+            if default is None and name not in off["except"]:
+                default = off["default"]
+            self.add_argument(f"--{name}", default=default, choices=choices)
         elif isinstance(default, bool):
             self.add_argument(f"--{name}", default="enable" if default else "disable", choices=["enable", "disable"])
         else:
@@ -112,6 +114,9 @@ def build_config(facts: Facts, args: dict[str, Any], plugins: dict[str, Any]) ->
     config |= {"plugin_config": plugins}
     for name, flag in facts["renamed_fields"].items():
         config[name] = args.get(flag["flag"], config[name])
+    for name, total in facts.get("sums", {}).items():
+        parts = [args[part] for part in total["of"]]
+        config[name] = config[name] if None in parts else sum(parts)
     return _with_kv_cache_type(facts, config)
 
 

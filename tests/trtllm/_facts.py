@@ -1,7 +1,8 @@
 """What is known of each release of TensorRT-LLM, with where it was read; what a release inherits is inferred.
 
-`facts/releases.json` lists the releases; `facts/RELEASE/*.json` hold groups of facts: a file and commit of TensorRT-LLM,
-`how` it is known (`read` there, or `inferred`), the facts by section and name, and what of the base's is `removed`.
+`facts/releases.json` lists the releases, each with the newer one it is based on; `facts/RELEASE/*.json` hold groups of
+facts: a file and commit of TensorRT-LLM, `how` they are known (`read` there, or `inferred`), the facts by section and
+name, and which of the base's are `removed`, `replaced` (all of a section), or were read there and are the `same`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def _read(name: str) -> Release:
 
 def _add(group: dict[str, Any], facts: Facts, sources: dict[tuple[str, str], Source]) -> None:
     source = Source(group["file"], group["commit"], group["how"], group.get("note", ""))
-    for section, names in group.get("removed", {}).items():
+    for section in group.get("same", ()):
+        sources |= {(section, name): source for name in facts[section]}
+    removed = {section: list(facts[section]) for section in group.get("replaced", ())} | group.get("removed", {})
+    for section, names in removed.items():
         for name in names:
             del facts[section][name], sources[section, name]
     for section, known in group.get("facts", {}).items():

@@ -1,7 +1,7 @@
 """Write the double of a release: a package `tensorrt_llm` whose modules are made of the release's facts when imported.
 
 A process sees it with the environment that `environment` gives. What a machine would add comes from variables:
-`DOUBLE_GPUS` (1 unless given) and `DOUBLE_SM` (80) are its GPUs, and `DOUBLE_FAILURE` is an error the compiler ends with.
+`DOUBLE_GPUS` (1 unless given) and `DOUBLE_SM` (80) are its GPUs, `DOUBLE_FAILURE` is an error the compiler ends with.
 """
 
 from __future__ import annotations
