@@ -9,7 +9,6 @@ from pathlib import Path
 
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.plan import unpack
 from opt_trt.runtime.ranks import INDEX_BYTES, Ranks, SessionRanks, index_bytes
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world.communicator import Communicator
@@ -49,4 +48,4 @@ def follow(communicator: Communicator, open_session: OpenSession) -> None:
             if index == OPEN:
                 sessions.append(open_session(pickle.loads(content), SessionRanks(communicator, len(sessions))))
             else:
-                sessions[index].executor.run(unpack(content))
+                sessions[index].obey(content)

@@ -12,6 +12,7 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.describe import DescribeConfig
 from opt_trt.config.export_hf import ExportConfig
+from opt_trt.config.repack import RepackConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
 
@@ -170,6 +171,12 @@ EFFECTS: dict[type, dict[str, str]] = {
         "max_shard_size": "unit/test_export_hf.py::test_several_files_have_an_index_and_are_the_same_model",
         "tokenizer_dir": "unit/test_export_hf.py::test_a_tokenizer_is_copied_when_named",
         "log_level": "unit/test_export_hf.py::test_the_export_says_where_it_is_from",
+    },
+    RepackConfig: {
+        "checkpoint_dir": "unit/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
+        "target_sm": "unit/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
+        "output_dir": "unit/test_repack.py::test_without_an_output_directory_the_checkpoint_is_replaced",
+        "log_level": "unit/test_repack.py::test_one_line_says_what_was_done",
     },
 }  # fmt: skip
 

@@ -1,0 +1,45 @@
+"""Write the double of a release: a package `tensorrt_llm` whose modules are made of the release's facts when imported.
+
+A process sees it with the environment that `environment` gives. What a machine would add comes from variables:
+`DOUBLE_GPUS` (1 unless given) and `DOUBLE_SM` (80) are its GPUs, `DOUBLE_FAILURE` is an error the compiler ends with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tests.trtllm._facts import Release, load
+
+ROOT = Path(__file__).parents[2]
+FACTS_FILE = "facts.json"
+HEADER = "from pathlib import Path\nimport json\n"
+READ = HEADER + "facts = json.loads((Path(__file__).parents[{up}] / 'facts.json').read_text())\n"
+
+# Module files of the double and what they hold; `{up}` is where the facts are.
+MODULES = {
+    "__init__.py": "from tensorrt_llm.version import __version__\n",
+    "version.py": '__version__ = "{version}"\n',
+    "commands/__init__.py": "",
+    "commands/build.py": READ.format(up=1)
+    + "from tests.trtllm._builder import main\nif __name__ == '__main__':\n    main(facts)\n",
+}
+
+
+def install(directory: Path, release: Release | str = "1.2") -> Path:
+    """Write the package of a release into a directory, to be put on the path; the directory."""
+    release = load(release) if isinstance(release, str) else release
+    package = directory / "tensorrt_llm"
+    for name, text in MODULES.items():
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("{version}", release.version))
+    (package / FACTS_FILE).write_text(json.dumps(release.facts | {"version": release.version}))
+    return directory
+
+
+def environment(directory: Path, **double: str) -> dict[str, str]:
+    """The environment of a process that imports the double in `directory`; `GPUS="0"` sets `DOUBLE_GPUS`."""
+    path = os.pathsep.join([str(directory), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return os.environ | {"PYTHONPATH": path} | {f"DOUBLE_{name}": value for name, value in double.items()}

@@ -1,0 +1,37 @@
+"""The double of `tensorrt_llm` takes what the real one takes and refuses what the real one refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.convert import convert
+from tests.trtllm._facts import load, releases
+from tests.trtllm._package import environment, install
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "model"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    out = tmp_path_factory.mktemp("checkpoint")
+    convert(ConvertConfig(model_dir=str(DEMO), output_dir=str(out / "c"), log_level="error"))
+    return out / "c"
+
+
+@pytest.mark.parametrize("release", releases())
+def test_the_double_is_a_package_that_builds_engines(release, checkpoint, tmp_path):
+    install(tmp_path, release)
+    command = [sys.executable, "-m", "tensorrt_llm.commands.build", "--checkpoint_dir", str(checkpoint)]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=True
+    )  # fmt: skip
+    config = json.loads((tmp_path / "engine_outputs" / "config.json").read_text())
+    assert config["version"] == load(release).version
+    assert (tmp_path / "engine_outputs" / "rank0.engine").exists()
+    assert "Total time of building all engines: " in result.stderr
