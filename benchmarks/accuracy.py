@@ -1,6 +1,6 @@
 """ROUGE-1 of the demo model at each precision: the engine against transformers with the same rounded weights.
 
-    python benchmarks/accuracy.py [--rows 256] [--batch_size 8]
+    python benchmarks/accuracy.py [--precision int8 "int8 head"] [--rows 256] [--batch_size 8]
 
 Transformers computes in fp32 with weights rounded to the type (quantized, of int8 and int4) and widened again, so what
 differs is ours: kernels, the rounded KV cache, in-flight batching. Rows are paired; the interval is a bootstrap over
@@ -36,16 +36,18 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.text import load_tokenizer
 
 DEMO = Path(__file__).parents[1] / "examples/demo"
-PRECISIONS = {  # name: type of the tables and the head, quant mode of the linears
-    "float32": ("float32", None), "float16": ("float16", None), "bfloat16": ("bfloat16", None),
-    "int8": ("float16", "int8"), "int4": ("float16", "int4"),
+PRECISIONS = {  # name: type of the tables and the head, quant mode of the linears, that of the head
+    "float32": ("float32", None, None), "float16": ("float16", None, None), "bfloat16": ("bfloat16", None, None),
+    "int8": ("float16", "int8", None), "int4": ("float16", "int4", None),
+    "int8 head": ("float16", None, "int8"), "int4 head": ("float16", None, "int4"),
+    "int8, too": ("float16", "int8", "int8"), "int4, too": ("float16", "int4", "int4"),
 }  # fmt: skip
 LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
 def rounded_model(precision: str, out: Path) -> Path:
     """The demo model with every weight rounded as the engine's, stored as fp32."""
-    dtype, mode = PRECISIONS[precision]
+    dtype, mode, head = PRECISIONS[precision]
     model = OPTForCausalLM.from_pretrained(DEMO / "model", dtype=getattr(torch, dtype))
     exact = {
         f"{name}.weight": MODES[mode].dequantize(*MODES[mode].quantize(module.weight.detach()))
@@ -54,6 +56,9 @@ def rounded_model(precision: str, out: Path) -> Path:
     }
     model = model.float()
     model.load_state_dict(exact, strict=False)
+    if head:
+        weight = MODES[head].dequantize(*MODES[head].quantize(model.lm_head.weight.detach()))
+        model.lm_head.weight, model.config.tie_word_embeddings = torch.nn.Parameter(weight), False
     model.save_pretrained(out)
     return out
 
@@ -61,12 +66,13 @@ def rounded_model(precision: str, out: Path) -> Path:
 def engine_summaries(precision: str, work: Path, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
     """Convert, build and summarize."""
     checkpoint, engine = work / "checkpoint", work / "engine"
-    dtype, mode = PRECISIONS[precision]
+    dtype, mode, head = PRECISIONS[precision]
     quantize = {"use_weight_only": True, "weight_only_precision": mode} if mode else {}
     quiet = {"log_level": "warning"}
     convert(ConvertConfig(model_dir=str(DEMO / "model"), output_dir=str(checkpoint), dtype=dtype, **quantize, **quiet))
     cache = str(work / "model.cache")
-    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), output_timing_cache=cache, **quiet))
+    paths = {"checkpoint_dir": str(checkpoint), "output_dir": str(engine), "output_timing_cache": cache}
+    build(BuildConfig(**paths, lm_head_precision=head, **quiet))
     session = open_engine(engine, KvCacheLimit(max_tokens=16384))
     return in_batches(EngineSummarizer(session, 100, 2), prompts, batch_size)
 
@@ -86,6 +92,7 @@ def paired_interval(differences: np.ndarray) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS))
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=8)
     arguments = parser.parse_args()
@@ -94,7 +101,7 @@ def main() -> None:
     rows = [json.loads(line) for line in (DEMO / "test.jsonl").read_text().splitlines()][: arguments.rows]
     prompts = [tokenizer.encode(prompt_text(row["article"]), 923) for row in rows]
     print(f"{'precision':<10}{'HF':>8}{'engine':>8}{'difference':>12}  {'95 % interval':<18}{'same summaries':>15}")
-    for precision in PRECISIONS:
+    for precision in arguments.precision:
         with tempfile.TemporaryDirectory() as work:
             ours = engine_summaries(precision, Path(work), prompts, arguments.batch_size)
             reference = HfReference(rounded_model(precision, Path(work, "hf")), "fp32", Decoding(100, 2, 1))

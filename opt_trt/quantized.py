@@ -62,6 +62,14 @@ def repack_blocks(packed: torch.Tensor, mode: QuantMode, source_sm: int, target_
     return result
 
 
+def quantize_table(weight: torch.Tensor, mode: QuantMode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers in int8 and scales of a floating `[out, in]`; the scales `[out]` are fp32, whatever its dtype."""
+    q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    for rows in _blocks(*weight.shape):
+        q[rows], scale[rows] = mode.quantize(weight[rows].float())
+    return q, scale
+
+
 def integers(checkpoint: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A quantized linear: int8 `[out, in]` and scale `[out]`, unpacked, or quantized now if that was deferred."""
     config, stored = checkpoint.config, checkpoint.tensor(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from opt_trt.config.convert import PRECISIONS
 from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
 from opt_trt.errors import UserError
 
@@ -52,6 +53,10 @@ class BuildConfig:
     logits_dtype: str | None = flag(
         None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
     )
+    lm_head_precision: str | None = flag(
+        None, "quantize the head (what makes logits) to it, a scale per token; default: as the checkpoint has it",
+        choices=PRECISIONS,
+    )  # fmt: skip
     gather_context_logits: bool = flag(False, "the engine can return logits of prompt tokens (for perplexity)")
     gather_generation_logits: bool = flag(False, "the engine can return logits of generated tokens")
     gather_all_token_logits: bool = flag(False, "both of the above")

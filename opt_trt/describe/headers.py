@@ -33,6 +33,7 @@ def engine_header(engine: EngineConfig) -> dict[str, str]:
     target = " ".join(filter(None, (device.get("type"), device.get("isa"))))
     return model_header(engine.pretrained_config) | {
         "built": f"opt_trt {engine.version}, backend {engine.backend} for {target}, torch {device.get('torch')}",
+        "head": limits.lm_head_precision or engine.pretrained_config.dtype,
         "limits": f"batch {limits.max_batch_size}, input {limits.max_input_len}, sequence {limits.max_seq_len}, "
         f"{limits.max_num_tokens} packed tokens, KV cache blocks of {limits.tokens_per_block}",
         "tactics": "; ".join(f"{site}: {', '.join(dict.fromkeys(names))}" for site, names in engine.tactics.items()),

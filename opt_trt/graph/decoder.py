@@ -12,7 +12,7 @@ import torch
 
 from opt_trt.config.model import ModelConfig
 from opt_trt.ops import AttentionInputs, Linear, Ops
-from opt_trt.quant.mode import SCALE
+from opt_trt.quant.mode import SCALE, scale_name
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # weight and bias of a layer norm
 
@@ -34,9 +34,10 @@ def layer_weight_names(config: ModelConfig, layer: int) -> tuple[str, ...]:
     return tuple(f"transformer.layers.{layer}.{name}" for name in layer_weights(config))
 
 
-def head_weight_names(config: ModelConfig) -> tuple[str, ...]:
-    """Checkpoint names of the `head` program's weights, in its order."""
-    return (*FINAL_NORM_WEIGHTS, HEAD_WEIGHT) if config.has_final_layer_norm else (HEAD_WEIGHT,)
+def head_weight_names(config: ModelConfig, quantized: bool = False) -> tuple[str, ...]:
+    """Names of the `head` program's weights, in its order: a checkpoint's, and the scale of a quantized head."""
+    norm = FINAL_NORM_WEIGHTS if config.has_final_layer_norm else ()
+    return (*norm, HEAD_WEIGHT, scale_name(HEAD_WEIGHT)) if quantized else (*norm, HEAD_WEIGHT)
 
 
 class Layer(torch.nn.Module):
@@ -104,7 +105,8 @@ class Head(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, last_token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """`weights` in the order of `head_weight_names`."""
-        logits = self.ops.gemm("head", self.normed(x, last_token_ids, weights), Linear(weights[-1]))
+        linear = Linear(*weights[len(FINAL_NORM_WEIGHTS) :] if self.final_norm else weights)
+        logits = self.ops.gemm("head", self.normed(x, last_token_ids, weights), linear)
         return logits.half() if self.rounded else logits  # widened outside: a compiler drops a round trip
 
     def normed(self, x: torch.Tensor, token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -25,7 +25,7 @@ ROUNDS = "--deterministic: tokens that come alone are not rounded"
 
 @dataclass(frozen=True)
 class Policy:
-    """Which tactics the builder's flags admit, and where times come from."""
+    """What the builder's flags say of problems and tactics."""
 
     gemm: bool
     attention: bool
@@ -35,6 +35,7 @@ class Policy:
     opt_num_tokens: int | None
     tokens_per_block: int
     multiplies_bf16: bool  # the processor, and the instruction set that is compiled for
+    lm_head_precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TunedProblem:
     """One line of the builder's table."""
 
     site: str
+    stored: str  # type of the weights, or of the KV cache
     bucket: str
     timings: tuple[Timing, ...]
     winner: Tactic
@@ -51,7 +53,7 @@ class TacticError(Exception):
     """A tactic disagrees with the reference: a bug of ours or of the compiler's, never the user's."""
 
 
-def gemm_problems(config: ModelConfig) -> dict[str, gemm.GemmProblem]:
+def gemm_problems(config: ModelConfig, lm_head_precision: str | None = None) -> dict[str, gemm.GemmProblem]:
     """The matrix products of a rank's decoder by site; bias and residual of row-parallel ones come after the sum."""
     layer, tp_size, table = "transformer.layers.0.", config.mapping.tp_size, placements(config)
     linear = config.dtype if config.quant_algo is None else ALGORITHMS[config.quant_algo].name
@@ -60,7 +62,7 @@ def gemm_problems(config: ModelConfig) -> dict[str, gemm.GemmProblem]:
         ("dense", f"{layer}attention.dense.weight", linear, True, True),
         ("fc", f"{layer}mlp.fc.weight", linear, True, False),
         ("proj", f"{layer}mlp.proj.weight", linear, True, True),
-        ("head", "lm_head.weight", config.dtype, False, False),
+        ("head", "lm_head.weight", lm_head_precision or config.dtype, False, False),
     )
     problems = {}
     for site, name, weight_type, bias, residual in rows:
@@ -72,7 +74,7 @@ def gemm_problems(config: ModelConfig) -> dict[str, gemm.GemmProblem]:
 
 def tune(config: ModelConfig, native: Any, policy: Policy, cache: TimingCache) -> tuple[Plan, list[TunedProblem]]:
     """The plan for a decoder, and the table of how it came about."""
-    problems = gemm_problems(config)
+    problems = gemm_problems(config, policy.lm_head_precision)
     choices: dict[str, Choice] = {}
     table: list[TunedProblem] = []
     for site, problem in problems.items():
@@ -99,7 +101,7 @@ def _tune_gemm(
         reference = _gemm_run(native, problem, replace(call, linear=linears[gemm.ROW_MAJOR]), gemm.LIBRARY)
         rows.append(_time(f"{problem.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
-    return choice, _lines(problem.site, _bucket_names(), rows, choice)
+    return choice, _lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
 
 def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy) -> dict[Tactic, str | None]:
@@ -158,7 +160,7 @@ def _tune_attention(
         runs = {t: _attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
         rows.append(_time(problem.key(), _attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
     choice = choose(rows, [1.0, 1.0])
-    return choice, _lines("attention", attention.PHASES, rows, choice)
+    return choice, _lines(("attention", config.dtype), attention.PHASES, rows, choice)
 
 
 def _attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
@@ -205,8 +207,10 @@ def _bucket_names() -> list[str]:
     return [*spans, f"{BUCKETS[-1] + 1}-"]
 
 
-def _lines(site: str, buckets: Sequence[str], rows: Sequence[list[Timing]], choice: Choice) -> list[TunedProblem]:
+def _lines(
+    problem: tuple[str, str], buckets: Sequence[str], rows: Sequence[list[Timing]], choice: Choice
+) -> list[TunedProblem]:
     return [
-        TunedProblem(site, bucket, tuple(row), winner)
+        TunedProblem(*problem, bucket, tuple(row), winner)
         for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)
     ]

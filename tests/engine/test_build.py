@@ -119,9 +119,20 @@ def test_flags_that_do_not_fit_the_checkpoint_are_refused(checkpoint, tmp_path, 
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(checkpoint, tmp_path, capsys):
-    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(tmp_path / "e"), dry_run=True))
+    build(
+        BuildConfig(
+            checkpoint_dir=str(checkpoint), output_dir=str(tmp_path / "e"), dry_run=True, lm_head_precision="int4"
+        )
+    )
     text = capsys.readouterr().out
-    for line in ("weights, rank 0", "KV cache, rank 0", "to compile", "plugin library", "embedding, layer, head"):
+    for line in (
+        "weights, rank 0",
+        "KV cache, rank 0",
+        "to compile",
+        "plugin library",
+        "embedding, layer, head",
+        "head              int4",
+    ):
         assert line in text
     assert list(tmp_path.iterdir()) == []
 

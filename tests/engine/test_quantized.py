@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from opt_trt.backends.engine import map_weights, read_engine_config
+from opt_trt.checkpoint import Checkpoint
 from opt_trt.quant import MODES
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
@@ -51,7 +53,33 @@ def test_an_engine_stores_integers(precision, least, build_engine):
     assert sizes[0] / sizes[1] > least  # fp32 over integers; scales and padding take the rest
 
 
-def linear_bytes(engine):
-    from opt_trt.backends.engine import map_weights
+def with_quantized_head(model, weight, precision):
+    """The model with the head it has behind all projections [V, H] replaced by what integers and scales stand for."""
+    head = torch.nn.Linear(*weight.shape[::-1], bias=False)
+    head.weight = torch.nn.Parameter(MODES[precision].dequantize(*MODES[precision].quantize(weight.float())), False)
+    model.lm_head, model.model.decoder.project_out = head, None
+    return model
 
+
+@pytest.mark.parametrize(("kind", "precision"), CASES)
+def test_a_quantized_head_gives_the_logits_of_the_dequantized_one(kind, precision, build_engine, open_session, oracle):
+    flags = {"precision": precision, "lm_head_precision": precision}
+    session, engine = open_session(kind, **flags), build_engine(kind, gather_all_token_logits=True, **flags)
+    weight = Checkpoint(engine.parent / "checkpoint").tensor("lm_head.weight")
+    model = with_quantized_head(dequantized(oracle(kind), precision), weight, precision)
+    prompts = random_prompts((1, 31, 70))
+    asked = {"return_context_logits": True, "return_generation_logits": True}
+    for prompt, result in zip(prompts, session.generate([Request(p, 8, **asked) for p in prompts]), strict=True):
+        assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
+        expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
+        found = torch.cat((result.context_logits, result.generation_logits[1:]))
+        assert (found - expected[: len(found)]).abs().max() < LOGITS_TOLERANCE
+    assert read_engine_config(engine).build_config.lm_head_precision == precision
+    stored = map_weights(engine, 0)
+    bits = 8 * stored["lm_head.weight"].element_size() // (1 if precision == "int8" else 2)
+    assert bits == MODES[precision].bits
+    assert stored["transformer.vocab_embedding.weight"].dtype == torch.float32  # tied or not, it stays as it was
+
+
+def linear_bytes(engine):
     return sum(t.nbytes for name, t in map_weights(engine, 0).items() if ".attention." in name or ".mlp." in name)

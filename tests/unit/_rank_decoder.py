@@ -52,10 +52,10 @@ class Threads:
 class Rank:
     """One rank: its weights as a library-only engine stores them, and the programs it runs."""
 
-    def __init__(self, directory: Path, rank: int, ops: ReferenceOps) -> None:
+    def __init__(self, directory: Path, rank: int, ops: ReferenceOps, lm_head_precision: str | None = None) -> None:
         self.checkpoint = Checkpoint(directory, rank)
         config = self.config = self.checkpoint.config
-        mapping, problems = config.mapping, gemm_problems(config)
+        mapping, problems = config.mapping, gemm_problems(config, lm_head_precision)
         self.tp_rank, self.stage = mapping.tp_rank(rank), mapping.pp_rank(rank)
         row_major = Choice(gemm.ROW_MAJOR, ())
         plan = Plan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
@@ -64,6 +64,7 @@ class Rank:
         self._embedding, self._layer = embedding_module(config, ops), Layer(config, ops)
         self._head = Head(config, ops)
         self.logits = RankLogits(mapping, rank, config.vocab_size, ops)
+        self._head_names = head_weight_names(config, lm_head_precision is not None)
 
     @torch.inference_mode()
     def run(self, x: torch.Tensor | None, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -80,18 +81,18 @@ class Rank:
             x = self._layer(x, weights, kv_cache[layer][:, :, mine], step)
         if self.stage < self.config.mapping.pp_size - 1:
             return x
-        head = [self.weights[name] for name in head_weight_names(self.config)]
+        head = [self.weights[name] for name in self._head_names]
         return self.logits.join(self._head(x, inputs.last_token_ids, head), inputs)
 
 
 class RankDecoder:
     """`Decoder` of a checkpoint of any number of ranks; a rank's KV cache is its heads and layers of the whole one."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, lm_head_precision: str | None = None) -> None:
         mapping = Checkpoint(directory).config.mapping
         self.groups = [Threads(mapping.tp_size) for _ in range(mapping.pp_size)]
         self.ranks = [
-            Rank(directory, rank, self.groups[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank)))
+            Rank(directory, rank, self.groups[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank)), lm_head_precision)
             for rank in range(mapping.world_size)
         ]
         config = self.config = self.ranks[0].config

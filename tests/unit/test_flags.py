@@ -53,6 +53,8 @@ EFFECTS: dict[type, dict[str, str]] = {
         "context_fmha": "engine/test_build.py::test_context_fmha_disable_leaves_unfused_attention",
         "deterministic": "engine/test_deterministic.py::test_a_sequence_has_the_same_bits_alone_and_in_any_batch",
         "logits_dtype": "engine/test_decoder.py::test_fp16_logits_are_rounded_to_fp16_when_asked",
+        "lm_head_precision": "engine/test_quantized.py::"
+        "test_a_quantized_head_gives_the_logits_of_the_dequantized_one",
         "gather_context_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
         "gather_generation_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",
         "gather_all_token_logits": "engine/test_build.py::test_gather_flags_let_a_session_return_logits",

@@ -147,6 +147,18 @@ def test_a_step_takes_two_collectives_a_layer_and_one_at_the_head(sharding, at_t
     assert decoder.groups[0].exchanged == [2 * 3 + at_the_tables + 1] * 2
 
 
+@pytest.mark.parametrize("precision", MODES)
+@pytest.mark.parametrize(("tp_size", "sharding"), [(1, "off"), (2, "0"), (4, "off")])
+def test_a_quantized_head_is_the_same_on_any_number_of_ranks(precision, tp_size, sharding, model_dir, tmp_path):
+    """A scale belongs to a token, so cutting by tokens changes nothing; 131 tokens leave padded rows."""
+    case = Case("pre-norm", "float32", tp_size, 1, sharding)
+    decoder = RankDecoder(convert_case(case, model_dir(case.kind), tmp_path / "c"), precision)
+    model = OPTForCausalLM.from_pretrained(model_dir(case.kind), dtype=torch.float32).requires_grad_(False)
+    head = MODES[precision].dequantize(*MODES[precision].quantize(model.lm_head.weight))
+    model.lm_head.weight = torch.nn.Parameter(head, False)  # the embedding keeps its own
+    check(case, decoder, (greedy(model, prompt) for prompt in PROMPTS))
+
+
 def test_one_rank_exchanges_nothing(decoder_of):
     decoder = decoder_of(Case("pre-norm", "float32", 1, 2, "off"))
     DecoderSession(decoder, KvCacheLimit(max_tokens=64)).generate([Request((5, 6, 7), 1)])

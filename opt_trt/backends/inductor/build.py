@@ -88,6 +88,7 @@ def _choose_tactics(
         opt_num_tokens=config.opt_num_tokens,
         tokens_per_block=config.tokens_per_block,
         multiplies_bf16="avx512_bf16" in isa.used_flags(),
+        lm_head_precision=config.lm_head_precision,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
     own = cache_dir() / "timing.cache"
@@ -124,7 +125,10 @@ def _compile_decoder(
             layer_program(limits.model, ops, shapes, layer_weight_names(limits.model, 0)),
             ("qkv", "attention", "dense", "fc", "proj"),
         ),
-        (head_program(limits.model, ops, shapes, head_weight_names(limits.model)), ("head",)),
+        (
+            head_program(limits.model, ops, shapes, head_weight_names(limits.model, plan.problems["head"].quantized)),
+            ("head",),
+        ),
     )
     choices = plan.choices()
     return {

@@ -54,7 +54,8 @@ class CompiledDecoder:
             self._layers = [
                 [weights[name] for name in layer_weight_names(model, layer)] for layer in range(self.spec.num_layers)
             ]
-            self._head_weights = [weights[name] for name in head_weight_names(model) if "head" in names]
+            head_names = head_weight_names(model, config.build_config.lm_head_precision is not None)
+            self._head_weights = [weights[name] for name in head_names if "head" in names]
         except (FileNotFoundError, KeyError) as error:
             raise UserError(f"{engine_dir} lacks {error}; {REBUILD.format(engine=engine_dir)}") from error
         self._constants = embedding_constants(model, model.mapping.tp_rank(rank))

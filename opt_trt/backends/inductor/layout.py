@@ -10,8 +10,10 @@ from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.plugins.gemm import STORED, pack, packed_shape
 from opt_trt.plugins.ops import Plan
+from opt_trt.quant import MODES
 from opt_trt.quant.mode import SCALE, scale_name
-from opt_trt.quantized import integers
+from opt_trt.quantized import integers, quantize_table
+from opt_trt.shard import is_linear
 
 SITES = {
     "attention.qkv.weight": "qkv",
@@ -50,7 +52,9 @@ def packed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
             continue
         problem, layout = plan.problems[site], plan.gemm[site].layout
         if problem.quantized:
-            q, scale = integers(checkpoint, name)
+            mode = MODES[problem.weight_type]
+            whole = is_linear(name)  # what a checkpoint quantizes; the head is quantized here
+            q, scale = integers(checkpoint, name) if whole else quantize_table(checkpoint.tensor(name), mode)
             yield name, pack(q, problem, layout)
             yield scale_name(name), scale.float()
         else:

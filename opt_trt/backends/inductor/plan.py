@@ -53,6 +53,7 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
         tokens_per_block=config.tokens_per_block,
         gather_context_logits=config.gather_context_logits or config.gather_all_token_logits,
         gather_generation_logits=config.gather_generation_logits or config.gather_all_token_logits,
+        lm_head_precision=config.lm_head_precision,
         plugin_config={
             "gemm_plugin": config.gemm_plugin,
             "gpt_attention_plugin": config.gpt_attention_plugin,
@@ -88,6 +89,7 @@ def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, is
     rows = (
         ("backend", f"inductor on cpu, {isa.name} (-march={isa.march})"),
         ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}"),
+        ("head", build.lm_head_precision or model.dtype),
         ("ranks", f"{model.mapping.world_size} (tp_size {model.mapping.tp_size}, pp_size {model.mapping.pp_size})"),
         ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
         ("step", f"at most {build.max_num_tokens} packed tokens"),
@@ -105,9 +107,9 @@ def tactic_table(table: Sequence[TunedProblem], verbosity: str) -> str:
     """The winners with their times; `detailed` adds every loser's time or reason, `none` is empty."""
     if verbosity == "none":
         return ""
-    lines = [
-        f"{'problem':<11}{'tokens':<12}{'tactic':<10}{'us':>9}  {'others' if verbosity == 'detailed' else ''}".rstrip()
-    ]
+    detailed = verbosity == "detailed"
+    head = f"{'problem':<11}{'stored':<10}{'tokens':<12}{'tactic':<10}{'us':>9}"
+    lines = [f"{head}  others" if detailed else head]
     for row in table:
         times = {t.tactic: t for t in row.timings}
         others = ", ".join(
@@ -115,8 +117,9 @@ def tactic_table(table: Sequence[TunedProblem], verbosity: str) -> str:
             for t in row.timings
             if t.tactic != row.winner
         )
-        line = f"{row.site:<11}{row.bucket:<12}{row.winner.name:<10}{times[row.winner].elapsed_us or 0:>9.1f}"
-        lines.append(f"{line}  {others}" if verbosity == "detailed" else line)
+        elapsed_us = times[row.winner].elapsed_us or 0
+        line = f"{row.site:<11}{row.stored:<10}{row.bucket:<12}{row.winner.name:<10}{elapsed_us:>9.1f}"
+        lines.append(f"{line}  {others}" if detailed else line)
     return "\n".join(lines) + "\n"
 
 
