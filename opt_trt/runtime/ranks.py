@@ -28,6 +28,10 @@ class Ranks(Protocol):
         """Where this rank carries out a plan, and all others do, too."""
         ...
 
+    def close(self) -> None:
+        """There will be no more steps: others may free what they have; does not wait for them."""
+        ...
+
 
 class Alone:
     """`Ranks` of a world of one."""
@@ -43,6 +47,9 @@ class Alone:
     def step(self, plan: Plan) -> AbstractContextManager[None]:
         """Nobody is to be told."""
         return nullcontext()
+
+    def close(self) -> None:
+        """Nobody is to be told."""
 
 
 ALONE = Alone()
@@ -71,6 +78,10 @@ class SessionRanks:
         with self._communicator.section():
             self._communicator.send(index_bytes(self._index) + pack(plan))
             yield
+
+    def close(self) -> None:
+        """See `Ranks.close`: a message without a plan."""
+        self._communicator.send_soon(index_bytes(self._index))
 
 
 def index_bytes(index: int) -> bytes:

@@ -46,6 +46,10 @@ class Session(Protocol):
         """Raise `RequestFailed` if this engine can never serve the request."""
         ...
 
+    def close(self) -> None:
+        """Free its memory, on all ranks; no request may be in flight, and none comes after this."""
+        ...
+
 
 class DecoderSession:
     """A session over a decoder; it owns the KV cache. Where there are several ranks, each has one, and `ranks`.
@@ -99,6 +103,10 @@ class DecoderSession:
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if decoder or KV cache can never serve the request."""
         check_request(request, index, self.spec, self._pool.num_blocks * self.spec.tokens_per_block)
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self.executor.close()
 
     def _check_all(self, requests: Sequence[Request]) -> None:
         for index, request in enumerate(requests):
