@@ -12,6 +12,7 @@ sums, process by process for steps. Weights are random; a layer takes as long in
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import json
 import os
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
@@ -39,13 +39,14 @@ from opt_trt.cache import cache_dir
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
-from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.native import FLAGS, compile_library, find_compiler
 from opt_trt.runtime import kv_cache
 from opt_trt.step import StepInputs
 
 RANKS = 2
-FLOATS = (256, 768, 2048, 4096, 12_288, 32_768, 65_536, 262_144)  # 1 KB to 1 MB
-ROUNDS, CALLS = 30, 50
+FLOATS = (256, 768, 2048, 8192, 12_288, 32_768, 65_536, 262_144)  # 1 KB to 1 MB
+ROUNDS = 20
+FLOATS_A_ROUND = 4_000_000  # of each side, in a thousand calls at most
 CONTEXT, STEPS, PROCESSES = 200, 100, 5
 SHAPES = {"opt-125m": (768, 12, 3072), "opt-1.3b": (2048, 32, 8192)}  # hidden, heads, ffn
 WEIGHT_ONLY = {"dtype": "float16", "use_weight_only": True, "defer_quantization": True}
@@ -65,42 +66,93 @@ def launch(ranks: int, *arguments: object) -> str:
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def all_reduce_rank() -> None:
-    """Both ways to sum, in turns, on every rank; rank 0 prints the table."""
+def all_reduce_rank(library: Path) -> None:
+    """Both ways to sum, in turns, on every rank, called from C++; rank 0 prints the table."""
     from mpi4py import MPI
 
-    from opt_trt.plugins.collectives import rendezvous
-
-    world = MPI.COMM_WORLD
-    native = compile_library(runnable_isas()[0].march, cache_dir() / "plugins").operators()
-    rendezvous.join(native, world, timeout_s=60)
+    world, sums = MPI.COMM_WORLD, Sums(ctypes.CDLL(library))
     if world.Get_rank() == 0:
-        print("floats    ours, us (GB/s)      MPI, us (GB/s)       ours / MPI: median, min-max")
+        print("floats    ours, us (GB/s)      MPI, us (GB/s)       ours / MPI: median, min-max     by torch, us")
     for floats in FLOATS:
         x, total = torch.randn(1, floats), torch.empty(1, floats)
-        sides: dict[str, Callable[[], object]] = {
-            "ours": functools.partial(native.all_reduce, x, RANKS),
-            "mpi": functools.partial(world.Allreduce, x.numpy(), total.numpy()),
-        }
-        times = {name: [] for name in sides}
+        calls = min(1000, FLOATS_A_ROUND // floats)
+        sides = {name: functools.partial(time_side, x, total) for name, time_side in sums.sides.items()}
+        times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(ROUNDS):
             for name, run in sides.items():
-                times[name].append(timed(run, world.Barrier))
+                run(calls=max(1, calls // 10))
+                world.Barrier()
+                times[name].append(run(calls=calls))
         if world.Get_rank() == 0:
-            ratios = sorted(a / b for a, b in zip(*times.values(), strict=True))
+            ratios = sorted(ours / mpi for ours, mpi in zip(times["ours"], times["mpi"], strict=True))
             us = {name: statistics.median(values) for name, values in times.items()}
-            cells = "".join(f"{f'{t:.1f} ({4 * floats / t / 1e3:.1f})':<21}" for t in us.values())
-            print(f"{floats:<10}{cells}{statistics.median(ratios):.2f}, {ratios[0]:.2f}-{ratios[-1]:.2f}", flush=True)
+            cells = "".join(f"{f'{us[name]:.2f} ({4 * floats / us[name] / 1e3:.1f})':<21}" for name in ("ours", "mpi"))
+            ratio = f"{statistics.median(ratios):.2f}, {ratios[0]:.2f}-{ratios[-1]:.2f}"
+            print(f"{floats:<10}{cells}{ratio:<32}{us['torch']:.2f}", flush=True)
 
 
-def timed(run: Callable[[], object], together: Callable[[], object]) -> float:
-    """Microseconds a call."""
-    run()
-    together()
-    started = time.perf_counter_ns()
-    for _ in range(CALLS):
-        run()
-    return (time.perf_counter_ns() - started) / CALLS / 1e3
+class Sums:
+    """The ways to sum over all ranks, each a function of x, total and the number of calls that returns microseconds.
+
+    `ours` and `mpi` are called from C++, `torch` is ours as an operator, called from Python.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        from mpi4py import MPI
+
+        from opt_trt.plugins.collectives import rendezvous
+
+        library.join.restype = ctypes.c_void_p
+        library.time_ours.restype = library.time_mpi.restype = ctypes.c_double
+        self._library, self._world = library, MPI.COMM_WORLD
+        self._operators = compile_library(runnable_isas()[0].march, cache_dir() / "plugins").operators()
+        rendezvous.join(self._operators, self._world, timeout_s=60)
+        rendezvous.join(self, self._world, timeout_s=60)
+        allreduce = ctypes.cast(ctypes.CDLL(MPI.__file__).MPI_Allreduce, ctypes.c_void_p).value
+        handles = [MPI._handleof(handle) for handle in (MPI.FLOAT, MPI.SUM, self._world)]
+        self._mpi = (ctypes.c_int64 * 4)(allreduce, *handles)
+        self.sides = {"ours": self.ours, "mpi": self.mpi, "torch": self.torch}
+
+    def join_shared_memory(self, memory: torch.Tensor, ranks: int, rank: int, timeout_s: float, spins: int) -> None:
+        """What `rendezvous.join` calls, of the library that is timed."""
+        self._memory = memory
+        numbers = (ctypes.c_int64(value) for value in (memory.numel(), ranks, rank))
+        pointer = ctypes.c_void_p(memory.data_ptr())
+        joined = self._library.join(pointer, *numbers, ctypes.c_double(timeout_s), ctypes.c_int64(spins))
+        self._group = ctypes.c_void_p(joined)
+
+    def ours(self, x: torch.Tensor, total: torch.Tensor, calls: int) -> float:
+        return self._library.time_ours(self._group, *_pointers(x, total, calls))
+
+    def mpi(self, x: torch.Tensor, total: torch.Tensor, calls: int) -> float:
+        return self._library.time_mpi(self._mpi, *_pointers(x, total, calls))
+
+    def torch(self, x: torch.Tensor, total: torch.Tensor, calls: int) -> float:
+        started = time.perf_counter_ns()
+        for _ in range(calls):
+            self._operators.all_reduce(x, RANKS)
+        return (time.perf_counter_ns() - started) / calls / 1e3
+
+
+def _pointers(x: torch.Tensor, total: torch.Tensor, calls: int) -> tuple[object, ...]:
+    numbers = ctypes.c_int64(x.numel()), ctypes.c_int64(calls)
+    return ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(total.data_ptr()), *numbers
+
+
+def compile_sums(directory: Path) -> Path:
+    """The library of `all_reduce.cpp`, compiled as the plugin library is."""
+    source, library = Path(__file__).with_name("all_reduce.cpp"), directory / "all_reduce.so"
+    command = [
+        find_compiler(),
+        *FLAGS,
+        "-fvisibility=default",
+        f"-march={runnable_isas()[0].march}",
+        source,
+        "-o",
+        library,
+    ]
+    subprocess.run(command, check=True)
+    return library
 
 
 def step_rank(engine: Path) -> None:
@@ -174,16 +226,18 @@ def main() -> None:
     parser.add_argument("--num_layers", type=int, default=4)
     parser.add_argument("--precision", choices=PRECISIONS, default="float16")
     parser.add_argument("--engine_dir", type=Path, help="of step_rank")
+    parser.add_argument("--library", type=Path, help="of all_reduce_rank")
     flags = parser.parse_args()
     if flags.what == "all_reduce":
         compile_library(runnable_isas()[0].march, cache_dir() / "plugins")
-        print(launch(RANKS, "all_reduce_rank"), end="")
+        with tempfile.TemporaryDirectory() as directory:
+            print(launch(RANKS, "all_reduce_rank", "--library", compile_sums(Path(directory))), end="")
     elif flags.what == "simulate":
         if flags.precision not in BYTES_EACH:
             parser.error(f"simulate knows {', '.join(BYTES_EACH)}, not {flags.precision}")
         print(*table(flags.precision), sep="\n")
     elif flags.what == "all_reduce_rank":
-        all_reduce_rank()
+        all_reduce_rank(flags.library)
     elif flags.what == "step_rank":
         step_rank(flags.engine_dir)
     else:

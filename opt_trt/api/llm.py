@@ -59,7 +59,7 @@ class LLM:
 
     @classmethod
     def over(cls, session: Session, tokenizer: Tokenizer | None = None, seed: int = 0) -> Self:
-        """An `LLM` over a session that is open already and that nobody else steps."""
+        """An `LLM` over a session that is open already, that nobody else steps, and that is closed with it."""
         llm = cls.__new__(cls)
         llm._open(session, tokenizer, seed)
         return llm
@@ -121,7 +121,7 @@ class LLM:
         return join_rows(input_ids, outputs, chosen)
 
     def close(self) -> None:
-        """End the thread; requests in flight fail. Closing twice does nothing."""
+        """End the thread and free the engine's memory; requests in flight fail. Closing twice does nothing."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -135,7 +135,7 @@ class LLM:
     def _open(self, session: Session, tokenizer: Tokenizer | None, seed: int) -> None:
         self._asker = Asker(session, tokenizer, Random(seed))
         self._worker = Worker(session)
-        self._finalizer = finalize(self, self._worker.close)
+        self._finalizer = finalize(self, _end, self._worker, session)
 
     def _collect(self, asked: Sequence[Asked]) -> Delivery:
         """Wait until all outputs are there; a progress bar counts them."""
@@ -167,6 +167,11 @@ def _require_leader(world: World) -> None:
     if not world.is_leader:
         follow_leader(world)
         raise SystemExit(0)
+
+
+def _end(worker: Worker, session: Session) -> None:
+    worker.close()
+    session.close()
 
 
 def _tokenizer(model: Path, options: LlmOptions) -> Tokenizer | None:

@@ -11,9 +11,20 @@ from opt_trt.errors import UserError
 from opt_trt.run.console import Printing, StreamPrinter
 from opt_trt.run.requests import make_requests
 from opt_trt.runtime.session import Session
+from opt_trt.runtime.world import World
+from opt_trt.runtime.world.standard_input import input_ends
 from opt_trt.text import Tokenizer
 
 CUE = "> "
+
+
+def check_input(world: World) -> None:
+    """Raise `UserError` where prompts would be waited for after the last one."""
+    if not input_ends(world):
+        raise UserError(
+            "--interactive: mpirun does not pass on that prompts from a pipe or a file have ended, so it would wait "
+            "for ever; give them with --input_file, or type them at a terminal"
+        )
 
 
 def converse(config: RunConfig, session: Session, tokenizer: Tokenizer) -> None:

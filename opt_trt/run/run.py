@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.console import IdText, Printing, StreamPrinter, print_results
-from opt_trt.run.interactive import converse
+from opt_trt.run.interactive import check_input, converse
 from opt_trt.run.outputs import Output, output_of, write_outputs
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests, reads_text
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
+from opt_trt.runtime.world import current_world
 from opt_trt.text import Tokenizer, load_tokenizer
 
 OpenSession = Callable[[Path, KvCacheLimit, Scheduling], Session]
@@ -35,6 +37,8 @@ class Job:
 
 def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     """Do what `run.py` was asked for; `open_session` stands in for the engine in tests."""
+    if config.interactive:
+        check_input(current_world(os.environ))
     for target in config.targets():
         array_files.check_target(Path(target))
     tokenizer = _tokenizer(config)

@@ -33,6 +33,11 @@ class Executor:
             outputs = self.decoder.step(plan.inputs, self.kv_cache)
         return replace(outputs, logits=outputs.logits[:, : self.spec.vocab_size])
 
+    def close(self) -> None:
+        """Free the KV cache, on all ranks; nothing can be run any more."""
+        self.kv_cache = ()
+        self._ranks.close()
+
     def _copy(self, copies: Copies) -> None:
         sources, targets = torch.tensor(copies).T
         for layer in self.kv_cache:

@@ -39,13 +39,17 @@ def lead(communicator: Communicator, opening: Opening, open_session: OpenSession
 
 
 def follow(communicator: Communicator, open_session: OpenSession) -> None:
-    """Open what the leader opens and step what it steps, until it ends."""
-    sessions: list[Session] = []
+    """Open, step and close what the leader does, until it ends."""
+    sessions: dict[int, Session] = {}
     while message := communicator.receive():
         content = memoryview(message)[INDEX_BYTES:]
         index = int.from_bytes(message[:INDEX_BYTES], "little", signed=True)
         with communicator.section():
             if index == OPEN:
-                sessions.append(open_session(pickle.loads(content), SessionRanks(communicator, len(sessions))))
-            else:
+                ranks = SessionRanks(communicator, communicator.num_sessions)
+                sessions[communicator.num_sessions] = open_session(pickle.loads(content), ranks)
+                communicator.num_sessions += 1
+            elif content:
                 sessions[index].obey(content)
+            else:  # closed
+                del sessions[index]

@@ -27,6 +27,10 @@ class Ranks(Protocol):
         """Where this rank does what the message tells the others to do, too; a world of one needs no message."""
         ...
 
+    def close(self) -> None:
+        """There will be no more steps: others may free what they have; does not wait for them."""
+        ...
+
 
 class Alone:
     """`Ranks` of a world of one."""
@@ -42,6 +46,9 @@ class Alone:
     def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
         """Nobody is to be told."""
         return nullcontext()
+
+    def close(self) -> None:
+        """Nobody is to be told."""
 
 
 ALONE = Alone()
@@ -70,6 +77,10 @@ class SessionRanks:
         with self._communicator.section():
             self._communicator.send(index_bytes(self._index) + message())
             yield
+
+    def close(self) -> None:
+        """See `Ranks.close`: a message without a plan."""
+        self._communicator.send_soon(index_bytes(self._index))
 
 
 def index_bytes(index: int) -> bytes:

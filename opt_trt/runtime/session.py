@@ -51,6 +51,10 @@ class Session(Protocol):
         """On a rank that follows: do what the leader's session says it does."""
         ...
 
+    def close(self) -> None:
+        """Free its memory, on all ranks; no request may be in flight, and none comes after this."""
+        ...
+
 
 class DecoderSession:
     """A session over a decoder; it owns the KV cache. Where there are several ranks, each has one, and `ranks`.
@@ -92,6 +96,10 @@ class DecoderSession:
     def obey(self, message: memoryview) -> None:
         """Carry out the step the leader planned."""
         self.executor.run(unpack(message))
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self.executor.close()
 
     def _check_all(self, requests: Sequence[Request]) -> None:
         for index, request in enumerate(requests):

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from opt_trt.runtime.session import DecoderSession, Session
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.step import StepInputs, StepOutputs
+from opt_trt.waiting import Patience, wait_until
 from tests.unit._decoders import SumDecoder, spec
 
 REUSE = Scheduling("max_utilization", 5, True)
@@ -157,12 +159,24 @@ def main(config: Config) -> None:
         session = DecoderSession(MeetingDecoder(world, config), limit, opening.scheduling, ranks)
         for layer in session.executor.kv_cache:
             layer.zero_()
-        caches.append(list(session.executor.kv_cache))
+        weakref.finalize(session.executor.kv_cache[0], note, directory, f"freed{len(caches)}-{world.rank}", "")
+        caches.append([] if config.scenario == "close" else list(session.executor.kv_cache))
         return session
 
     note(directory, f"pid{world.rank}", str(os.getpid()))
     act(config, world, open_session)
     torch.save(caches, directory / f"caches{world.rank}.pt")
+
+
+def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
+    """Close one of two sessions, go on with the other when the memory of the first is free, close it inside a step."""
+    first, second = sessions
+    generate(first)
+    first.close()
+    assert wait_until(freed, Patience(0, 0.01, 0.01, timeout=60))
+    generate(second)
+    with join_world(current_world(os.environ)).section():
+        second.close()
 
 
 def act(config: Config, world: World, open_session: OpenSession) -> None:
@@ -171,10 +185,14 @@ def act(config: Config, world: World, open_session: OpenSession) -> None:
         print("this is printed by a follower")
         return
     sessions = []
-    for tokens in (None, 60) if config.scenario == "serve" else (None,):
+    for tokens in (None, 60) if config.scenario in ("serve", "close") else (None,):
         opening = Opening(Path(), KvCacheLimit(tokens), REUSE)
         alone = world.size == 1
         sessions.append(open_session(opening, ALONE) if alone else lead(join_world(world), opening, open_session))
+    if config.scenario == "close":
+        directory = Path(config.directory)
+        close_one(sessions, lambda: all((directory / f"freed0-{rank}").exists() for rank in range(world.size)))
+        return
     for session in sessions:
         SCENARIOS.get(config.scenario, generate)(session)
 

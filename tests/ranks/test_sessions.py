@@ -26,3 +26,11 @@ def test_ranks_do_as_the_leader_does_and_give_the_outputs_of_one(start_ranks: St
             for mine, theirs in zip(cache, other, strict=True)
         )
     assert run.leftovers() == []
+
+
+def test_a_session_that_the_leader_closes_is_freed_on_all_ranks(start_ranks: StartRanks, tmp_path) -> None:
+    run = start_ranks(3, *PROGRAM, "close", "--directory", tmp_path)
+    assert run.wait() == 0, run.stderr
+    assert run.output == "generated\n" * 2
+    assert {file.name for file in tmp_path.glob("freed*")} == {f"freed{s}-{r}" for s in range(2) for r in range(3)}
+    assert run.leftovers() == []

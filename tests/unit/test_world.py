@@ -15,6 +15,7 @@ from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import ALONE
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import step_timeout
+from opt_trt.runtime.world.standard_input import input_ends
 from tests.unit._engines import write_engine_config
 
 MPIRUN = "mpirun of Open MPI"
@@ -84,3 +85,22 @@ def test_an_engine_that_is_not_the_leaders_is_refused(tmp_path: Path) -> None:
     opening = Opening(tmp_path, KvCacheLimit(), Scheduling(), "of another engine")
     with pytest.raises(UserError, match=f"expected the engine of rank 0 in {tmp_path}, found another one; copy"):
         open_rank(opening, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "source", "ends"),
+    [
+        (None, "pipe:[7]", True), ("srun", "pipe:[7]", True), (MPIRUN, "/dev/pts/3", True), (MPIRUN, "/dev/tty1", True),
+        (MPIRUN, "pipe:[7]", False), (MPIRUN, "/tmp/prompts.txt", False), (MPIRUN, "/dev/null", False),
+    ],
+)  # fmt: skip
+def test_open_mpi_tells_the_end_of_no_input(
+    launcher: str | None, source: str, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.readlink", lambda path: source)
+    assert input_ends(World(launcher=launcher)) == ends
+
+
+def test_an_input_that_cannot_be_looked_at_is_taken_for_one_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getppid", lambda: 0)
+    assert not input_ends(World(launcher=MPIRUN))

@@ -22,9 +22,10 @@ class Launcher:
     local_rank: str
 
 
+OPEN_MPI = "mpirun of Open MPI"
 LAUNCHERS = (  # the first one whose size and rank are set is believed: Slurm's are there under mpirun, too
     Launcher(
-        "mpirun of Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+        OPEN_MPI, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
     ),
     Launcher(

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -49,6 +50,7 @@ class Communicator:
             raise
         self._ranks = self._mpi.COMM_WORLD.Dup()
         self._lock = threading.Lock()  # sections are entered one at a time
+        self._postponed: deque[bytes] = deque()  # messages for when nobody is in a section
         self._is_inside = False  # a section; for good when a signal left it
         self._has_ended = False
         self._ranks.Barrier()
@@ -60,6 +62,18 @@ class Communicator:
         """Give every follower a message, inside a section."""
         requests = [self._ranks.Isend((message, self._mpi.BYTE), rank) for rank in range(1, self.world.size)]
         self._mpi.Request.Waitall(requests)
+
+    def send_soon(self, message: bytes) -> None:
+        """Give every follower a message of its own, now or after the section that is being left; from any thread.
+
+        Never waits for that, so a finalizer that interrupts a section may call this, too.
+        """
+        self._postponed.append(message)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._send_postponed()
+            finally:
+                self._lock.release()
 
     def receive(self) -> bytearray:
         """The next message of the leader; empty when the world ends."""
@@ -79,6 +93,7 @@ class Communicator:
                 self.fail(
                     UserError("a step was interrupted, and ranks cannot go on from the middle of it; start again")
                 )
+            self._send_postponed()
             self._guard.busy()
             self._is_inside = True
             try:
@@ -87,6 +102,7 @@ class Communicator:
                 self.fail(error)
             self._is_inside = False
             self._guard.idle()
+            self._send_postponed()
 
     def fail(self, error: Exception) -> NoReturn:
         """End all ranks, saying which one failed and why, with exit code 2 where a person can fix it."""
@@ -115,6 +131,13 @@ class Communicator:
             self._abort(EXIT_TERMINATED)
         self._guard.leave()
         self._mpi.Finalize()
+
+    def _send_postponed(self) -> None:
+        """Between sections; once this process has left the world, or a section for good, nobody listens any more."""
+        while self._postponed:
+            message = self._postponed.popleft()
+            if not (self._is_inside or self._has_ended):
+                self.send(message)
 
     def _wait(self) -> bytearray:
         status = self._mpi.Status()

@@ -28,14 +28,15 @@ class Guard:
         read_end, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self.busy()
-        numbers = (os.getpid(), os.getppid(), board, read_end, step_timeout)
+        # Processes are opened here: when the watching one has started, the rank may be gone, and its number another's.
+        descriptors = (board, os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid()), read_end)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", watch.__file__, who, *map(str, numbers)],
-            pass_fds=(board, read_end), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, "-I", "-S", watch.__file__, who, *map(str, (os.getpid(), step_timeout, *descriptors))],
+            pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             start_new_session=True,  # the launcher's signals are for the rank
         )  # fmt: skip
-        os.close(board)
-        os.close(read_end)
+        for descriptor in descriptors:
+            os.close(descriptor)
         self._pass_signals_on()
 
     def busy(self) -> None:

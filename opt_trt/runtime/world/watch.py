@@ -20,13 +20,17 @@ BOARD_BYTES = 1 << 16  # shared with the rank: when it became busy, then paths o
 BUSY_SINCE = struct.Struct("d")  # seconds of CLOCK_MONOTONIC; 0 while it waits for work
 PATHS_LENGTH = struct.Struct("I")
 LEAVING, FAILING = 0, 255  # bytes on the pipe: the rank ends, and has said why; other bytes are signals that it got
-LEAVE_SECONDS = 8.0  # for a rank that leaves to be gone
+# For a rank to be gone once it has said that it ends: all are to go soon after a failure; MPI's end, in order, takes a
+# busy machine more than ten.
+END_SECONDS = {FAILING: 8.0, LEAVING: 120.0}
 # Seconds beyond its time until a rank is ended, by its state: it is best named by itself or by those that wait for it,
 # which know whom they wait for; of the others, one that does nothing hangs more likely than one that computes.
 LATER_SECONDS = {"T": 0.0, "t": 0.0, "R": 5.0}
 ASLEEP_LATER_SECONDS = 3.0
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+STOP_SECONDS = 10.0  # to end by such a signal, of which whoever sent it knows; a rank that goes on may fail later
 DOING = {"T": "is stopped", "t": "is stopped", "D": "waits for a disk", "R": "computes or waits for other ranks"}
+KILLED = "was killed (by hand, or because memory ran out), or crashed in compiled code or in MPI"
 TOO_LONG = "{doing}: its step has not ended within {seconds:g} s; if steps may take longer, set OPT_TRT_STEP_TIMEOUT"
 
 
@@ -38,25 +42,33 @@ class Rank:
     pid: int
     board: mmap.mmap
     step_timeout: float  # seconds; 0 is for ever
-    said_all: bool = False  # whoever ends it, or the rank itself, says why
     is_orderly: bool = False  # MPI ends in order, and removes its shared memory
-    _leaving_since: float = 0.0
+    _has_failed: bool = False  # and says why
+    _gone_by: float = 0.0  # when it is to have ended
+    _told_to_stop: float = 0.0  # when
     _stopped_since: float = 0.0
     _ticks: int = 0
     _state: str = "R"
 
     def hear(self, message: bytes) -> None:
         """Take what came through the pipe."""
-        if {LEAVING, FAILING} & set(message):
-            self._leaving_since = time.monotonic()
+        for event in END_SECONDS.keys() & set(message):
+            self._gone_by = time.monotonic() + END_SECONDS[event]
+        if STOPS & set(message):
+            self._told_to_stop = time.monotonic()
         self.is_orderly |= LEAVING in message
-        self.said_all |= self._leaving_since > 0 or bool(STOPS & set(message))
+        self._has_failed |= FAILING in message
+
+    def explains_itself(self) -> bool:
+        """Whether the rank, or whoever told it to end, says why it ends now."""
+        told = self._told_to_stop
+        return self._has_failed or (told > 0 and time.monotonic() - told < STOP_SECONDS)
 
     def look(self) -> str | None:
         """Why the rank has to be ended; None if all is well."""
         now = time.monotonic()
         self._look_at_process(now)
-        if self._leaving_since and now - self._leaving_since > LEAVE_SECONDS:
+        if self._gone_by and now > self._gone_by:
             return "does not end"
         (busy_since,) = BUSY_SINCE.unpack_from(self.board)
         since = min(filter(None, (busy_since, self._stopped_since)), default=now)
@@ -86,9 +98,8 @@ class Rank:
         self._stopped_since = (self._stopped_since or now) if self._state in "Tt" else 0.0
 
 
-def watch(rank: Rank, launcher_pid: int, pipe: int) -> None:
-    """Return when the rank has ended, whatever ended it."""
-    own, launcher = os.pidfd_open(rank.pid), os.pidfd_open(launcher_pid)
+def watch(rank: Rank, own: int, launcher: int, pipe: int) -> None:
+    """Return when the rank has ended, whatever ended it; `own` and `launcher` are descriptors of the processes."""
     poller = select.poll()
     for descriptor in (own, launcher, pipe):
         poller.register(descriptor, select.POLLIN)
@@ -102,14 +113,15 @@ def watch(rank: Rank, launcher_pid: int, pipe: int) -> None:
             if not message:  # closed
                 poller.unregister(pipe)
         if own in ready:
-            reason = "was killed (by hand, or because memory ran out), or crashed in compiled code or in MPI"
+            reason = "" if rank.is_orderly else KILLED
         elif launcher in ready:
             reason = "has lost its launcher"
         else:
             reason = rank.look()
-    if not rank.said_all:
+    if reason and not rank.explains_itself():
         say(f"error: {rank.who} {reason}")
-    signal.pidfd_send_signal(own, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has ended already
+        signal.pidfd_send_signal(own, signal.SIGKILL)
 
 
 def say(message: str) -> None:
@@ -119,11 +131,10 @@ def say(message: str) -> None:
 
 
 def main() -> None:
-    """`watch.py WHO PID LAUNCHER_PID BOARD PIPE STEP_TIMEOUT`; board and pipe are descriptors."""
-    who, pid, launcher_pid, board, pipe, step_timeout = sys.argv[1:]
+    """`watch.py WHO PID STEP_TIMEOUT BOARD OWN LAUNCHER PIPE`; the last four are descriptors."""
+    who, pid, step_timeout, board, *descriptors = sys.argv[1:]
     rank = Rank(who, int(pid), mmap.mmap(int(board), BOARD_BYTES), float(step_timeout))
-    with suppress(ProcessLookupError):  # the rank is gone
-        watch(rank, int(launcher_pid), int(pipe))
+    watch(rank, *map(int, descriptors))
     if not rank.is_orderly:
         rank.remove_shared_memory()
 
