@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,15 @@ from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 
 # In the order `--backend auto` tries them; imported on demand, so that optional packages stay optional.
-BACKENDS = {"inductor": "opt_trt.backends.inductor"}
+BACKENDS = {"tensorrt_llm": "opt_trt.backends.trtllm", "inductor": "opt_trt.backends.inductor"}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The backend to build with, and why others before it in the table were not taken ("" if none were)."""
+
+    name: str
+    passed_over: str
 
 
 class Backend(Protocol):
@@ -44,14 +53,15 @@ def load_backend(name: str) -> Backend:
     return import_module(BACKENDS[name])
 
 
-def choose_backend(name: str) -> str:
-    """The backend to build with: the one asked for, or the first that lacks nothing; else what to install."""
-    asked = tuple(BACKENDS) if name == "auto" else (name,)
-    lacking = {candidate: load_backend(candidate).missing() for candidate in asked}
-    ready = [candidate for candidate, missing in lacking.items() if missing is None]
-    if not ready:
-        raise UserError("; ".join(f"backend {candidate}: {missing}" for candidate, missing in lacking.items()))
-    return ready[0]
+def choose_backend(name: str) -> Chosen:
+    """The backend asked for, or the first that lacks nothing; if none does, `UserError` says what to install."""
+    lacking: dict[str, str] = {}
+    for candidate in BACKENDS if name == "auto" else (name,):
+        missing = load_backend(candidate).missing()
+        if missing is None:
+            return Chosen(candidate, "; ".join(f"{other}: {why}" for other, why in lacking.items()))
+        lacking[candidate] = missing
+    raise UserError("; ".join(f"backend {other}: {why}" for other, why in lacking.items()))
 
 
 def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> Session:

@@ -35,7 +35,7 @@ def install(directory: Path, release: Release | str = "1.2") -> Path:
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("{version}", release.version))
-    (package / FACTS_FILE).write_text(json.dumps(release.facts | {"version": release.version}))
+    (package / FACTS_FILE).write_text(json.dumps(release.facts))
     return directory
 
 
