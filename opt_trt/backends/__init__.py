@@ -39,6 +39,10 @@ class Backend(Protocol):
         """None, or what has to be installed before this backend can build."""
         ...
 
+    def machine(self) -> tuple[str, ...]:
+        """What of this machine an engine built here depends on; nothing where none can be built."""
+        ...
+
     def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead."""
         ...
@@ -62,6 +66,11 @@ def choose_backend(name: str) -> Chosen:
             return Chosen(candidate, "; ".join(f"{other}: {why}" for other, why in lacking.items()))
         lacking[candidate] = missing
     raise UserError("; ".join(f"backend {other}: {why}" for other, why in lacking.items()))
+
+
+def machine() -> list[tuple[str, ...]]:
+    """What of this machine engines depend on, a row for each backend: equal rows, equal engines."""
+    return [load_backend(name).machine() for name in BACKENDS]
 
 
 def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> Session:

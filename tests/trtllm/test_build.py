@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from opt_trt import build as builder
-from opt_trt.backends import choose_backend
+from opt_trt.backends import choose_backend, machine
 from opt_trt.backends.trtllm.failures import FAILURES, explain
 from opt_trt.backends.trtllm.process import run_builder
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release, known_release, missing
@@ -136,6 +136,15 @@ def test_what_is_missing_is_named(install_double, monkeypatch):
     )
     (package / "version.py").write_text("")
     assert missing().startswith(f"{package / 'version.py'} does not say which release it is")
+
+
+def test_engines_made_for_another_release_or_gpu_are_not_taken_for_ours(install_double):
+    install_double()
+    first = machine()
+    install_double(SM="90")
+    second = machine()
+    install_double("1.0")
+    assert len({str(rows) for rows in (first, second, machine())}) == 3
 
 
 def test_a_version_is_for_dry_runs(checkpoints, install_double):

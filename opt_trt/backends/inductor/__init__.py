@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import torch
+
 from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.session import DecoderSession, Session
 
-__all__ = ["build", "missing", "open"]
+__all__ = ["build", "machine", "missing", "open"]
+
+
+def machine() -> tuple[str, ...]:
+    """The processor's flags and torch's version."""
+    return (torch.__version__, *sorted(processor_flags()))
 
 
 def missing() -> str | None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from opt_trt.backends.trtllm.build import build
-from opt_trt.backends.trtllm.release import missing
+from opt_trt.backends.trtllm.release import machine, missing
 
-__all__ = ["build", "missing"]
+__all__ = ["build", "machine", "missing"]

@@ -72,6 +72,11 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else f"no GPU is visible to torch {torch.__version__}; see nvidia-smi"
 
 
+def machine() -> tuple[str, ...]:
+    """The release and the GPU engines are for; nothing where none can be built."""
+    return () if missing() else (str(installed_version()), f"SM {visible_sm()}")
+
+
 def visible_sm() -> int | None:
     """The compute capability of the first GPU, 80 for 8.0; None without one."""
     if not torch.cuda.is_available():
