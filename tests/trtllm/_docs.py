@@ -1,14 +1,19 @@
-"""Write the facts down for people: `python -m tests.trtllm._docs` renews docs/tensorrt_llm_facts.md."""
+"""Write the facts down for people: `python -m tests.trtllm._docs` renews docs/tensorrt_llm_facts.md and two tables
+of docs/tensorrt_llm.md."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from opt_trt.backends.trtllm.flags import WORDS, Word
+from opt_trt.backends.trtllm.release import NEWEST, OLDEST
 from tests.trtllm._facts import Facts, Release, Source, base_of, load, releases
 
-PAGE = Path(__file__).parents[2] / "docs" / "tensorrt_llm_facts.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, GUIDE = DOCS / "tensorrt_llm_facts.md", DOCS / "tensorrt_llm.md"
 INTRODUCTION = """# What is known of TensorRT-LLM, release by release
 
 Written by `python -m tests.trtllm._docs` from `tests/trtllm/facts/`, of which the tests' stand-in for `tensorrt_llm` is
@@ -22,6 +27,37 @@ tried how: [tensorrt_llm.md](tensorrt_llm.md).
 def render() -> str:
     """The whole page."""
     return INTRODUCTION + "".join("\n" + section(release, release.facts) for release in map(load, releases()))
+
+
+def tables(guide: str) -> str:
+    """The guide with its tables renewed, each between a comment with its name and an end."""
+    for name, rows in (("words", _words()), ("verified", _verified())):
+        table = "\n".join(rows)
+        guide = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", guide, flags=re.DOTALL)
+    return guide
+
+
+def _words() -> list[str]:
+    rows = ["| ours | the builder's | releases |", "|---|---|---|"]
+    for word in WORDS:
+        ours = {"kv_cache": "kv_cache_type"}.get(word.setting, word.setting)
+        rows.append(f"| `--{ours}` | `--{word.flag}` | {_span(word)} |")
+    return rows
+
+
+def _span(word: Word) -> str:
+    """The releases that have a word."""
+    if word.until == NEWEST:
+        return "all" if word.since == OLDEST else f"{word.since} on"
+    return str(word.since) if word.since == word.until else f"{word.since} to {word.until}"
+
+
+def _verified() -> list[str]:
+    rows = ["| release | stands for | read | inferred | built by the stand-in | run |", "|---|---|--:|--:|---|---|"]
+    for release in map(load, releases()):
+        read, inferred = (sum(s.how == how for s in release.sources.values()) for how in ("read", "inferred"))
+        rows.append(f"| {release.name} | {', '.join(release.versions)} | {read} | {inferred} | yes | no |")
+    return rows
 
 
 def section(release: Release, facts: Facts) -> str:
@@ -68,3 +104,4 @@ def _from(source: Source | None) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
+    GUIDE.write_text(tables(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from opt_trt.backends.trtllm.flags import WORDS
 from opt_trt.backends.trtllm.release import Release
 from tests.trtllm._checks import failing, relied_on
-from tests.trtllm._docs import PAGE, render, section
+from tests.trtllm._docs import GUIDE, PAGE, render, section, tables
 from tests.trtllm._facts import load, mutations, own, releases
 
 # What the backend itself depends on, and what notices it whatever the page says; of flags and plugins: those it gives.
@@ -20,6 +21,8 @@ RELIED_ON = {
 
 def test_the_page_tells_the_facts():
     assert PAGE.read_text(encoding="utf-8") == render()
+    guide = GUIDE.read_text(encoding="utf-8")
+    assert tables(guide) == guide and guide.count("\n| `--") >= len(WORDS)
 
 
 @pytest.mark.parametrize("name", releases())
