@@ -11,6 +11,7 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.describe import DescribeConfig
 from opt_trt.config.export_hf import ExportConfig
+from opt_trt.config.repack import RepackConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
 from opt_trt.errors import UserError
@@ -47,6 +48,7 @@ COMMANDS = {
     "summarize": Command(SummarizeConfig, "opt_trt.evaluate.summarize", "summarize", runs_engines=True),
     "describe": Command(DescribeConfig, "opt_trt.describe.describe", "describe"),
     "export_hf": Command(ExportConfig, "opt_trt.export_hf.export", "export_hf"),
+    "repack": Command(RepackConfig, "opt_trt.repack.repack", "repack"),
 }
 
 
@@ -78,6 +80,11 @@ def describe() -> None:
 def export_hf() -> None:
     """`python -m opt_trt.export_hf`: a checkpoint becomes a Hugging Face model again."""
     _command("export_hf")
+
+
+def repack() -> None:
+    """`python -m opt_trt.repack`: a packed checkpoint for another GPU."""
+    _command("repack")
 
 
 def _command(name: str) -> None:

@@ -52,6 +52,16 @@ def unpack_and_dequantize(packed: torch.Tensor, scale: torch.Tensor, mode: Quant
     return weight
 
 
+def repack_blocks(packed: torch.Tensor, mode: QuantMode, source_sm: int, target_sm: int) -> torch.Tensor:
+    """A packed tensor as the kernels of another GPU read it: the same integers, in its layout."""
+    out_features, in_features = packed.shape[1] * 8 // mode.bits, len(packed)
+    result = torch.empty_like(packed)
+    stored = result.view(-1)
+    for rows, q in _unpacked_blocks(packed, out_features, mode, source_sm):
+        stored[_place(rows, in_features, mode)] = pack(q, mode.bits, target_sm).view(-1)
+    return result
+
+
 def integers(checkpoint: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A quantized linear: int8 `[out, in]` and scale `[out]`, unpacked, or quantized now if that was deferred."""
     config, stored = checkpoint.config, checkpoint.tensor(name)

@@ -26,8 +26,9 @@ from opt_trt.backends import follow_leader, open_engine
 from opt_trt.config.llm import LlmOptions, llm_options
 from opt_trt.errors import UserError
 from opt_trt.progress import Bar
+from opt_trt.runtime.in_flight import QUIET_SECONDS
 from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.session import QUIET_SECONDS, Session
+from opt_trt.runtime.session import Session
 from opt_trt.runtime.worker import Worker
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world

@@ -8,9 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from opt_trt.backends.engine import read_engine_config
+from opt_trt.backends.identity import identify
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.follow import Opening, follow, lead
@@ -73,11 +74,16 @@ def machine() -> list[tuple[str, ...]]:
     return [load_backend(name).machine() for name in BACKENDS]
 
 
-def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> Session:
+def open_engine(
+    engine_dir: Path,
+    limit: KvCacheLimit,
+    scheduling: Scheduling | None = None,
+    options: RuntimeOptions | None = None,
+) -> Session:
     """A session on an engine directory, with the backend that built it; the leader's opens it on all ranks."""
-    config, world = read_engine_config(engine_dir), current_world(os.environ)
-    world.require(config.pretrained_config.mapping.world_size)
-    opening = Opening(engine_dir, limit, scheduling or Scheduling(), config.fingerprint())
+    built, world = identify(engine_dir), current_world(os.environ)
+    world.require(built.world_size)
+    opening = Opening(engine_dir, limit, scheduling or Scheduling(), options or RuntimeOptions(), built.fingerprint)
     if world.size == 1:
         return open_rank(opening, ALONE)
     return lead(join_world(world), opening, open_rank)
@@ -90,15 +96,15 @@ def follow_leader(world: World) -> None:
 
 def open_rank(opening: Opening, ranks: Ranks) -> Session:
     """This rank's part of the session on an engine; `UserError` if the one found here is not the leader's."""
-    config = read_engine_config(opening.engine_dir)
-    if config.fingerprint() != opening.fingerprint:
+    built = identify(opening.engine_dir)
+    if built.fingerprint != opening.fingerprint:
         raise UserError(
             f"expected the engine of rank 0 in {opening.engine_dir}, found another one; copy its whole directory to "
             "every host, or share it"
         )
-    if config.backend not in BACKENDS:
+    if built.backend not in BACKENDS:
         raise UserError(
-            f"{opening.engine_dir} was built by backend {config.backend!r}, known are {', '.join(BACKENDS)}; "
+            f"{opening.engine_dir} was built by backend {built.backend!r}, known are {', '.join(BACKENDS)}; "
             "build it again"
         )
-    return load_backend(config.backend).open(opening, ranks)
+    return load_backend(built.backend).open(opening, ranks)

@@ -63,6 +63,7 @@ class BeamSearch:
         going_on = [row for row, candidate in enumerate(candidates) if candidate.finish_reason is None][:width]
         if not going_on or self._is_over(scores[going_on[0]], len(candidates[0].output_ids)):
             self._leader.finish_reason = self.finished[0].sequence.finish_reason
+            self._leader.hypotheses = self.finished
             return []
         self._scores = scores[going_on].unsqueeze(1)
         return [candidates[row] for row in going_on]

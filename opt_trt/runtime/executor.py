@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from opt_trt.runtime.plan import Copies, Plan
+from opt_trt.runtime.plan import Copies, Plan, pack
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.step import Decoder, StepOutputs
 
@@ -26,7 +27,7 @@ class Executor:
 
         On the leader it makes all ranks do so; what others return is for nobody.
         """
-        with self._ranks.step(plan):
+        with self._ranks.step(partial(pack, plan)):
             if plan.copies:
                 self._copy(plan.copies)
             outputs = self.decoder.step(plan.inputs, self.kv_cache)

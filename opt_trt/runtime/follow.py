@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.plan import unpack
 from opt_trt.runtime.ranks import INDEX_BYTES, Ranks, SessionRanks, index_bytes
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world.communicator import Communicator
@@ -24,6 +24,7 @@ class Opening:
     engine_dir: Path
     limit: KvCacheLimit
     scheduling: Scheduling
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
     fingerprint: str = ""  # of the engine the leader has found there
 
 
@@ -49,4 +50,4 @@ def follow(communicator: Communicator, open_session: OpenSession) -> None:
             if index == OPEN:
                 sessions.append(open_session(pickle.loads(content), SessionRanks(communicator, len(sessions))))
             else:
-                sessions[index].executor.run(unpack(content))
+                sessions[index].obey(content)

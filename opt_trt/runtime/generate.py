@@ -117,9 +117,9 @@ def events_of(beam: Result) -> list[TokenEvent]:
 
 def result_of(sequence: TokenSequence) -> Result:
     """The answer a finished sequence stands for."""
-    if not isinstance(sequence.search, BeamSearch):
+    if not sequence.hypotheses:
         return _single_result(sequence)
-    beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.search.finished)
+    beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.hypotheses)
     best = replace(beams[0], context_logits=_single_result(sequence).context_logits)  # the prompt's, once
     return replace(best, beams=(best, *beams[1:]))
 

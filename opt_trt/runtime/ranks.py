@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-from opt_trt.runtime.plan import Plan, pack
 from opt_trt.runtime.world.communicator import Communicator
 
 INDEX_BYTES = 8  # in front of every message: the session it is for
@@ -24,8 +23,8 @@ class Ranks(Protocol):
         """The least of what all ranks have; every rank asks once, while the session is opened."""
         ...
 
-    def step(self, plan: Plan) -> AbstractContextManager[None]:
-        """Where this rank carries out a plan, and all others do, too."""
+    def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
+        """Where this rank does what the message tells the others to do, too; a world of one needs no message."""
         ...
 
 
@@ -40,7 +39,7 @@ class Alone:
         """What this rank has."""
         return count
 
-    def step(self, plan: Plan) -> AbstractContextManager[None]:
+    def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
         """Nobody is to be told."""
         return nullcontext()
 
@@ -63,13 +62,13 @@ class SessionRanks:
         return self._communicator.minimum(count)
 
     @contextmanager
-    def step(self, plan: Plan) -> Iterator[None]:
+    def step(self, message: Callable[[], bytes]) -> Iterator[None]:
         """The leader tells the others; they are told already when they come here."""
         if not self._communicator.world.is_leader:
             yield
             return
         with self._communicator.section():
-            self._communicator.send(index_bytes(self._index) + pack(plan))
+            self._communicator.send(index_bytes(self._index) + message())
             yield
 
 

@@ -109,15 +109,19 @@ class TokenEvent:
 
 def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
     """Raise `RequestFailed` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
-    problem = (
+    problem = rows_problem(request, spec) or request_problem(request, spec) or _pool_problem(request, spec, pool_tokens)
+    if problem:
+        raise RequestFailed(index, problem)
+
+
+def request_problem(request: Request, spec: DecoderSpec) -> str | None:
+    """Why no engine of these limits serves the request, whatever its memory; None if one may."""
+    return (
         _prompt_problem(request, spec)
-        or rows_problem(request, spec)
-        or _length_problem(request, spec, pool_tokens)
+        or _length_problem(request, spec)
         or _logits_problem(request, spec)
         or _sampling_problem(request, spec)
     )
-    if problem:
-        raise RequestFailed(index, problem)
 
 
 def _prompt_problem(request: Request, spec: DecoderSpec) -> str | None:
@@ -135,23 +139,30 @@ def _prompt_problem(request: Request, spec: DecoderSpec) -> str | None:
     return None
 
 
-def _length_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> str | None:
-    length = f"{len(request.prompt_ids)} tokens + {request.max_new_tokens} new ones"
+def _length_problem(request: Request, spec: DecoderSpec) -> str | None:
     if request.max_new_tokens < 1:
         return f"asks for {request.max_new_tokens} new tokens; --max_output_len must be at least 1"
     if request.max_tokens > spec.max_seq_len:
         return (
-            f"needs {length} = {request.max_tokens}, the engine takes {spec.max_seq_len}; "
+            f"needs {_length(request)}, the engine takes {spec.max_seq_len}; "
             "lower --max_output_len or --max_input_length, or build with a larger --max_seq_len"
         )
+    return None
+
+
+def _pool_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> str | None:
     needed = request.max_blocks(spec.tokens_per_block) * spec.tokens_per_block
     if max(request.max_tokens, needed) > pool_tokens:
         rows = f" of {describe_rows(request.sampling)}" * (request.sampling.num_rows > 1)
         return (
-            f"needs {length} = {request.max_tokens}{rows}, the whole KV cache holds {pool_tokens}; raise "
+            f"needs {_length(request)}{rows}, the whole KV cache holds {pool_tokens}; raise "
             "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
         )
     return None
+
+
+def _length(request: Request) -> str:
+    return f"{len(request.prompt_ids)} tokens + {request.max_new_tokens} new ones = {request.max_tokens}"
 
 
 def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:

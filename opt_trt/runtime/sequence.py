@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
@@ -14,7 +15,7 @@ from opt_trt.runtime.stopping import Stop, StopWatch
 if TYPE_CHECKING:
     import torch
 
-    from opt_trt.runtime.beam import BeamSearch
+    from opt_trt.runtime.beam import BeamSearch, Hypothesis
     from opt_trt.runtime.contrastive import ContrastiveSearch
 
 
@@ -25,6 +26,7 @@ class TokenSequence:
     index: int
     request: Request
     events: deque[TokenEvent] | None = None  # where its tokens go as they come
+    is_watched: bool = False  # somebody waits for every token, not for the whole output
     blocks: tuple[int, ...] = ()
     num_cached: int = 0  # tokens in the KV cache
     reserved: int = 0  # blocks it may count on, those it has included; 0 if it may have to start over
@@ -38,6 +40,7 @@ class TokenSequence:
     hidden: list[torch.Tensor] = field(default_factory=list)  # states `[n, E]` of the tokens a step computed, if needed
     leader: TokenSequence | None = None  # of a beam or candidate: what computed the prompt and stands for the request
     search: BeamSearch | ContrastiveSearch | None = None  # of a leader
+    hypotheses: Sequence[Hypothesis] = ()  # the outputs of a finished beam search, best first
 
     @property
     def num_tokens(self) -> int:

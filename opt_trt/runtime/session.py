@@ -7,21 +7,19 @@ from typing import Protocol
 
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
-from opt_trt.progress import Bar
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.executor import Executor
-from opt_trt.runtime.generate import Generation, result_of
+from opt_trt.runtime.generate import Generation
+from opt_trt.runtime.in_flight import InFlight, generate_all
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
+from opt_trt.runtime.plan import unpack
 from opt_trt.runtime.prefix_index import PrefixIndex
 from opt_trt.runtime.ranks import ALONE, Ranks
 from opt_trt.runtime.request import Request, Result, check_request
-from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.step import Decoder, DecoderSpec
-
-QUIET_SECONDS = 2  # a progress bar is shown only for what takes longer
 
 
 class Session(Protocol):
@@ -31,8 +29,11 @@ class Session(Protocol):
     """
 
     spec: DecoderSpec
-    executor: Executor  # carries out what the generation plans, and on other ranks what the leader's planned
-    generation: Generation  # all that is in flight; checked requests may join and leave between any two steps
+
+    @property
+    def generation(self) -> InFlight:
+        """All that is in flight."""
+        ...
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order."""
@@ -44,6 +45,10 @@ class Session(Protocol):
 
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if this engine can never serve the request."""
+        ...
+
+    def obey(self, message: memoryview) -> None:
+        """On a rank that follows: do what the leader's session says it does."""
         ...
 
 
@@ -69,23 +74,7 @@ class DecoderSession:
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order; a progress bar counts them."""
         self._check_all(requests)
-        sequences = [TokenSequence(index, request) for index, request in enumerate(requests)]
-        for sequence in sequences:
-            self.generation.submit(sequence)
-        unfinished = set(sequences)
-        bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
-        try:
-            while unfinished:
-                finished = [s for s in self.generation.step() if s.finish_reason and s in unfinished]
-                unfinished -= set(finished)
-                bar.update(len(finished))
-                if error := next((s.error for s in finished if s.error is not None), None):
-                    raise error
-        finally:
-            for sequence in unfinished:
-                self.generation.cancel(sequence)
-            bar.close()
-        return [result_of(sequence) for sequence in sequences]
+        return generate_all(self.generation, requests)
 
     def stream(self, requests: Sequence[Request]) -> TokenStream:
         """Tokens of all requests as they come. Requests are checked here, not at the first token."""
@@ -99,6 +88,10 @@ class DecoderSession:
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if decoder or KV cache can never serve the request."""
         check_request(request, index, self.spec, self._pool.num_blocks * self.spec.tokens_per_block)
+
+    def obey(self, message: memoryview) -> None:
+        """Carry out the step the leader planned."""
+        self.executor.run(unpack(message))
 
     def _check_all(self, requests: Sequence[Request]) -> None:
         for index, request in enumerate(requests):

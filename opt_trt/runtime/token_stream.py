@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from opt_trt.errors import UserError
-from opt_trt.runtime.generate import Generation
+from opt_trt.runtime.in_flight import InFlight
 from opt_trt.runtime.request import Request, RequestFailed, TokenEvent
 from opt_trt.runtime.sequence import TokenSequence
 
@@ -17,10 +17,12 @@ class TokenStream(Iterator[TokenEvent]):
     Requests that are not finished are cancelled when the stream is closed or forgotten.
     """
 
-    def __init__(self, generation: Generation, requests: Sequence[Request]) -> None:
+    def __init__(self, generation: InFlight, requests: Sequence[Request]) -> None:
         self._generation = generation
         self._events: deque[TokenEvent] = deque()
-        self._open = [TokenSequence(index, request, self._events) for index, request in enumerate(requests)]
+        self._open = [
+            TokenSequence(index, request, self._events, is_watched=True) for index, request in enumerate(requests)
+        ]
         for sequence in self._open:
             generation.submit(sequence)
 

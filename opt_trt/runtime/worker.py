@@ -23,6 +23,8 @@ class Listener(Protocol):
     One that raises RuntimeError, as a closed event loop does, no longer listens: its request is cancelled.
     """
 
+    whole: bool  # it waits for whole outputs; an engine may then take less trouble over every token
+
     def advanced(self, sequence: TokenSequence) -> None:
         """There is one more token, the last one if there is a finish reason; the sequence goes on changing."""
         ...
@@ -53,7 +55,10 @@ class Worker:
 
     def submit(self, requests: Sequence[tuple[Request, Listener]]) -> list[Ticket]:
         """Let checked requests join the next step together."""
-        tickets = [Ticket(TokenSequence(index, request), who) for index, (request, who) in enumerate(requests)]
+        tickets = [
+            Ticket(TokenSequence(index, request, is_watched=not who.whole), who)
+            for index, (request, who) in enumerate(requests)
+        ]
         with self._closing:
             if self._closed:
                 raise UserError(CLOSED)

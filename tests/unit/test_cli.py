@@ -29,7 +29,7 @@ REQUIRED = {
     DescribeConfig: ["d"],
     ExportConfig: ["--checkpoint_dir", "c"],
 }
-MODULES = ["opt_trt.describe", "opt_trt.export_hf"]
+MODULES = ["opt_trt.describe", "opt_trt.export_hf", "opt_trt.repack"]
 SCRIPTS = [
     ["convert_checkpoint.py"], ["build.py"], ["run.py"], ["summarize.py"], *(["-m", module] for module in MODULES),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.describe import DescribeConfig
 from opt_trt.config.export_hf import ExportConfig
+from opt_trt.config.repack import RepackConfig
 from opt_trt.config.run import RunConfig
 from opt_trt.config.summarize import SummarizeConfig
 
@@ -124,6 +125,16 @@ EFFECTS: dict[type, dict[str, str]] = {
         "bad_words": "unit/test_run.py::test_penalties_and_bans_change_what_is_most_likely",
         "streaming": "unit/test_run.py::test_a_stream_ends_as_the_same_text",
         "streaming_interval": "unit/test_run.py::test_a_stream_is_printed_every_interval",
+        "use_py_session": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "debug_mode": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "enable_context_fmha_fp32_acc": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "multi_block_mode": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "cuda_graph_mode": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "gpu_weights_percent": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "enable_chunked_context": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "max_attention_window_size": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "sink_token_length": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
+        "fail_fast_on_attention_window_too_large": "trtllm/test_keywords.py::test_runtime_flags_reach_from_dir",
         "interactive": "unit/test_interactive.py::test_every_line_is_continued",
         "run_profiling": "unit/test_run.py::test_profiling_warms_up_ten_times_and_times_ten",
     },
@@ -155,6 +166,15 @@ EFFECTS: dict[type, dict[str, str]] = {
         "scheduler_policy": "unit/test_scheduler.py::test_the_newest_starts_over_when_blocks_run_out",
         "context_chunk_size": "unit/test_scheduler.py::test_prompts_are_cut_small_while_others_generate",
         "log_level": "unit/test_summarize.py::test_warnings_level_prints_the_table_alone",
+        "use_py_session": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "debug_mode": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "enable_context_fmha_fp32_acc": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "multi_block_mode": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "cuda_graph_mode": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "gpu_weights_percent": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "enable_chunked_context": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "max_attention_window_size": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
+        "sink_token_length": "trtllm/test_keywords.py::test_both_scripts_tell_the_runtime_flags",
         "test_hf": "unit/test_summarize.py::test_hugging_face_alone_needs_no_engine",
         "test_trt_llm": "unit/test_summarize.py::test_a_good_engine_passes_with_exit_0",
         "hf_data_type": "unit/test_hf_reference.py::test_it_computes_in_the_type_asked_for",
@@ -187,6 +207,12 @@ EFFECTS: dict[type, dict[str, str]] = {
         "max_shard_size": "unit/test_export_hf.py::test_several_files_have_an_index_and_are_the_same_model",
         "tokenizer_dir": "unit/test_export_hf.py::test_a_tokenizer_is_copied_when_named",
         "log_level": "unit/test_export_hf.py::test_the_export_says_where_it_is_from",
+    },
+    RepackConfig: {
+        "checkpoint_dir": "unit/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
+        "target_sm": "unit/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
+        "output_dir": "unit/test_repack.py::test_without_an_output_directory_the_checkpoint_is_replaced",
+        "log_level": "unit/test_repack.py::test_one_line_says_what_was_done",
     },
 }  # fmt: skip
 

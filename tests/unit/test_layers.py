@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 LAYER = {
     "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "cache": 0, "disk": 0,
     "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "quantized": 1, "workers": 1,
-    "distribute": 1, "convert": 1, "gather": 1, "export_hf": 1, "progress": 1, "threads": 1,
+    "distribute": 1, "convert": 1, "gather": 1, "export_hf": 1, "repack": 1, "progress": 1, "threads": 1,
     "step": 2, "ops": 2,
     "graph": 3, "plugins": 3,
     "runtime": 4,
@@ -35,6 +35,8 @@ SIBLINGS = {
     ("gather", "checkpoint"), ("gather", "shard"), ("gather", "quantized"), ("gather", "quant"),
     ("export_hf", "gather"), ("export_hf", "checkpoint"), ("export_hf", "sources"), ("export_hf", "progress"),
     ("export_hf", "threads"),
+    ("repack", "checkpoint"), ("repack", "shard"), ("repack", "quantized"), ("repack", "quant"),
+    ("repack", "packing"), ("repack", "progress"), ("repack", "threads"),
     ("run", "text"), ("evaluate", "text"),
     ("commands", "cli"), ("api", "build"), ("api", "cli"),
 }  # fmt: skip

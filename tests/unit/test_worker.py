@@ -28,6 +28,7 @@ BANS_LATER = SamplingParams(no_repeat_ngram_size=1)  # fails when every token of
 class Diary:
     """A listener that notes everything."""
 
+    whole: bool = False
     tokens: list[int] = field(default_factory=list)
     end: SimpleQueue[object] = field(default_factory=SimpleQueue)
 

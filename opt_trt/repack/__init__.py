@@ -1,0 +1,1 @@
+"""A packed checkpoint for another GPU."""
