@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -24,11 +25,23 @@ from opt_trt.runtime.world.communicator import join_world
 BACKENDS = {"tensorrt_llm": "opt_trt.backends.trtllm", "inductor": "opt_trt.backends.inductor"}
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The backend to build with, and why others before it in the table were not taken ("" if none were)."""
+
+    name: str
+    passed_over: str
+
+
 class Backend(Protocol):
     """What a backend's module offers."""
 
     def missing(self) -> str | None:
         """None, or what has to be installed before this backend can build."""
+        ...
+
+    def machine(self) -> tuple[str, ...]:
+        """What of this machine an engine built here depends on; nothing where none can be built."""
         ...
 
     def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
@@ -45,14 +58,20 @@ def load_backend(name: str) -> Backend:
     return import_module(BACKENDS[name])
 
 
-def choose_backend(name: str) -> str:
-    """The backend to build with: the one asked for, or the first that lacks nothing; else what to install."""
-    asked = tuple(BACKENDS) if name == "auto" else (name,)
-    lacking = {candidate: load_backend(candidate).missing() for candidate in asked}
-    ready = [candidate for candidate, missing in lacking.items() if missing is None]
-    if not ready:
-        raise UserError("; ".join(f"backend {candidate}: {missing}" for candidate, missing in lacking.items()))
-    return ready[0]
+def choose_backend(name: str) -> Chosen:
+    """The backend asked for, or the first that lacks nothing; if none does, `UserError` says what to install."""
+    lacking: dict[str, str] = {}
+    for candidate in BACKENDS if name == "auto" else (name,):
+        missing = load_backend(candidate).missing()
+        if missing is None:
+            return Chosen(candidate, "; ".join(f"{other}: {why}" for other, why in lacking.items()))
+        lacking[candidate] = missing
+    raise UserError("; ".join(f"backend {other}: {why}" for other, why in lacking.items()))
+
+
+def machine() -> list[tuple[str, ...]]:
+    """What of this machine engines depend on, a row for each backend: equal rows, equal engines."""
+    return [load_backend(name).machine() for name in BACKENDS]
 
 
 def open_engine(

@@ -35,7 +35,10 @@ class Machine:
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits as argparse does, which is 2."""
+    """Exits as argparse does, which is 2, without spelling out the usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(prog="build.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -47,8 +50,8 @@ class Parser(argparse.ArgumentParser):
 
     def _add(self, name: str, flag: dict[str, Any], facts: Facts) -> None:
         names = [f"--{n}" for n in (name, *flag.get("aliases", ()))]
-        default = argparse.SUPPRESS if flag.get("unset") else flag["default"]
-        if flag["default"] is False:
+        default = flag["default"]
+        if default is False:
             self.add_argument(*names, dest=name, default=default, action="store_true")
             return
         how: dict[str, Any] = {
@@ -169,11 +172,11 @@ def _build_rank(facts: Facts, args: dict[str, Any], rank: int, dirs: tuple[Path,
     for warning in check_rank(facts, model, dirs[0], rank):
         log("warning", args, warning)
     if model["mapping"]["pp_size"] > 1 and not facts["architectures"][model["architecture"]]["pipeline_parallel"]:
-        raise RuntimeError(refusals["pipeline_parallel"]["text"])
+        raise KeyError("hidden_states_input")  # no stage receives activations
     no = refusals.get("weight_only_gpu")
     if no and model["quantization"]["quant_algo"] and no["first_sm"] <= machine.sm <= no["last_sm"]:
         raise RuntimeError(no["text"])
-    log("info", args, facts["log"]["building"]["text"] + "Unnamed Network 0")
+    log("info", args, "Build TensorRT engine Unnamed Network 0")
     if machine.failure:
         raise RuntimeError(machine.failure)
     log("info", args, facts["log"]["rank_built"]["text"] + "Unnamed Network 0: 00:00:01")

@@ -16,8 +16,12 @@ Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype code and shape by name
 
 
 def read_pretrained(facts: Facts, path: Path) -> dict[str, Any]:
-    """`PretrainedConfig.from_json_file`: required keys must be there, others have defaults, unknown ones are kept."""
-    values = json.loads(path.read_text())
+    """`PretrainedConfig.from_json_file`."""
+    return read_values(facts, json.loads(path.read_text()))
+
+
+def read_values(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
+    """`PretrainedConfig.from_dict`: required keys must be there, others have defaults, unknown ones are kept."""
     known = facts["pretrained_config"] | facts["opt"]
     for key, fact in known.items():
         if fact.get("required") and key not in values:

@@ -12,6 +12,7 @@ import pytest
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from tests.trtllm._facts import load, releases
+from tests.trtllm._installed import differences, installed_flags
 from tests.trtllm._package import environment, install
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "model"
@@ -22,6 +23,21 @@ def checkpoint(tmp_path_factory):
     out = tmp_path_factory.mktemp("checkpoint")
     convert(ConvertConfig(model_dir=str(DEMO), output_dir=str(out / "c"), log_level="error"))
     return out / "c"
+
+
+@pytest.mark.parametrize("release", releases())
+def test_the_question_put_to_a_real_package_finds_the_double_as_its_facts_say(release, tmp_path):
+    install(tmp_path, release)
+    flags = installed_flags(environment(tmp_path))
+    facts = load(release).facts
+    assert differences(facts, flags) == []
+    flags["max_batch_size"][1] += 1
+    del flags["workers"]
+    flags["new"] = [["--new"], None, []]
+    told = differences(facts, flags)
+    assert told[1:] == ["--new is not known", "--workers is not there"] and told[0].startswith(
+        "--max_batch_size: default"
+    )
 
 
 @pytest.mark.parametrize("release", releases())

@@ -6,6 +6,7 @@ import torch
 
 from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.config.runtime import check_embedded
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
@@ -15,7 +16,12 @@ from opt_trt.runtime.session import DecoderSession, Session
 
 OLDEST_TORCH = "2.13"
 
-__all__ = ["build", "missing", "open"]
+__all__ = ["build", "machine", "missing", "open"]
+
+
+def machine() -> tuple[str, ...]:
+    """The processor's flags and torch's version."""
+    return (torch.__version__, *sorted(processor_flags()))
 
 
 def missing() -> str | None:
