@@ -1,28 +1,19 @@
-"""Checkpoints to build, a machine that seems to have a GPU and TensorRT-LLM, and sessions over its double."""
+"""Checkpoints to build, and a machine that seems to have a GPU and TensorRT-LLM."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from opt_trt.backends import open_engine
 from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.runtime import RuntimeOptions
-from opt_trt.config.scheduling import Scheduling
 from opt_trt.convert import convert
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.session import Session
-from tests.trtllm._engine_dirs import write_engine
-from tests.trtllm._facts import Facts, load
+from tests.trtllm._facts import load
 from tests.trtllm._package import environment, install
-from tests.trtllm._runner import Seen, modules
+from tests.trtllm._runner import Seen
+from tests.trtllm._sessions import Double, installed
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "model"
 CHECKPOINTS = {  # the demo model, converted in so many ways
@@ -70,47 +61,9 @@ def install_double(tmp_path, monkeypatch) -> Installer:
     return put
 
 
-@contextmanager
-def installed(facts: Facts, seen: Seen, rank: int = 0) -> Iterator[None]:
-    """The double's modules in `sys.modules`."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "tensorrt_llm"}
-    for name in before:
-        del sys.modules[name]
-    sys.modules.update(modules(facts, seen, rank))
-    try:
-        yield
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "tensorrt_llm"]:
-            del sys.modules[name]
-        sys.modules.update(before)
-
-
-def facts_of(release: str) -> Facts:
-    """The facts of a release, and its version."""
-    loaded = load(release)
-    return loaded.facts | {"version": loaded.version}  # type: ignore[dict-item]
-
-
-@dataclass
-class Double:
-    """What a test has of the double."""
-
-    directory: Path
-    seen: Seen
-
-    def engine(self, **changes: Any) -> Path:
-        """An engine directory."""
-        return write_engine(self.directory / "engine", **changes)
-
-    def open(self, options: RuntimeOptions | None = None, how: Any = (), **changes: Any) -> Session:
-        """A session; `how` are limit and scheduling."""
-        limit, scheduling = how or (KvCacheLimit(), Scheduling())
-        return open_engine(self.engine(**changes), limit, scheduling, options)
-
-
-@pytest.fixture(params=["1.2"])
-def double(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Double]:
-    """The newest release's, unless a test names others."""
+@pytest.fixture
+def double(tmp_path) -> Iterator[Double]:
+    """The runners of the newest release in this process, and engines for them."""
     seen = Seen()
-    with installed(facts_of(request.param), seen):
+    with installed(load("1.2").facts, seen):
         yield Double(tmp_path, seen)

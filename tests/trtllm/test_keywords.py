@@ -20,7 +20,7 @@ from opt_trt.errors import UserError
 from opt_trt.run.run import run
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
-from tests.trtllm.conftest import Double
+from tests.trtllm._sessions import Double
 
 CPP, PYTHON = "ModelRunnerCpp", "ModelRunner"
 PY_SESSION = ("--use_py_session",)

@@ -16,7 +16,7 @@ from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
-from tests.trtllm.conftest import Double
+from tests.trtllm._sessions import Double
 from tests.unit._decoders import expected_output
 
 PYTHON = RuntimeOptions(use_py_session=True)

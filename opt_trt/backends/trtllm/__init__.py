@@ -1,4 +1,4 @@
-"""The tensorrt_llm backend: engines of NVIDIA's builder, run by its runners."""
+"""The TensorRT backend: engines built by an installed TensorRT-LLM, and run by its runners, on NVIDIA's GPUs."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from opt_trt.backends.trtllm.release import Release
 from opt_trt.config.sampling import GREEDY, SamplingParams
 
 CPP, PYTHON = "ModelRunnerCpp", "ModelRunner"
-Release = tuple[int, int]
+OLDEST_RUNNER = Release(0, 12)  # the first release whose C++ runner is known: before, it was another one
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Keyword:
     cpp: str | None
     python: str | None
     why: str = ""
-    since: Release = (0, 12)  # the first release whose C++ runner knows it
+    since: Release = OLDEST_RUNNER  # the first release whose C++ runner knows it
 
     def of(self, runner: str, release: Release) -> str | None:
         """The keyword of a runner of a release."""
@@ -36,22 +37,22 @@ def both(name: str) -> Keyword:
     return Keyword(name, name)
 
 
-ONE_OUTPUT = "the Python session has one output for a prompt"
+ONE_OUTPUT = "only the C++ session of 1.0 and later has several outputs for a prompt"
 
 SAMPLING = {  # by the name of the field of `SamplingParams`; keywords of `generate`
     "temperature": both("temperature"),
     "top_k": both("top_k"),
     "top_p": both("top_p"),
-    "min_p": Keyword("min_p", None, "only the C++ session of 1.0 and later knows it", (1, 0)),
+    "min_p": Keyword("min_p", None, "only the C++ session of 1.0 and later knows it", Release(1, 0)),
     "repetition_penalty": both("repetition_penalty"),
     "presence_penalty": both("presence_penalty"),
     "frequency_penalty": both("frequency_penalty"),
     "no_repeat_ngram_size": both("no_repeat_ngram_size"),
-    "min_length": Keyword("min_tokens", "min_length", "the C++ session knows it since 1.0", (1, 0)),
+    "min_length": Keyword("min_tokens", "min_length", "the C++ session knows it since 1.0", Release(1, 0)),
     "bad_words": both("bad_words_list"),
     "logit_bias": Keyword(None, None, "TensorRT-LLM's runners add nothing to logits"),
     "random_seed": both("random_seed"),
-    "sequence": Keyword("num_return_sequences", None, ONE_OUTPUT),
+    "sequence": Keyword("num_return_sequences", None, ONE_OUTPUT, Release(1, 0)),
     "num_beams": both("num_beams"),
     "length_penalty": both("length_penalty"),
     "early_stopping": both("early_stopping"),

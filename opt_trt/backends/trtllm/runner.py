@@ -9,14 +9,13 @@ from importlib import import_module
 from typing import Any
 
 from opt_trt.backends.trtllm.engine import TrtEngine
-from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, BY_CALLS, CPP, OPENING, PYTHON, Release
+from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, BY_CALLS, CPP, OLDEST_RUNNER, OPENING, PYTHON
+from opt_trt.backends.trtllm.release import INSTALL, NEWEST, PACKAGE, Release, missing
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.kv_cache import KvCacheLimit
-
-PACKAGE = "tensorrt_llm"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Runner:
 def open_runner(engine: TrtEngine, opening: Opening, rank: int) -> Runner:
     """This rank's runner: the C++ one, or the Python one where it was asked for or the engine needs it."""
     package, runtime = _import()
-    release = _release(package.__version__)
+    release = _known(package.__version__)
     kind = _kind(engine, opening.options, runtime)
     given = _flags(opening)
     live_class = getattr(runtime, kind)
@@ -57,20 +56,18 @@ def _import() -> tuple[Any, Any]:
     try:
         package, runtime = import_module(PACKAGE), import_module(f"{PACKAGE}.runtime")
     except ImportError as error:
-        raise UserError(
-            f"this is a TensorRT engine, which the package tensorrt_llm runs, and that cannot be imported "
-            f"({first_line(error)}); install tensorrt_llm==1.2.1 on a machine with an NVIDIA GPU"
-        ) from error
+        reason = missing() or f"{first_line(error)}; {INSTALL}"
+        raise UserError(f"this is a TensorRT engine, which TensorRT-LLM runs: {reason}") from error
     if not hasattr(runtime, PYTHON):
-        raise UserError(
-            f"tensorrt_llm {package.__version__} runs no TensorRT engines any more; install tensorrt_llm==1.2.1"
-        )
+        raise UserError(f"TensorRT-LLM {package.__version__} runs no TensorRT engines any more; {INSTALL}")
     return package, runtime
 
 
-def _release(version: str) -> Release:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
+def _known(version: str) -> Release:
+    release = Release.parse(version)
+    if not OLDEST_RUNNER <= release <= NEWEST:
+        raise UserError(f"TensorRT-LLM {version}: runners of {OLDEST_RUNNER} to {NEWEST} are known; {INSTALL}")
+    return release
 
 
 def _kind(engine: TrtEngine, options: RuntimeOptions, runtime: Any) -> str:
