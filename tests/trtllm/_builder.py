@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,9 +44,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog="build.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for name, flag in facts["flags"].items():
             self._add(name, flag, facts)
-        for name, field in facts["plugin_config"].items():
-            if field["flag"]:
-                self._add_plugin(name, field, facts)
+        for name, fact in facts["plugin_config"].items():
+            if fact["flag"]:
+                self._add_plugin(name, fact, facts)
 
     def _add(self, name: str, flag: dict[str, Any], facts: Facts) -> None:
         names = [f"--{n}" for n in (name, *flag.get("aliases", ()))]
@@ -61,8 +61,8 @@ class Parser(argparse.ArgumentParser):
         }
         self.add_argument(*names, dest=name, default=default, **how)
 
-    def _add_plugin(self, name: str, field: dict[str, Any], facts: Facts) -> None:
-        default, values = field["default"], plugin_values(facts, field)
+    def _add_plugin(self, name: str, fact: dict[str, Any], facts: Facts) -> None:
+        default, values = fact["default"], plugin_values(facts, fact)
         if values is not None:
             choices = ["disable" if value is None else value for value in values]
             off = facts["plugin_flags"]["off"]
@@ -89,19 +89,19 @@ class Parser(argparse.ArgumentParser):
         return member
 
 
-def plugin_values(facts: Facts, field: dict[str, Any]) -> list[Any] | None:
+def plugin_values(facts: Facts, fact: dict[str, Any]) -> list[Any] | None:
     """The values a plugin field takes; None where its default says it: a switch or a number."""
-    values = field.get("values")
+    values = fact.get("values")
     return facts["plugin_dtypes"][values]["values"] if isinstance(values, str) else values
 
 
 def plugin_config(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
     """`PluginConfig.from_arguments`: unknown names are other flags; `enable` and `disable` become values."""
     config = {}
-    for name, field in facts["plugin_config"].items():
-        value = args.get(name, field["default"])
-        values = plugin_values(facts, field)
-        switch = isinstance(field["default"], bool) or (values is not None and True in values)
+    for name, fact in facts["plugin_config"].items():
+        value = args.get(name, fact["default"])
+        values = plugin_values(facts, fact)
+        switch = isinstance(fact["default"], bool) or (values is not None and True in values)
         value = {"enable": True, "disable": False if switch else None}.get(value, value)
         allowed = [True, False] if values is None and switch else values
         if allowed is not None and value not in allowed:
@@ -110,11 +110,24 @@ def plugin_config(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def build_config_class(facts: Facts) -> type:
+    """`BuildConfig` of the release: a dataclass with its fields and defaults, that knows no other."""
+
+    def update_from_dict(self: Any, config: dict[str, Any]) -> None:
+        for name, value in config.items():
+            if not hasattr(self, name):
+                raise AttributeError(f"{type(self)} object has no attribute {name}")
+            setattr(self, name, value)
+
+    known = facts["build_config"].items()
+    columns = [(name, Any, field(default_factory=lambda value=fact["default"]: value)) for name, fact in known]
+    return make_dataclass("BuildConfig", columns, namespace={"update_from_dict": update_from_dict})
+
+
 def build_config(facts: Facts, args: dict[str, Any], plugins: dict[str, Any]) -> dict[str, Any]:
-    """`BuildConfig`: its own fields from the flags of their names."""
-    known = facts["build_config"]
-    config = {name: args.get(name, field["default"]) for name, field in known.items()}
-    config |= {"plugin_config": plugins}
+    """A `BuildConfig` as a dictionary: its own fields from the flags of their names."""
+    given = {name: args[name] for name in facts["build_config"] if name in args}
+    config = dict(vars(build_config_class(facts)(**given | {"plugin_config": plugins})))
     for name, flag in facts["renamed_fields"].items():
         config[name] = args.get(flag["flag"], config[name])
     for name, total in facts.get("sums", {}).items():

@@ -36,6 +36,8 @@ MODULES = {
     "version.py": '__version__ = "{version}"\n',
     "commands/__init__.py": "",
     "commands/build.py": BUILD,
+    "builder.py": READ.format(up=0)
+    + "from tests.trtllm._builder import build_config_class\nBuildConfig = build_config_class(facts)\n",
 }
 
 

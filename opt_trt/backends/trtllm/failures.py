@@ -24,7 +24,7 @@ class Failure:
 FAILURES = (
     Failure(r"unrecognized arguments|invalid choice: |argument --\w+: ",
             "its flags are not those known of this release; install tensorrt_llm==1.2.1"),
-    Failure(r"ImportError|ModuleNotFoundError|undefined symbol|cannot open shared object",
+    Failure(r"^(ImportError|ModuleNotFoundError)|undefined symbol|cannot open shared object",
             "the package does not load: its tensorrt, torch or CUDA is of another version than its wheel needs; "
             "install tensorrt_llm==1.2.1 into an environment of its own"),
     Failure(r"Version tag does not match|not compatible with this version of TensorRT|stdVersionRead",
@@ -41,10 +41,12 @@ FAILURES = (
             "a tensor is not of the shape TensorRT-LLM's OPT has; convert the model again"),
     Failure(r"Required but not provided tensors",
             "the checkpoint lacks tensors of TensorRT-LLM's OPT; convert the model again"),
-    Failure(r"rank\d+\.safetensors", "a rank of the checkpoint is missing; copy all its files, or convert it again"),
+    Failure(r"isfile\(weights_path\)|rank\d+\.safetensors.*(No such file|not found)",
+            "a rank of the checkpoint is missing; copy all its files, or convert it again"),
     Failure(r"max_workers must be greater than 0|No CUDA GPUs are available|no CUDA-capable device",
             "no GPU is visible to it; see nvidia-smi and CUDA_VISIBLE_DEVICES"),
-    Failure(r"unexpected keyword argument", "config.json has a key unknown to this release; convert the model again"),
+    Failure(r"(QuantConfig|Mapping)\S* got an unexpected keyword argument",
+            "config.json has a key unknown to this release; convert the model again"),
     Failure(r"No space left on device|Errno 28", "the disk is full; free space"),
 )  # fmt: skip
 
