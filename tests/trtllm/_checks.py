@@ -27,7 +27,7 @@ from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
 from opt_trt.packing import DEFERRED_ONLY
-from tests.trtllm import _facts
+from tests.trtllm import _facts, _runtime_checks
 from tests.trtllm._builder import Parser, build_config, engine_config, plugin_config, plugin_values
 from tests.trtllm._checkpoint import Header, compare, expected, read_values
 from tests.trtllm._facts import Facts
@@ -339,7 +339,9 @@ def check_constants(facts: Facts) -> None:
 
 
 CHECKS: dict[str, Callable[[Facts], None]] = {
-    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
+    name.removeprefix("check_"): check
+    for name, check in (globals() | vars(_runtime_checks)).items()
+    if name.startswith("check_")
 }
 
 

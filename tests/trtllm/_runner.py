@@ -83,19 +83,22 @@ def _runner_class(kind: str, facts: Facts, seen: Seen, rank: int) -> type:
 
 def _signature(names: dict[str, Any], first: str, more: list[inspect.Parameter]) -> inspect.Signature:
     own = inspect.Parameter(first, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [inspect.Parameter(n, own.kind) for n, fact in names.items() if fact.get("required")]
     others = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=fact.get("default", inspect.Parameter.empty))
-        for name, fact in names.items()
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=fact["default"])
+        for n, fact in names.items()
+        if not fact.get("required")
     ]
-    return inspect.Signature([own, *others, *more])
+    return inspect.Signature([own, *required, *others, *more])
 
 
 def _checked(function: Any, signature: inspect.Signature) -> Any:
     """The function behind a signature: what does not bind is a TypeError, as Python's own."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        return function(*bound.args, **bound.kwargs)
+        first, *others = signature.bind(*args, **kwargs).arguments.items()
+        given = dict(others)
+        return function(first[1], **given.pop("kwargs", {}), **given)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call

@@ -16,6 +16,10 @@ RELIED_ON = {
     **dict.fromkeys(("tensors", "parallel_embedding"), ("checkpoints", "damage_is_refused")),
     **dict.fromkeys(("flags", "plugin_config"), ("flags_are_known", "defaults_may_be_stated", "choices_are_ours",
                                                  "translation")),
+    **dict.fromkeys(("cpp_from_dir", "py_from_dir", "cpp_generate", "py_generate", "cpp_sampling", "py_sampling",
+                     "cpp_outputs", "py_outputs", "cpp_behaviour", "py_behaviour", "runtime_names", "inflight_config",
+                     "inflight_needs", "runner_lengths", "no_end"),
+                    ("opening", "calls", "sampling", "descriptions", "sessions")),
 }  # fmt: skip
 
 

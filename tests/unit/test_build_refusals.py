@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opt_trt import build as builder
+from opt_trt.backends import choose_backend
 from opt_trt.backends.inductor.plan import resolve_limits
 from opt_trt.cli import parse
 from opt_trt.config.build import BuildConfig
@@ -21,6 +22,18 @@ from tests.unit._engines import MODEL as VALUES
 from tests.unit._models import Model
 
 MODEL = ModelConfig.from_dict(VALUES, "here")
+
+
+@pytest.fixture(autouse=True)
+def any_torch(monkeypatch):
+    """Nothing is compiled here: any torch will do."""
+    monkeypatch.setattr("opt_trt.backends.inductor.OLDEST_TORCH", "2")
+
+
+def test_the_embedded_backend_names_the_torch_it_needs(monkeypatch):
+    monkeypatch.setattr("opt_trt.backends.inductor.OLDEST_TORCH", "99.1")
+    with pytest.raises(UserError, match=r"^backend inductor: it compiles with torch 99\.1 or newer, found \d\S*; inst"):
+        choose_backend("inductor")
 
 
 def test_an_activation_that_engines_do_not_compute_is_named(tmp_path: Path) -> None:
