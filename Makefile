@@ -1,10 +1,12 @@
 # `make demo`, `make demo-tp`, `make test`: all set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
+# `make test-trtllm`: the same from nothing in .venv-trtllm, with the versions that tensorrt_llm pins.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+TRTLLM := .venv-trtllm
 
-.PHONY: demo demo-tp test setup clean
+.PHONY: demo demo-tp test test-trtllm setup clean
 
 demo: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
@@ -17,6 +19,14 @@ test: $(VENV)/test.ready
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests
+
+test-trtllm: $(TRTLLM)/test.ready
+	$(TRTLLM)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/trtllm
+
+$(TRTLLM)/test.ready: requirements-trtllm.txt requirements-dev.txt
+	$(PYTHON) -m venv $(TRTLLM)
+	$(TRTLLM)/bin/python -m pip install --quiet -r requirements-trtllm.txt $$(grep == requirements-dev.txt)
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,4 +44,4 @@ $(VENV)/test.ready: requirements-dev.txt $(VENV)/demo.ready
 setup: $(VENV)/test.ready
 
 clean:
-	rm -rf $(VENV) work
+	rm -rf $(VENV) $(TRTLLM) work

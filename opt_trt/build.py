@@ -11,7 +11,7 @@ from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
-from opt_trt.config.model import ENGINE_ACTIVATION, ModelConfig
+from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
 
 OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
@@ -21,8 +21,8 @@ def build(config: BuildConfig) -> None:
     """Build the engine `config` asks for; the directory appears only when it is whole."""
     assert config.checkpoint_dir is not None
     started = time.perf_counter()
-    backend = load_backend(choose_backend(config.backend))
-    ranks = _refuse_unbuildable(Path(config.checkpoint_dir)).mapping.world_size
+    backend = load_backend(_choose(config))
+    ranks = _read_buildable(Path(config.checkpoint_dir), config).mapping.world_size
     checkpoint = Checkpoint(config.checkpoint_dir)
     out = Path(config.output_dir)
     if config.dry_run:
@@ -39,13 +39,46 @@ def build(config: BuildConfig) -> None:
     print(f"next: {command} --engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'")
 
 
-def _refuse_unbuildable(directory: Path) -> ModelConfig:
-    """Name what a checkpoint may be and an engine cannot be yet; what it is, if it can."""
+def _choose(config: BuildConfig) -> str:
+    """The backend to build with; a dry run of one asked for by name needs nothing of it installed."""
+    if config.dry_run and config.backend != "auto":
+        return config.backend
+    chosen = choose_backend(config.backend)
+    if chosen.passed_over and config.log_level in TALKATIVE:
+        print(f"backend {chosen.name} ({chosen.passed_over})")
+    return chosen.name
+
+
+def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
+    """What the checkpoint holds; flags that do not fit it, and packed weights of an unknown GPU, are refused."""
     model = read_config(directory)
     check_target_sm(directory, model)
-    if model.hidden_act != ENGINE_ACTIVATION:
+    positions = model.max_position_embeddings
+    if (asked := config.longest_sequence(positions)) > positions:
+        said = "--max_seq_len" if config.max_output_len is None else "--max_input_len + --max_output_len ="
         raise UserError(
-            f"{directory} has hidden_act {model.hidden_act!r}, and engines compute {ENGINE_ACTIVATION} only; "
-            "build this checkpoint with TensorRT-LLM's trtllm-build"
+            f"{said} {asked} is beyond the checkpoint's position table of {positions} rows; give at most {positions}"
         )
+    for name in ("gemm_plugin", "gpt_attention_plugin"):
+        value = getattr(config, name)
+        if value not in ("auto", "disable", model.dtype):
+            raise UserError(
+                f"--{name} {value} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or disable"
+            )
+    _check_embedding_sharding(model, config)
     return model
+
+
+def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
+    """NVIDIA's README gives these flags to the builder, where they can only state what conversion has decided."""
+    command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
+    if config.use_parallel_embedding and not model.use_parallel_embedding:
+        raise UserError(
+            "--use_parallel_embedding: the checkpoint was converted without it; "
+            f"convert it with {command} {config.embedding_sharding_dim or 0} ..."
+        )
+    if config.embedding_sharding_dim is not None and config.embedding_sharding_dim != model.embedding_sharding_dim:
+        raise UserError(
+            f"--embedding_sharding_dim {config.embedding_sharding_dim}: the checkpoint was converted with "
+            f"{model.embedding_sharding_dim}; convert it with {command} {config.embedding_sharding_dim} ..."
+        )

@@ -53,13 +53,27 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file, flush=True)
 
 
+class Groups(dict[str | None, argparse._ActionsContainer]):
+    """Where flags are added by the heading they stand under in the help: the parser itself for those without one."""
+
+    def __init__(self, parser: Parser) -> None:
+        super().__init__({None: parser})
+
+    def __missing__(self, heading: str | None) -> argparse._ActionsContainer:
+        parser = self[None]
+        assert isinstance(parser, Parser)
+        self[heading] = group = parser.add_argument_group(heading)
+        return group
+
+
 def build_parser(config_class: type) -> Parser:
     """The parser of a configuration: one argument per flag field, one refusal per flag that cannot act."""
     parser = Parser(config_class)
     hints = typing.get_type_hints(config_class)
+    groups = Groups(parser)
     for f in fields(config_class):
         if "flag" in f.metadata:
-            _add_flag(parser, f, hints[f.name])
+            _add_flag(groups[f.metadata["flag"].group], f, hints[f.name])
     for name, refusal in getattr(config_class, "REFUSED", {}).items():
         parser.add_argument(
             f"--{name}", nargs="*", action=_RefuseAction, refusal=refusal, default=argparse.SUPPRESS,
@@ -120,7 +134,7 @@ def _program() -> str | None:
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None and named else None
 
 
-def _add_flag(parser: Parser, f: Field[Any], hint: Any) -> None:
+def _add_flag(parser: argparse._ActionsContainer, f: Field[Any], hint: Any) -> None:
     flag: Flag = f.metadata["flag"]
     names = [f"--{name}" for name in (f.name, *flag.aliases)]
     if hint is bool:
@@ -161,16 +175,8 @@ class _RefuseAction(argparse.Action):
         self.refusal = refusal
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        given = " ".join(values)
-        if given not in self.refusal.neutral:
-            shown = f"{option} {given}".strip()
-            allowed = " or ".join(f"{option} {v}".strip() for v in self.refusal.neutral)
-            raise UserError(
-                f"{shown} is not supported: {self.refusal.reason}; drop the flag"
-                + (f" or give {allowed}" * bool(allowed))
-            )
-        if self.refusal.note:
-            print(self.refusal.note, file=sys.stderr)
+        assert option is not None
+        self.refusal.check(option, " ".join(values))
 
 
 def _told(text: str, config: object, world: World) -> str:

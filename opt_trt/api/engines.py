@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opt_trt import __version__
-from opt_trt.backends.inductor.isa import processor_flags
+from opt_trt.backends import machine
 from opt_trt.build import build
 from opt_trt.cache import cache_dir
 from opt_trt.config.build import BuildConfig
@@ -54,12 +52,11 @@ def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:
 
 
 def _fingerprint(model: Path, options: LlmOptions) -> str:
-    """Changes when a file of the model, an option, the processor or a version does; contents are not read."""
+    """Changes when a file of the model, an option, the machine or a version does; contents are not read."""
     files = sorted(path for path in model.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(model)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    machine = sorted(processor_flags())
-    what = [os.path.realpath(model), stats, options.given(CONVERTING + BUILDING), machine]
-    text = json.dumps([*what, __version__, torch.__version__])
+    what = [os.path.realpath(model), stats, options.given(CONVERTING + BUILDING), machine(), __version__]
+    text = json.dumps(what)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -77,10 +77,9 @@ class Asker:
     def _stop_words(self, params: SamplingParams, shown: Tokenizer | None) -> StopWords | None:
         if not (params.stop_strings or params.stop_token_ids):
             return None
-        if params.stop_strings:
-            self._needed("a stop string")
+        spellings = tuple(self._needed("a stop string").encode_word(word) for word in params.stop_strings)
         ids = tuple((token_id,) for token_id in params.stop_token_ids or ())
-        return StopWords(ids, params.stop_strings, None if shown is None else partial(Detokenizer, shown))
+        return StopWords(ids, params.stop_strings, None if shown is None else partial(Detokenizer, shown), spellings)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         return tuple(self._needed("a bad word").encode_word(word) for word in params.bad_words or ())

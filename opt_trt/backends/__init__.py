@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from opt_trt.backends.engine import read_engine_config
+from opt_trt.backends.identity import identify
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.follow import Opening, follow, lead
@@ -20,7 +22,15 @@ from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 
 # In the order `--backend auto` tries them; imported on demand, so that optional packages stay optional.
-BACKENDS = {"inductor": "opt_trt.backends.inductor"}
+BACKENDS = {"tensorrt_llm": "opt_trt.backends.trtllm", "inductor": "opt_trt.backends.inductor"}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The backend to build with, and why others before it in the table were not taken ("" if none were)."""
+
+    name: str
+    passed_over: str
 
 
 class Backend(Protocol):
@@ -28,6 +38,10 @@ class Backend(Protocol):
 
     def missing(self) -> str | None:
         """None, or what has to be installed before this backend can build."""
+        ...
+
+    def machine(self) -> tuple[str, ...]:
+        """What of this machine an engine built here depends on; nothing where none can be built."""
         ...
 
     def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
@@ -44,21 +58,32 @@ def load_backend(name: str) -> Backend:
     return import_module(BACKENDS[name])
 
 
-def choose_backend(name: str) -> str:
-    """The backend to build with: the one asked for, or the first that lacks nothing; else what to install."""
-    asked = tuple(BACKENDS) if name == "auto" else (name,)
-    lacking = {candidate: load_backend(candidate).missing() for candidate in asked}
-    ready = [candidate for candidate, missing in lacking.items() if missing is None]
-    if not ready:
-        raise UserError("; ".join(f"backend {candidate}: {missing}" for candidate, missing in lacking.items()))
-    return ready[0]
+def choose_backend(name: str) -> Chosen:
+    """The backend asked for, or the first that lacks nothing; if none does, `UserError` says what to install."""
+    lacking: dict[str, str] = {}
+    for candidate in BACKENDS if name == "auto" else (name,):
+        missing = load_backend(candidate).missing()
+        if missing is None:
+            return Chosen(candidate, "; ".join(f"{other}: {why}" for other, why in lacking.items()))
+        lacking[candidate] = missing
+    raise UserError("; ".join(f"backend {other}: {why}" for other, why in lacking.items()))
 
 
-def open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling | None = None) -> Session:
+def machine() -> list[tuple[str, ...]]:
+    """What of this machine engines depend on, a row for each backend: equal rows, equal engines."""
+    return [load_backend(name).machine() for name in BACKENDS]
+
+
+def open_engine(
+    engine_dir: Path,
+    limit: KvCacheLimit,
+    scheduling: Scheduling | None = None,
+    options: RuntimeOptions | None = None,
+) -> Session:
     """A session on an engine directory, with the backend that built it; the leader's opens it on all ranks."""
-    config, world = read_engine_config(engine_dir), current_world(os.environ)
-    world.require(config.pretrained_config.mapping.world_size)
-    opening = Opening(engine_dir, limit, scheduling or Scheduling(), config.fingerprint())
+    built, world = identify(engine_dir), current_world(os.environ)
+    world.require(built.world_size)
+    opening = Opening(engine_dir, limit, scheduling or Scheduling(), options or RuntimeOptions(), built.fingerprint)
     if world.size == 1:
         return open_rank(opening, ALONE)
     return lead(join_world(world), opening, open_rank)
@@ -71,15 +96,15 @@ def follow_leader(world: World) -> None:
 
 def open_rank(opening: Opening, ranks: Ranks) -> Session:
     """This rank's part of the session on an engine; `UserError` if the one found here is not the leader's."""
-    config = read_engine_config(opening.engine_dir)
-    if config.fingerprint() != opening.fingerprint:
+    built = identify(opening.engine_dir)
+    if built.fingerprint != opening.fingerprint:
         raise UserError(
             f"expected the engine of rank 0 in {opening.engine_dir}, found another one; copy its whole directory to "
             "every host, or share it"
         )
-    if config.backend not in BACKENDS:
+    if built.backend not in BACKENDS:
         raise UserError(
-            f"{opening.engine_dir} was built by backend {config.backend!r}, known are {', '.join(BACKENDS)}; "
+            f"{opening.engine_dir} was built by backend {built.backend!r}, known are {', '.join(BACKENDS)}; "
             "build it again"
         )
-    return load_backend(config.backend).open(opening, ranks)
+    return load_backend(built.backend).open(opening, ranks)

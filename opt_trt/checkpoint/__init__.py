@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_difference
 from opt_trt.config.json_file import read_json
 from opt_trt.config.model import ACTIVATIONS, ModelConfig
 from opt_trt.errors import UserError
-from opt_trt.packing import DEFERRED_ONLY, is_interleaved
 from opt_trt.quant import ALGORITHMS
 
 CONFIG_NAME = "config.json"
@@ -87,26 +85,6 @@ def check_target_sm(directory: Path, config: ModelConfig) -> None:
         raise UserError(
             f"{directory / CONFIG_NAME} does not say which GPU its weights are packed for; add "
             '"target_sm": 80 to it (90 if it was converted on Hopper)'
-        )
-
-
-def check_packed_for(directory: Path, config: ModelConfig, sm: int) -> None:
-    """Refuse packed weights whose layout the kernels of GPU `sm` do not read: they would compute, and be wrong."""
-    if packed_mode(config) is None:
-        return
-    check_target_sm(directory, config)
-    packed_for = config.target_sm
-    assert packed_for is not None
-    if sm in DEFERRED_ONLY:
-        raise UserError(
-            f"{directory} holds packed weights, which TensorRT-LLM's builder refuses on this GPU (SM {sm}); convert "
-            "the model again with --defer_quantization"
-        )
-    if is_interleaved(packed_for) != is_interleaved(sm):
-        raise UserError(
-            f"{directory} is packed for SM {packed_for}, this GPU is SM {sm} and would read it wrong; repack it: "
-            f"python -m opt_trt.repack --checkpoint_dir {shlex.quote(str(directory))} --target_sm {sm} "
-            f"--output_dir {shlex.quote(f'{directory}-sm{sm}')}"
         )
 
 

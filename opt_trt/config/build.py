@@ -7,31 +7,33 @@ from typing import ClassVar
 
 from opt_trt.config.convert import PRECISIONS
 from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.tensorrt import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
 
-PLUGIN_VALUES = ("auto", "float16", "float32", "bfloat16", "disable")
-SWITCH = ("enable", "disable")
+PLUGIN_VALUES = (*DTYPES, "disable")
 SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
-         "workers")  # fmt: skip
+         "max_output_len", "max_beam_width", "workers")  # fmt: skip
 NOT_OPT = "OPT has no use for it"
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
-CPU_RANKS = "ranks on a CPU exchange through shared memory or MPI, whatever the engine"
-TENSORRT_ONLY = "a TensorRT builder option without a counterpart in the embedded engine"
+NO_FP8 = "there is no fp8 quantization of OPT"
+OWN_RANKS = "how ranks exchange is not the user's choice: every backend has its one way for OPT"
+LEFT = "an option TensorRT-LLM's builder had and gave up"
 
 
 @dataclass(frozen=True)
-class BuildConfig:
+class BuildConfig(TensorRtOptions):
     """Compile a TensorRT-LLM checkpoint into an engine for this machine."""
 
     checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
     output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole")
-    backend: str = flag("auto", "compiler and runtime of the engine", choices=("auto", "inductor"))
+    backend: str = flag("auto", "compiler and runtime of the engine", choices=("auto", "tensorrt_llm", "inductor"))
     max_batch_size: int = flag(2048, "most sequences in one step; further requests wait")
     max_input_len: int = flag(1024, "longest prompt in tokens")
     max_seq_len: int | None = flag(
         None, "prompt plus output in tokens; default: the position table", aliases=("max_decoder_seq_len",)
     )
+    max_output_len: int | None = flag(None, "longest output in tokens: the older way to say --max_seq_len")
     max_num_tokens: int = flag(8192, "most packed tokens in one step")
     opt_num_tokens: int | None = flag(None, "packed tokens the tactics are weighed at; default: all buckets alike")
     tokens_per_block: int = flag(32, "tokens in one block of the paged KV cache")
@@ -76,59 +78,61 @@ class BuildConfig:
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
     REFUSED: ClassVar[dict[str, Refusal]] = {
-        "max_beam_width": Refusal("beams are sequences of the batch: give --max_batch_size requests * beams", ("1",)),
-        "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
-        "paged_kv_cache": Refusal("the KV cache is always paged", ("", "enable")),
-        "remove_input_padding": Refusal("inputs are always packed", ("", "enable")),
-        "use_paged_context_fmha": Refusal("context attention always reads the paged cache", ("", "enable")),
-        "max_output_len": Refusal("renamed by TensorRT-LLM: give --max_seq_len = longest prompt + longest output"),
-        "max_encoder_input_len": Refusal(NOT_OPT),
+        "max_encoder_input_len": Refusal(NOT_OPT, ("1024",)),
         "max_prompt_embedding_table_size": Refusal("prompt tables are not supported", ("0",)),
         "max_multimodal_len": Refusal("prompt tables are not supported", ("0",)),
         "model_config": Refusal("an engine needs weights: give --checkpoint_dir"),
         "build_config": Refusal("give the sizes as flags"),
         "model_cls_file": Refusal("only the built-in OPT decoder is compiled"),
         "model_cls_name": Refusal("only the built-in OPT decoder is compiled"),
-        "strip_plan": Refusal(TENSORRT_ONLY),
-        "weight_sparsity": Refusal(TENSORRT_ONLY),
-        "weight_streaming": Refusal(TENSORRT_ONLY),
-        "fast_build": Refusal(TENSORRT_ONLY),
-        "enable_debug_output": Refusal(TENSORRT_ONLY),
-        "visualize_network": Refusal(TENSORRT_ONLY),
-        "monitor_memory": Refusal(TENSORRT_ONLY + "; --dry_run prints the memory"),
-        "multiple_profiles": Refusal("tactics are chosen per bucket of tokens instead", ("disable",)),
         "lora_dir": Refusal(NO_LORA),
-        "lora_ckpt_source": Refusal(NO_LORA),
+        "lora_ckpt_source": Refusal(NO_LORA, ("hf",)),
         "lora_target_modules": Refusal(NO_LORA),
-        "max_lora_rank": Refusal(NO_LORA),
+        "max_lora_rank": Refusal(NO_LORA, ("64",)),
         "lora_plugin": Refusal(NO_LORA, ("disable",)),
         "dora_plugin": Refusal(NO_LORA, ("disable",)),
         "speculative_decoding_mode": Refusal(NO_DRAFT),
         "max_draft_len": Refusal(NO_DRAFT, ("0",)),
-        "bert_attention_plugin": Refusal(NOT_OPT, ("disable",)),
+        "bert_attention_plugin": Refusal(NOT_OPT, ("disable", "auto", "float16")),
         "bert_context_fmha_fp32_acc": Refusal(NOT_OPT, ("disable",)),
-        "nccl_plugin": Refusal(CPU_RANKS, ("disable",)),
-        "moe_plugin": Refusal(NOT_OPT, ("disable",)),
-        "mamba_conv1d_plugin": Refusal(NOT_OPT, ("disable",)),
-        "fp8_rowwise_gemm_plugin": Refusal(NOT_OPT, ("disable",)),
+        "nccl_plugin": Refusal(OWN_RANKS, ("disable", "auto", "float16")),
+        "moe_plugin": Refusal(NOT_OPT, ("disable", "auto", "float16")),
+        "mamba_conv1d_plugin": Refusal(NOT_OPT, ("disable", "auto", "float16")),
+        "fp8_rowwise_gemm_plugin": Refusal(NO_FP8, ("disable",)),
         "gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
-        "low_latency_gemm_plugin": Refusal(TENSORRT_ONLY, ("disable",)),
+        "low_latency_gemm_plugin": Refusal(NO_FP8, ("disable",)),
         "low_latency_gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
-        "gemm_allreduce_plugin": Refusal(CPU_RANKS, ("disable",)),
-        "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable",)),
+        "gemm_allreduce_plugin": Refusal(OWN_RANKS, ("disable",)),
+        "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable", "enable")),
         "fuse_fp4_quant": Refusal("there is no fp4 quantization", ("disable",)),
         "norm_quant_fusion": Refusal(NOT_OPT, ("disable",)),
-        "reduce_fusion": Refusal(CPU_RANKS, ("disable",)),
-        "user_buffer": Refusal(CPU_RANKS, ("disable",)),
+        "reduce_fusion": Refusal(OWN_RANKS, ("disable",)),
+        "user_buffer": Refusal(OWN_RANKS, ("disable",)),
         "pp_reduce_scatter": Refusal(NOT_OPT, ("disable",)),
         "streamingllm": Refusal("OPT's learned positions end at max_position_embeddings", ("disable",)),
-        "paged_state": Refusal(NOT_OPT, ("disable",)),
-        "use_fused_mlp": Refusal("OPT's MLP has no gate to fuse", ("disable",)),
-        "use_lookup_plugin": Refusal("embedding lookup needs no plugin (removed from TensorRT-LLM too)"),
-        "lookup_plugin": Refusal("embedding lookup needs no plugin (removed from TensorRT-LLM too)"),
-        "context_fmha_fp32_acc": Refusal("accumulation is always fp32 here", ("", "enable")),
-        "enable_context_fmha_fp32_acc": Refusal("accumulation is always fp32 here", ("", "enable")),
+        "paged_state": Refusal(NOT_OPT, ("disable", "enable")),
+        "use_fused_mlp": Refusal("OPT's MLP has no gate to fuse", ("", "disable", "enable")),
+        "use_custom_all_reduce": Refusal(LEFT, ("enable",)),
+        "enable_xqa": Refusal(LEFT, ("enable",)),
+        "multi_block_mode": Refusal(LEFT + "; run.py has it", ("disable",)),
+        "attention_qk_half_accumulation": Refusal(LEFT, ("disable",)),
+        "use_context_fmha_for_generation": Refusal(LEFT, ("disable",)),
+        "strongly_typed": Refusal("networks are always strongly typed", ("",)),
+        "builder_opt": Refusal(LEFT),
+        "builder_force_num_profiles": Refusal(LEFT),
+        "weight_only_precision": Refusal("the checkpoint says it: convert with --use_weight_only"),
+        "tp_size": Refusal("the checkpoint says it: convert with --tp_size", ("1",)),
+        "pp_size": Refusal("the checkpoint says it: convert with --pp_size", ("1",)),
+        "auto_parallel": Refusal(LEFT, ("1",)),
+        "gpus_per_node": Refusal(LEFT, ("8",)),
+        "cluster_key": Refusal(LEFT),
     }
+
+    def longest_sequence(self, positions: int) -> int:
+        """Prompt plus output in tokens, as either flag says it, of a model with so many positions."""
+        if self.max_output_len is not None:
+            return self.max_input_len + self.max_output_len
+        return positions if self.max_seq_len is None else self.max_seq_len
 
     def __post_init__(self) -> None:
         if self.checkpoint_dir is None:
@@ -137,6 +141,8 @@ class BuildConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, found {value}")
+        if None not in (self.max_seq_len, self.max_output_len):
+            raise UserError("--max_output_len is --max_seq_len less the prompt: give one of the two")
         if self.context_fmha == "enable" and self.gpt_attention_plugin == "disable":
             raise UserError(
                 "--context_fmha enable needs the attention plugin, found --gpt_attention_plugin disable; "

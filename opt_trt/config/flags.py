@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from opt_trt.errors import UserError
 
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
 TALKATIVE = LOG_LEVELS[:2]  # the levels at which a command tells what it did
@@ -20,6 +23,7 @@ class Flag:
     repeats: bool = False  # every use adds a group of values
     bare: str | None = None  # what the flag means when given without a value
     positional: str | None = None  # given without a name; this stands for it in the help
+    group: str | None = None  # the heading it stands under in the help
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,24 @@ class Refusal:
     reason: str
     neutral: tuple[str, ...] = ()
     note: str | None = None
+
+    def check(self, option: str, given: str) -> None:
+        """Raise `UserError` unless `given`, as typed, asks for what happens anyway."""
+        if given not in self.neutral:
+            allowed = " or ".join(f"{option} {v}".strip() for v in self.neutral)
+            raise UserError(
+                f"{option} {given}".strip()
+                + f" is not supported: {self.reason}; drop the flag"
+                + (f" or give {allowed}" * bool(allowed))
+            )
+
+
+def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:
+    """Refuse by name the fields of a configuration that were given and cannot act."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name in refused and value != f.default:
+            refused[f.name].check(f"--{f.name}", "" if value is True else str(value))
 
 
 def flag(default: Any, help: str, **how: Any) -> Any:

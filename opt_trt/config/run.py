@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.session import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
@@ -46,10 +47,12 @@ class RunConfig(SessionConfig):
     streaming: bool = flag(False, "print text while it is generated")
     streaming_interval: int = flag(5, "tokens between two prints of a stream")
     interactive: bool = flag(False, "ask for prompts, a line each, and print outputs while they are generated")
+    fail_fast_on_attention_window_too_large: bool = flag(
+        False, "TensorRT engines: refuse an attention window larger than the KV cache in place of shrinking it"
+    )
     run_profiling: bool = flag(False, "time 10 generations after 10 to warm up")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
-        "fail_fast_on_attention_window_too_large": Refusal("OPT attends to the whole sequence"),
         "multimodal_input_file": Refusal("OPT reads text"),
         "input_token_extra_ids": Refusal("prompt tables are not supported"),
         "input_token_extra_ids_file": Refusal("prompt tables are not supported"),
@@ -71,6 +74,14 @@ class RunConfig(SessionConfig):
         self._check_beams()
         self._check_logits()
         self._check_interactive()
+
+    def runtime_options(self) -> RuntimeOptions:
+        """See `SessionConfig.runtime_options`."""
+        return replace(
+            super().runtime_options(),
+            fail_fast_on_attention_window_too_large=self.fail_fast_on_attention_window_too_large,
+            gather_generation_logits=self.output_generation_logits,
+        )
 
     @property
     def num_draws(self) -> int:

@@ -6,26 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
-GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
 
 SESSION_REFUSED: dict[str, Refusal] = {
     "beam_width_array": Refusal("a search has as many beams at every token: give --num_beams"),
-    "sink_token_length": Refusal("OPT attends to the whole sequence"),
-    "max_attention_window_size": Refusal("OPT attends to the whole sequence"),
-    "multi_block_mode": Refusal(GPU_ONLY, ("True", "true", "1")),
-    "enable_context_fmha_fp32_acc": Refusal(
-        "", ("",), note="--enable_context_fmha_fp32_acc: attention always accumulates in fp32 on a CPU"
-    ),
-    "cuda_graph_mode": Refusal(GPU_ONLY),
     "no_prompt_template": Refusal("", ("",)),
-    "use_py_session": Refusal("", ("",), note="--use_py_session: the embedded engine has one session, in Python"),
-    "debug_mode": Refusal("use --log_level verbose"),
     "prompt_table_path": Refusal("prompt tables are not supported"),
     "prompt_tasks": Refusal("prompt tables are not supported"),
     "num_prepend_vtokens": Refusal("prompt tables are not supported"),
@@ -37,11 +28,7 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "gpus_per_node": Refusal(
         "ranks know their number on their host from the launcher: mpirun -N, or slots in --hostfile"
     ),
-    "gpu_weights_percent": Refusal(GPU_ONLY, ("1", "1.0")),
     "cross_kv_cache_fraction": Refusal("OPT has no encoder", ("0.5",)),
-    "enable_chunked_context": Refusal(
-        "", ("",), note="--enable_chunked_context: prompts are always cut where a step is full"
-    ),
     "return_all_generated_tokens": Refusal("streaming returns new tokens only"),
     "medusa_choices": Refusal(NO_DRAFT),
     "eagle_choices": Refusal(NO_DRAFT),
@@ -51,6 +38,12 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "ngram_config": Refusal(NO_DRAFT),
     "language_task_uids": Refusal("OPT has no language adapters"),
 }
+
+BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+RUNTIME_FLAGS = (
+    "use_py_session", "debug_mode", "enable_context_fmha_fp32_acc", "cuda_graph_mode", "gpu_weights_percent",
+    "enable_chunked_context", "max_attention_window_size", "sink_token_length",
+)  # fmt: skip
 
 SAMPLING_FLAGS = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -112,7 +105,25 @@ class SessionConfig:
         None,
         "most prompt tokens in a step in which other requests generate; default: 3 for every 2 of these, 16 or more",
     )
+    use_py_session: bool = flag(False, "TensorRT engines: run the Python session in place of the C++ one")
+    enable_context_fmha_fp32_acc: bool = flag(False, "TensorRT engines: accumulate context attention in fp32")
+    multi_block_mode: str = flag(
+        "True", "TensorRT engines: share a sequence's attention among blocks of threads", choices=tuple(BOOLEANS)
+    )
+    cuda_graph_mode: bool = flag(False, "TensorRT engines: replay generation steps as CUDA graphs")
+    gpu_weights_percent: float = flag(1.0, "TensorRT engines: share of the weights kept on the GPU, 0 to 1")
+    enable_chunked_context: bool = flag(False, "TensorRT engines: cut prompts that do not fit into a step")
+    max_attention_window_size: tuple[int, ...] | None = flag(
+        None, "TensorRT engines: attend to so many newest tokens; one number, or one for each layer in turn", nargs="+"
+    )
+    sink_token_length: int | None = flag(None, "TensorRT engines: first tokens that stay in the attention window")
+    debug_mode: bool = flag(False, "TensorRT engines: keep the tensors of every step (with the Python session)")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    def runtime_options(self) -> RuntimeOptions:
+        """What only a TensorRT engine is told."""
+        values = {name: getattr(self, name) for name in RUNTIME_FLAGS}
+        return RuntimeOptions(multi_block_mode=BOOLEANS[self.multi_block_mode], **values)
 
     def scheduling(self) -> Scheduling:
         """How requests share the session."""
@@ -125,6 +136,7 @@ class SessionConfig:
     def __post_init__(self) -> None:
         self.sampling()
         self.scheduling()
+        self.runtime_options()
         if self.max_input_length < 1:
             raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
         if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:

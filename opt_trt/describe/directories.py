@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
+from opt_trt.backends.identity import TENSORRT, identify
 from opt_trt.checkpoint import CONFIG_NAME, Checkpoint, read_config
 from opt_trt.checkpoint.spec import packed_mode
 from opt_trt.config.json_file import read_json
 from opt_trt.config.model import ModelConfig
-from opt_trt.describe.headers import engine_header, model_header, source_header
+from opt_trt.describe.headers import engine_header, model_header, source_header, tensorrt_header
 from opt_trt.describe.listing import Entry, Group, Listing, blocks_of, dtype_name
 from opt_trt.describe.table import size_text
 from opt_trt.errors import UserError
@@ -56,11 +57,24 @@ def _checkpoint_group(directory: Path, config: ModelConfig, rank: int) -> Group:
 
 
 def _list_engine(directory: Path, rank: int | None) -> Listing:
+    if identify(directory).backend == TENSORRT:
+        return _list_tensorrt(directory, rank)
     engine = read_engine_config(directory)
     groups = [_engine_group(directory, engine, r) for r in _ranks(directory, engine.pretrained_config, rank)]
+    return Listing("engine", engine_header(engine) | _on_disk(directory), engine.to_dict(), tuple(groups))
+
+
+def _list_tensorrt(directory: Path, rank: int | None) -> Listing:
+    if rank is not None:
+        raise UserError(f"{directory} is a TensorRT engine, whose tensors only TensorRT reads; drop --rank")
+    path = directory / CONFIG_NAME
+    values = read_json(path)
+    return Listing("TensorRT engine", tensorrt_header(values, path) | _on_disk(directory), values, ())
+
+
+def _on_disk(directory: Path) -> dict[str, str]:
     files = [file.stat().st_size for file in directory.iterdir()]
-    on_disk = {"on disk": f"{size_text(sum(files))} in {len(files)} files"}
-    return Listing("engine", engine_header(engine) | on_disk, engine.to_dict(), tuple(groups))
+    return {"on disk": f"{size_text(sum(files))} in {len(files)} files"}
 
 
 def _engine_group(directory: Path, engine: EngineConfig, rank: int) -> Group:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from opt_trt.backends.engine import EngineConfig
 from opt_trt.config.model import ModelConfig
 from opt_trt.quant import ALGORITHMS
@@ -37,6 +40,17 @@ def engine_header(engine: EngineConfig) -> dict[str, str]:
         "limits": f"batch {limits.max_batch_size}, input {limits.max_input_len}, sequence {limits.max_seq_len}, "
         f"{limits.max_num_tokens} packed tokens, KV cache blocks of {limits.tokens_per_block}",
         "tactics": "; ".join(f"{site}: {', '.join(dict.fromkeys(names))}" for site, names in engine.tactics.items()),
+    }
+
+
+def tensorrt_header(config: dict[str, Any], path: Path) -> dict[str, str]:
+    """Of a TensorRT engine, whose `config.json` is TensorRT-LLM's own."""
+    limits = config["build_config"]
+    sizes = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
+    return model_header(ModelConfig.from_dict(config["pretrained_config"], path)) | {
+        "built": f"TensorRT-LLM {config['version']}",
+        "limits": ", ".join(f"{name} {limits[name]}" for name in sizes if limits.get(name) is not None),
+        "weights": "inside rank*.engine, which TensorRT alone reads",
     }
 
 

@@ -89,7 +89,7 @@ def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -
     if config.test_trt_llm:
         limit = KvCacheLimit(config.max_tokens_in_paged_kv_cache, config.kv_cache_free_gpu_memory_fraction)
         for name, directory in zip(config.engine_names(), config.engine_dir, strict=True):
-            session = open_engine(Path(directory), limit, config.scheduling())
+            session = open_engine(Path(directory), limit, config.scheduling(), config.runtime_options())
             summarizers[name] = EngineSummarizer(session, config.output_len, end_id, config.sampling())
     return summarizers
 

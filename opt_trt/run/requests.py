@@ -93,7 +93,8 @@ def _stop_words(words: tuple[str, ...], tokenizer: Tokenizer | None) -> StopWord
     if not words:
         return None
     assert tokenizer is not None
-    return StopWords(strings=words, open_text=partial(Detokenizer, tokenizer))
+    spellings = tuple(map(tokenizer.encode_word, words))
+    return StopWords(strings=words, open_text=partial(Detokenizer, tokenizer), spellings=spellings)
 
 
 def _bad_words(words: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[Ids, ...]:

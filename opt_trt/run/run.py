@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opt_trt.config.run import RunConfig
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
@@ -22,7 +23,7 @@ from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import current_world
 from opt_trt.text import Tokenizer, load_tokenizer
 
-OpenSession = Callable[[Path, KvCacheLimit, Scheduling], Session]
+OpenSession = Callable[[Path, KvCacheLimit, Scheduling, RuntimeOptions], Session]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     for target in config.targets():
         array_files.check_target(Path(target))
     tokenizer = _tokenizer(config)
-    session = (open_session or _open_engine)(Path(config.engine_dir), _kv_cache_limit(config), config.scheduling())
+    session = (open_session or _open_engine)(
+        Path(config.engine_dir), _kv_cache_limit(config), config.scheduling(), config.runtime_options()
+    )
     if config.interactive:
         assert tokenizer is not None  # prompts are text
         converse(config, session, tokenizer)
@@ -56,10 +59,10 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
         print(time_generations(session, requests))
 
 
-def _open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+def _open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling, options: RuntimeOptions) -> Session:
     from opt_trt.backends import open_engine  # what runs an engine is loaded only once prompts and flags are good
 
-    return open_engine(engine_dir, limit, scheduling)
+    return open_engine(engine_dir, limit, scheduling, options)
 
 
 def _kv_cache_limit(config: RunConfig) -> KvCacheLimit:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import INDEX_BYTES, Ranks, SessionRanks, index_bytes
@@ -23,6 +24,7 @@ class Opening:
     engine_dir: Path
     limit: KvCacheLimit
     scheduling: Scheduling
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
     fingerprint: str = ""  # of the engine the leader has found there
 
 

@@ -24,12 +24,14 @@ class TextPieces(Protocol):
 class StopWords:
     """What ends a sequence, beside its end id, where it appears in the new tokens.
 
-    A string may begin and end inside a token; `open_text` starts the text of a sequence to look for it.
+    A string may begin and end inside a token; `open_text` starts the text of a sequence to look for it. `spellings` are
+    the ids a tokenizer has for the strings: an engine that looks for ids alone ends on these, and finds others late.
     """
 
     ids: tuple[tuple[int, ...], ...] = ()
     strings: tuple[str, ...] = ()
     open_text: Callable[[], TextPieces] | None = None
+    spellings: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if () in self.ids or "" in self.strings:

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,20 +35,23 @@ class Machine:
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits as argparse does, which is 2."""
+    """Exits as argparse does, which is 2, without spelling out the usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(prog="build.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for name, flag in facts["flags"].items():
             self._add(name, flag, facts)
-        for name, field in facts["plugin_config"].items():
-            if field["flag"]:
-                self._add_plugin(name, field, facts)
+        for name, fact in facts["plugin_config"].items():
+            if fact["flag"]:
+                self._add_plugin(name, fact, facts)
 
     def _add(self, name: str, flag: dict[str, Any], facts: Facts) -> None:
         names = [f"--{n}" for n in (name, *flag.get("aliases", ()))]
-        default = argparse.SUPPRESS if flag.get("unset") else flag["default"]
-        if flag["default"] is False:
+        default = flag["default"]
+        if default is False:
             self.add_argument(*names, dest=name, default=default, action="store_true")
             return
         how: dict[str, Any] = {
@@ -58,8 +61,8 @@ class Parser(argparse.ArgumentParser):
         }
         self.add_argument(*names, dest=name, default=default, **how)
 
-    def _add_plugin(self, name: str, field: dict[str, Any], facts: Facts) -> None:
-        default, values = field["default"], plugin_values(facts, field)
+    def _add_plugin(self, name: str, fact: dict[str, Any], facts: Facts) -> None:
+        default, values = fact["default"], plugin_values(facts, fact)
         if values is not None:
             choices = ["disable" if value is None else value for value in values]
             off = facts["plugin_flags"]["off"]
@@ -86,19 +89,19 @@ class Parser(argparse.ArgumentParser):
         return member
 
 
-def plugin_values(facts: Facts, field: dict[str, Any]) -> list[Any] | None:
+def plugin_values(facts: Facts, fact: dict[str, Any]) -> list[Any] | None:
     """The values a plugin field takes; None where its default says it: a switch or a number."""
-    values = field.get("values")
+    values = fact.get("values")
     return facts["plugin_dtypes"][values]["values"] if isinstance(values, str) else values
 
 
 def plugin_config(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
     """`PluginConfig.from_arguments`: unknown names are other flags; `enable` and `disable` become values."""
     config = {}
-    for name, field in facts["plugin_config"].items():
-        value = args.get(name, field["default"])
-        values = plugin_values(facts, field)
-        switch = isinstance(field["default"], bool) or (values is not None and True in values)
+    for name, fact in facts["plugin_config"].items():
+        value = args.get(name, fact["default"])
+        values = plugin_values(facts, fact)
+        switch = isinstance(fact["default"], bool) or (values is not None and True in values)
         value = {"enable": True, "disable": False if switch else None}.get(value, value)
         allowed = [True, False] if values is None and switch else values
         if allowed is not None and value not in allowed:
@@ -107,11 +110,24 @@ def plugin_config(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def build_config_class(facts: Facts) -> type:
+    """`BuildConfig` of the release: a dataclass with its fields and defaults, that knows no other."""
+
+    def update_from_dict(self: Any, config: dict[str, Any]) -> None:
+        for name, value in config.items():
+            if not hasattr(self, name):
+                raise AttributeError(f"{type(self)} object has no attribute {name}")
+            setattr(self, name, value)
+
+    known = facts["build_config"].items()
+    columns = [(name, Any, field(default_factory=lambda value=fact["default"]: value)) for name, fact in known]
+    return make_dataclass("BuildConfig", columns, namespace={"update_from_dict": update_from_dict})
+
+
 def build_config(facts: Facts, args: dict[str, Any], plugins: dict[str, Any]) -> dict[str, Any]:
-    """`BuildConfig`: its own fields from the flags of their names."""
-    known = facts["build_config"]
-    config = {name: args.get(name, field["default"]) for name, field in known.items()}
-    config |= {"plugin_config": plugins}
+    """A `BuildConfig` as a dictionary: its own fields from the flags of their names."""
+    given = {name: args[name] for name in facts["build_config"] if name in args}
+    config = dict(vars(build_config_class(facts)(**given | {"plugin_config": plugins})))
     for name, flag in facts["renamed_fields"].items():
         config[name] = args.get(flag["flag"], config[name])
     for name, total in facts.get("sums", {}).items():
@@ -169,11 +185,11 @@ def _build_rank(facts: Facts, args: dict[str, Any], rank: int, dirs: tuple[Path,
     for warning in check_rank(facts, model, dirs[0], rank):
         log("warning", args, warning)
     if model["mapping"]["pp_size"] > 1 and not facts["architectures"][model["architecture"]]["pipeline_parallel"]:
-        raise RuntimeError(refusals["pipeline_parallel"]["text"])
+        raise KeyError("hidden_states_input")  # no stage receives activations
     no = refusals.get("weight_only_gpu")
     if no and model["quantization"]["quant_algo"] and no["first_sm"] <= machine.sm <= no["last_sm"]:
         raise RuntimeError(no["text"])
-    log("info", args, facts["log"]["building"]["text"] + "Unnamed Network 0")
+    log("info", args, "Build TensorRT engine Unnamed Network 0")
     if machine.failure:
         raise RuntimeError(machine.failure)
     log("info", args, facts["log"]["rank_built"]["text"] + "Unnamed Network 0: 00:00:01")

@@ -16,8 +16,12 @@ Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype code and shape by name
 
 
 def read_pretrained(facts: Facts, path: Path) -> dict[str, Any]:
-    """`PretrainedConfig.from_json_file`: required keys must be there, others have defaults, unknown ones are kept."""
-    values = json.loads(path.read_text())
+    """`PretrainedConfig.from_json_file`."""
+    return read_values(facts, json.loads(path.read_text()))
+
+
+def read_values(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
+    """`PretrainedConfig.from_dict`: required keys must be there, others have defaults, unknown ones are kept."""
     known = facts["pretrained_config"] | facts["opt"]
     for key, fact in known.items():
         if fact.get("required") and key not in values:
@@ -37,7 +41,7 @@ def _keyword_arguments(facts: Facts, section: str, values: dict[str, Any]) -> di
     """Keys become keyword arguments of a class, so that an unknown one is an error."""
     for key in values:
         if key not in facts[section]:
-            raise TypeError(f"{section}.__init__() got an unexpected keyword argument '{key}'")
+            raise TypeError(f"{facts['refusals'][f'{section}_key']['text']}'{key}'")
     return {key: fact["default"] for key, fact in facts[section].items()} | values
 
 
@@ -45,7 +49,7 @@ def check_rank(facts: Facts, model: dict[str, Any], directory: Path, rank: int) 
     """Refuse a rank's tensors as the release does; yields what it only warns of."""
     path = directory / facts["files"]["weights"]["name"].format(rank=rank)
     if not path.is_file():
-        raise AssertionError(f"{path}")
+        raise AssertionError(facts["refusals"]["rank_missing"]["text"])
     yield from compare(facts, read_header(path), expected(facts, model, packed=is_packed(facts, model, path)))
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 FACTS = Path(__file__).parent / "facts"
-Facts = dict[str, dict[str, Any]]  # section -> name -> what is known of it
+Facts = dict[str, Any]  # section -> name -> what is known of it; `version` says of which release
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a fact is from: a file of TensorRT-LLM at a commit (or a stored copy's number), read or inferred."""
+    """Where a fact is from: a file of TensorRT-LLM at a commit (or its age, if unrecorded), read or inferred."""
 
     file: str
     commit: str
@@ -47,6 +47,12 @@ class Release:
 def releases() -> tuple[str, ...]:
     """Names of all lines of releases, newest first."""
     return tuple(json.loads((FACTS / "releases.json").read_text()))
+
+
+def base_of(name: str) -> str | None:
+    """The newer line of releases a line is based on."""
+    base: str | None = json.loads((FACTS / "releases.json").read_text())[name]["base"]
+    return base
 
 
 @cache
@@ -83,13 +89,25 @@ def _add(group: dict[str, Any], facts: Facts, sources: dict[tuple[str, str], Sou
 def load(name: str) -> Release:
     """A line of releases; its facts may be changed by the caller."""
     release = _read(name)
-    return Release(release.name, release.versions, copy.deepcopy(release.facts), release.sources)
+    return replace(release, facts=copy.deepcopy(release.facts) | {"version": release.version})
 
 
-def mutations(facts: Facts) -> Iterator[tuple[str, Facts]]:
-    """Every fact removed, renamed, and changed in each of its values: what was done, and all facts after it."""
-    for section, known in facts.items():
-        for name, value in known.items():
+def own(release: Release) -> Facts:
+    """The facts a release's own files tell: what it does not just share with the one it is based on."""
+    base = base_of(release.name)
+    known = load(base).facts if base else {}
+    return {
+        section: {n: v for n, v in names.items() if (known.get(section) or {}).get(n) != v}
+        for section, names in release.facts.items()
+        if section != "version"
+    }
+
+
+def mutations(facts: Facts, of: Facts) -> Iterator[tuple[str, Facts]]:
+    """Each fact of `of` removed, renamed, and changed in all its values: what was done, and all facts after it."""
+    for section, names in of.items():
+        known = facts[section]
+        for name, value in names.items():
             yield f"{section}.{name} removed", _with(facts, section, {n: v for n, v in known.items() if n != name})
             renamed = {(f"{n}_renamed" if n == name else n): v for n, v in known.items()}
             yield f"{section}.{name} renamed", _with(facts, section, renamed)

@@ -17,13 +17,27 @@ FACTS_FILE = "facts.json"
 HEADER = "from pathlib import Path\nimport json\n"
 READ = HEADER + "facts = json.loads((Path(__file__).parents[{up}] / 'facts.json').read_text())\n"
 
-# Module files of the double and what they hold; `{up}` is where the facts are.
+BUILD = (
+    READ.format(up=1)
+    + """
+from tests.trtllm._builder import Parser, main
+
+def parse_arguments():
+    return Parser(facts)
+
+if __name__ == "__main__":
+    main(facts)
+"""
+)
+
+# Module files of the double and what they hold.
 MODULES = {
     "__init__.py": "from tensorrt_llm.version import __version__\n",
     "version.py": '__version__ = "{version}"\n',
     "commands/__init__.py": "",
-    "commands/build.py": READ.format(up=1)
-    + "from tests.trtllm._builder import main\nif __name__ == '__main__':\n    main(facts)\n",
+    "commands/build.py": BUILD,
+    "builder.py": READ.format(up=0)
+    + "from tests.trtllm._builder import build_config_class\nBuildConfig = build_config_class(facts)\n",
 }
 
 
@@ -35,7 +49,7 @@ def install(directory: Path, release: Release | str = "1.2") -> Path:
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("{version}", release.version))
-    (package / FACTS_FILE).write_text(json.dumps(release.facts | {"version": release.version}))
+    (package / FACTS_FILE).write_text(json.dumps(release.facts))
     return directory
 
 

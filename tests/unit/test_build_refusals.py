@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from opt_trt import build as builder
+from opt_trt.backends import choose_backend
+from opt_trt.backends.inductor.plan import resolve_limits
+from opt_trt.cli import parse
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.model import ModelConfig
+from opt_trt.config.tensorrt import TensorRtOptions
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
+from tests.unit._engines import MODEL as VALUES
 from tests.unit._models import Model
 
+MODEL = ModelConfig.from_dict(VALUES, "here")
 
-def test_an_activation_that_engines_do_not_compute_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.fixture(autouse=True)
+def any_torch(monkeypatch):
+    """Nothing is compiled here: any torch will do."""
+    monkeypatch.setattr("opt_trt.backends.inductor.OLDEST_TORCH", "2")
+
+
+def test_the_embedded_backend_names_the_torch_it_needs(monkeypatch):
+    monkeypatch.setattr("opt_trt.backends.inductor.OLDEST_TORCH", "99.1")
+    with pytest.raises(UserError, match=r"^backend inductor: it compiles with torch 99\.1 or newer, found \d\S*; inst"):
+        choose_backend("inductor")
+
+
+def test_an_activation_that_engines_do_not_compute_is_named(tmp_path: Path) -> None:
     model = Model(config={"activation_function": "gelu"}).write(tmp_path / "model")
     convert(ConvertConfig(model_dir=str(model), output_dir=str(tmp_path / "c"), log_level="error"))
-    monkeypatch.setattr(builder, "choose_backend", lambda name: "inductor")
-    monkeypatch.setattr(builder, "load_backend", lambda name: None)  # a build would fail on it
-    with pytest.raises(UserError, match=r"has hidden_act 'gelu', and engines compute relu only; build .*trtllm-build"):
-        builder.build(BuildConfig(checkpoint_dir=str(tmp_path / "c"), output_dir=str(tmp_path / "e")))
+    with pytest.raises(
+        UserError, match=r"has hidden_act 'gelu', and the embedded engine computes relu only; build .*llm"
+    ):
+        builder.build(BuildConfig(checkpoint_dir=str(tmp_path / "c"), backend="inductor", dry_run=True))
+
+
+def test_flags_of_tensorrt_alone_are_refused_by_the_embedded_backend() -> None:
+    given = {
+        "max_beam_width": "4",
+        "visualize_network": "d",
+        "tensorrt_llm_version": "1.2.1",
+        "kv_cache_type": "disabled",
+    }
+    for f in fields(TensorRtOptions):
+        refusal = TensorRtOptions.EMBEDDED[f.name]
+        value = given.get(f.name) or next((c for c in f.metadata["flag"].choices or () if c not in refusal.neutral), "")
+        config = parse(BuildConfig, ["--checkpoint_dir", "c", f"--{f.name}", *value.split()])
+        with pytest.raises(
+            UserError, match=f"^--{f.name}( {value})? is not supported: {re.escape(refusal.reason)}; drop"
+        ):
+            resolve_limits(MODEL, config)
+        for neutral in refusal.neutral:
+            resolve_limits(MODEL, parse(BuildConfig, ["--checkpoint_dir", "c", f"--{f.name}", neutral]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--max_seq_len", "13"], "--max_seq_len 13 is beyond the checkpoint's position table of 12 rows"),
+        (["--max_input_len", "8", "--max_output_len", "5"], r"--max_input_len \+ --max_output_len = 13 is beyond"),
+        (["--gemm_plugin", "float16"], "--gemm_plugin float16 does not fit a checkpoint of float32"),
+        (["--use_parallel_embedding"], "--use_parallel_embedding: the checkpoint was converted without it"),
+    ],
+)
+def test_flags_that_do_not_fit_the_checkpoint_are_refused_whatever_the_backend(tmp_path, flags, text):
+    model = Model().write(tmp_path / "model")
+    convert(ConvertConfig(model_dir=str(model), output_dir=str(tmp_path / "c"), dtype="float32", log_level="error"))
+    for backend in ("inductor", "tensorrt_llm"):
+        argv = ["--checkpoint_dir", str(tmp_path / "c"), "--backend", backend, "--dry_run", *flags]
+        with pytest.raises(UserError, match=text):
+            builder.build(parse(BuildConfig, argv))

@@ -46,7 +46,7 @@ def talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         shared = ["--interactive", "--max_output_len", "3", "--tokenizer_dir", str(tokenizer)]
         config = parse(RunConfig, [*shared, *flags])
-        run(config, lambda engine_dir, *how: DecoderSession(decoder or NextLetter(SPEC), *how))
+        run(config, lambda engine_dir, *how: DecoderSession(decoder or NextLetter(SPEC), *how[:2]))
         captured = capsys.readouterr()
         return captured.out, captured.err
 

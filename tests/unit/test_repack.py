@@ -1,15 +1,13 @@
-"""A packed checkpoint for another GPU: the bytes of a conversion for it, there and back, and refusals by name."""
+"""A packed checkpoint for another GPU: the bytes of a conversion for it, there and back; refusals by name."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from opt_trt.checkpoint import check_packed_for, read_config
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.repack import RepackConfig
 from opt_trt.convert import convert
@@ -119,21 +117,3 @@ def test_a_shard_the_other_gpu_cannot_read_is_named(tmp_path: Path) -> None:
     checkpoint = converted(model.write(tmp_path / "model"), tmp_path / "checkpoint", target_sm=90)
     with pytest.raises(UserError, match=r"cannot be packed for SM 80: .*96 input features must be a multiple of 64"):
         repacked(checkpoint, tmp_path / "out", 80)
-
-
-@pytest.mark.parametrize("sm", [80, 86, 89, 120])
-def test_gpus_of_one_layout_share_a_checkpoint(tmp_path: Path, model_dir: Path, sm: int) -> None:
-    check_packed_for(tmp_path, read_config(converted(model_dir, tmp_path / "checkpoint")), sm)
-
-
-def test_another_layout_is_refused_with_the_command_that_repacks(tmp_path: Path, model_dir: Path) -> None:
-    checkpoint = converted(model_dir, tmp_path / "the checkpoint")
-    config = read_config(checkpoint)
-    with pytest.raises(UserError, match="packed for SM 80, this GPU is SM 90 and would read it wrong") as refusal:
-        check_packed_for(checkpoint, config, 90)
-    assert str(refusal.value).endswith(
-        f"python -m opt_trt.repack --checkpoint_dir '{checkpoint}' --target_sm 90 --output_dir '{checkpoint}-sm90'"
-    )
-    with pytest.raises(UserError, match=r"refuses on this GPU \(SM 100\); convert the model again with --defer"):
-        check_packed_for(checkpoint, config, 100)
-    check_packed_for(checkpoint, replace(config, defer_quantization=True), 100)

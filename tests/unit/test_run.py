@@ -16,6 +16,7 @@ import torch
 
 from opt_trt.cli import parse
 from opt_trt.config.run import RunConfig
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
@@ -51,7 +52,7 @@ def letters(tmp_path: Path) -> Path:
 def start(*flags: object, decoder: SumDecoder | None = None) -> None:
     """What the script does with flags, over an alphabet instead of an engine."""
 
-    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling, options: RuntimeOptions) -> Session:
         return DecoderSession(decoder or NextLetter(SPEC), limit, scheduling)
 
     run(parse(RunConfig, [str(flag) for flag in flags]), open_session)
@@ -206,7 +207,7 @@ def test_more_prompts_than_the_batch_are_all_answered(tmp_path: Path) -> None:
 def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
     asked: list[object] = []
 
-    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling) -> Session:
+    def open_session(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling, options: RuntimeOptions) -> Session:
         asked.extend([engine_dir, limit, scheduling])
         return DecoderSession(NextLetter(SPEC), limit, scheduling)
 

@@ -103,7 +103,7 @@ class Run:
         data = self.directory / "test.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
         self.monkeypatch.setattr(command, "load_tokenizer", lambda path, add_special_tokens: LetterTokenizer())
-        self.monkeypatch.setattr(command, "open_engine", lambda path, limit, scheduling: session or FakeSession())
+        self.monkeypatch.setattr(command, "open_engine", lambda path, *how: session or FakeSession())
         common = ["--tokenizer_dir", "tokenizer", "--dataset_dir", str(data), "--output_len", "20"]
         with pytest.raises(SystemExit) as stop:
             run_main(command.summarize, SummarizeConfig, [*common, *flags])

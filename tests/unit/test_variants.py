@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import OPTConfig, OPTForCausalLM
@@ -65,6 +66,8 @@ def logits(directory: Path, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_equal_transformers(tmp_path: Path, variant: str) -> None:
+    if transformers.__version__ < "5" and VARIANTS[variant].get("layer_norm_elementwise_affine") is False:
+        pytest.skip("transformers before 5 cannot make an OPT without norm weights")
     sizes = {
         "vocab_size": 48, "hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 2, "ffn_dim": 40,
         "num_attention_heads": 4, "max_position_embeddings": 12,

@@ -82,7 +82,7 @@ def test_a_time_that_is_none_is_named(text: str) -> None:
 def test_an_engine_that_is_not_the_leaders_is_refused(tmp_path: Path) -> None:
     fingerprint = write_engine_config(tmp_path).fingerprint()
     assert read_engine_config(tmp_path).fingerprint() == fingerprint
-    opening = Opening(tmp_path, KvCacheLimit(), Scheduling(), "of another engine")
+    opening = Opening(tmp_path, KvCacheLimit(), Scheduling(), fingerprint="of another engine")
     with pytest.raises(UserError, match=f"expected the engine of rank 0 in {tmp_path}, found another one; copy"):
         open_rank(opening, ALONE)
 

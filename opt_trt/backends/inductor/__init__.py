@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import torch
+
 from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.backends.inductor.isa import processor_flags
+from opt_trt.config.runtime import check_embedded
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.session import DecoderSession, Session
 
-__all__ = ["build", "missing", "open"]
+OLDEST_TORCH = "2.13"
+
+__all__ = ["build", "machine", "missing", "open"]
+
+
+def machine() -> tuple[str, ...]:
+    """The processor's flags and torch's version."""
+    return (torch.__version__, *sorted(processor_flags()))
 
 
 def missing() -> str | None:
-    """None, or the compiler this backend needs to build."""
+    """None, or the torch or the compiler this backend needs to build."""
+    if torch.__version__ < OLDEST_TORCH:
+        return (
+            f"it compiles with torch {OLDEST_TORCH} or newer, found {torch.__version__}; install the versions of "
+            "requirements.txt into an environment of its own"
+        )
     try:
         find_compiler()
     except UserError as error:
@@ -24,5 +40,6 @@ def missing() -> str | None:
 
 def open(opening: Opening, ranks: Ranks) -> Session:
     """A session on an engine this backend built; no compiler is needed."""
+    check_embedded(opening.options)
     decoder = open_decoder(opening.engine_dir, ranks.rank, ranks.step_timeout)
     return DecoderSession(decoder, opening.limit, opening.scheduling, ranks)

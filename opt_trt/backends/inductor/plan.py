@@ -13,7 +13,8 @@ from opt_trt.backends.engine import Limits
 from opt_trt.backends.inductor.isa import Isa
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
-from opt_trt.config.model import ModelConfig
+from opt_trt.config.flags import refuse_given
+from opt_trt.config.model import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.errors import UserError
 from opt_trt.plugins.tune import TunedProblem
 from opt_trt.progress import Bar
@@ -30,21 +31,14 @@ class Resolved:
 
 
 def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
-    """Fill in what depends on the checkpoint, and refuse what does not fit it."""
-    positions = model.max_position_embeddings
-    max_seq_len = positions if config.max_seq_len is None else config.max_seq_len
-    if max_seq_len > positions:
+    """Fill in what depends on the checkpoint, and refuse what only TensorRT can do."""
+    refuse_given(config, config.EMBEDDED)
+    if model.hidden_act != ENGINE_ACTIVATION:
         raise UserError(
-            f"--max_seq_len {max_seq_len} is beyond the checkpoint's position table of {positions} rows; "
-            f"give at most {positions}"
+            f"{config.checkpoint_dir} has hidden_act {model.hidden_act!r}, and the embedded engine computes "
+            f"{ENGINE_ACTIVATION} only; build this checkpoint with --backend tensorrt_llm"
         )
-    for name in ("gemm_plugin", "gpt_attention_plugin"):
-        asked = getattr(config, name)
-        if asked not in ("auto", "disable", model.dtype):
-            raise UserError(
-                f"--{name} {asked} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or disable"
-            )
-    _check_embedding_sharding(model, config)
+    max_seq_len = config.longest_sequence(model.max_position_embeddings)
     limits = Limits(
         max_batch_size=config.max_batch_size,
         max_input_len=min(config.max_input_len, max_seq_len, config.max_num_tokens),
@@ -63,21 +57,6 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
         },
     )
     return Resolved(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
-
-
-def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
-    """NVIDIA's README gives these flags to the builder, where they can only state what conversion has decided."""
-    command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
-    if config.use_parallel_embedding and not model.use_parallel_embedding:
-        raise UserError(
-            "--use_parallel_embedding: the checkpoint was converted without it; "
-            f"convert it with {command} {config.embedding_sharding_dim or 0} ..."
-        )
-    if config.embedding_sharding_dim is not None and config.embedding_sharding_dim != model.embedding_sharding_dim:
-        raise UserError(
-            f"--embedding_sharding_dim {config.embedding_sharding_dim}: the checkpoint was converted with "
-            f"{model.embedding_sharding_dim}; convert it with {command} {config.embedding_sharding_dim} ..."
-        )
 
 
 def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, isa: Isa) -> None:

@@ -1,0 +1,37 @@
+"""Which backend an engine directory is of, told from its `config.json` alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from opt_trt.backends.engine import CONFIG, read_engine_config
+from opt_trt.config.json_file import read_json
+from opt_trt.errors import UserError
+
+TENSORRT = "tensorrt_llm"
+THREE_KEYS = ("version", "pretrained_config", "build_config")  # of a TensorRT engine, whoever built it
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be known of an engine before it is opened."""
+
+    backend: str
+    world_size: int
+    fingerprint: str  # differs between engines
+
+
+def identify(engine_dir: Path) -> Identity:
+    """Read an engine's `config.json`; one without a backend is TensorRT-LLM's own, `trtllm-build` writes none."""
+    path = engine_dir / CONFIG
+    values = read_json(path) if path.is_file() else {}
+    if "builder_config" in values:
+        raise UserError(f"{path} is of TensorRT-LLM before 0.8, whose engines no later release runs; build it again")
+    if values.get("backend", TENSORRT) == TENSORRT and all(key in values for key in THREE_KEYS):
+        mapping = values["pretrained_config"].get("mapping") or {}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return Identity(TENSORRT, int(mapping.get("world_size", 1)), digest)
+    config = read_engine_config(engine_dir)
+    return Identity(config.backend, config.pretrained_config.mapping.world_size, config.fingerprint())

@@ -1,0 +1,20 @@
+"""The TensorRT backend: engines built by an installed TensorRT-LLM, and run by its runners, on NVIDIA's GPUs."""
+
+from __future__ import annotations
+
+from opt_trt.backends.trtllm.build import build
+from opt_trt.backends.trtllm.engine import read_engine
+from opt_trt.backends.trtllm.release import machine, missing
+from opt_trt.backends.trtllm.runner import open_runner
+from opt_trt.backends.trtllm.session import RunnerSession
+from opt_trt.runtime.follow import Opening
+from opt_trt.runtime.ranks import Ranks
+from opt_trt.runtime.session import Session
+
+__all__ = ["build", "machine", "missing", "open"]
+
+
+def open(opening: Opening, ranks: Ranks) -> Session:
+    """A session on a TensorRT engine, whoever built it."""
+    engine = read_engine(opening.engine_dir)
+    return RunnerSession(engine, open_runner(engine, opening, ranks.rank), opening.options, ranks)

@@ -1,0 +1,116 @@
+"""Put requests together into calls of a runner's `generate`, whose prompts share all options but their words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from opt_trt.backends.trtllm.keywords import PYTHON, SAMPLING, sampling_arguments
+from opt_trt.backends.trtllm.runner import Runner
+from opt_trt.runtime.request import Request
+from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.step import DecoderSpec
+
+NO_END = -1  # an end id that no token has
+Words = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and the sequences that continue it, which differ in their random numbers alone."""
+
+    sequences: tuple[TokenSequence, ...]
+
+    @property
+    def request(self) -> Request:
+        """The first one's: others are as it is."""
+        return self.sequences[0].request
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """Rows of one call are equal in this."""
+        sampling = replace(self.request.sampling, bad_words=(), sequence=0)
+        words = (bool(stop_words(self.request)), bool(self.request.sampling.bad_words))
+        what = (self.request.max_new_tokens, self.request.end_id, self.request.return_generation_logits)
+        return (sampling, len(self.sequences), *what, *words)
+
+    @property
+    def is_alone(self) -> bool:
+        """Context logits of several prompts of different lengths come shifted."""
+        return self.request.return_context_logits
+
+    @property
+    def is_whole(self) -> bool:
+        """What is more than ids comes with the whole output."""
+        request, sampling = self.request, self.request.sampling
+        logits = request.return_context_logits or request.return_generation_logits
+        return logits or sampling.num_beams > 1 or sampling.log_probs is not None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody waits for each token."""
+        return any(sequence.is_watched for sequence in self.sequences)
+
+
+def next_rows(queue: Sequence[TokenSequence], most: int) -> list[Row]:
+    """Of the sequences that wait, those of the next call: the first, and up to `most` rows that go with it."""
+    rows = _rows(queue)
+    first = rows[0]
+    if first.is_alone:
+        return [first]
+    fitting = [row for row in rows if row.shared == first.shared and not row.is_alone]
+    return fitting[:most]
+
+
+def _rows(queue: Sequence[TokenSequence]) -> list[Row]:
+    """Sequences of one prompt stand one after another in the queue."""
+    rows: list[Row] = []
+    for sequence in queue:
+        if rows and sequence.request.sampling.sequence > 0 and _alike(rows[-1].request, sequence.request):
+            rows[-1] = Row((*rows[-1].sequences, sequence))
+        else:
+            rows.append(Row((sequence,)))
+    return rows
+
+
+def _alike(one: Request, other: Request) -> bool:
+    def bare(request: Request) -> Request:
+        return replace(request, sampling=replace(request.sampling, sequence=0), return_context_logits=False)
+
+    return bare(one) == bare(other)
+
+
+def arguments(rows: Sequence[Row], runner: Runner, spec: DecoderSpec, streaming: bool) -> dict[str, Any]:
+    """Keywords of `generate` for a call; its output is a dictionary of tensors, or yields one after another."""
+    request, count = rows[0].request, len(rows[0].sequences)
+    given: dict[str, Any] = {
+        "batch_input_ids": [torch.tensor(row.request.prompt_ids, dtype=torch.int32) for row in rows],
+        "max_new_tokens": request.max_new_tokens,
+        "end_id": NO_END if request.end_id is None else request.end_id,
+        "pad_id": spec.pad_id,
+        "stop_words_list": _lists([stop_words(row.request) for row in rows]),
+        "bad_words_list": _lists([row.request.sampling.bad_words for row in rows]),
+        "return_dict": True,
+        "output_sequence_lengths": True,
+        "output_generation_logits": request.return_generation_logits,
+        "streaming": streaming,
+    }
+    if runner.kind != PYTHON:
+        given["output_cum_log_probs"] = request.sampling.num_beams > 1 or request.sampling.log_probs is not None
+    if count > 1:
+        given[str(SAMPLING["sequence"].of(runner.kind, runner.release))] = count
+    return given | sampling_arguments(request.sampling, runner.kind, runner.release) | dict(runner.each_call)
+
+
+def stop_words(request: Request) -> Words:
+    """Stop words a runner may look for itself; others are found in its output, all where they may come too early."""
+    if request.stop_words is None or request.sampling.min_length:
+        return ()
+    return (*request.stop_words.ids, *request.stop_words.spellings)
+
+
+def _lists(words: Sequence[Words]) -> list[list[list[int]]] | None:
+    return [[list(word) for word in each] for each in words] if any(words) else None

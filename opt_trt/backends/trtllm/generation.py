@@ -1,0 +1,95 @@
+"""Requests in flight over a runner: one call of `generate` at a time, its tokens handed out one a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
+from opt_trt.backends.trtllm.flight import Flight
+from opt_trt.backends.trtllm.outputs import Outputs
+from opt_trt.backends.trtllm.runner import Runner, first_line
+from opt_trt.errors import UserError
+from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.step import DecoderSpec
+
+Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # a call; yields its output as it grows
+
+
+class RunnerGeneration:
+    """An `InFlight`. Requests that come while a call runs wait for the next one, and are put together there.
+
+    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others.
+    """
+
+    def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate) -> None:
+        self._runner, self._spec, self._generate = runner, spec, generate
+        self._queue: list[TokenSequence] = []
+        self._flights: list[Flight] = []
+        self._outputs: Iterator[Mapping[str, Any]] | None = None
+
+    def submit(self, sequence: TokenSequence) -> None:
+        """Queue a sequence."""
+        self._queue.append(sequence)
+
+    def cancel(self, sequence: TokenSequence) -> None:
+        """Drop a sequence, waiting or not."""
+        self._queue = [waiting for waiting in self._queue if waiting is not sequence]
+        self._flights = [flight for flight in self._flights if flight.sequence is not sequence]
+
+    def step(self) -> Sequence[TokenSequence]:
+        """See `InFlight.step`; takes as long as the runner needs for the next token, or for a whole call."""
+        try:
+            return self._step()
+        except BaseException as error:  # Ctrl-C included: nobody may wait for ever
+            for sequence in (*self._queue, *(flight.sequence for flight in self._flights)):
+                sequence.fail(error)
+            self._queue, self._flights, self._outputs = [], [], None
+            raise
+
+    def _step(self) -> Sequence[TokenSequence]:
+        if not self._flights:
+            self._begin()
+        while not any(flight.is_due for flight in self._flights):
+            self._receive()
+        due = [flight for flight in self._flights if flight.is_due]
+        for flight in due:
+            flight.advance()
+        self._flights = [flight for flight in self._flights if flight.sequence.finish_reason is None]
+        return [flight.sequence for flight in due]
+
+    def _begin(self) -> None:
+        """Start the next call, when the one before has given back its place: the runner has room for one."""
+        while self._outputs is not None:
+            self._receive()
+        rows = next_rows(self._queue, self._spec.max_batch_size)
+        taken = {sequence for row in rows for sequence in row.sequences}
+        self._queue = [sequence for sequence in self._queue if sequence not in taken]
+        self._flights = [Flight(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
+        self._is_stream = self._streams(rows)
+        self._outputs = self._generate(arguments(rows, self._runner, self._spec, self._is_stream))
+        self._last: Outputs | None = None
+
+    def _streams(self, rows: Sequence[Row]) -> bool:
+        """Engines that gather context logits want them in every part of a stream, and get them in the first."""
+        wanted = any(row.is_watched for row in rows) and not any(row.is_whole for row in rows)
+        return wanted and not self._spec.gather_context_logits
+
+    def _receive(self) -> None:
+        """The next part of the running call's output, or its end."""
+        assert self._outputs is not None
+        try:
+            tensors = next(self._outputs, None)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"TensorRT-LLM failed: {first_line(error)}; --log_level verbose shows where") from error
+        if tensors is not None:
+            self._last = Outputs(tensors, self._spec.vocab_size)
+            for flight in self._flights:
+                flight.take(self._last)
+            if self._is_stream:
+                return
+            next(self._outputs, None)  # there is one: now the call has ended
+        self._outputs = None
+        for flight in self._flights:
+            assert self._last is not None
+            flight.finish(self._last)

@@ -1,0 +1,67 @@
+"""What only a TensorRT engine can be told when it is opened, and why an embedded one cannot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+from opt_trt.config.flags import Refusal
+from opt_trt.errors import UserError
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Names and defaults are those of TensorRT-LLM's run.py."""
+
+    use_py_session: bool = False
+    debug_mode: bool = False
+    enable_context_fmha_fp32_acc: bool = False
+    multi_block_mode: bool = True
+    cuda_graph_mode: bool = False
+    gpu_weights_percent: float = 1.0
+    enable_chunked_context: bool = False
+    max_attention_window_size: tuple[int, ...] | None = None
+    sink_token_length: int | None = None
+    fail_fast_on_attention_window_too_large: bool = False
+    gather_generation_logits: bool = False  # --output_generation_logits, whatever the engine was built with
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gpu_weights_percent <= 1.0:
+            raise UserError(f"--gpu_weights_percent must be from 0 to 1, found {self.gpu_weights_percent}")
+
+    def given(self) -> tuple[str, ...]:
+        """The names of those that differ from their defaults."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+
+GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
+WHOLE = "OPT attends to the whole sequence"
+
+# What the embedded engine says to each: an empty reason asks for what happens anyway.
+EMBEDDED: Mapping[str, Refusal] = MappingProxyType({
+    "use_py_session": Refusal("", note="--use_py_session: the embedded engine has one session, in Python"),
+    "debug_mode": Refusal("use --log_level verbose"),
+    "enable_context_fmha_fp32_acc": Refusal(
+        "", note="--enable_context_fmha_fp32_acc: attention always accumulates in fp32 on a CPU"
+    ),
+    "multi_block_mode": Refusal(GPU_ONLY),
+    "cuda_graph_mode": Refusal(GPU_ONLY),
+    "gpu_weights_percent": Refusal(GPU_ONLY),
+    "enable_chunked_context": Refusal("", note="--enable_chunked_context: prompts are always cut where a step is full"),
+    "max_attention_window_size": Refusal(WHOLE),
+    "sink_token_length": Refusal(WHOLE),
+    "fail_fast_on_attention_window_too_large": Refusal(WHOLE),
+    "gather_generation_logits": Refusal("", note=""),
+})  # fmt: skip
+
+
+def check_embedded(options: RuntimeOptions) -> None:
+    """Refuse by name what an embedded engine cannot do; say of the rest that it happens anyway."""
+    for name in options.given():
+        refusal = EMBEDDED[name]
+        if refusal.reason:
+            raise UserError(f"--{name} is not supported by this engine: {refusal.reason}; drop the flag")
+        if refusal.note:
+            print(refusal.note, file=sys.stderr)

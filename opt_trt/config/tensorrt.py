@@ -1,0 +1,77 @@
+"""The builder flags only TensorRT-LLM can follow, and what the embedded backend says to each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opt_trt.config.flags import Refusal, flag
+
+SWITCH = ("enable", "disable")
+DTYPES = ("auto", "float16", "float32", "bfloat16")
+GROUP = "of the tensorrt_llm backend alone (the embedded one takes values that ask for what it does anyway)"
+TENSORRT_ONLY = "a TensorRT builder option without a counterpart in the embedded engine"
+NO_LOOKUP = "embedding lookup needs no plugin (removed from TensorRT-LLM too)"
+
+
+@dataclass(frozen=True)
+class TensorRtOptions:
+    """Flags for `--backend tensorrt_llm`; not given, the release's own choice stands."""
+
+    tensorrt_llm_version: str | None = flag(
+        None, "release whose builder a --dry_run shows; default: the one installed, else the newest known", group=GROUP
+    )
+    max_beam_width: int = flag(1, "most beams of a request", group=GROUP)
+    kv_cache_type: str | None = flag(
+        None, "paged, in one piece, or none (context phase only)", choices=("paged", "continuous", "disabled"),
+        group=GROUP,
+    )  # fmt: skip
+    paged_kv_cache: str | None = flag(
+        None, "older name: enable is --kv_cache_type paged, disable continuous", choices=SWITCH, bare="enable",
+        group=GROUP,
+    )  # fmt: skip
+    remove_input_padding: str | None = flag(
+        None, "pack prompts of different lengths without padding", choices=SWITCH, bare="enable", group=GROUP
+    )
+    use_paged_context_fmha: str | None = flag(
+        None, "context attention reads the paged cache: for prefix reuse and chunked prompts", choices=SWITCH,
+        bare="enable", group=GROUP,
+    )  # fmt: skip
+    context_fmha_fp32_acc: str | None = flag(
+        None, "fused context attention accumulates in fp32; of the builder up to 0.11, then of run.py", choices=SWITCH,
+        bare="enable", aliases=("enable_context_fmha_fp32_acc",), group=GROUP,
+    )  # fmt: skip
+    lookup_plugin: str | None = flag(
+        None, "embedding lookup by a plugin; up to 0.11", choices=(*DTYPES, "disable"), bare="auto",
+        aliases=("use_lookup_plugin",), group=GROUP,
+    )  # fmt: skip
+    multiple_profiles: str | None = flag(
+        None, "several optimization profiles: slower to build, faster without --gemm_plugin", choices=SWITCH,
+        bare="enable", group=GROUP,
+    )  # fmt: skip
+    strip_plan: bool = flag(False, "leave the weights out of the engine", group=GROUP)
+    weight_sparsity: bool = flag(False, "use sparse kernels where weights allow it", group=GROUP)
+    weight_streaming: bool = flag(False, "keep weights in host memory and stream them", group=GROUP)
+    fast_build: bool = flag(False, "build faster, run a little slower", group=GROUP)
+    enable_debug_output: bool = flag(False, "keep outputs of all layers", group=GROUP)
+    visualize_network: str | None = flag(None, "directory for an ONNX picture of the network", group=GROUP)
+    monitor_memory: bool = flag(False, "log memory while building", group=GROUP)
+
+    EMBEDDED: ClassVar[dict[str, Refusal]] = {
+        "tensorrt_llm_version": Refusal("it names a release of the other backend; give --backend tensorrt_llm"),
+        "max_beam_width": Refusal("beams are sequences of the batch: give --max_batch_size requests * beams"),
+        "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
+        "paged_kv_cache": Refusal("the KV cache is always paged", ("enable",)),
+        "remove_input_padding": Refusal("inputs are always packed", ("enable",)),
+        "use_paged_context_fmha": Refusal("context attention always reads the paged cache", ("enable",)),
+        "context_fmha_fp32_acc": Refusal("accumulation is always fp32 here", ("enable",)),
+        "lookup_plugin": Refusal(NO_LOOKUP, ("disable",)),
+        "multiple_profiles": Refusal("tactics are chosen per bucket of tokens instead", ("disable",)),
+        "strip_plan": Refusal(TENSORRT_ONLY),
+        "weight_sparsity": Refusal(TENSORRT_ONLY),
+        "weight_streaming": Refusal(TENSORRT_ONLY),
+        "fast_build": Refusal(TENSORRT_ONLY),
+        "enable_debug_output": Refusal(TENSORRT_ONLY),
+        "visualize_network": Refusal(TENSORRT_ONLY),
+        "monitor_memory": Refusal(TENSORRT_ONLY + "; --dry_run prints the memory"),
+    }

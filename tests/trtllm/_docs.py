@@ -1,0 +1,107 @@
+"""Write the facts down for people: `python -m tests.trtllm._docs` renews docs/tensorrt_llm_facts.md and two tables
+of docs/tensorrt_llm.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from opt_trt.backends.trtllm.flags import WORDS, Word
+from opt_trt.backends.trtllm.release import NEWEST, OLDEST
+from tests.trtllm._facts import Facts, Release, Source, base_of, load, releases
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, GUIDE = DOCS / "tensorrt_llm_facts.md", DOCS / "tensorrt_llm.md"
+INTRODUCTION = """# What is known of TensorRT-LLM, release by release
+
+Written by `python -m tests.trtllm._docs` from `tests/trtllm/facts/`, of which the tests' stand-in for `tensorrt_llm` is
+made. Every fact was `read`, in the file and commit named (or a fork's, or a copy of the file whose commit was not
+recorded and whose release follows from its content), or is `inferred`. A release that is based on a newer one shares
+with it what is not listed; what it shares is inferred unless it was read there too. Nothing here was run. What was
+tried how: [tensorrt_llm.md](tensorrt_llm.md).
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    return INTRODUCTION + "".join("\n" + section(release, release.facts) for release in map(load, releases()))
+
+
+def tables(guide: str) -> str:
+    """The guide with its tables renewed, each between a comment with its name and an end."""
+    for name, rows in (("words", _words()), ("verified", _verified())):
+        table = "\n".join(rows)
+        guide = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", guide, flags=re.DOTALL)
+    return guide
+
+
+def _words() -> list[str]:
+    rows = ["| ours | the builder's | releases |", "|---|---|---|"]
+    for word in WORDS:
+        ours = {"kv_cache": "kv_cache_type"}.get(word.setting, word.setting)
+        rows.append(f"| `--{ours}` | `--{word.flag}` | {_span(word)} |")
+    return rows
+
+
+def _span(word: Word) -> str:
+    """The releases that have a word."""
+    if word.until == NEWEST:
+        return "all" if word.since == OLDEST else f"{word.since} on"
+    return str(word.since) if word.since == word.until else f"{word.since} to {word.until}"
+
+
+def _verified() -> list[str]:
+    rows = ["| release | stands for | read | inferred | built by the stand-in | run |", "|---|---|--:|--:|---|---|"]
+    for release in map(load, releases()):
+        read, inferred = (sum(s.how == how for s in release.sources.values()) for how in ("read", "inferred"))
+        rows.append(f"| {release.name} | {', '.join(release.versions)} | {read} | {inferred} | yes | no |")
+    return rows
+
+
+def section(release: Release, facts: Facts) -> str:
+    """What is said of a release whose facts are `facts`: everything, or how it differs from the one it is based on."""
+    base = base_of(release.name)
+    known = load(base).facts if base else {}
+    lines = [f"## {release.name} ({', '.join(release.versions)})", "", _summary(release, base), ""]
+    for name in sorted({*facts, *known} - {"version"}):
+        lines += _table(name, facts.get(name, {}), known.get(name, {}), release)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(release: Release, base: str | None) -> str:
+    counts = {how: sum(source.how == how for source in release.sources.values()) for how in ("read", "inferred")}
+    return (f"Based on {base}. " if base else "") + f"{counts['read']} facts read, {counts['inferred']} inferred."
+
+
+def _table(section: str, facts: dict[str, Any], known: dict[str, Any], release: Release) -> list[str]:
+    """Rows of the facts that differ from those known already."""
+    rows = [
+        f"| `{name}` | {_shown(value)} | {_from(release.sources.get((section, name)))} |"
+        for name, value in facts.items()
+        if name not in known or known[name] != value
+    ]
+    gone = [f"| ~~`{name}`~~ | gone | |" for name in known if name not in facts]
+    return (
+        [f"**{section}**", "", "| name | what is known | from |", "|---|---|---|", *rows, *gone, ""]
+        if rows + gone
+        else []
+    )
+
+
+def _shown(value: dict[str, Any]) -> str:
+    return ", ".join(f"{key} `{json.dumps(inner)}`" for key, inner in value.items()).replace("|", "\\|") or "there"
+
+
+def _from(source: Source | None) -> str:
+    if source is None:
+        return ""
+    note = f" ({source.note})" if source.note else ""
+    commit = "" if source.commit == "none" else f" at {source.commit}"
+    return f"{source.how}: {source.file}{commit}{note}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
+    GUIDE.write_text(tables(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,58 @@
+"""What the package that a process would import says of itself, and how it differs from the facts of its release."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.trtllm._builder import Parser
+from tests.trtllm._facts import Facts
+
+# `parse_arguments` once parsed and returned what was given, and now returns the parser: either way it comes by here.
+ASK = """
+import argparse, json, sys
+class Found(Exception):
+    pass
+def told(parser):
+    print("FLAGS" + json.dumps({a.dest: [sorted(a.option_strings), a.default, sorted(map(str, a.choices or ()))]
+                      for a in parser._actions if a.dest != "help"}, default=str))
+    sys.stdout.flush()
+    raise SystemExit
+argparse.ArgumentParser.parse_args = lambda self, *given: told(self)
+from tensorrt_llm.commands.build import parse_arguments
+told(parse_arguments())
+"""
+
+
+def installed_flags(environment: dict[str, str]) -> dict[str, Any]:
+    """Option strings, default and choices of every flag of the builder that such a process imports, by destination."""
+    result = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
+    line = next((line for line in result.stdout.splitlines() if line.startswith("FLAGS")), None)
+    assert line is not None, result.stderr
+    flags: dict[str, Any] = json.loads(line.removeprefix("FLAGS"))
+    return flags
+
+
+def known_flags(facts: Facts) -> dict[str, Any]:
+    """The same of the facts."""
+    return {
+        action.dest: [sorted(action.option_strings), action.default, sorted(map(str, action.choices or ()))]
+        for action in Parser(facts)._actions
+        if action.dest != "help"
+    }
+
+
+def differences(facts: Facts, installed: dict[str, Any]) -> list[str]:
+    """What is different, a line each; choices only the package can list and suppressed defaults are not compared."""
+    known = known_flags(facts)
+    lines = [f"--{name} is not known" for name in installed.keys() - known.keys()]
+    lines += [f"--{name} is not there" for name in known.keys() - installed.keys()]
+    for name in known.keys() & installed.keys():
+        for what, ours, theirs in zip(("names", "default", "choices"), known[name], installed[name], strict=True):
+            unlisted = (what == "choices" and not ours) or theirs == argparse.SUPPRESS
+            if ours != theirs and not unlisted:
+                lines.append(f"--{name}: {what} {ours} is {theirs}")
+    return sorted(lines)

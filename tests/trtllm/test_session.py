@@ -1,0 +1,229 @@
+"""A TensorRT engine serves requests as any engine does: over the double of TensorRT-LLM's runners."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opt_trt import LLM, SamplingParams
+from opt_trt.backends.identity import identify
+from opt_trt.config import sampling
+from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.errors import UserError
+from opt_trt.evaluate.engine_summarizer import EngineSummarizer
+from opt_trt.runtime.request import Request, RequestFailed
+from opt_trt.runtime.stopping import StopWords
+from tests.trtllm._sessions import Double
+from tests.unit._decoders import expected_output
+
+PYTHON = RuntimeOptions(use_py_session=True)
+BOTH = pytest.mark.parametrize("options", [RuntimeOptions(), PYTHON], ids=["C++", "Python"])
+REQUESTS = [Request((1, 3), 4), Request((2, 2, 1), 6, 40), Request((1, 1), 6, 8), Request((7,), 1), Request((4,), 5, 4)]
+EXPECTED = [expected_output(r.prompt_ids, r.max_new_tokens, r.end_id, 50) for r in REQUESTS]
+
+
+@BOTH
+def test_outputs_are_new_tokens_only_the_end_id_included(double: Double, options: RuntimeOptions) -> None:
+    results = double.open(options).generate(REQUESTS)
+    assert [result.output_ids for result in results] == EXPECTED
+    assert [result.finish_reason for result in results] == ["length", "end_id", "end_id", "length", "end_id"]
+    assert [result.prompt_ids for result in results] == [request.prompt_ids for request in REQUESTS]
+
+
+@BOTH
+def test_a_stream_has_the_tokens_of_a_whole_answer(double: Double, options: RuntimeOptions) -> None:
+    session = double.open(options)
+    events = list(session.stream(REQUESTS))
+    told = [tuple(e.token_id for e in events if e.index == i) for i in range(len(REQUESTS))]
+    assert told == EXPECTED
+    assert [e.index for e in events if e.finish_reason] and all(call["streaming"] for call in double.seen.calls)
+
+
+@BOTH
+def test_tokens_come_while_the_runner_goes_on(double: Double, options: RuntimeOptions) -> None:
+    stream = double.open(options).stream([Request((1, 3), 4), Request((2,), 4)])
+    assert [next(stream).token_id for _ in range(2)] in ([4, 2], [4, 8])
+
+
+def test_more_requests_than_the_engine_takes_are_several_calls(double: Double) -> None:
+    requests = [Request((i,), 2) for i in range(1, 8)]
+    results = double.open().generate(requests)
+    assert [len(call["batch_input_ids"]) for call in double.seen.calls] == [4, 3]
+    assert [result.prompt_ids for result in results] == [request.prompt_ids for request in requests]
+
+
+def test_requests_that_are_told_alike_share_a_call(double: Double) -> None:
+    double.open().generate([Request((1,), 2), Request((2,), 3), Request((3,), 2)])
+    assert [len(call["batch_input_ids"]) for call in double.seen.calls] == [2, 1]
+
+
+def test_requests_with_words_have_calls_of_their_own(double: Double) -> None:
+    banning = sampling.SamplingParams(bad_words=((2,),))
+    results = double.open().generate([Request((1,), 2), Request((2,), 2, sampling=banning), Request((3,), 2)])
+    assert [call["bad_words_list"] for call in double.seen.calls] == [None, [[[2]]]]
+    assert results[1].output_ids == (3, 5)
+
+
+def test_a_cancelled_stream_leaves_the_session_usable(double: Double) -> None:
+    session = double.open()
+    stream = session.stream([Request((1, 3), 4)])
+    next(stream)
+    stream.close()
+    assert session.generate([Request((2,), 2)])[0].output_ids == (2, 4)
+
+
+def test_context_logits_are_asked_for_one_prompt_at_a_time(double: Double) -> None:
+    """Of several prompts of different lengths they come shifted (by reading)."""
+    session = double.open(gather_context_logits=True)
+    results = session.generate([Request(r.prompt_ids, 1, return_context_logits=True) for r in REQUESTS])
+    assert [len(call["batch_input_ids"]) for call in double.seen.calls] == [1] * len(REQUESTS)
+    for request, result in zip(REQUESTS, results, strict=True):
+        assert result.context_logits is not None
+        assert result.context_logits.shape == (len(request.prompt_ids), 50)  # 56 with padding
+        assert result.context_logits.dtype == torch.float32
+        assert result.context_logits.argmax(1)[-1] == result.output_ids[0]
+
+
+@BOTH
+def test_generation_logits_have_a_row_for_each_new_token(double: Double, options: RuntimeOptions) -> None:
+    session = double.open(replace(options, gather_generation_logits=True))
+    results = session.generate([Request(p, 3, return_generation_logits=True) for p in ((1, 3), (2,))])
+    for result in results:
+        assert result.generation_logits is not None and result.generation_logits.shape == (3, 50)
+        assert tuple(result.generation_logits.argmax(1).tolist()) == result.output_ids
+    assert double.seen.calls[0]["output_generation_logits"]
+
+
+def test_the_log_probability_of_the_end_id_is_what_the_whole_outputs_leaves(double: Double) -> None:
+    asking = sampling.SamplingParams(log_probs=0)
+    ended, cut = double.open().generate(
+        [Request((1, 1), 6, 8, sampling=asking), Request((1, 3), 6, 8, sampling=asking)]
+    )
+    assert [t.log_prob for t in ended.log_probs] == [-0.5, -0.5, -0.25]
+    assert ended.cum_log_prob == -1.25 and cut.output_ids[-1] == 8
+
+
+@BOTH
+def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: RuntimeOptions) -> None:
+    searching = sampling.SamplingParams(num_beams=3)
+    [result] = double.open(options).generate([Request((1, 3), 2, sampling=searching)])
+    assert [beam.output_ids for beam in result.beams] == [(4, 8), (5, 10), (6, 12)]
+    assert result.output_ids == (4, 8) and result.finish_reason == "length"
+    if options != PYTHON:
+        assert [beam.score for beam in result.beams] == [-0.5] * 3
+
+
+def test_an_engine_that_gathers_context_logits_is_not_streamed(double: Double) -> None:
+    """Parts of a stream lack what it asserts to be there (by reading): the tokens come together, and are the same."""
+    session = double.open(gather_context_logits=True)
+    assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
+    assert not double.seen.calls[0]["streaming"]
+
+
+@pytest.mark.parametrize("plugins", [
+    {"gpt_attention_plugin": None}, {"remove_input_padding": False},
+])  # fmt: skip
+def test_engines_without_in_flight_batching_run_in_the_python_session(
+    double: Double, plugins: dict[str, object]
+) -> None:
+    double.open(plugins=plugins)
+    assert double.seen.opened[0][0] == "ModelRunner"
+
+
+def test_a_contiguous_cache_runs_in_the_python_session(double: Double) -> None:
+    double.open(kv_cache_type="CONTINUOUS")
+    assert double.seen.opened[0][0] == "ModelRunner"
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (Request((), 2), "is empty"),
+        (Request((50,), 2), "has token id 50, the vocabulary is 0 to 49"),
+        (Request((1,) * 33, 2), "has 33 tokens, the engine takes 32"),
+        (Request((1,) * 30, 20), "needs 30 tokens . 20 new ones = 50, the engine takes 48"),
+        (Request((1,), 2, return_context_logits=True), "asks for context logits; build the engine with"),
+        (Request((1,), 2, return_generation_logits=True), "asks for generation logits; build the engine with"),
+        (Request((1,), 2, sampling=sampling.SamplingParams(num_beams=4)), "asks for 4 beams, the engine takes 3"),
+        (
+            Request((1,), 2, sampling=sampling.SamplingParams(num_beams=2), stop_words=StopWords(((1,),))),
+            "asks for beams and for stop words",
+        ),
+        (Request((1,), 2, sampling=sampling.SamplingParams(log_probs=2)), "asks for the most likely tokens beside"),
+    ],
+)
+def test_what_the_engine_cannot_serve_is_named(double: Double, request_: Request, problem: str) -> None:
+    with pytest.raises(RequestFailed, match=f"prompt 1 {problem}"):
+        double.open().generate([Request((1,), 1), request_])
+    assert double.seen.calls == []
+
+
+def test_an_error_of_the_runner_is_one_line_and_the_session_goes_on(
+    double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = double.open()
+    monkeypatch.setattr("tests.trtllm._runner.Call.whole", lambda self: iter([][1:] or _fails()))
+    with pytest.raises(UserError, match="TensorRT-LLM failed: CUDA out of memory; --log_level verbose shows where"):
+        session.generate([Request((1,), 2)])
+    monkeypatch.undo()
+    assert session.generate([Request((2,), 2)])[0].output_ids == (2, 4)
+
+
+def _fails():  # type: ignore[no-untyped-def]
+    raise RuntimeError("CUDA out of memory\nwith a long story")
+    yield
+
+
+def test_llm_answers_from_an_engine_directory(double: Double) -> None:
+    with LLM(double.engine()) as llm:
+        answers = llm.generate([[1, 3], [2, 2, 1]], SamplingParams(max_tokens=3, temperature=0))
+        assert [answer.outputs[0].token_ids for answer in answers] == [[4, 8, 16], [5, 10, 20]]
+        beams = llm.generate([1, 3], SamplingParams(max_tokens=2, use_beam_search=True, best_of=2, n=2))
+        assert [output.token_ids for output in beams[0].outputs] == [[4, 8], [5, 10]]
+    assert not double.seen.calls[0]["streaming"]
+
+
+def test_llm_streams_from_an_engine_directory(double: Double) -> None:
+    async def lengths(llm: LLM) -> list[int]:
+        params = SamplingParams(max_tokens=4, temperature=0)
+        return [len(answer.outputs[0].token_ids) async for answer in llm.generate_async([1, 3], params)]
+
+    with LLM(double.engine()) as llm:
+        seen = asyncio.run(lengths(llm))
+    assert seen[-1] == 4 and seen == sorted(seen) and double.seen.calls[0]["streaming"]
+
+
+def test_summaries_and_perplexity_come_from_an_engine_directory(double: Double) -> None:
+    summarizer = EngineSummarizer(double.open(gather_context_logits=True), 3, None)
+    assert summarizer.generate([(1, 3), (2,)]) == [(4, 8, 16), (2, 4, 8)]
+    sharp = summarizer.mean_nll((1, 1), (2, 4, 8))  # one-hot logits of the right tokens, but for the first two
+    assert sharp == pytest.approx(torch.nn.functional.cross_entropy(torch.eye(50)[[1]], torch.tensor([1])).item(), 0.2)
+
+
+def test_a_directory_of_three_keys_is_a_tensorrt_engine(double: Double) -> None:
+    found = identify(double.engine(world_size=2))
+    assert (found.backend, found.world_size) == ("tensorrt_llm", 2)
+    assert found.fingerprint != identify(double.engine(world_size=1)).fingerprint
+
+
+def test_another_number_of_processes_than_ranks_is_refused(double: Double) -> None:
+    with pytest.raises(UserError, match="it was built for 2 ranks, 1 processes were started; run it with mpirun -n 2"):
+        double.open(world_size=2)
+
+
+def test_an_engine_of_another_model_is_named(double: Double) -> None:
+    path = double.engine() / "config.json"
+    path.write_text(path.read_text().replace("OPTForCausalLM", "GPTForCausalLM"))
+    from opt_trt.backends.trtllm.engine import read_engine
+
+    with pytest.raises(UserError, match=r"is of 'GPTForCausalLM', expected 'OPTForCausalLM'; build an OPT"):
+        read_engine(path.parent)
+
+
+def test_engines_older_than_the_three_keys_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "config.json").write_text('{"builder_config": {}, "plugin_config": {}}')
+    with pytest.raises(UserError, match=r"is of TensorRT-LLM before 0\.8, whose engines no later release runs"):
+        identify(tmp_path)
