@@ -14,13 +14,19 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.api.llm import LLM
+from opt_trt.backends import open_engine
 from opt_trt.backends.trtllm.release import Release, installed_version, missing
 from opt_trt.build import build
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.export_hf import ExportConfig
+from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.convert import convert
 from opt_trt.export_hf.export import export_hf
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+from opt_trt.runtime.session import Session
 from tests.trtllm._facts import load, releases
 from tests.trtllm._installed import differences, installed_flags
 
@@ -91,3 +97,63 @@ def test_generated_tokens_are_transformers_choice_with_the_same_weights(built, t
         logits = reference(ids).logits[:, prompts.shape[1] - 1 : -1]  # [rows, NEW_TOKENS, vocabulary]
     chosen = logits.gather(-1, ids[:, prompts.shape[1] :, None]).squeeze(-1)
     assert ((logits.amax(-1) - chosen) / logits.std(-1)).max() <= TOLERANCE
+
+
+PROMPTS = [(2, 100, 200, 300), (2, 7, 1000), (2, 40000, 31, 32, 33, 34)]
+SESSIONS = pytest.mark.parametrize(
+    "options", [RuntimeOptions(), RuntimeOptions(use_py_session=True)], ids=["C++", "py"]
+)
+
+
+def opened(engine: Path, options: RuntimeOptions) -> Session:
+    """Several are open at once; only the C++ runner can be told to leave memory to the others."""
+    return open_engine(engine, KvCacheLimit(free_fraction=0.9 if options.use_py_session else 0.2), None, options)
+
+
+@SESSIONS
+def test_a_stream_says_what_the_whole_answer_says(built, options):
+    session = opened(built[1], options)
+    requests = [Request(prompt, NEW_TOKENS, 2) for prompt in PROMPTS]
+    results = session.generate(requests)
+    events = list(session.stream(requests))
+    for index, result in enumerate(results):
+        assert tuple(event.token_id for event in events if event.index == index) == result.output_ids
+        assert 1 <= len(result.output_ids) <= NEW_TOKENS
+
+
+@SESSIONS
+def test_an_end_id_no_token_has_ends_nothing(built, options):
+    results = opened(built[1], options).generate([Request(prompt, NEW_TOKENS, None) for prompt in PROMPTS])
+    assert [len(result.output_ids) for result in results] == [NEW_TOKENS] * len(PROMPTS)
+
+
+def test_both_sessions_and_both_accumulations_agree_at_first(built):
+    """Greedy, of random weights: the first token of most prompts is the same; later ones follow what came before."""
+    everyone = [
+        RuntimeOptions(),
+        RuntimeOptions(use_py_session=True),
+        RuntimeOptions(enable_context_fmha_fp32_acc=True),
+    ]
+    firsts = []
+    for options in everyone:
+        session = opened(built[1], options)
+        firsts.append([r.output_ids[0] for r in session.generate([Request(p, 1, None) for p in PROMPTS])])
+        del session
+    assert sum(len(set(tokens)) == 1 for tokens in zip(*firsts, strict=True)) >= len(PROMPTS) - 1
+
+
+def test_log_probabilities_add_up(built):
+    asking = SamplingParams(log_probs=0)
+    for result in opened(built[1], RuntimeOptions()).generate([Request(p, 8, 2, sampling=asking) for p in PROMPTS]):
+        assert len(result.log_probs) == len(result.output_ids)
+        assert all(token.log_prob <= 1e-3 for token in result.log_probs)
+
+
+def test_draws_differ_and_repeat(built):
+    drawn = [
+        Request(PROMPTS[0], 8, None, sampling=SamplingParams(top_k=0, top_p=0.95, random_seed=3, sequence=n))
+        for n in range(3)
+    ]
+    session = opened(built[1], RuntimeOptions())
+    once, again = ([r.output_ids for r in session.generate(drawn)] for _ in range(2))
+    assert once == again and len(set(once)) > 1

@@ -1,7 +1,8 @@
 """Write the double of a release: a package `tensorrt_llm` whose modules are made of the release's facts when imported.
 
 A process sees it with the environment that `environment` gives. What a machine would add comes from variables:
-`DOUBLE_GPUS` (1 unless given) and `DOUBLE_SM` (80) are its GPUs, `DOUBLE_FAILURE` is an error the compiler ends with.
+`DOUBLE_GPUS` (1 unless given) and `DOUBLE_SM` (80) are its GPUs, `DOUBLE_FAILURE` is an error the compiler ends with,
+`DOUBLE_SEEN` a directory in which each rank notes what its runners were told.
 """
 
 from __future__ import annotations
@@ -30,12 +31,26 @@ if __name__ == "__main__":
 """
 )
 
+RUN = (
+    READ.format(up=1)
+    + """
+import os
+from tests.trtllm._runner import modules, noted
+
+rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+made = modules(facts, noted(os.environ.get("DOUBLE_SEEN"), rank), rank)[__name__]
+globals().update({name: value for name, value in vars(made).items() if not name.startswith("__")})
+"""
+)
+
 # Module files of the double and what they hold.
 MODULES = {
     "__init__.py": "from tensorrt_llm.version import __version__\n",
     "version.py": '__version__ = "{version}"\n',
     "commands/__init__.py": "",
     "commands/build.py": BUILD,
+    "runtime/__init__.py": RUN,
+    "bindings/__init__.py": RUN,
     "builder.py": READ.format(up=0)
     + "from tests.trtllm._builder import build_config_class\nBuildConfig = build_config_class(facts)\n",
 }

@@ -6,6 +6,7 @@ the vocabulary. Its logits are one-hot. Bad words are passed over, stop words, t
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,20 @@ class Seen:
     opened: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     num_shut_down: int = 0
+
+
+def noted(directory: str | None, rank: int) -> Seen:
+    """One that is written to a file of the rank's when the process ends."""
+    seen = Seen()
+    if directory is not None:
+        atexit.register(_note, seen, Path(directory) / f"rank{rank}.json")
+    return seen
+
+
+def _note(seen: Seen, path: Path) -> None:
+    if seen.opened:  # another module of the package has nothing to tell
+        told = {"class": seen.opened[0][0], "rank": seen.opened[0][1]["rank"], "calls": len(seen.calls)}
+        path.write_text(json.dumps(told | {"shut_down": seen.num_shut_down}))
 
 
 def modules(facts: Facts, seen: Seen, rank: int = 0) -> dict[str, ModuleType]:
