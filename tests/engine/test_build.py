@@ -224,7 +224,10 @@ def edit_config(engine, **device):
     ("device", "text"),
     [
         ({"torch": "2.99.0"}, r"was built with torch 2\.99\.0, this is torch .*build it again here"),
-        ({"flags": "sse avx4096"}, "was built for a processor with avx4096, which this one lacks; build it again here"),
+        (
+            {"isa": "avx512", "flags": "sse avx4096"},
+            "was built for avx512: avx4096, which this processor lacks; build it again here.*--target_isa",
+        ),
     ],
 )
 def test_an_engine_of_another_torch_or_processor_is_refused(damaged, device, text):
