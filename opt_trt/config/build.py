@@ -75,7 +75,7 @@ class BuildConfig:
     output_timing_cache: str = flag("model.cache", "where tactic timings are kept for the next build")
     profiling_verbosity: str = flag(
         "layer_names_only",
-        "how much of the tactic table is printed",
+        "how much is printed: the winning tactics; all of them, and a profile of a step; nothing",
         choices=("layer_names_only", "detailed", "none"),
     )
     workers: int = flag(1, "ranks whose weights are written at a time; each holds one tensor in memory")

@@ -149,6 +149,22 @@ def test_profiling_verbosity_says_how_much_of_the_table_is_printed(
     assert shown in text and hidden not in text
 
 
+def test_a_detailed_build_profiles_a_step(checkpoint, tmp_path, capsys):
+    build_here(checkpoint, tmp_path / "e", profiling_verbosity="detailed")
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("operation")) :]
+    rows = {line.split()[0]: line for line in table}
+    assert {"embedding", "qkv", "attention", "dense", "fc", "proj", "head", "outside"} <= rows.keys()
+    assert [float(rows["qkv"].split()[i].rstrip("%")) > 0 for i in (2, 4, 6)] == [True] * 3  # us, GB/s, GFLOP/s
+
+
+def test_steps_touch_no_new_memory_after_the_first_ones(checkpoint, tmp_path):
+    from opt_trt.backends.inductor.profile import profile_engine
+
+    build_here(checkpoint, tmp_path / "e")
+    assert profile_engine(tmp_path / "e").page_faults < 0.5  # a fault in every step would be at least 1
+
+
 def test_log_level_warning_prints_nothing(checkpoint, tmp_path, capsys):
     build_here(checkpoint, tmp_path / "e", log_level="warning", profiling_verbosity="detailed")
     assert capsys.readouterr().out == ""

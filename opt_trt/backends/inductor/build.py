@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
+from opt_trt.backends.inductor.ceilings import measure_ceilings
 from opt_trt.backends.inductor.compile import cached_program, package_programs
 from opt_trt.backends.inductor.isa import MULTIPLIES_BF16, Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, resolve_limits, tactic_table
+from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
+from opt_trt.backends.inductor.profile import profile_engine
 from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.fingerprint import fingerprint
@@ -75,6 +77,8 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(table, config.profiling_verbosity), end="")
+        if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
+            print(profile_table(profile_engine(out), measure_ceilings()), end="")
 
 
 def _device(isa: Isa, plan: Plan) -> dict[str, str]:
