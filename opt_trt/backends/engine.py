@@ -111,8 +111,9 @@ def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) 
     lacking = sorted(set(str(built.get("flags")).split()) - flags)
     if lacking:
         raise UserError(
-            f"{engine_dir} was built for a processor with {' '.join(lacking)}, which this one lacks; "
+            f"{engine_dir} was built for {built.get('isa')}: {' '.join(lacking)}, which this processor lacks; "
             + REBUILD.format(engine=engine_dir)
+            + ", or where it was built with --target_isa avx2 or generic"
         )
 
 

@@ -11,6 +11,7 @@ from opt_trt.config.tensorrt import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
 
 PLUGIN_VALUES = (*DTYPES, "disable")
+TARGET_ISAS = ("avx512", "avx2", "generic")  # as an engine records them
 SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
          "max_output_len", "max_beam_width", "workers")  # fmt: skip
 NOT_OPT = "OPT has no use for it"
@@ -28,6 +29,10 @@ class BuildConfig(TensorRtOptions):
     checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
     output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole")
     backend: str = flag("auto", "compiler and runtime of the engine", choices=("auto", "tensorrt_llm", "inductor"))
+    target_isa: str | None = flag(
+        None, "instructions the engine may use, to run elsewhere; default: all of this processor's",
+        choices=TARGET_ISAS,
+    )  # fmt: skip
     max_batch_size: int = flag(2048, "most sequences in one step; further requests wait")
     max_input_len: int = flag(1024, "longest prompt in tokens")
     max_seq_len: int | None = flag(
@@ -71,7 +76,9 @@ class BuildConfig(TensorRtOptions):
     )
     output_timing_cache: str = flag("model.cache", "where tactic timings are kept for the next build")
     profiling_verbosity: str = flag(
-        "layer_names_only", "how much of the tactic table is printed", choices=("layer_names_only", "detailed", "none")
+        "layer_names_only",
+        "how much is printed: the winning tactics; all of them, and a profile of a step; nothing",
+        choices=("layer_names_only", "detailed", "none"),
     )
     workers: int = flag(1, "ranks whose weights are written at a time; each holds one tensor in memory")
     dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")

@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from opt_trt.errors import UserError
 
 ROUNDS = 7
 BUDGET_S = 0.25
+LONG_US = 20_000.0  # a first run of less may have been slow for what it found cold
+Result = TypeVar("Result")
+Check = Callable[[str, Result], None]
 
 
 @dataclass
@@ -45,27 +49,44 @@ class TimingCache:
         temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True))
         temporary.replace(path)
 
-    def measure(self, problem: str, candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Times of all candidates, from the cache when it has every one of them."""
-        row = self.times.setdefault(f"{self.device} | {problem}", {})
+    def measure(
+        self, problem: str, candidates: Mapping[str, Callable[[], Result]], prepare: Callable[[], Check[Result]]
+    ) -> dict[str, float]:
+        """Times of all candidates, from the cache when it has every one of them: they were checked then.
+
+        `prepare` makes what candidates need and returns the check of their results; it is called before any is timed.
+        """
+        row = self.times.get(f"{self.device} | {problem}", {})
         if not candidates.keys() <= row.keys():
-            row.update(time_interleaved(candidates))
+            row = row | time_interleaved(candidates, prepare())
+            self.times[f"{self.device} | {problem}"] = row
         return {name: row[name] for name in candidates}
 
 
-def time_interleaved(candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """The least time of each candidate in µs; they take turns, so that a disturbance hits all of them alike."""
-    best = {name: _elapsed_us(run) for name, run in candidates.items()}
+def time_interleaved(candidates: Mapping[str, Callable[[], Result]], check: Check[Result]) -> dict[str, float]:
+    """The least time of each candidate in µs; `check` is given the first result of each and may raise.
+
+    They take turns, so that a disturbance hits all of them alike. Who takes long and twice as long as the best has one.
+    """
+    best = {name: _checked_us(name, run, check) for name, run in candidates.items()}
+    bound = max(LONG_US, 2 * min(best.values(), default=0.0))
+    hopeful = {name: run for name, run in candidates.items() if best[name] <= bound}
     started = time.perf_counter()
     for _ in range(ROUNDS):
-        for name, run in candidates.items():
-            best[name] = min(best[name], _elapsed_us(run))
+        for name, run in hopeful.items():
+            best[name] = min(best[name], _elapsed_us(run)[0])
         if time.perf_counter() - started > BUDGET_S:
             break
     return best
 
 
-def _elapsed_us(run: Callable[[], object]) -> float:
+def _checked_us(name: str, run: Callable[[], Result], check: Check[Result]) -> float:
+    elapsed_us, result = _elapsed_us(run)
+    check(name, result)
+    return elapsed_us
+
+
+def _elapsed_us(run: Callable[[], Result]) -> tuple[float, Result]:
     started = time.perf_counter_ns()
-    run()
-    return (time.perf_counter_ns() - started) / 1e3
+    result = run()
+    return (time.perf_counter_ns() - started) / 1e3, result

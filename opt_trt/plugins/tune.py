@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins import attention, gemm
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import BUCKETS, Choice, Tactic, Timing, bucket_weights, choose
-from opt_trt.plugins.timing import TimingCache
+from opt_trt.plugins.timing import Check, TimingCache
 from opt_trt.quant import ALGORITHMS, MODES
 from opt_trt.shard import COLUMNS, placements
 
@@ -88,17 +89,17 @@ def _tune_gemm(
     problem: gemm.GemmProblem, native: Any, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
-    linears = _linears(problem, generator)
+    linears = functools.cache(functools.partial(_linears, problem))  # not made where every time is known
     reasons = _gemm_reasons(problem, policy)
     rows: list[list[Timing]] = []
     for tokens in _representatives(policy.max_num_tokens):
         call = _gemm_call(problem, tokens, generator)
         runs = {
-            tactic: _gemm_run(native, problem, replace(call, linear=linears[tactic.layout]), tactic)
+            tactic: _gemm_run(native, problem, call, linears, tactic)
             for tactic in gemm.TACTICS
             if reasons[tactic] is None
         }
-        reference = _gemm_run(native, problem, replace(call, linear=linears[gemm.ROW_MAJOR]), gemm.LIBRARY)
+        reference = _gemm_run(native, problem, call, linears, gemm.LIBRARY)
         rows.append(_time(f"{problem.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, _lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
@@ -114,8 +115,9 @@ def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy) -> dict[Tactic, str
     return reasons
 
 
-def _linears(problem: gemm.GemmProblem, generator: torch.Generator) -> dict[str, Linear]:
+def _linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
     """One random weight, as a plain or quantized checkpoint has it, in every layout."""
+    generator = torch.Generator().manual_seed(1)
     weight = torch.randn(problem.n, problem.k, generator=generator)
     bias = torch.randn(problem.n, generator=generator) if problem.bias else None
     scale = None
@@ -134,10 +136,19 @@ def _gemm_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generato
 
 
 def _gemm_run(
-    native: Any, problem: gemm.GemmProblem, call: gemm.GemmCall, tactic: Tactic
+    native: Any,
+    problem: gemm.GemmProblem,
+    call: gemm.GemmCall,
+    linears: Callable[[], Mapping[str, Linear]],
+    tactic: Tactic,
 ) -> Callable[[], torch.Tensor]:
     rows = [tactic.value] * (len(BUCKETS) + 1)
-    return lambda: gemm.run_gemm(native, problem, call, tactic.layout, rows)
+
+    def run() -> torch.Tensor:
+        linear = linears()[tactic.layout]
+        return gemm.run_gemm(native, problem, replace(call, linear=linear), tactic.layout, rows)
+
+    return run
 
 
 def _tune_attention(
@@ -187,13 +198,20 @@ def _time(
     reasons: Mapping[Tactic, str | None],
     cache: TimingCache,
 ) -> list[Timing]:
-    """Every tactic's time on one problem, after its result was checked against the trusted one."""
-    reference = trusted()
-    for tactic, run in runs.items():
-        error = float((run() - reference).abs().max() / reference.abs().max())
-        if not error <= tactic.tolerance:
-            raise TacticError(f"{tactic.name} differs from the reference by {error:.1e} on {problem}")
-    times = cache.measure(problem, {tactic.name: run for tactic, run in runs.items()})
+    """Every tactic's time on one problem, for which its result is checked against the trusted one."""
+    tolerance = {tactic.name: tactic.tolerance for tactic in runs}
+
+    def prepare() -> Check[torch.Tensor]:
+        reference = trusted()
+
+        def check(name: str, result: torch.Tensor) -> None:
+            error = float((result - reference).abs().max() / reference.abs().max())
+            if not error <= tolerance[name]:
+                raise TacticError(f"{name} differs from the reference by {error:.1e} on {problem}")
+
+        return check
+
+    times = cache.measure(problem, {tactic.name: run for tactic, run in runs.items()}, prepare)
     return [Timing(tactic, times.get(tactic.name), reason) for tactic, reason in reasons.items()]
 
 

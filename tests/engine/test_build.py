@@ -149,6 +149,22 @@ def test_profiling_verbosity_says_how_much_of_the_table_is_printed(
     assert shown in text and hidden not in text
 
 
+def test_a_detailed_build_profiles_a_step(checkpoint, tmp_path, capsys):
+    build_here(checkpoint, tmp_path / "e", profiling_verbosity="detailed")
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("operation")) :]
+    rows = {line.split()[0]: line for line in table}
+    assert {"embedding", "qkv", "attention", "dense", "fc", "proj", "head", "outside"} <= rows.keys()
+    assert [float(rows["qkv"].split()[i].rstrip("%")) > 0 for i in (2, 4, 6)] == [True] * 3  # us, GB/s, GFLOP/s
+
+
+def test_steps_touch_no_new_memory_after_the_first_ones(checkpoint, tmp_path):
+    from opt_trt.backends.inductor.profile import profile_engine
+
+    build_here(checkpoint, tmp_path / "e")
+    assert profile_engine(tmp_path / "e").page_faults < 0.5  # a fault in every step would be at least 1
+
+
 def test_log_level_warning_prints_nothing(checkpoint, tmp_path, capsys):
     build_here(checkpoint, tmp_path / "e", log_level="warning", profiling_verbosity="detailed")
     assert capsys.readouterr().out == ""
@@ -224,7 +240,10 @@ def edit_config(engine, **device):
     ("device", "text"),
     [
         ({"torch": "2.99.0"}, r"was built with torch 2\.99\.0, this is torch .*build it again here"),
-        ({"flags": "sse avx4096"}, "was built for a processor with avx4096, which this one lacks; build it again here"),
+        (
+            {"isa": "avx512", "flags": "sse avx4096"},
+            "was built for avx512: avx4096, which this processor lacks; build it again here.*--target_isa",
+        ),
     ],
 )
 def test_an_engine_of_another_torch_or_processor_is_refused(damaged, device, text):

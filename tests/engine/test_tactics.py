@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.backends.inductor.isa import runnable_isas, target_isa
+from opt_trt.cache import cache_dir
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
 from opt_trt.plugins import attention, gemm
 from opt_trt.plugins.native import compile_library
@@ -19,14 +20,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the KV cache
 TOLERANCE = 5e-5
 
 
-@pytest.fixture(scope="module", params=runnable_isas(), ids=lambda isa: isa.name)
+@pytest.fixture(scope="module", params=(target_isa(), *runnable_isas()[1:]), ids=lambda isa: isa.name)
 def isa(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def native(isa, tmp_path_factory):
-    return compile_library(isa.march, tmp_path_factory.mktemp("plugins")).operators()
+def native(isa):
+    return compile_library(isa.march, cache_dir() / "plugins").operators()
 
 
 def random_weight(weight_type, n, k, generator):
@@ -45,7 +46,7 @@ def random_weight(weight_type, n, k, generator):
 def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, n, k):
     dtype = weight_type if weight_type in ("float32", "float16") else "bfloat16"
     problem = gemm.GemmProblem("fc", n, k, weight_type, dtype, True, False)
-    if (reason := gemm.refusal(tactic, problem, "avx512_bf16" in isa.used_flags())) is not None:
+    if (reason := gemm.refusal(tactic, problem, "avx512_bf16" in isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(n * k)
     weight, scale, meant = random_weight(weight_type, n, k, generator)

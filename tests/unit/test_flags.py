@@ -42,6 +42,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "checkpoint_dir": "engine/test_build.py::test_an_engine_runs_after_its_checkpoint_and_source_are_gone",
         "output_dir": "engine/test_build.py::test_an_interrupted_build_leaves_nothing",
         "backend": "engine/test_build.py::test_the_backend_is_recorded_and_an_unknown_one_is_refused",
+        "target_isa": "engine/test_target_isa.py::test_code_stays_within_its_instruction_set",
         "max_batch_size": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
         "max_input_len": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",
         "max_seq_len": "engine/test_build.py::test_limits_are_recorded_clipped_and_enforced",

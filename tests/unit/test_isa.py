@@ -6,19 +6,19 @@ import platform
 
 import pytest
 
-from opt_trt.backends.inductor.isa import X86_AVX2, X86_AVX512, runnable_isas
+from opt_trt.backends.inductor.isa import X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
+from opt_trt.errors import UserError
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 processor flags")
-SSE = frozenset({"sse4_2", "ssse3"})
 
 
 @pytest.mark.parametrize(
     ("flags", "names"),
     [
-        (SSE | X86_AVX512, ["avx512", "avx2", "generic"]),
-        (SSE | X86_AVX2, ["avx2", "generic"]),
-        (SSE | X86_AVX512 - {"avx512vl"}, ["avx2", "generic"]),
-        (SSE, ["generic"]),
+        (X86_AVX512, ["avx512", "avx2", "generic"]),
+        (X86_AVX2, ["avx2", "generic"]),
+        (X86_AVX512 - {"avx512vl"}, ["avx2", "generic"]),
+        (X86, ["generic"]),
     ],
 )
 def test_a_processor_runs_what_all_its_flags_allow(flags, names):
@@ -27,3 +27,18 @@ def test_a_processor_runs_what_all_its_flags_allow(flags, names):
 
 def test_this_processor_runs_something():
     assert runnable_isas()
+
+
+def test_the_default_takes_all_a_processor_has_and_a_named_one_no_more_than_its_name_says():
+    flags = X86_AVX512 | {"avx512_bf16", "avx512_vnni"}
+    assert target_isa(None, flags).extras == {"avx512_bf16"}
+    assert target_isa("avx512", flags).extras == frozenset()
+    assert target_isa("avx2", flags).march == "x86-64-v3"
+    assert target_isa(None, X86_AVX2 | {"avx512_bf16"}).extras == frozenset()
+
+
+def test_an_instruction_set_this_processor_does_not_run_is_refused():
+    with pytest.raises(
+        UserError, match=r"--target_isa avx512: .* this processor runs avx2, generic only; build on one"
+    ):
+        target_isa("avx512", X86_AVX2)

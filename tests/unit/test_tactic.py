@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -48,25 +49,29 @@ def test_opt_num_tokens_weighs_its_own_bucket_only():
     assert bucket_weights(9999) == [0, 0, 0, 0, 0, 1.0]
 
 
+def nothing(name, result):
+    """Every result is right."""
+
+
 def test_a_cached_time_decides_without_timing(tmp_path):
     cache = TimingCache("device")
-    cache.measure("problem", {"x": lambda: None})
+    cache.measure("problem", {"x": lambda: None}, lambda: nothing)
     cache.save(tmp_path / "model.cache")
     again = TimingCache.load("device", tmp_path / "model.cache")
 
     def must_not_run():
         raise AssertionError("timed in spite of the cache")
 
-    assert again.measure("problem", {"x": must_not_run}) == cache.times["device | problem"]
+    assert again.measure("problem", {"x": must_not_run}, lambda: nothing) == cache.times["device | problem"]
 
 
 def test_another_device_is_timed_anew(tmp_path):
     cache = TimingCache("one")
-    cache.measure("problem", {"x": lambda: None})
+    cache.measure("problem", {"x": lambda: None}, lambda: nothing)
     cache.save(tmp_path / "model.cache")
     other = TimingCache.load("other", tmp_path / "model.cache")
     timed = []
-    other.measure("problem", {"x": lambda: timed.append("x")})
+    other.measure("problem", {"x": lambda: timed.append("x")}, lambda: nothing)
     assert timed
     assert sorted(json.loads(json.dumps(other.times))) == ["one | problem", "other | problem"]
 
@@ -80,6 +85,29 @@ def test_a_missing_timing_cache_is_empty_and_a_damaged_one_is_named(tmp_path):
 
 def test_candidates_take_turns_and_each_keeps_its_best():
     order = []
-    times = time_interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")})
+    times = time_interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, nothing)
     assert order[:4] == ["x", "y", "x", "y"]
     assert set(times) == {"x", "y"} and min(times.values()) > 0
+
+
+def test_the_first_result_of_each_candidate_is_checked():
+    checked = []
+    time_interleaved({"x": lambda: 1, "y": lambda: 2}, lambda name, result: checked.append((name, result)))
+    assert checked == [("x", 1), ("y", 2)]
+
+
+def test_a_wrong_candidate_is_not_remembered():
+    def refuse(name, result):
+        raise ArithmeticError(name)
+
+    cache = TimingCache("device")
+    with pytest.raises(ArithmeticError, match="x"):
+        cache.measure("problem", {"x": lambda: 1}, lambda: refuse)
+    assert cache.times == {}
+
+
+def test_who_takes_long_and_twice_as_long_as_the_best_has_one_turn(monkeypatch):
+    monkeypatch.setattr("opt_trt.plugins.timing.LONG_US", 0.0)
+    turns = []
+    time_interleaved({"slow": lambda: (turns.append("slow"), time.sleep(0.02)), "fast": lambda: None}, nothing)
+    assert turns == ["slow"]

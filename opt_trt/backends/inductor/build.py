@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
+from opt_trt.backends.inductor.ceilings import measure_ceilings
 from opt_trt.backends.inductor.compile import cached_program, package_programs
-from opt_trt.backends.inductor.isa import Isa, runnable_isas
+from opt_trt.backends.inductor.isa import MULTIPLIES_BF16, Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, resolve_limits, tactic_table
+from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
+from opt_trt.backends.inductor.profile import profile_engine
 from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.fingerprint import fingerprint
@@ -28,6 +30,7 @@ from opt_trt.graph.programs import GraphShapes, embedding_program, head_program,
 from opt_trt.mapping import Mapping
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives import CollectiveOps
+from opt_trt.plugins.gemm import PAIRS
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
 from opt_trt.plugins.ops import Plan, PluginOps
 from opt_trt.plugins.tactic import winners
@@ -42,7 +45,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     Programs are compiled once: all ranks of a stage share them, and all stages share `layer`.
     """
     limits = resolve_limits(checkpoint.config, config)
-    isa = runnable_isas()[0]
+    isa = target_isa(config.target_isa)
     model = limits.model
     if config.dry_run:
         print_plan(checkpoint, config, limits, isa)
@@ -63,7 +66,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
             pretrained_config=model,
             build_config=limits.build_config,
             backend="inductor",
-            device={"type": "cpu", "isa": isa.name, "flags": " ".join(isa.used_flags()), "torch": torch.__version__},
+            device=_device(isa, plan),
             plugin_library=library.path.name,
             tactics=winners(plan.choices()),
             checkpoint=fingerprint(checkpoint.directory),
@@ -74,6 +77,18 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(table, config.profiling_verbosity), end="")
+        if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
+            print(profile_table(profile_engine(out), measure_ceilings()), end="")
+
+
+def _device(isa: Isa, plan: Plan) -> dict[str, str]:
+    """What a machine must have to run the engine, and for what it was compiled."""
+    chosen = {tactic for choice in plan.gemm.values() for tactic in choice.tactics}
+    flags = isa.needs | ({MULTIPLIES_BF16} if chosen & set(PAIRS) else set())
+    return {
+        "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
+        "torch": torch.__version__,
+    }  # fmt: skip
 
 
 def _choose_tactics(
@@ -87,7 +102,7 @@ def _choose_tactics(
         max_num_tokens=config.max_num_tokens,
         opt_num_tokens=config.opt_num_tokens,
         tokens_per_block=config.tokens_per_block,
-        multiplies_bf16="avx512_bf16" in isa.used_flags(),
+        multiplies_bf16=MULTIPLIES_BF16 in isa.extras,
         lm_head_precision=config.lm_head_precision,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"

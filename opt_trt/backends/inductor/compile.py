@@ -3,7 +3,8 @@
 - loops get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial for ever;
 - an axis of one is let through the input checks: examples of 2 and more make Inductor assume it never comes;
 - example axes are at least 2 and no slice of the KV cache is taken inside a program (see graph/programs.py);
-- the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's.
+- the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's;
+  cpp.simdlen alone would still take what the builder's processor has beyond it (VNNI, bf16).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import torch
-from torch._inductor import aot_compile
+from torch._inductor import aot_compile, codecache, cpu_vec_isa
 from torch._inductor.package.package import package_aoti
 
 from opt_trt import ops
@@ -29,6 +31,27 @@ from opt_trt.plugins import attention, collectives, gemm
 from opt_trt.plugins import ops as plugin_ops
 from opt_trt.plugins.native import compiler_version, find_compiler
 from opt_trt.quant import nibbles
+
+
+class _Avx512(cpu_vec_isa.VecAVX512):
+    """Torch's, which would run the compiler to find out whether it is true, and add what else the processor has."""
+
+    def __bool__(self) -> bool:  # type: ignore[override]  # torch wraps its own in a cache
+        return True
+
+
+VECTORS = {512: _Avx512(), 256: cpu_vec_isa.VecAVX2(), 1: cpu_vec_isa.invalid_vec_isa}  # by Isa.vector_bits
+
+
+@contextmanager
+def _vectors_of(isa: Isa) -> Iterator[None]:
+    """Inductor generates and compiles loops for an instruction set, whatever this processor has."""
+
+    def picked() -> cpu_vec_isa.VecISA:
+        return VECTORS[isa.vector_bits]
+
+    with mock.patch.object(cpu_vec_isa, "pick_vec_isa", picked), mock.patch.object(codecache, "pick_vec_isa", picked):
+        yield
 
 
 def compile_program(spec: ProgramSpec, isa: Isa, work_dir: Path) -> list[str]:
@@ -43,7 +66,7 @@ def compile_program(spec: ProgramSpec, isa: Isa, work_dir: Path) -> list[str]:
         "aot_inductor.check_lowerbound": False,
     }
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(work_dir)}
-    with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings():
+    with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings(), _vectors_of(isa):
         warnings.simplefilter("ignore")  # of torch's own internals
         files = aot_compile(exported.module(), tuple(spec.args), options=options)
     assert isinstance(files, list), files
@@ -92,7 +115,7 @@ def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:
     parts = [
         torch.__version__,
         compiler_version(find_compiler()),
-        isa.march,
+        f"{isa.march} {isa.vector_bits}",
         repr(extra),
         graph_source(),
         repr(options),

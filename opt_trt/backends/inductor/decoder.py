@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,14 @@ class CompiledDecoder:
         """See `Decoder.step`."""
         x = self._loop(self._embed(inputs), inputs, kv_cache)
         return self._logits.outputs(self._joined(x, inputs), inputs, self._hidden(x, inputs))
+
+    def timed_step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> tuple[int, int, int]:
+        """Run a step for its times: ns on the monotonic clock when it began, after the embedding, and at its end."""
+        begin = time.perf_counter_ns()
+        x = self._embed(inputs)
+        embedded = time.perf_counter_ns()
+        self._joined(self._loop(x, inputs, kv_cache), inputs)
+        return begin, embedded, time.perf_counter_ns()
 
     def _embed(self, inputs: StepInputs) -> torch.Tensor:
         return self._programs["embedding"].run([inputs.input_ids, inputs.position_ids, *self._tables, *self._constants])

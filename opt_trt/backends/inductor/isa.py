@@ -1,14 +1,15 @@
 """Instruction sets an engine can be built for, and which of them this processor runs.
 
-An engine records the processor flags its code may use: those its instruction set needs, and those a compiler adds
-where the building machine has them.
+An engine records the processor flags its code may use: those its instruction set needs, and those of tactics that won.
 """
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from opt_trt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,21 @@ class Isa:
     march: str
     vector_bits: int  # Inductor's cpp.simdlen; 1 is scalar code
     needs: frozenset[str]
-
-    def used_flags(self) -> list[str]:
-        """The flags code built here for this instruction set may use."""
-        optional = OPTIONAL if self.vector_bits == 512 else frozenset()
-        return sorted(self.needs | (optional & processor_flags()))
+    extras: frozenset[str] = frozenset()  # flags that tactics may use beyond them
 
 
-X86_AVX2 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
+X86 = frozenset({"sse", "sse2"})
+X86_AVX2 = X86 | {"sse4_2", "ssse3", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
 X86_AVX512 = X86_AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 # Best first.
 ISAS = (
     Isa("avx512", "x86-64-v4", 512, X86_AVX512),
     Isa("avx2", "x86-64-v3", 256, X86_AVX2),
-    Isa("generic", "x86-64-v2", 1, frozenset({"sse4_2", "ssse3"})),
+    Isa("generic", "x86-64", 1, X86),
 )
 OTHER_PROCESSOR = Isa("generic", "native", 1, frozenset())
-OPTIONAL = frozenset({"amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni"})
+MULTIPLIES_BF16 = "avx512_bf16"
 
 
 def processor_flags() -> frozenset[str]:
@@ -53,3 +51,22 @@ def runnable_isas(flags: frozenset[str] | None = None) -> tuple[Isa, ...]:
         return (OTHER_PROCESSOR,)
     flags = processor_flags() if flags is None else flags
     return tuple(isa for isa in ISAS if isa.needs <= flags)
+
+
+def target_isa(name: str | None = None, flags: frozenset[str] | None = None) -> Isa:
+    """The instruction set `--target_isa` names, and no more of this processor; without one, its best with all extras.
+
+    `UserError` if this processor does not run it: tactics are checked and timed where an engine is built.
+    """
+    flags = processor_flags() if flags is None else flags
+    runnable = runnable_isas(flags)
+    if name is None:
+        return replace(runnable[0], extras=flags & {MULTIPLIES_BF16} if runnable[0].vector_bits == 512 else frozenset())
+    for isa in runnable:
+        if isa.name == name:
+            return isa
+    known = ", ".join(isa.name for isa in runnable)
+    raise UserError(
+        f"--target_isa {name}: tactics are timed where an engine is built, and this processor runs {known} only; "
+        "build on one that has it"
+    )

@@ -10,7 +10,9 @@ from types import TracebackType
 import torch
 
 from opt_trt.backends.engine import Limits
+from opt_trt.backends.inductor.ceilings import Ceilings
 from opt_trt.backends.inductor.isa import Isa
+from opt_trt.backends.inductor.profile import StepProfile
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import refuse_given
@@ -99,6 +101,24 @@ def tactic_table(table: Sequence[TunedProblem], verbosity: str) -> str:
         elapsed_us = times[row.winner].elapsed_us or 0
         line = f"{row.site:<11}{row.stored:<10}{row.bucket:<12}{row.winner.name:<10}{elapsed_us:>9.1f}"
         lines.append(f"{line}  {others}" if detailed else line)
+    return "\n".join(lines) + "\n"
+
+
+def profile_table(profile: StepProfile, ceilings: Ceilings) -> str:
+    """Where a step spends its time, and at what share of what the machine can do."""
+    whole = profile.step_ns
+    lines = [
+        f"a step of one sequence with {profile.context_tokens} tokens: {whole / 1e6:.2f} ms "
+        f"(mean of the fastest {profile.steps}), {profile.page_faults:.1f} page faults",
+        f"machine: reads {ceilings.read_gb_s:.1f} GB/s, multiplies fp32 at {ceilings.gemm_gflop_s:.0f} GFLOP/s",
+        f"{'operation':<18}{'calls':>6}{'us':>9}{'share':>8}{'GB/s':>8}{'of read':>9}{'GFLOP/s':>9}{'of gemm':>9}",
+    ]
+    for name, ns in (*profile.by_operation.items(), ("outside kernels", profile.outside_ns)):
+        line = f"{name:<18}{profile.calls.get(name, ''):>6}{ns / 1e3:>9.1f}{ns / whole:>8.1%}"
+        if (work := profile.work.get(name)) is not None and ns:
+            read, done = work.nbytes / ns, work.flops / ns
+            line += f"{read:>8.1f}{read / ceilings.read_gb_s:>9.1%}{done:>9.1f}{done / ceilings.gemm_gflop_s:>9.1%}"
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 

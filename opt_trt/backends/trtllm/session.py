@@ -32,8 +32,8 @@ class RunnerSession:
         self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or told)
         self._engine, self._runner, self._ranks = engine, runner, ranks
         self.generation = RunnerGeneration(runner, self.spec, self._call)
-        if hasattr(runner.live, "executor"):  # its threads use MPI, which ends with the process
-            atexit.register(runner.live.executor.shutdown)
+        self._shut_down = runner.live.executor.shutdown if hasattr(runner.live, "executor") else _nothing
+        atexit.register(self._shut_down)  # an executor's threads use MPI, which ends with the process
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order."""
@@ -64,6 +64,12 @@ class RunnerSession:
         for _ in _outputs(self._runner.live.generate(**pickle.loads(message))):
             pass
 
+    def close(self) -> None:
+        """See `Session.close`."""
+        atexit.unregister(self._shut_down)
+        self._shut_down()
+        self._ranks.close()
+
     def _check_all(self, requests: Sequence[Request]) -> None:
         for index, request in enumerate(requests):
             self.check(request, index)
@@ -74,6 +80,10 @@ class RunnerSession:
             return
         with self._ranks.step(partial(pickle.dumps, given)):
             yield from _outputs(self._runner.live.generate(**given))
+
+
+def _nothing() -> None:
+    """The Python runner has nothing to shut down."""
 
 
 def _outputs(returned: Any) -> Iterator[Mapping[str, Any]]:

@@ -14,6 +14,7 @@
 #include "../collectives/mpi.h"
 #include "../collectives/shared_memory.h"
 #include "../gemm/tactics.h"
+#include "recorder.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -48,6 +49,7 @@ const float* optional_data(const std::optional<Tensor>& t) {
 Tensor gemm(
     Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
     bool relu, int64_t n, std::vector<int64_t> buckets, std::vector<int64_t> rows) {
+  const opt_trt::Recorded recorded(opt_trt::kGemm);
   const int64_t tokens = x.size(0);
   const int64_t features = weight.scalar_type() == ScalarType::Byte ? (x.size(1) + 1) / 2 : x.size(1);
   STD_TORCH_CHECK(weight.size(1) == features, "gemm: x has ", x.size(1), " features, the weight ", weight.size(1));
@@ -64,6 +66,7 @@ Tensor gemm(
 Tensor attention(
     Tensor qkv, Tensor cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens, Tensor block_tables,
     int64_t fused_from) {
+  const opt_trt::Recorded recorded(opt_trt::kAttention);
   const int64_t heads = cache.size(2), head_size = cache.size(4);
   STD_TORCH_CHECK(qkv.size(1) == 3 * heads * head_size, "attention: qkv has ", qkv.size(1), " features");
   Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), heads * head_size});
@@ -75,6 +78,14 @@ Tensor attention(
       cache.size(3)};
   dispatch(cache.scalar_type(), [&](auto c) { opt_trt::run_attention<decltype(c)>(a, fused_from); });
   return out;
+}
+
+// From now on `events` [N, 3] is told what runs, or no more; how many events were recorded before.
+int64_t record(Tensor events, bool on) {
+  const int64_t found = opt_trt::recorder.count;
+  opt_trt::recorder = {};
+  if (on) opt_trt::recorder = {static_cast<int64_t(*)[3]>(events.data_ptr()), events.size(0)};
+  return found;
 }
 
 // The tensor-parallel groups this process has joined, by their size: programs know no more of them. Never destroyed, for
@@ -131,6 +142,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
   m.def(
       "attention(Tensor qkv, Tensor(a!) cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens,"
       " Tensor block_tables, int fused_from) -> Tensor");
+  m.def("record(Tensor events, bool on) -> int");
   m.def("join_shared_memory(Tensor memory, int ranks, int rank, float timeout_s, int spins) -> int");
   m.def("join_mpi(Tensor mpi, int ranks, float timeout_s) -> int");
   m.def("all_reduce(Tensor x, int ranks) -> Tensor");
@@ -140,6 +152,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
   m.impl("gemm", TORCH_BOX(&gemm));
   m.impl("attention", TORCH_BOX(&attention));
+  m.impl("record", TORCH_BOX(&record));
   m.impl("join_shared_memory", TORCH_BOX(&join_shared_memory));
   m.impl("join_mpi", TORCH_BOX(&join_mpi));
   m.impl("all_reduce", TORCH_BOX(&all_reduce));

@@ -1,0 +1,104 @@
+"""Engines built here for lesser processors: their code keeps to its instruction set, and computes the same."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+import zipfile
+
+import pytest
+
+from opt_trt.backends.inductor.isa import runnable_isas, target_isa
+from opt_trt.cache import cache_dir
+from opt_trt.plugins.native import compile_library
+from opt_trt.runtime.request import Request
+from tests.engine.conftest import random_prompts
+from tests.engine.test_decoder import assert_same_or_tie, reference_ids
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 instruction sets")
+
+# Mnemonics beyond SSE2, in objdump's words: all of AVX begins with v, what is left is SSE3 to SSE4.2, POPCNT and BMI.
+# (tzcnt is not among them: it is what `rep bsf` is shown as, which runs anywhere.)
+BEYOND_SSE2 = re.compile(
+    r"v(?!err|erw|mcall|mmcall)|pshufb|ph(add|sub)|palignr|pabs|pmulhrsw|psign|pmaddubsw|h(add|sub)p|addsubp|mov(ddup|s[hl]dup)|"
+    r"lddqu|pextr[bdq]|pinsr[bdq]|ptest|pmov[sz]x|pm(in|ax)(sb|sd|ud|uw)|pmull?dq?$|pcmp(eqq|gtq|[ei]str)|packusdw|round[sp]|"
+    r"p?blend|dpp[sd]|insertps|extractps|mpsadbw|phminpos|crc32|popcnt|movntdqa|andn$|bextr|bls|lzcnt|movbe|mulx|pdep|pext$|"
+    r"[rs][ah][rl]x|rorx"
+)
+ALLOWED = {"pmuludq"}
+FORBIDDEN = {  # by instruction set: what may not be found in a line of mnemonic and operands
+    "avx2": lambda mnemonic, operands: "zmm" in operands or "%k" in operands,
+    "generic": lambda mnemonic, operands: mnemonic not in ALLOWED and BEYOND_SSE2.match(mnemonic) is not None,
+}
+LESSER = [isa.name for isa in runnable_isas() if isa.name in FORBIDDEN]
+
+
+def instructions(library):
+    """Pairs of mnemonic and operands, of all code in a shared object."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    for line in listing.splitlines():
+        _, tab, code = line.partition(":\t")
+        if tab:
+            mnemonic, _, operands = code.partition(" ")
+            yield mnemonic, operands
+
+
+def stays_within(library, isa):
+    """Whether all code of a shared object keeps to an instruction set; the first strangers are shown if not."""
+    if shutil.which("objdump") is None:
+        pytest.skip("disassembling needs objdump (binutils)")
+    found = list(instructions(library))
+    assert len(found) > 1000, library
+    return not [pair for pair in found if FORBIDDEN[isa](*pair)][:5]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The programs of an engine, as files."""
+
+    def extract(engine):
+        out = tmp_path_factory.mktemp("programs")
+        with zipfile.ZipFile(engine / "rank0.engine") as archive:
+            names = [name for name in archive.namelist() if name.endswith(".so")]
+            assert len(names) == 3
+            return [archive.extract(name, out) for name in names]
+
+    return extract
+
+
+@pytest.mark.parametrize("isa", LESSER)
+def test_plugin_code_stays_within_its_instruction_set(isa):
+    assert stays_within(compile_library(target_isa(isa).march, cache_dir() / "plugins").path, isa)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", LESSER)
+def test_code_stays_within_its_instruction_set(isa, build_engine, programs):
+    engine = build_engine("pre-norm", gather_all_token_logits=True, target_isa=isa)
+    device = json.loads((engine / "config.json").read_text())["device"]
+    assert (device["isa"], device["march"]) == (isa, target_isa(isa).march)
+    for library in (*programs(engine), *engine.glob("opt_trt_*.so")):
+        assert stays_within(library, isa), library
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", LESSER)
+def test_engines_of_every_instruction_set_say_what_transformers_says(isa, open_session, oracle):
+    session, model = open_session("pre-norm", target_isa=isa), oracle("pre-norm")
+    prompts = random_prompts((1, 5, 40))
+    for prompt, result in zip(prompts, session.generate([Request(p, 8) for p in prompts]), strict=True):
+        assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
+
+
+def test_what_must_not_be_there_would_be_seen():
+    """The library for all of this processor has what the lesser ones must not have."""
+    best = runnable_isas()[0]
+    if best.name not in ("avx512", "avx2"):
+        pytest.skip("this processor has nothing beyond SSE2 to find")
+    library = compile_library(best.march, cache_dir() / "plugins").path
+    assert not stays_within(library, "avx2" if best.name == "avx512" else "generic")
