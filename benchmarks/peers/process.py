@@ -27,7 +27,9 @@ def converted(choice: Choice, hf: Path, cache: Path) -> Path:
     """The model as the peer reads it, converted once beside the Hugging Face directory."""
     if not choice.peer.converts:
         return hf
-    out = hf.parent / choice.label.replace(":", "-")
+    out = (
+        hf.parent / f"{choice.name}-{choice.variant.partition('-')[0]}"
+    )  # what follows the hyphen is chosen at run time
     if not out.exists():
         print(f"converting {hf} for {choice.label}", flush=True)
         unfinished = out.with_suffix(".unfinished")
