@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
 
 import torch
-from generation import SHAPES, random_model
+from models import SHAPES, random_model
 
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.build import build

@@ -1,209 +1,213 @@
-"""Milliseconds a token beside transformers and the machine's ceiling, in one process, taking turns.
+"""Milliseconds a token beside other systems and the machine's ceilings, in one run, taking turns.
 
-    python benchmarks/generation.py --model_shape opt-125m --precision int8 --batch_size 1 --input_len 200
-    python benchmarks/generation.py --beside deterministic --batch_size 1 8 16
+    python benchmarks/generation.py --model_shape opt-125m --precision int8 --batch_size 1 8
+    python benchmarks/generation.py --engine_dir ENGINE --peers openvino:int8,openvino:int8-bf16,ctranslate2
+    python benchmarks/generation.py --beside_deterministic --peers "" --batch_size 1 8 16
 
-Weights are random at real shapes. The ceiling is the rate at which two threads can read memory, measured before and
-after; a run counts only if the two agree within 8 %. The context phase is timed as a generation of one token. Ratios
-are those of the rounds: what runs beside the engine over the engine, median (smallest-largest).
+Weights are random at published shapes, the same for all. Peers are installed and the model is converted for them on
+first use (`--prepare` does no more than that). What the machine can do is measured before and after each load; numbers
+are printed and saved only if the two agree within 8 %, else the exit code is 1. `benchmarks/README.md` says how to read
+them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
 
-import torch
-from transformers import OPTConfig, OPTForCausalLM
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
 
-from opt_trt.backends import open_engine
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.request import Request
-from opt_trt.runtime.session import Session
+from ceilings import measure_ceilings
+from engine import PRECISIONS, EngineRunner, make_engine, precision_of, shape_of
+from models import SHAPES, random_model
+from peers import PEERS, Choice, parse_choices
+from peers.environment import PeerUnavailable
+from peers.process import PeerProcess, converted
+from report import OURS, Measurement, ceilings_line, rows_of, table
+from roofline import Point, draw
+from turns import Load, take_turns
+from work import context_flops, step_bytes, step_flops, weight_bytes
 
-# hidden, layers, heads, ffn
-SHAPES = {
-    "demo": (256, 4, 4, 1024),
-    "opt-125m": (768, 12, 12, 3072),
-    "opt-1.3b": (2048, 24, 32, 8192),
-}
+from opt_trt.backends.engine import read_engine_config
+from opt_trt.cache import cache_dir
+from opt_trt.errors import UserError
 
-
-WEIGHT_ONLY = {"dtype": "float16", "use_weight_only": True}
-PRECISIONS = {  # how a checkpoint is converted; transformers computes in its dtype, with plain weights
-    "float32": {"dtype": "float32"}, "float16": {"dtype": "float16"}, "bfloat16": {"dtype": "bfloat16"},
-    "int8": WEIGHT_ONLY, "int4": WEIGHT_ONLY | {"weight_only_precision": "int4"},
-}  # fmt: skip
-Seconds = dict[str, list[float]]  # of each runner, a round after the other
+Participant = EngineRunner | PeerProcess
 
 
 @dataclass(frozen=True)
-class Load:
-    """What is generated in one measurement."""
+class Subject:
+    """What is measured: a shape and a precision, an engine that exists or flags to build one with."""
 
-    batch_size: int
-    input_len: int
-    output_len: int
-
-
-def random_model(shape: str, out: Path) -> Path:
-    """A random OPT of a real shape, in Hugging Face format."""
-    hidden, layers, heads, ffn = SHAPES[shape]
-    config = OPTConfig(
-        hidden_size=hidden, word_embed_proj_dim=hidden, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=ffn
-    )
-    torch.manual_seed(0)
-    OPTForCausalLM(config).save_pretrained(out)
-    return out
+    shape: str
+    precision: str
+    engine_dir: Path | None
+    build_flags: tuple[str, ...]
 
 
-def read_bandwidth() -> float:
-    """GB/s at which memory can be read, over an array much larger than any cache."""
-    data = torch.ones(2**28, dtype=torch.float32)
-    data.sum()
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - started)
-    return data.nbytes / min(times) / 1e9
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model_shape", choices=SHAPES, help="default: opt-125m, or the engine's")
+    made.add_argument("--precision", choices=PRECISIONS, help="default: float16, or the engine's")
+    made.add_argument("--lm_head_precision", help="as build.py takes it")
+    made.add_argument("--beside_deterministic", action="store_true", help="also an engine built --deterministic")
+    made.add_argument("--engine_dir", type=Path, help="measure this engine instead of building one")
+    made.add_argument("--peers", default=",".join(PEERS), help="peers, or peer:variant, separated by commas")
+    made.add_argument("--batch_size", type=int, nargs="+", default=[1])
+    made.add_argument("--input_len", type=int, default=200)
+    made.add_argument("--output_len", type=int, default=64)
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--allow_noise", action="store_true", help="print and save what does not count, too")
+    made.add_argument("--prepare", action="store_true", help="install and convert what peers need, measure nothing")
+    made.add_argument("--cache_dir", type=Path, default=cache_dir() / "benchmarks")
+    made.add_argument("--output_dir", type=Path, default=Path("work/benchmarks"), help="for the JSON and the picture")
+    return made
 
 
-def engine_runner(
-    model: Path, precision: str, work: Path, deterministic: bool = False
-) -> tuple[Session, Callable[[Load], None]]:
-    """Convert and build; a function that generates."""
-    quiet = {"log_level": "warning"}
-    convert(ConvertConfig(model_dir=str(model), output_dir=str(work / "checkpoint"), **PRECISIONS[precision], **quiet))
-    build(BuildConfig(
-        checkpoint_dir=str(work / "checkpoint"), output_dir=str(work / "engine"), deterministic=deterministic,
-        output_timing_cache=str(work / "model.cache"), **quiet,
-    ))  # fmt: skip
-    session = open_engine(work / "engine", KvCacheLimit(max_tokens=32768))
-
-    def run(load: Load) -> None:
-        prompt = tuple(range(10, 10 + load.input_len))
-        session.generate([Request(prompt, load.output_len)] * load.batch_size)
-
-    return session, run
-
-
-def transformers_runner(model_dir: Path, dtype: str) -> Callable[[Load], None]:
-    """The same with transformers, computing in `dtype`."""
-    model = OPTForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).eval()
-
-    def run(load: Load) -> None:
-        ids = torch.arange(10, 10 + load.input_len).repeat(load.batch_size, 1)
-        with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=load.output_len, do_sample=False,
-                eos_token_id=None, pad_token_id=1,
-            )  # fmt: skip
-
-    return run
+def subject_of(a: argparse.Namespace) -> Subject:
+    """What to measure; `UserError` for options that contradict an existing engine or one another."""
+    if a.output_len < 2 or a.rounds < 1 or a.input_len < 1 or min(a.batch_size) < 1:
+        raise UserError("--output_len must be at least 2; --rounds, --input_len and --batch_size at least 1")
+    flags = ("--lm_head_precision", a.lm_head_precision) if a.lm_head_precision else ()
+    if a.engine_dir is None:
+        return Subject(a.model_shape or "opt-125m", a.precision or "float16", None, flags)
+    config = read_engine_config(a.engine_dir)
+    subject = Subject(shape_of(config), precision_of(config), a.engine_dir, ())
+    if (
+        flags
+        or a.beside_deterministic
+        or a.model_shape not in (None, subject.shape)
+        or a.precision not in (None, subject.precision)
+    ):
+        raise UserError(
+            f"--engine_dir {a.engine_dir} is {subject.shape} in {subject.precision} already; drop --model_shape, "
+            "--precision, --lm_head_precision and --beside_deterministic"
+        )
+    return subject
 
 
-def measure(runners: dict[str, Callable[[Load], None]], load: Load, rounds: int) -> Seconds:
-    """Seconds of each runner, a list per name; runners take turns."""
-    for run in runners.values():
-        run(load)
-    seconds: Seconds = {name: [] for name in runners}
-    for _ in range(rounds):
-        for name, run in runners.items():
-            started = time.perf_counter()
-            run(load)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def shared_model(shape: str, cache: Path) -> Path:
+    """The Hugging Face directory everybody starts from, written once."""
+    hf = cache / "models" / shape / "hf"
+    if not hf.exists():
+        unfinished = hf.with_suffix(".unfinished")
+        random_model(shape, unfinished)
+        unfinished.rename(hf)
+    return hf
 
 
-def weight_bytes(work: Path) -> int:
-    """Bytes a step streams: all weights but the embedding tables."""
-    from safetensors import safe_open
+def ready_peers(choices: list[Choice], hf: Path, cache: Path) -> tuple[dict[Choice, Path], dict[str, str]]:
+    """The model of each peer that can be installed and convert it; the reason of each that cannot."""
+    models, absent = {}, {}
+    for choice in choices:
+        try:
+            models[choice] = converted(choice, hf, cache)
+        except PeerUnavailable as why:
+            absent[choice.label] = str(why)
+    return models, absent
 
-    with safe_open(work / "engine" / "rank0.weights.safetensors", framework="pt") as file:
-        return sum(file.get_tensor(name).nbytes for name in file.keys() if "embedding" not in name)  # noqa: SIM118
+
+def started_peers(
+    models: dict[Choice, Path], cache: Path, absent: dict[str, str], stack: ExitStack
+) -> dict[str, PeerProcess]:
+    """A process for each; those that cannot open their model join the absent."""
+    started = {}
+    for choice, model in models.items():
+        try:
+            process = PeerProcess(choice, model, cache, cache / f"{choice.label.replace(':', '-')}.log")
+        except PeerUnavailable as why:
+            absent[choice.label] = str(why)
+            continue
+        stack.callback(process.close)
+        started[choice.label] = process
+    return started
 
 
-def opponent(name: str, model: Path, precision: str, work: Path) -> Callable[[Load], None]:
-    """What takes turns with the engine."""
-    if name == "deterministic":
-        return engine_runner(model, precision, work / name, deterministic=True)[1]
-    return transformers_runner(model, str(PRECISIONS[precision]["dtype"]))
+def engines(subject: Subject, beside_deterministic: bool, hf: Path, work: Path) -> dict[str, Participant]:
+    """Our engine, and where it was asked for the same built with `--deterministic`; made under `work` unless given."""
+    made = subject.engine_dir or make_engine(hf, subject.precision, work / OURS, subject.build_flags)
+    runners: dict[str, Participant] = {OURS: EngineRunner(made)}
+    if beside_deterministic:
+        flags = (*subject.build_flags, "--deterministic")
+        runners["deterministic"] = EngineRunner(make_engine(hf, subject.precision, work / "deterministic", flags))
+    return runners
+
+
+def measured(
+    subject: Subject, load: Load, rounds: int, runners: dict[str, Participant], absent: dict[str, str]
+) -> Measurement:
+    """All turns of one load, between two looks at the machine."""
+    shape = SHAPES[subject.shape]
+    before = measure_ceilings()
+    turns = take_turns(runners, load, rounds)
+    after = measure_ceilings()
+    rows = rows_of(shape, load, {name: runner.computes for name, runner in runners.items()}, turns)
+    return Measurement(shape, load, before, after, rows, absent)
+
+
+def publish(subject: Subject, measurement: Measurement, out: Path) -> None:
+    """Print the table; write JSON and picture."""
+    load, shape = measurement.load, measurement.shape
+    print(table(measurement), flush=True)
+    name = f"generation-{subject.shape}-{subject.precision}-b{load.batch_size}-{load.input_len}+{load.output_len}"
+    out.mkdir(parents=True, exist_ok=True)
+    named = {"model_shape": subject.shape, "precision": subject.precision}
+    (out / f"{name}.json").write_text(json.dumps(named | measurement.to_dict(), indent=1) + "\n")
+    points = []
+    for row in measurement.rows:
+        step = step_flops(shape, load) / step_bytes(shape, row.computes, load)
+        context = context_flops(shape, load) / weight_bytes(shape, row.computes)
+        points += [Point(row.name, "generation", step, row.step_gflops),
+                   Point(row.name, "context", context, row.context_gflops)]  # fmt: skip
+    title = f"{subject.shape}, {subject.precision}, batch {load.batch_size}"
+    subtitle = ceilings_line(measurement.before, measurement.after)
+    (out / f"{name}.svg").write_text(draw(title, subtitle, measurement.ceilings, points))
+    print(f"saved {out / name}.json and .svg", flush=True)
+
+
+def run(a: argparse.Namespace) -> bool:
+    """Whether everything counted."""
+    subject = subject_of(a)
+    choices = parse_choices(a.peers, subject.precision)
+    hf = shared_model(subject.shape, a.cache_dir)
+    models, absent = ready_peers(choices, hf, a.cache_dir)
+    if a.prepare:
+        print(
+            "\n".join(
+                [*(f"{c.label}: {path}" for c, path in models.items()), *(f"{n}: {w}" for n, w in absent.items())]
+            )
+        )
+        return not absent
+    all_count = True
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=a.cache_dir)))
+        runners = engines(subject, a.beside_deterministic, hf, work)
+        runners |= started_peers(models, a.cache_dir, absent, stack)
+        print(f"{subject.shape} {subject.precision}, {a.rounds} rounds")
+        for batch_size in a.batch_size:
+            measurement = measured(subject, Load(batch_size, a.input_len, a.output_len), a.rounds, runners, absent)
+            print(ceilings_line(measurement.before, measurement.after), flush=True)
+            all_count = all_count and measurement.counts
+            if measurement.counts or a.allow_noise:
+                publish(subject, measurement, a.output_dir)
+    return all_count
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_shape", choices=SHAPES, default="opt-125m")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
-    parser.add_argument("--beside", choices=("transformers", "deterministic"), default="transformers")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[1])
-    parser.add_argument("--input_len", type=int, default=200)
-    parser.add_argument("--output_len", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    a = parser.parse_args()
-
-    with tempfile.TemporaryDirectory() as directory:
-        work = Path(directory)
-        model = random_model(a.model_shape, work / "hf")
-        _, ours = engine_runner(model, a.precision, work)
-        runners = {"engine": ours, a.beside: opponent(a.beside, model, a.precision, work)}
-        streamed = weight_bytes(work)
-        print(f"{a.model_shape} {a.precision}, {a.input_len} + {a.output_len} tokens, {a.rounds} rounds")
-        for batch_size in a.batch_size:
-            before = read_bandwidth()
-            context = measure(runners, Load(batch_size, a.input_len, 1), a.rounds)
-            total = measure(runners, Load(batch_size, a.input_len, a.output_len), a.rounds)
-            ceiling = report_ceiling(batch_size, before, read_bandwidth())
-            report(context, steps_of(context, total, a.output_len - 1), streamed / ceiling)
-
-
-def steps_of(context: Seconds, total: Seconds, num_steps: int) -> Seconds:
-    """Seconds a step of the generation phase, a list per name."""
-    start = {name: statistics.median(seconds) for name, seconds in context.items()}
-    return {name: [(t - start[name]) / num_steps for t in seconds] for name, seconds in total.items()}
-
-
-def report_ceiling(batch_size: int, before: float, after: float) -> float:
-    """Say whether the machine was the same all the time; bytes a second at best."""
-    agree = abs(before - after) / max(before, after) <= 0.08
-    print(
-        f"batch {batch_size}; read ceiling {before:.1f} GB/s before, {after:.1f} after: "
-        f"the run {'counts' if agree else 'does NOT count'}"
-    )
-    return max(before, after) * 1e9
-
-
-def report(context: Seconds, step: Seconds, least: float) -> None:
-    """Print medians with their spread, ratios, and `least` seconds a step as a share of it."""
-    print(f"{'':<14}{'context ms':>12}{'ratio':>18}{'ms/step':>10}{'min-max':>16}{'ratio':>18}{'of ceiling':>12}")
-    for name, seconds in step.items():
-        start, middle = statistics.median(context[name]), statistics.median(seconds)
-        spread = f"{min(seconds) * 1e3:.2f}-{max(seconds) * 1e3:.2f}"
-        print(
-            f"{name:<14}{start * 1e3:>12.1f}{ratio(context, name):>18}{middle * 1e3:>10.2f}{spread:>16}"
-            f"{ratio(step, name):>18}{least / middle:>12.2f}"
-        )
-
-
-def ratio(times: Seconds, name: str) -> str:
-    """Of a name's seconds to the engine's, round by round."""
-    ratios = [other / own for other, own in zip(times[name], times["engine"], strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    try:
+        sys.exit(0 if run(parser().parse_args()) else 1)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

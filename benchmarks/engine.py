@@ -1,0 +1,97 @@
+"""This project's side of a benchmark: engines made by its own commands, and how they are asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from models import SHAPES
+from safetensors import safe_open
+from turns import Prompts
+from work import Computes
+
+from opt_trt.backends import open_engine
+from opt_trt.backends.engine import WEIGHTS, EngineConfig, read_engine_config
+from opt_trt.errors import UserError
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+
+ROOT = Path(__file__).parents[1]
+CACHE_TOKENS = 2**16  # of the KV cache: more than any load here needs
+PRECISIONS = {  # how a checkpoint is converted
+    "float32": ("--dtype", "float32"),
+    "float16": ("--dtype", "float16"),
+    "bfloat16": ("--dtype", "bfloat16"),
+    "int8": ("--dtype", "float16", "--use_weight_only"),
+    "int4": ("--dtype", "float16", "--use_weight_only", "--weight_only_precision", "int4"),
+}
+STORED = {
+    torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.int8: "int8",
+    torch.uint8: "int4",
+}  # fmt: skip
+
+
+def make_engine(hf: Path, precision: str, work: Path, build_flags: Sequence[str] = ()) -> Path:
+    """Convert and build under `work`, with the commands a user would give."""
+    checkpoint, engine = work / "checkpoint", work / "engine"
+    command("convert_checkpoint.py", "--model_dir", hf, "--output_dir", checkpoint, *PRECISIONS[precision])
+    timings = "--output_timing_cache", work / "model.cache"
+    command("build.py", "--checkpoint_dir", checkpoint, "--output_dir", engine, *timings, *build_flags)
+    return engine
+
+
+def command(script: str, *flags: object) -> None:
+    """One of the project's commands; its own complaint if it fails."""
+    line = [sys.executable, str(ROOT / script), *map(str, flags), "--log_level", "warning"]
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{script} failed: {done.stderr.strip()}")
+
+
+class EngineRunner:
+    """An engine of ours that takes turns with peers."""
+
+    def __init__(self, engine_dir: Path) -> None:
+        self.computes = computes(engine_dir)
+        self._session = open_engine(engine_dir, KvCacheLimit(max_tokens=CACHE_TOKENS))
+
+    def seconds(self, prompts: Prompts, output_len: int) -> float:
+        """See `Runner.seconds`."""
+        requests = [Request(tuple(row), output_len) for row in prompts]
+        started = time.perf_counter()
+        self._session.generate(requests)
+        return time.perf_counter() - started
+
+
+def computes(engine_dir: Path) -> Computes:
+    """What an engine is made of, read off its files."""
+    model = read_engine_config(engine_dir).pretrained_config
+    with safe_open(engine_dir / WEIGHTS.format(rank=0), framework="pt") as file:
+        weights, head = (
+            STORED[file.get_slice(name)[:1].dtype] for name in ("transformer.layers.0.mlp.fc.weight", "lm_head.weight")
+        )
+    return Computes(
+        weights, head, model.dtype, "float32" if model.dtype != "bfloat16" else "float32, products bfloat16"
+    )
+
+
+def shape_of(config: EngineConfig) -> str:
+    """The published shape of an engine; `UserError` if it is none."""
+    model = config.pretrained_config
+    sizes = model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.intermediate_size
+    found = (name for name, s in SHAPES.items() if (s.hidden, s.layers, s.heads, s.ffn) == sizes)
+    name = next(found, None)
+    if name is None:
+        raise UserError(f"--engine_dir must be of a published shape ({', '.join(SHAPES)}), found sizes {sizes}")
+    return name
+
+
+def precision_of(config: EngineConfig) -> str:
+    """The row of `PRECISIONS` an engine belongs to."""
+    model = config.pretrained_config
+    algorithms = {"W8A16": "int8", "W4A16": "int4"}
+    return algorithms.get(str(model.quantization["quant_algo"]), model.dtype)

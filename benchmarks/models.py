@@ -1,0 +1,70 @@
+"""OPT at published shapes with random weights, stored as Hugging Face stores them: what all benchmarks start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+VOCABULARY, POSITIONS = 50272, 2048
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as OPT's
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one OPT; `embedding` differs from `hidden` where projections stand between them (350M)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    embedding: int
+
+    @property
+    def layer_weights(self) -> int:
+        """Elements of the matrices of all decoder layers."""
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.ffn)
+
+    @property
+    def head_weights(self) -> int:
+        """Elements of the matrices between the last layer and the logits."""
+        projection = self.hidden * self.embedding if self.embedding != self.hidden else 0
+        return VOCABULARY * self.embedding + projection
+
+
+SHAPES = {
+    "demo": Shape(256, 4, 4, 1024, 256),
+    "opt-125m": Shape(768, 12, 12, 3072, 768),
+    "opt-350m": Shape(1024, 24, 16, 4096, 512),
+    "opt-1.3b": Shape(2048, 24, 32, 8192, 2048),
+    "opt-2.7b": Shape(2560, 32, 32, 10240, 2560),
+    "opt-6.7b": Shape(4096, 32, 32, 16384, 4096),
+}
+
+
+def random_model(name: str, out: Path) -> Path:
+    """A random OPT of a published shape, with a tokenizer, in fp16 as OPT is published."""
+    import torch  # here and below: whoever wants the sizes alone has them at once
+    from transformers import OPTConfig, OPTForCausalLM
+
+    shape = SHAPES[name]
+    config = OPTConfig(
+        hidden_size=shape.hidden, word_embed_proj_dim=shape.embedding, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, ffn_dim=shape.ffn, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS,
+        do_layer_norm_before=shape.embedding == shape.hidden,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    OPTForCausalLM._from_config(config, dtype=torch.float16).save_pretrained(out)
+    write_tokenizer(out)
+    return out
+
+
+def write_tokenizer(out: Path) -> None:
+    """As many made-up words as the model has ids: converters of some peers want a vocabulary, none is read here."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL, *(f"w{index}" for index in range(len(SPECIAL), VOCABULARY))]
+    tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(out)

@@ -1,0 +1,84 @@
+"""A peer as a process of its own: started once, asked over a pipe, idle between its turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from turns import Prompts
+from work import Computes
+
+from peers import HERE, Choice
+from peers.environment import PeerUnavailable, last_line, peer_python
+
+OURS = ("GOMP_SPINCOUNT",)  # set for our commands: peers run as they come
+
+
+def environment() -> dict[str, str]:
+    """What peers see of the environment."""
+    return {name: value for name, value in os.environ.items() if name not in OURS}
+
+
+def converted(choice: Choice, hf: Path, cache: Path) -> Path:
+    """The model as the peer reads it, converted once beside the Hugging Face directory."""
+    if not choice.peer.converts:
+        return hf
+    out = (
+        hf.parent / f"{choice.name}-{choice.variant.partition('-')[0]}"
+    )  # what follows the hyphen is chosen at run time
+    if not out.exists():
+        print(f"converting {hf} for {choice.label}", flush=True)
+        unfinished = out.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        command = [
+            peer_python(choice.peer, cache),
+            HERE / choice.peer.script,
+            "convert",
+            hf,
+            unfinished,
+            choice.variant,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
+        if done.returncode:
+            raise PeerUnavailable(f"cannot convert the model: {last_line(done.stderr)}")
+        unfinished.rename(out)
+    return out
+
+
+class PeerProcess:
+    """A peer that has its model loaded and waits; a context manager that ends it."""
+
+    def __init__(self, choice: Choice, model: Path, cache: Path, log: Path) -> None:
+        command = [peer_python(choice.peer, cache), HERE / choice.peer.script, "serve", model, choice.variant]
+        self._log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+            )
+        self.computes = Computes(**self._answer())
+
+    def seconds(self, prompts: Prompts, output_len: int) -> float:
+        """See `Runner.seconds`; by the peer's own clock."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "output_len": output_len}) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise PeerUnavailable(
+                f"ended: {last_line(self._log.read_text(errors='replace'))} (all of it in {self._log})"
+            )
+        return dict(json.loads(line))

@@ -1,0 +1,49 @@
+"""CTranslate2: weights int8 or float32; int8 means activations quantized too, row by row as they come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ctranslate2
+from worker import Opened, Prompts, run
+
+# Compute types by what they multiply in; whatever this processor lacks, the library would replace without a word.
+ACTIVATIONS = {
+    "float32": "float32", "bfloat16": "bfloat16", "int8_float32": "int8 (each row, dynamic), else float32",
+    "int8_bfloat16": "int8 (each row, dynamic), else bfloat16", "int8": "int8 (each row, dynamic), else float32",
+}  # fmt: skip
+
+
+def convert(hf: str, out: str, variant: str) -> None:
+    """With its converter for OPT; embedding and head are one matrix, so the head is quantized with it."""
+    from ctranslate2.converters import TransformersConverter
+
+    TransformersConverter(hf).convert(out, quantization=variant)
+
+
+def open_model(model: str, variant: str) -> Opened:
+    """On all cores, one batch at a time."""
+    offered = ctranslate2.get_supported_compute_types("cpu")
+    if variant not in offered:
+        raise SystemExit(f"this processor has no {variant}, only {', '.join(sorted(offered))}")
+    generator = ctranslate2.Generator(model, device="cpu", compute_type=variant)
+    words = json.loads((Path(model) / "vocabulary.json").read_text())
+
+    def prepare(prompts: Prompts) -> list[list[str]]:
+        return [[words[index] for index in row] for row in prompts]
+
+    def generate(prompts: list[list[str]], output_len: int) -> list[list[int]]:
+        answers = generator.generate_batch(
+            prompts, min_length=output_len, max_length=output_len, include_prompt_in_result=False
+        )
+        return [answer.sequences_ids[0] for answer in answers]
+
+    weights, _, rest = variant.partition("_")
+    plain = rest or ("float32" if weights == "int8" else weights)
+    computes = {"weights": weights, "head": weights, "kv_cache": plain, "activations": ACTIVATIONS[variant]}
+    return Opened(computes, prepare, generate)
+
+
+if __name__ == "__main__":
+    run(open_model, convert)

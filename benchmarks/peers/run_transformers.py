@@ -1,0 +1,40 @@
+"""transformers as everyone uses it: eager, `generate`, all in one dtype."""
+
+from __future__ import annotations
+
+import torch
+from transformers import OPTForCausalLM
+from worker import Opened, Prompts, run
+
+
+def load(model: str, dtype: str) -> OPTForCausalLM:
+    """The model in a dtype."""
+    return OPTForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+
+
+def opened(model: OPTForCausalLM, dtype: str, **options: object) -> Opened:
+    """The model behind `generate` with further options."""
+
+    def generate(ids: torch.Tensor, output_len: int) -> list[list[int]]:
+        with torch.inference_mode():
+            answer = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=output_len, do_sample=False,
+                eos_token_id=None, pad_token_id=1, **options,
+            )  # fmt: skip
+        return answer[:, ids.shape[1] :].tolist()
+
+    return Opened({"weights": dtype, "head": dtype, "kv_cache": dtype, "activations": dtype}, prepare, generate)
+
+
+def prepare(prompts: Prompts) -> torch.Tensor:
+    """One row a prompt."""
+    return torch.tensor(prompts)
+
+
+def open_model(model: str, dtype: str) -> Opened:
+    """Eager."""
+    return opened(load(model, dtype), dtype)
+
+
+if __name__ == "__main__":
+    run(open_model)

@@ -1,0 +1,102 @@
+"""What a run says: a table for people, the same numbers for programs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ceilings import TOLERANCE, Ceilings
+from models import Shape
+from turns import Load, Spread, Turn, context_seconds, ratio, step_seconds
+from work import Computes, context_flops, step_bytes, step_flops
+
+OURS = "engine"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One runner's phases: seconds, and how many times as long as ours takes."""
+
+    name: str
+    computes: Computes
+    context: Spread
+    context_ratio: Spread
+    step: Spread
+    step_ratio: Spread
+    context_gflops: float  # useful ones, a second
+    step_gflops: float
+    step_gbs: float  # bytes it has to read, a second
+    turns: Sequence[Turn]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One load: the ceilings around it, a row for each runner, a reason for each that could not take part."""
+
+    shape: Shape
+    load: Load
+    before: Ceilings
+    after: Ceilings
+    rows: Sequence[Row]
+    absent: Mapping[str, str]
+
+    @property
+    def counts(self) -> bool:
+        """Whether the machine was the same all the time."""
+        return self.before.agrees(self.after)
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """What the machine can do."""
+        return self.before.best(self.after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"counts": self.counts, "drift": self.before.drift(self.after)}
+
+
+def rows_of(
+    shape: Shape, load: Load, computes: Mapping[str, Computes], turns: Mapping[str, Sequence[Turn]]
+) -> list[Row]:
+    """All runners, ours first."""
+    steps = {name: step_seconds(taken, load.output_len) for name, taken in turns.items()}
+    contexts = {name: context_seconds(taken) for name, taken in turns.items()}
+    rows = []
+    for name, taken in turns.items():
+        context, step = statistics.median(contexts[name]), statistics.median(steps[name])
+        rows.append(Row(
+            name, computes[name], Spread.of(contexts[name]), ratio(contexts[name], contexts[OURS]),
+            Spread.of(steps[name]), ratio(steps[name], steps[OURS]),
+            context_flops(shape, load) / context / 1e9, step_flops(shape, load) / step / 1e9,
+            step_bytes(shape, computes[name], load) / step / 1e9, taken,
+        ))  # fmt: skip
+    return rows
+
+
+def ceilings_line(before: Ceilings, after: Ceilings) -> str:
+    """Both measurements, and whether the run counts."""
+    pairs = zip(asdict(before).items(), asdict(after).values(), strict=True)
+    moved = ", ".join(f"{name} {a:.1f} then {b:.1f}" for (name, a), b in pairs)
+    drift = before.drift(after)
+    verdict = "the run counts" if drift <= TOLERANCE else f"more than {TOLERANCE:.0%}: the run does NOT count"
+    return f"ceilings: {moved}; moved by {drift:.1%}, {verdict}"
+
+
+def table(measurement: Measurement) -> str:
+    """One line a runner, then what each computes with, then who is absent and why."""
+    load, ceilings = measurement.load, measurement.ceilings
+    lines = [
+        f"batch {load.batch_size}, {load.input_len} + {load.output_len} tokens; median (min-max)",
+        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>22}{'x ours':>18}{'of read':>9}",
+    ]
+    for row in measurement.rows:
+        lines.append(
+            f"{row.name:<26}{row.context.text(1, 1e3):>24}{row.context_ratio.text(2):>18}"
+            f"{row.context_gflops / ceilings.bf16_gflops:>9.2f}{row.step.text(2, 1e3):>22}"
+            f"{row.step_ratio.text(2):>18}{row.step_gbs / ceilings.read_gbs:>9.2f}"
+        )
+    lines += [f"  {row.name}: {row.computes}" for row in measurement.rows]
+    lines += [f"  {name}: NOT MEASURED, {why}" for name, why in measurement.absent.items()]
+    return "\n".join(lines)
