@@ -1,10 +1,11 @@
-"""Compile every kernel for a GPU that need not be there: `python -m tests.triton._ahead 90` prints what came of it.
+"""Compile every kernel for GPUs that need not be there: `python -m tests.triton._ahead 80 90` prints what came of it.
 
 A process of its own: triton interprets kernels or compiles them, and decides that when it is imported.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ class Absent:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.target.arch  # kernels are kept by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -86,18 +87,19 @@ def rows(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
     yield lambda: argmax(torch.empty(3, 50272))
 
 
-def main(capability: int, whole: bool) -> None:
+def main(capabilities: list[int], whole: bool) -> None:
     compiled: list[dict[str, object]] = []
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        compiled.append({"kernel": self.fn.__name__, "dtype": name, "shared": kernel.metadata.shared})
+        made = {"kernel": self.fn.__name__, "sm": capability, "dtype": name, "shared": kernel.metadata.shared}
+        compiled.append(made)
         assert kernel.asm["cubin"]
 
     JITFunction.run = compile_only
-    driver.set_active(Absent(capability))
-    for dtype in (torch.float16, torch.bfloat16):
+    for capability, dtype in itertools.product(capabilities, (torch.float16, torch.bfloat16)):
+        driver.set_active(Absent(capability))
         name = str(dtype)
         for calls in (gemms, attentions, rows):
             for call in calls(dtype, whole):
@@ -106,4 +108,4 @@ def main(capability: int, whole: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), "--whole" in sys.argv)
+    main([int(argument) for argument in sys.argv[1:] if argument.isdigit()], "--whole" in sys.argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -25,25 +26,34 @@ def kernels():
                 yield node.name
 
 
-def compiled(capability, cache, *options):
+def said(module, cache, *arguments):
+    """What a process that compiles kernels instead of interpreting them prints."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "tests.triton._ahead", str(capability), *options]
+    command = [sys.executable, "-m", f"tests.triton.{module}", *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("capability", SHARED_BYTES)
-def test_every_kernel_compiles_in_both_types(capability, tmp_path):
-    found = compiled(capability, tmp_path)
-    for dtype in ("torch.float16", "torch.bfloat16"):
-        assert {row["kernel"] for row in found if row["dtype"] == dtype} == set(kernels())
-    assert max(row["shared"] for row in found) <= SHARED_BYTES[capability]
+def fit(found):
+    return all(row["shared"] <= SHARED_BYTES[row["sm"]] for row in found)
+
+
+def test_every_kernel_compiles_for_every_gpu_in_both_types(tmp_path):
+    found = said("_ahead", tmp_path, *map(str, SHARED_BYTES))
+    for sm, dtype in itertools.product(SHARED_BYTES, ("torch.float16", "torch.bfloat16")):
+        assert {row["kernel"] for row in found if (row["sm"], row["dtype"]) == (sm, dtype)} == set(kernels())
+    assert fit(found)
+
+
+def test_a_layer_exports_for_a_gpu_with_any_number_of_tokens(tmp_path):
+    product, norm = "opt_trt.split_gemm.default", "opt_trt.layer_norm.default"
+    attention = "opt_trt.generation_attention.default"
+    assert said("_export", tmp_path) == [norm, product, attention, product, norm, product, product]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", SHARED_BYTES)
-def test_every_variant_of_every_kernel_compiles(capability, tmp_path):
-    found = compiled(capability, tmp_path, "--whole")
-    assert len(found) > 100
-    assert max(row["shared"] for row in found) <= SHARED_BYTES[capability]
+def test_every_variant_of_every_kernel_compiles(tmp_path):
+    found = said("_ahead", tmp_path, *map(str, SHARED_BYTES), "--whole")
+    assert len(found) > 200
+    assert fit(found)

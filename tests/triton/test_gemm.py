@@ -26,7 +26,7 @@ def multiplied(problem, op, out_dtype, *tactic):
 
 @both
 @weights
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [pytest.param((5, 200), marks=pytest.mark.slow), *SIZES[1:]])
 def test_gemv_equals_the_reference(weight_type, dtype, size, device):
     for tokens, most, turns in ((1, 1, 4), (3, 4, 2), (8, 8, 1)):
         problem = product(weight_type, dtype, tokens, *size)

@@ -39,7 +39,7 @@ def context_kernel(
     out: tl.tensor,  # [T, HEADS, SIZE]
     sequences: int,
     width: int,
-    scale: float,
+    SCALE: tl.constexpr,  # as an argument, a compiled program would pass a double
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED_SIZE: tl.constexpr,
@@ -61,7 +61,7 @@ def context_kernel(
     at = tl.arange(0, PADDED_SIZE)
     asked = (token < end) & (at[None, :] < SIZE)
     q = tl.load(qkv + (token.to(tl.int64) * 3 * HEADS + head) * SIZE + at[None, :], mask=asked, other=0.0)
-    q = (q.to(tl.float32) * scale).to(q.dtype)
+    q = (q.to(tl.float32) * SCALE).to(q.dtype)
 
     top = tl.full([QUERIES], -float("inf"), tl.float32)
     share = tl.zeros([QUERIES], tl.float32)
@@ -112,8 +112,8 @@ def context_attention(
     out = qkv.new_empty(tokens, heads * head_size)
     # Each sequence rounds its number of parts up: S more than T tokens in one sequence would have are always enough.
     launcher(context_kernel)[(tokens // queries + sequences, heads)](
-        qkv, kv_cache, query_start, kv_lens, block_tables, out, sequences, block_tables.shape[1], head_size**-0.5,
-        HEADS=heads, SIZE=head_size, PADDED_SIZE=padded_size, BLOCK=block_tokens,
+        qkv, kv_cache, query_start, kv_lens, block_tables, out, sequences, block_tables.shape[1],
+        SCALE=head_size**-0.5, HEADS=heads, SIZE=head_size, PADDED_SIZE=padded_size, BLOCK=block_tokens,
         QUERIES=queries, KEYS=KEYS, HALF_SUMS=half_sums, num_warps=warps, num_stages=STAGES,
     )  # fmt: skip
     return out

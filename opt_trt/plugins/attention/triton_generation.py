@@ -39,7 +39,7 @@ def generation_kernel(
     sums: tl.tensor,  # fp32 [S, HEADS, SPLITS, SIZE], or the output [S, HEADS, SIZE] if there is one part
     stats: tl.tensor,  # fp32 [S, HEADS, SPLITS, 2]: highest score of a part, and sum of the exponentials
     width: int,
-    scale: float,
+    SCALE: tl.constexpr,  # as an argument, a compiled program would pass a double
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED_SIZE: tl.constexpr,
@@ -52,7 +52,7 @@ def generation_kernel(
     at = tl.arange(0, PADDED_SIZE)
     inside = at < SIZE
     query = qkv + (sequence * 3 * HEADS + head) * SIZE + at
-    q = tl.load(query, mask=inside, other=0.0).to(tl.float32) * scale
+    q = tl.load(query, mask=inside, other=0.0).to(tl.float32) * SCALE
     new_key = tl.load(query + HEADS * SIZE, mask=inside, other=0.0)
     new_value = tl.load(query + 2 * HEADS * SIZE, mask=inside, other=0.0)
 
@@ -134,9 +134,9 @@ def generation_attention(
     sums = out if single else qkv.new_empty(sequences, heads, splits, head_size, dtype=torch.float32)
     stats = out if single else qkv.new_empty(sequences, heads, splits, 2, dtype=torch.float32)
     launcher(generation_kernel)[(sequences, heads, splits)](
-        qkv, kv_cache, slot_mapping, kv_lens, block_tables, sums, stats, block_tables.shape[1], head_size**-0.5,
-        HEADS=heads, SIZE=head_size, PADDED_SIZE=padded_size, BLOCK=block_tokens, KEYS=TILE // padded_size,
-        SPLITS=splits, num_warps=WARPS,
+        qkv, kv_cache, slot_mapping, kv_lens, block_tables, sums, stats, block_tables.shape[1],
+        SCALE=head_size**-0.5, HEADS=heads, SIZE=head_size, PADDED_SIZE=padded_size, BLOCK=block_tokens,
+        KEYS=TILE // padded_size, SPLITS=splits, num_warps=WARPS,
     )  # fmt: skip
     if not single:
         launcher(merge_kernel)[(sequences * heads,)](

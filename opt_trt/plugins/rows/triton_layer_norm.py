@@ -18,7 +18,7 @@ def layer_norm_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     out: tl.tensor,
-    epsilon: float,
+    EPSILON: tl.constexpr,  # as an argument, a compiled program would pass a double
     SIZE: tl.constexpr,
     PADDED_SIZE: tl.constexpr,
 ) -> None:
@@ -29,7 +29,7 @@ def layer_norm_kernel(
     values = tl.load(x + line + at, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(values, 0) / SIZE
     deviation = tl.where(inside, values - mean, 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / SIZE + epsilon)
+    scale = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / SIZE + EPSILON)
     y = deviation * scale * tl.load(weight + at, mask=inside, other=0.0) + tl.load(bias + at, mask=inside, other=0.0)
     tl.store(out + line + at, y.to(out.dtype.element_ty), mask=inside)
 
@@ -41,7 +41,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilo
     out = torch.empty_like(x)
     padded_size = power_of_two(size)
     launcher(layer_norm_kernel)[(tokens,)](
-        x, weight, bias, out, epsilon, SIZE=size, PADDED_SIZE=padded_size,
+        x, weight, bias, out, EPSILON=epsilon, SIZE=size, PADDED_SIZE=padded_size,
         num_warps=min(16, max(1, padded_size // VALUES_PER_WARP)),
     )  # fmt: skip
     return out
