@@ -48,15 +48,16 @@ def gemms(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
     """Calls of every product: of each weight type and number of tokens if `whole`."""
     stored = {torch.int8: HIDDEN, torch.uint8: HIDDEN // 2, dtype: HIDDEN} if whole else {torch.uint8: HIDDEN // 2}
     gemvs = ((1, 4), (2, 2), (4, 2), (8, 1)) if whole else ((1, 4),)
-    splits = ((16, 1), (16, 8), (32, 4), (64, 1), (64, 4)) if whole else ((64, 4),)
+    splits = ((16, 1, 64), (16, 8, 32), (32, 4, 64), (32, 4, 32), (64, 1, 32), (64, 4, 64))
+    splits = splits if whole else ((64, 4, 64),)
     scale = torch.empty(HIDDEN)
     for kind, stride in stored.items():
         weight = torch.empty(HIDDEN, stride, dtype=kind)
         step = None if kind == dtype else scale
         for op, tactics in ((gemv, gemvs), (split_gemm, splits)):
-            for tokens, tactic in tactics:
+            for tokens, *tactic in tactics:
                 x, residual = torch.empty(2, tokens, HIDDEN, dtype=dtype)
-                given = (x, weight, step, scale, residual, HIDDEN, True, dtype, tokens, tactic)
+                given = (x, weight, step, scale, residual, HIDDEN, True, dtype, tokens, *tactic)
                 yield lambda op=op, given=given: op(*given)
         if step is not None:
             yield lambda weight=weight: dequantize(weight, scale, HIDDEN, dtype)

@@ -38,14 +38,14 @@ def test_gemv_equals_the_reference(weight_type, dtype, size, device):
 @weights
 @pytest.mark.parametrize("size", SIZES)
 def test_split_sums_equal_the_reference(weight_type, dtype, size, device):
-    for tokens, most, splits in ((9, 16, 1), (17, 16, 4), (33, 64, 2), (65, 64, 1)):
+    for tokens, most, splits, rows in ((9, 16, 1, 32), (17, 16, 4, 64), (33, 64, 2, 32), (65, 64, 1, 64)):
         problem = product(weight_type, dtype, tokens, *size)
-        found = multiplied(problem.to(device), split_gemm, torch.float32, most, splits)
+        found = multiplied(problem.to(device), split_gemm, torch.float32, most, splits, rows)
         assert (found - problem.expected).abs().max() <= problem.bound(torch.float32)
 
 
 @both
-@pytest.mark.parametrize("op, tactic", [(gemv, (4, 2)), (split_gemm, (16, 1)), (split_gemm, (16, 2))], ids=str)
+@pytest.mark.parametrize("op, tactic", [(gemv, (4, 2)), (split_gemm, (16, 1, 64)), (split_gemm, (16, 2, 32))], ids=str)
 def test_results_are_rounded_once_to_the_activations_type(op, tactic, dtype, device):
     problem = product("int8", dtype, 3, 70, 200)
     found = multiplied(problem.to(device), op, dtype, *tactic)
@@ -53,7 +53,7 @@ def test_results_are_rounded_once_to_the_activations_type(op, tactic, dtype, dev
     assert (found.float() - problem.expected).abs().max() <= problem.bound(dtype)
 
 
-@pytest.mark.parametrize("op, tactic", [(gemv, (4, 2)), (split_gemm, (16, 1)), (split_gemm, (16, 2))], ids=str)
+@pytest.mark.parametrize("op, tactic", [(gemv, (4, 2)), (split_gemm, (16, 1, 64)), (split_gemm, (16, 2, 32))], ids=str)
 def test_bias_relu_and_residual_may_be_missing(op, tactic, device):
     problem = product("int4", torch.float16, 3, 70, 200).to(device)
     weight, scale, _ = problem.linear
@@ -65,7 +65,7 @@ def test_bias_relu_and_residual_may_be_missing(op, tactic, device):
 
 
 @weights
-@pytest.mark.parametrize("op, tactic", [(gemv, (4, 2)), (split_gemm, (16, 2))], ids=str)
+@pytest.mark.parametrize("op, tactic", [(gemv, (4, 2)), (split_gemm, (16, 2, 64))], ids=str)
 def test_a_token_has_the_same_bits_whatever_comes_with_it(op, tactic, weight_type, device):
     problem = product(weight_type, torch.float16, 4, 20, 384).to(device)
     together = multiplied(problem, op, torch.float32, *tactic)

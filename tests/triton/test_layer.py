@@ -44,7 +44,7 @@ def computed(pair, layer, lens, queries, device):
     [
         (4, gemm.GEMV[1], attention.SPLIT_KEYS[1], (40, 1, 70), (1, 1, 1)),
         pytest.param(16, gemm.SPLIT[1], attention.SPLIT_KEYS[0], (40, 1, 70), (1, 1, 1), marks=slow),
-        (16, gemm.SPLIT[0], attention.FLASH, (12, 33), (12, 1)),
+        (16, gemm.NARROW[0], attention.FLASH, (12, 33), (12, 1)),
         (None, gemm.CUBLAS, attention.FLASH, (30, 37), (30, 37)),
     ],
     ids=lambda v: getattr(v, "name", None),
@@ -99,18 +99,10 @@ def test_every_bucket_and_phase_has_a_tactic():
         bucket: [t.name for t in gemm.TACTICS if gemm.refusal(t, product_problem(), bucket) is None]
         for bucket in (*gemm.BUCKETS, None)
     }
-    assert admitted[8] == [
-        "gemv_1",
-        "gemv_2",
-        "gemv_4",
-        "split_1",
-        "split_2",
-        "split_4",
-        "split_8",
-        "split_16",
-        "cublas",
-    ]
-    assert admitted[16] == ["split_1", "split_2", "split_4", "split_8", "split_16", "cublas"]
+    gemvs = ["gemv_1", "gemv_2", "gemv_4"]
+    sums = ["split_1", "split_2", "split_4", "split_8", "split_16", "narrow_1", "narrow_2", "narrow_4", "narrow_8"]
+    assert admitted[8] == [*gemvs, *sums, "cublas"]
+    assert admitted[16] == [*sums, "cublas"]
     assert admitted[None] == ["cublas"]
     context = attention_problem(phase="context", dtype=torch.bfloat16)
     assert [t.name for t in attention.TACTICS if attention.refusal(t, context) is None] == ["flash"]

@@ -19,9 +19,11 @@ MOST_GEMV_TOKENS = 8
 WIDE_SITES = frozenset({"head"})  # logits: their differences are smaller than themselves
 # One rounding of the result, and of a weight that is widened for the library.
 GEMV = tuple(Tactic(f"gemv_{turns}", PADDED, turns, tolerance=2**-7) for turns in (1, 2, 4))
+# By the programs that share a sum, with 64 or with 32 outputs in each.
 SPLIT = tuple(Tactic(f"split_{splits}", PADDED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8, 16))
+NARROW = tuple(Tactic(f"narrow_{splits}", PADDED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8))
 CUBLAS = Tactic("cublas", PADDED, 0, tolerance=2**-6)
-TACTICS = (*GEMV, *SPLIT, CUBLAS)
+TACTICS = (*GEMV, *SPLIT, *NARROW, CUBLAS)
 
 
 def refusal(tactic: Tactic, problem: GemmProblem, most_tokens: int | None) -> str | None:
@@ -32,7 +34,7 @@ def refusal(tactic: Tactic, problem: GemmProblem, most_tokens: int | None) -> st
         return f"needs activations of float16 or bfloat16, found {problem.dtype}"
     if tactic in GEMV and (most_tokens is None or most_tokens > MOST_GEMV_TOKENS):
         return f"is for {MOST_GEMV_TOKENS} tokens at most"
-    if tactic in SPLIT and most_tokens is None:
+    if tactic in (*SPLIT, *NARROW) and most_tokens is None:
         return f"is for {BUCKETS[-1]} tokens at most"
     return None
 
@@ -58,8 +60,10 @@ def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: 
         return _library(problem, call).to(out_dtype)
     assert most_tokens is not None, tactic
     fused = (call.x, *call.linear, call.residual, problem.n, problem.site in RELU_SITES, out_dtype)
-    op, tokens = (gemv, most_tokens) if tactic in GEMV else (split_gemm, max(most_tokens, min(STAGES)))
-    y: torch.Tensor = op(*fused, tokens, tactic.value)
+    if tactic in GEMV:
+        y: torch.Tensor = gemv(*fused, most_tokens, tactic.value)
+    else:
+        y = split_gemm(*fused, max(most_tokens, min(STAGES)), tactic.value, 32 if tactic in NARROW else 64)
     return y
 
 

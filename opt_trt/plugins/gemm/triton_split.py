@@ -1,7 +1,8 @@
 """Matrix products of up to 64 tokens on tensor cores; programs share the sums of an output by parts of K.
 
-Weights are the left operand: a tile of 64 outputs fills a tensor core's rows however few tokens there are. The parts
-of a sum are written to memory in fp32 and added in their order by a second kernel, so equal steps give equal bits.
+Weights are the left operand: a tile of outputs fills a tensor core's rows however few tokens there are. Tiles of 64 use
+Hopper's instructions for groups of warps, tiles of 32 everywhere those of single warps. The parts of a sum are written
+to memory in fp32 and added in their order by a second kernel, so equal steps give equal bits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.library import triton_op
 from opt_trt.plugins.gemm.triton_parts import HALF, activations, finished, high_nibbles, low_nibbles, low_place
 from opt_trt.plugins.launch import ceil_div, depth, launcher
 
-ROWS, DEPTH, WARPS = 64, 128, 4  # a tile of weights: outputs, elements of each
+DEPTH, WARPS = 128, 4  # elements of an output's weights in a tile
 STAGES = {16: 4, 32: 4, 64: 3}  # tiles in flight, by tokens of a program: as many as shared memory holds
 SUM_BLOCK = 512  # outputs a program of the second kernel adds up
 
@@ -99,19 +100,21 @@ def split_gemm(
     out_dtype: torch.dtype,
     most_tokens: int,
     splits: int,
+    rows: int,
 ) -> torch.Tensor:
     """`act(x [T, K] @ weight.T * scale + bias) + residual` → [T, n]; the weight is padded.
 
-    A program computes `most_tokens` tokens, 16, 32 or 64, of which there may be more; `splits` programs share a sum.
+    A program computes `rows` outputs, 32 or 64, of `most_tokens` tokens, 16, 32 or 64, of which there may be more;
+    `splits` programs share a sum.
     """
     tokens, k = x.shape
     stride = weight.shape[1]
     out = x.new_empty(tokens, n, dtype=out_dtype)
     parts = out if splits == 1 else x.new_empty(splits, tokens, n, dtype=torch.float32)
-    launcher(split_kernel)[(ceil_div(n, ROWS), ceil_div(tokens, most_tokens), splits)](
+    launcher(split_kernel)[(ceil_div(n, rows), ceil_div(tokens, most_tokens), splits)](
         x, weight, scale, bias, residual, parts, tokens, n,
         K=k, STRIDE=stride, PACKED=weight.dtype == torch.uint8, RELU=relu, SPLITS=splits,
-        TOKENS=most_tokens, ROWS=ROWS, DEPTH=depth(stride, DEPTH), num_warps=WARPS, num_stages=STAGES[most_tokens],
+        TOKENS=most_tokens, ROWS=rows, DEPTH=depth(stride, DEPTH), num_warps=WARPS, num_stages=STAGES[most_tokens],
     )  # fmt: skip
     if splits > 1:
         launcher(sum_kernel)[(ceil_div(n, SUM_BLOCK), tokens)](
