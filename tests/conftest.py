@@ -13,6 +13,9 @@ os.environ.setdefault(
     "GOMP_SPINCOUNT", SPIN_COUNT
 )  # as the commands do: on a busy machine tests take minutes otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies small matrices in triton's interpreter only
+if not Path("/dev/nvidiactl").exists():  # triton reads this once, when it is first imported, whoever does that
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 HERE = Path(__file__).parent
 

@@ -30,6 +30,7 @@ class AttentionProblem:
     tokens_per_block: int
     queries: int
     kv_len: int
+    device: str = "cpu"  # or "cuda"
 
     def key(self) -> str:
         """The problem's name in timing caches."""
@@ -41,6 +42,8 @@ class AttentionProblem:
 
 def refusal(tactic: Tactic, problem: AttentionProblem) -> str | None:
     """None, or why a tactic cannot take part."""
+    if problem.device != "cpu":
+        return f"needs a CPU, found {problem.device}"
     if tactic == FLASH and problem.phase == "generation":
         return "one query per sequence has nothing to tile"
     if tactic == FLASH and problem.head_size % LANES:

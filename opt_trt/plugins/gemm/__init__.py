@@ -40,6 +40,7 @@ class GemmProblem:
     dtype: str  # the model's: what activations may be rounded to
     bias: bool
     residual: bool
+    device: str = "cpu"  # or "cuda"
 
     @property
     def quantized(self) -> bool:
@@ -56,6 +57,8 @@ class GemmProblem:
 
 def refusal(tactic: Tactic, problem: GemmProblem, multiplies_bf16: bool) -> str | None:
     """None, or why a tactic cannot take part; `multiplies_bf16` says whether the processor has such instructions."""
+    if problem.device != "cpu":
+        return f"needs a CPU, found {problem.device}"
     if tactic in PAIRS and problem.dtype != "bfloat16":
         return f"{problem.dtype} activations are not rounded to bf16"
     if tactic in PAIRS and not multiplies_bf16:

@@ -1,0 +1,77 @@
+"""The tactics of matrix products on a GPU: all read weights of one layout, so each bucket of tokens has its own."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from opt_trt.ops import RELU_SITES
+from opt_trt.plugins.gemm import GemmCall, GemmProblem
+from opt_trt.plugins.gemm.padded import pad_and_pack_rows, pad_rows, padded_length
+from opt_trt.plugins.gemm.triton_dequantize import dequantize
+from opt_trt.plugins.gemm.triton_gemv import gemv
+from opt_trt.plugins.gemm.triton_split import STAGES, split_gemm
+from opt_trt.plugins.tactic import Tactic
+
+PADDED = "padded"
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # packed tokens of a step by their upper bounds; the last bucket is open
+MOST_GEMV_TOKENS = 8
+WIDE_SITES = frozenset({"head"})  # logits: their differences are smaller than themselves
+# One rounding of the result, and of a weight that is widened for the library.
+GEMV = tuple(Tactic(f"gemv_{turns}", PADDED, turns, tolerance=2**-7) for turns in (1, 2, 4))
+# By the programs that share a sum, with 64 or with 32 outputs in each.
+SPLIT = tuple(Tactic(f"split_{splits}", PADDED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8, 16))
+NARROW = tuple(Tactic(f"narrow_{splits}", PADDED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8))
+CUBLAS = Tactic("cublas", PADDED, 0, tolerance=2**-6)
+TACTICS = (*GEMV, *SPLIT, *NARROW, CUBLAS)
+
+
+def refusal(tactic: Tactic, problem: GemmProblem, most_tokens: int | None) -> str | None:
+    """None, or why a tactic cannot take part in a bucket of up to `most_tokens` tokens, None for the open one."""
+    if problem.device != "cuda":
+        return f"needs a GPU, found {problem.device}"
+    if problem.dtype not in ("float16", "bfloat16"):
+        return f"needs activations of float16 or bfloat16, found {problem.dtype}"
+    if tactic in GEMV and (most_tokens is None or most_tokens > MOST_GEMV_TOKENS):
+        return f"is for {MOST_GEMV_TOKENS} tokens at most"
+    if tactic in (*SPLIT, *NARROW) and most_tokens is None:
+        return f"is for {BUCKETS[-1]} tokens at most"
+    return None
+
+
+def pack(weight: torch.Tensor, problem: GemmProblem) -> torch.Tensor:
+    """Lay out a row-major weight [N, K], of int4 held in int8, as all tactics read it."""
+    return pad_and_pack_rows(weight) if problem.weight_type == "int4" else pad_rows(weight)
+
+
+def packed_shape(problem: GemmProblem) -> tuple[int, int]:
+    """Shape of `pack`'s result."""
+    k = padded_length(problem.k)
+    return (problem.n, k // 2 if problem.weight_type == "int4" else k)
+
+
+def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: int | None) -> torch.Tensor:
+    """`act(x [T, K] @ weight.T * scale + bias) + residual` → [T, N], of at most `most_tokens` tokens.
+
+    The result has the type of `x`, that of WIDE_SITES is fp32.
+    """
+    out_dtype = torch.float32 if problem.site in WIDE_SITES else call.x.dtype
+    if tactic == CUBLAS:
+        return _library(problem, call).to(out_dtype)
+    assert most_tokens is not None, tactic
+    fused = (call.x, *call.linear, call.residual, problem.n, problem.site in RELU_SITES, out_dtype)
+    if tactic in GEMV:
+        y: torch.Tensor = gemv(*fused, most_tokens, tactic.value)
+    else:
+        y = split_gemm(*fused, max(most_tokens, min(STAGES)), tactic.value, 32 if tactic in NARROW else 64)
+    return y
+
+
+def _library(problem: GemmProblem, call: GemmCall) -> torch.Tensor:
+    """The library's product, fp32; what follows it is left to the compiler. Quantized weights are widened first."""
+    x, (weight, scale, bias) = call.x, call.linear
+    wide = weight[:, : problem.k] if scale is None else dequantize(weight, scale, problem.k, x.dtype)
+    y = functional.linear(x, wide).float()
+    y = y if bias is None else y + bias
+    y = y.relu() if problem.site in RELU_SITES else y
+    return y if call.residual is None else y + call.residual

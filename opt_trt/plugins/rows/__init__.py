@@ -1,0 +1,1 @@
+"""The rows plugin: operations that take each row of activations by itself."""

@@ -1,0 +1,59 @@
+"""Every kernel compiles for the GPUs engines are built for, in both types, on a machine without one."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
+
+ROOT = Path(__file__).parents[2]
+SHARED_BYTES = {80: 166_912, 90: 232_448}  # a program may have, by compute capability
+
+
+def kernels():
+    """Names of all kernels of the package."""
+    for path in (ROOT / "opt_trt/plugins").rglob("triton_*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                yield node.name
+
+
+def said(module, cache, *arguments):
+    """What a process that compiles kernels instead of interpreting them prints."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", f"tests.triton.{module}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def fit(found):
+    return all(row["shared"] <= SHARED_BYTES[row["sm"]] for row in found)
+
+
+def test_every_kernel_compiles_for_every_gpu_in_both_types(tmp_path):
+    found = said("_ahead", tmp_path, *map(str, SHARED_BYTES))
+    for sm, dtype in itertools.product(SHARED_BYTES, ("torch.float16", "torch.bfloat16")):
+        assert {row["kernel"] for row in found if (row["sm"], row["dtype"]) == (sm, dtype)} == set(kernels())
+    assert fit(found)
+
+
+def test_a_layer_exports_for_a_gpu_with_any_number_of_tokens(tmp_path):
+    product, norm = "opt_trt.split_gemm.default", "opt_trt.layer_norm.default"
+    attention = "opt_trt.generation_attention.default"
+    assert said("_export", tmp_path) == [norm, product, attention, product, norm, product, product]
+
+
+@pytest.mark.slow
+def test_every_variant_of_every_kernel_compiles(tmp_path):
+    found = said("_ahead", tmp_path, *map(str, SHARED_BYTES), "--whole")
+    assert len(found) > 200
+    assert fit(found)
