@@ -179,8 +179,6 @@ class _RefuseAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
         assert option is not None
         self.refusal.check(option, " ".join(values))
-        if self.refusal.note:
-            print(self.refusal.note, file=sys.stderr)
 
 
 def _told(text: str, config: object, world: World) -> str:

@@ -17,6 +17,7 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.describe import DescribeConfig
 from opt_trt.config.export_hf import ExportConfig
 from opt_trt.config.run import RunConfig
+from opt_trt.config.runtime import check_embedded
 from opt_trt.config.summarize import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
 
@@ -200,7 +201,7 @@ def test_what_the_system_refuses_comes_with_advice(error, line, capsys):
 
 
 def test_a_note_says_what_a_neutral_flag_means_here(capsys):
-    parse(RunConfig, [*REQUIRED[RunConfig], "--enable_context_fmha_fp32_acc"])
+    check_embedded(parse(RunConfig, [*REQUIRED[RunConfig], "--enable_context_fmha_fp32_acc"]).runtime_options())
     assert "always accumulates in fp32" in capsys.readouterr().err
 
 
