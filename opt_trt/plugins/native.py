@@ -6,6 +6,7 @@ open in one process, while loading a second copy of one from another path, which
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -28,6 +29,14 @@ SOURCES = (
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
 
 
+_T = "AtenTensorHandle"
+DIRECT_CALLS = {  # operators: what AOTInductor calls for them, defined in cpp/register.cpp
+    "gemm": f"AOTITorchError aoti_torch_cpu_gemm({_T}, {_T}, {_T}*, {_T}*, {_T}*, int32_t, int64_t, const int64_t*, "
+    f"int64_t, const int64_t*, int64_t, {_T}*)",
+    "attention": f"AOTITorchError aoti_torch_cpu_attention({_T}, {_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*)",
+}
+
+
 @dataclass(frozen=True)
 class NativeLibrary:
     """A compiled plugin library: the namespace of its operators, and its file."""
@@ -38,6 +47,17 @@ class NativeLibrary:
     def operators(self) -> Any:
         """`torch.ops.<namespace>`, loaded."""
         return load(self.namespace, str(self.path))
+
+    def direct_calls(self) -> dict[Any, list[str]]:
+        """Operators that compiled programs call by name, and how these are declared to them in C.
+
+        The name AOTInductor calls is the same for all libraries, the symbol it stands for is not.
+        """
+        operators = self.operators()
+        return {
+            getattr(operators, name).default: [f'{declaration} __asm__("{self.namespace}_{name}")']
+            for name, declaration in DIRECT_CALLS.items()
+        }
 
 
 def find_compiler() -> str:
@@ -95,6 +115,7 @@ def load(namespace: str, path: str) -> Any:
     operators = getattr(torch.ops, namespace)
     if not _registered(namespace):
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)  # compiled programs find its functions by name
         _register_shapes(namespace)
     return operators
 

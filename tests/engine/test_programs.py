@@ -104,6 +104,10 @@ def test_swapped_inputs_are_an_error_not_garbage(decoder):
         decoder._layer.run(inputs)
 
 
+def test_operators_are_called_by_name_without_a_dispatcher(engine):
+    assert "aoti_torch_proxy_executor_call_function" not in generated_sources(engine, "layer")
+
+
 def test_ids_outside_the_vocabulary_never_reach_a_program(open_session):
     session = open_session("pre-norm")
     for bad in (-1, 131):

@@ -147,7 +147,9 @@ def _compile_decoder(
     )
     choices = plan.choices()
     return {
-        spec.name: cached_program(spec, isa, (library.namespace, [choices[site] for site in sites]), cache_dir())
+        spec.name: cached_program(
+            spec, isa, (library.namespace, [choices[site] for site in sites]), cache_dir(), library.direct_calls()
+        )
         for spec, sites in specs
     }
 

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -31,6 +32,8 @@ from opt_trt.plugins import attention, collectives, gemm
 from opt_trt.plugins import ops as plugin_ops
 from opt_trt.plugins.native import compiler_version, find_compiler
 from opt_trt.quant import nibbles
+
+DirectCalls = Mapping[Any, list[str]]  # operator: declarations of the C function it is called by
 
 
 class _Avx512(cpu_vec_isa.VecAVX512):
@@ -54,7 +57,7 @@ def _vectors_of(isa: Isa) -> Iterator[None]:
         yield
 
 
-def compile_program(spec: ProgramSpec, isa: Isa, work_dir: Path) -> list[str]:
+def compile_program(spec: ProgramSpec, isa: Isa, direct_calls: DirectCalls, work_dir: Path) -> list[str]:
     """Compile one program; the files it consists of, in `work_dir`."""
     exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
     options = {
@@ -64,6 +67,7 @@ def compile_program(spec: ProgramSpec, isa: Isa, work_dir: Path) -> list[str]:
         "cpp.march": isa.march,
         "cpp.vec_isa_ok": True,
         "aot_inductor.check_lowerbound": False,
+        "aot_inductor.custom_ops_to_c_shims": direct_calls,
     }
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(work_dir)}
     with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings(), _vectors_of(isa):
@@ -73,14 +77,18 @@ def compile_program(spec: ProgramSpec, isa: Isa, work_dir: Path) -> list[str]:
     return [str(f) for f in files]
 
 
-def cached_program(spec: ProgramSpec, isa: Isa, extra: object, cache: Path) -> list[str]:
+def cached_program(
+    spec: ProgramSpec, isa: Isa, extra: object, cache: Path, direct_calls: DirectCalls | None = None
+) -> list[str]:
     """The files of one program, compiled now or taken from the cache directory."""
-    kept = cache / "programs" / f"{spec.name}-{program_key(spec, isa, extra)}"
+    direct_calls = direct_calls or {}
+    key = program_key(spec, isa, (extra, list(direct_calls.values())))
+    kept = cache / "programs" / f"{spec.name}-{key}"
     if not kept.is_dir():
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
         temporary.mkdir(parents=True, exist_ok=True)
         try:
-            for file in compile_program(spec, isa, cache / "inductor"):
+            for file in compile_program(spec, isa, direct_calls, cache / "inductor"):
                 shutil.copy(file, temporary)
             _put(temporary, kept)
         finally:

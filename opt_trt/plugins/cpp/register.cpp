@@ -7,8 +7,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdio>
 #include <map>
 #include <memory>
+#include <span>
 
 #include "../attention/paged.h"
 #include "../collectives/mpi.h"
@@ -42,42 +44,90 @@ void dispatch_weight(ScalarType type, Run run) {
   }
 }
 
-const float* optional_data(const std::optional<Tensor>& t) {
-  return t.has_value() ? static_cast<const float*>(t->data_ptr()) : nullptr;
+// What is asked of a tensor, through the C interface: no dispatcher, no reference counts.
+struct View {
+  AtenTensorHandle handle;
+
+  template <typename T>
+  T* data() const {
+    void* p;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &p));
+    return static_cast<T*>(p);
+  }
+  int64_t size(int64_t dim) const {
+    int64_t n;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_size(handle, dim, &n));
+    return n;
+  }
+  int32_t dtype() const {
+    int32_t type;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &type));
+    return type;
+  }
+  ScalarType type() const { return torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype())); }
+};
+
+const float* optional_data(const AtenTensorHandle* t) { return t ? View{*t}.data<const float>() : nullptr; }
+
+// fp32 [rows, columns], uninitialized.
+AtenTensorHandle new_matrix(int64_t rows, int64_t columns) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      2, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle));
+  return handle;
 }
 
+struct GemmTensors { View x, weight; const AtenTensorHandle *scale, *bias, *residual; };
+
+AtenTensorHandle run_gemm(
+    const GemmTensors& t, bool relu, int64_t n, std::span<const int64_t> buckets, std::span<const int64_t> rows) {
+  const opt_trt::Recorded recorded(opt_trt::kGemm);
+  const int64_t tokens = t.x.size(0), k = t.x.size(1);
+  const ScalarType type = t.weight.type();
+  const int64_t features = type == ScalarType::Byte ? (k + 1) / 2 : k;
+  STD_TORCH_CHECK(t.weight.size(1) == features, "gemm: x has ", k, " features, the weight ", t.weight.size(1));
+  const AtenTensorHandle y = new_matrix(tokens, n);
+  const opt_trt::Gemm g{
+      t.x.data<const float>(), t.weight.data<void>(), optional_data(t.scale), optional_data(t.bias),
+      optional_data(t.residual), View{y}.data<float>(), tokens, k, n, relu};
+  size_t bucket = 0;
+  while (bucket < buckets.size() && tokens > buckets[bucket]) ++bucket;
+  dispatch_weight(type, [&](auto w) { opt_trt::run_gemm<decltype(w)>(g, rows[bucket]); });
+  return y;
+}
+
+struct AttentionTensors { View qkv, cache, slot_mapping, query_start, kv_lens, block_tables; };
+
+AtenTensorHandle run_attention(const AttentionTensors& t, int64_t fused_from) {
+  const opt_trt::Recorded recorded(opt_trt::kAttention);
+  const int64_t tokens = t.qkv.size(0), heads = t.cache.size(2), head_size = t.cache.size(4);
+  STD_TORCH_CHECK(t.qkv.size(1) == 3 * heads * head_size, "attention: qkv has ", t.qkv.size(1), " features");
+  const AtenTensorHandle out = new_matrix(tokens, heads * head_size);
+  const opt_trt::Attention a{
+      t.qkv.data<const float>(), t.cache.data<void>(), t.slot_mapping.data<const int64_t>(),
+      t.query_start.data<const int32_t>(), t.kv_lens.data<const int32_t>(), t.block_tables.data<const int32_t>(),
+      View{out}.data<float>(), tokens, t.kv_lens.size(0), t.block_tables.size(1), heads, head_size, t.cache.size(3)};
+  dispatch(t.cache.type(), [&](auto c) { opt_trt::run_attention<decltype(c)>(a, fused_from); });
+  return out;
+}
+
+// The operators as Python and the tuner call them; compiled programs call the functions at the end of this file.
 Tensor gemm(
     Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
     bool relu, int64_t n, std::vector<int64_t> buckets, std::vector<int64_t> rows) {
-  const opt_trt::Recorded recorded(opt_trt::kGemm);
-  const int64_t tokens = x.size(0);
-  const int64_t features = weight.scalar_type() == ScalarType::Byte ? (x.size(1) + 1) / 2 : x.size(1);
-  STD_TORCH_CHECK(weight.size(1) == features, "gemm: x has ", x.size(1), " features, the weight ", weight.size(1));
-  Tensor y = torch::stable::new_empty(x, {tokens, n});
-  const opt_trt::Gemm g{
-      static_cast<const float*>(x.data_ptr()), weight.data_ptr(), optional_data(scale), optional_data(bias),
-      optional_data(residual), static_cast<float*>(y.data_ptr()), tokens, x.size(1), n, relu};
-  size_t bucket = 0;
-  while (bucket < buckets.size() && tokens > buckets[bucket]) ++bucket;
-  dispatch_weight(weight.scalar_type(), [&](auto w) { opt_trt::run_gemm<decltype(w)>(g, rows[bucket]); });
-  return y;
+  const auto handle = [](const std::optional<Tensor>& t) { return t ? t->get() : nullptr; };
+  const AtenTensorHandle some[] = {handle(scale), handle(bias), handle(residual)};
+  const auto given = [&](int i) { return some[i] ? &some[i] : nullptr; };
+  return Tensor(run_gemm({{x.get()}, {weight.get()}, given(0), given(1), given(2)}, relu, n, buckets, rows));
 }
 
 Tensor attention(
     Tensor qkv, Tensor cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens, Tensor block_tables,
     int64_t fused_from) {
-  const opt_trt::Recorded recorded(opt_trt::kAttention);
-  const int64_t heads = cache.size(2), head_size = cache.size(4);
-  STD_TORCH_CHECK(qkv.size(1) == 3 * heads * head_size, "attention: qkv has ", qkv.size(1), " features");
-  Tensor out = torch::stable::new_empty(qkv, {qkv.size(0), heads * head_size});
-  const opt_trt::Attention a{
-      static_cast<const float*>(qkv.data_ptr()), cache.data_ptr(),
-      static_cast<const int64_t*>(slot_mapping.data_ptr()), static_cast<const int32_t*>(query_start.data_ptr()),
-      static_cast<const int32_t*>(kv_lens.data_ptr()), static_cast<const int32_t*>(block_tables.data_ptr()),
-      static_cast<float*>(out.data_ptr()), qkv.size(0), kv_lens.size(0), block_tables.size(1), heads, head_size,
-      cache.size(3)};
-  dispatch(cache.scalar_type(), [&](auto c) { opt_trt::run_attention<decltype(c)>(a, fused_from); });
-  return out;
+  return Tensor(run_attention(
+      {{qkv.get()}, {cache.get()}, {slot_mapping.get()}, {query_start.get()}, {kv_lens.get()}, {block_tables.get()}},
+      fused_from));
 }
 
 // From now on `events` [N, 3] is told what runs, or no more; how many events were recorded before.
@@ -157,4 +207,43 @@ STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
   m.impl("join_mpi", TORCH_BOX(&join_mpi));
   m.impl("all_reduce", TORCH_BOX(&all_reduce));
   m.impl("all_gather", TORCH_BOX(&all_gather));
+}
+
+// What compiled programs call: by name, without a dispatcher, which takes 4 µs a call. The names carry the hash, too;
+// native.py declares these functions to the programs.
+#define OPT_TRT_JOIN(a, b) a##b
+#define OPT_TRT_NAME(space, function) OPT_TRT_JOIN(space, function)
+#define OPT_TRT_EXPORT(function) extern "C" [[gnu::visibility("default")]] AOTITorchError OPT_TRT_NAME(OPT_TRT_NAMESPACE, function)
+
+namespace {
+
+template <typename Run>
+AOTITorchError as_error_code(Run run) {
+  try {
+    run();
+    return AOTI_TORCH_SUCCESS;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "opt_trt: %s\n", error.what());
+    return AOTI_TORCH_FAILURE;
+  }
+}
+
+}  // namespace
+
+OPT_TRT_EXPORT(_gemm)(
+    AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* scale, AtenTensorHandle* bias,
+    AtenTensorHandle* residual, int32_t relu, int64_t n, const int64_t* buckets, int64_t num_buckets,
+    const int64_t* rows, int64_t num_rows, AtenTensorHandle* y) {
+  return as_error_code([&] {
+    *y = run_gemm(
+        {{x}, {weight}, scale, bias, residual}, relu, n, {buckets, size_t(num_buckets)}, {rows, size_t(num_rows)});
+  });
+}
+
+OPT_TRT_EXPORT(_attention)(
+    AtenTensorHandle qkv, AtenTensorHandle cache, AtenTensorHandle slot_mapping, AtenTensorHandle query_start,
+    AtenTensorHandle kv_lens, AtenTensorHandle block_tables, int64_t fused_from, AtenTensorHandle* out) {
+  return as_error_code([&] {
+    *out = run_attention({{qkv}, {cache}, {slot_mapping}, {query_start}, {kv_lens}, {block_tables}}, fused_from);
+  });
 }
