@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, noth
 from ceilings import measure_ceilings
 from engine import PRECISIONS, EngineRunner, make_engine, precision_of, shape_of
 from models import SHAPES, random_model
-from peers import PEERS, Choice, parse_choices
+from peers import Choice, parse_choices
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess, converted
 from report import OURS, Measurement, ceilings_line, rows_of, table
@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lm_head_precision", help="as build.py takes it")
     made.add_argument("--beside_deterministic", action="store_true", help="also an engine built --deterministic")
     made.add_argument("--engine_dir", type=Path, help="measure this engine instead of building one")
-    made.add_argument("--peers", default=",".join(PEERS), help="peers, or peer:variant, separated by commas")
+    made.add_argument(
+        "--peers", default="transformers,ctranslate2,openvino", help="peers, or peer:variant, separated by commas"
+    )
     made.add_argument("--batch_size", type=int, nargs="+", default=[1])
     made.add_argument("--input_len", type=int, default=200)
     made.add_argument("--output_len", type=int, default=64)
