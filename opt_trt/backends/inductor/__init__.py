@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from opt_trt.backends.inductor.build import build
+from pathlib import Path
+
 from opt_trt.backends.inductor.decoder import open_decoder
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
 from opt_trt.runtime.follow import Opening
@@ -20,6 +23,13 @@ def missing() -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
+    """Write an engine; see `builder.build`."""
+    from opt_trt.backends.inductor import builder  # torch's compiler takes a second to import, and running needs none
+
+    builder.build(checkpoint, config, out)
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:
