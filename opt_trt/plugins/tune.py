@@ -19,6 +19,7 @@ from opt_trt.quant import ALGORITHMS, MODES
 from opt_trt.shard import COLUMNS, placements
 
 LAST_BUCKET_TOKENS = 512
+MOST_FLOPS = 4 * 10**9  # of one timing: some hundredths of a second, in which the order of tactics no longer changes
 ATTENTION_KV_LEN = 512
 DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
 ROUNDS = "--deterministic: tokens that come alone are not rounded"
@@ -92,7 +93,7 @@ def _tune_gemm(
     linears = functools.cache(functools.partial(_linears, problem))  # not made where every time is known
     reasons = _gemm_reasons(problem, policy)
     rows: list[list[Timing]] = []
-    for tokens in _representatives(policy.max_num_tokens):
+    for tokens in representatives(2 * problem.n * problem.k, policy.max_num_tokens):
         call = _gemm_call(problem, tokens, generator)
         runs = {
             tactic: _gemm_run(native, problem, call, linears, tactic)
@@ -215,8 +216,11 @@ def _time(
     return [Timing(tactic, times.get(tactic.name), reason) for tactic, reason in reasons.items()]
 
 
-def _representatives(max_num_tokens: int) -> list[int]:
-    return [min(tokens, max_num_tokens) for tokens in (*BUCKETS, LAST_BUCKET_TOKENS)]
+def representatives(flops_per_token: int, max_num_tokens: int) -> list[int]:
+    """Tokens each bucket is timed at: the most it may have, or fewer where a product would take long."""
+    affordable = MOST_FLOPS // flops_per_token
+    spans = zip((0, *BUCKETS), (*BUCKETS, LAST_BUCKET_TOKENS), strict=True)
+    return [min(max(below + 1, min(most, affordable)), max_num_tokens) for below, most in spans]
 
 
 def _bucket_names() -> list[str]:

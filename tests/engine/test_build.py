@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, monkey
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", str(tmp_path / "e"))
 
-    monkeypatch.setattr(import_module("opt_trt.backends.inductor.build"), "write_rank", full)
+    monkeypatch.setattr(import_module("opt_trt.backends.inductor.builder"), "write_rank", full)
     with pytest.raises(OSError, match="No space left"):
         build_here(checkpoint, tmp_path / "e")
     assert [p.name for p in tmp_path.iterdir() if p.name != "model.cache"] == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,3 +196,16 @@ def test_two_builds_at_once_may_cache_the_same_program(tmp_path):
         (tmp_path / name / "program.so").touch()
         _put(tmp_path / name, tmp_path / "kept")
     assert (tmp_path / "kept" / "program.so").exists()
+
+
+def test_an_engine_is_opened_without_torchs_compiler(engine):
+    """Importing it takes longer than everything else between a command and its first token."""
+    code = """
+import sys
+from pathlib import Path
+from opt_trt.backends import open_engine
+from opt_trt.runtime.kv_cache import KvCacheLimit
+open_engine(Path(sys.argv[1]), KvCacheLimit(max_tokens=64))
+assert not [name for name in sys.modules if name.startswith("torch._inductor")]
+"""
+    subprocess.run([sys.executable, "-c", code, str(engine)], cwd=Path(__file__).parents[2], check=True)

@@ -83,7 +83,7 @@ def test_weights_of_another_engine_or_rank_are_refused(
 
 
 def test_as_many_ranks_are_written_at_a_time_as_workers_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
-    builder = import_module("opt_trt.backends.inductor.build")
+    builder = import_module("opt_trt.backends.inductor.builder")
     directory = checkpoint(tmp_path, tp_size=4)
     together, written = Barrier(2), []
 

@@ -10,6 +10,7 @@ import pytest
 from opt_trt.errors import UserError
 from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.timing import TimingCache, time_interleaved
+from opt_trt.plugins.tune import representatives
 
 A1, A2, B = Tactic("a1", "a", 1), Tactic("a2", "a", 2), Tactic("b", "b", 3)
 
@@ -111,3 +112,16 @@ def test_who_takes_long_and_twice_as_long_as_the_best_has_one_turn(monkeypatch):
     turns = []
     time_interleaved({"slow": lambda: (turns.append("slow"), time.sleep(0.02)), "fast": lambda: None}, nothing)
     assert turns == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("flops_per_token", "max_num_tokens", "tokens"),
+    [
+        (10**6, 8192, [1, 4, 16, 64, 256, 512]),
+        (40 * 10**6, 8192, [1, 4, 16, 64, 100, 257]),  # 4 GFLOP are 100 tokens
+        (10**9, 8192, [1, 4, 5, 17, 65, 257]),  # never outside of the bucket
+        (10**6, 30, [1, 4, 16, 30, 30, 30]),
+    ],
+)
+def test_a_bucket_is_timed_at_its_largest_step_that_does_not_take_long(flops_per_token, max_num_tokens, tokens):
+    assert representatives(flops_per_token, max_num_tokens) == tokens

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from opt_trt.backends.inductor.build import build
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.backends.inductor.isa import processor_flags
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
 from opt_trt.config.runtime import check_embedded
 from opt_trt.errors import UserError
 from opt_trt.plugins.native import find_compiler
@@ -36,6 +39,13 @@ def missing() -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
+    """Write an engine; see `builder.build`."""
+    from opt_trt.backends.inductor import builder  # torch's compiler takes a second to import, and running needs none
+
+    builder.build(checkpoint, config, out)
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:
