@@ -15,6 +15,7 @@ import torch
 
 from opt_trt import build as builder
 from opt_trt.backends import choose_backend, machine
+from opt_trt.backends.inductor import OLDEST_TORCH
 from opt_trt.backends.trtllm.failures import FAILURES, explain
 from opt_trt.backends.trtllm.process import run_builder
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release, known_release, missing
@@ -59,6 +60,7 @@ def test_auto_takes_tensorrt_llm_where_it_is_and_says_nothing(checkpoints, insta
     assert "backend" not in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.__version__ < OLDEST_TORCH, reason=f"the embedded backend needs torch {OLDEST_TORCH}")
 def test_auto_falls_to_the_embedded_backend_and_says_so_once(checkpoints, capsys, tmp_path):
     argv = ["--checkpoint_dir", str(checkpoints("fp16")), "--dry_run"]
     builder.build(parse(BuildConfig, argv))
