@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
 
 import torch
 from models import SHAPES, random_model

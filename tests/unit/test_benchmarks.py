@@ -1,0 +1,23 @@
+"""Benchmarks start as they are told to: from a checkout, nothing installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted(path for path in Path("benchmarks").glob("*.py") if 'if __name__ == "__main__"' in path.read_text())
+
+
+def test_there_are_benchmarks() -> None:
+    assert len(SCRIPTS) >= 6
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_says_how_to_run_it(script: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0 and f"python benchmarks/{script.name}" in shown.stdout, shown.stderr
