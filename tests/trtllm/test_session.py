@@ -172,6 +172,17 @@ def test_an_error_of_the_runner_is_one_line_and_the_session_goes_on(
     assert session.generate([Request((2,), 2)])[0].output_ids == (2, 4)
 
 
+def test_a_stream_that_broke_off_ends_its_session(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the executor still has of it would be taken for answers to the next call, which then never ends."""
+    session = double.open()
+    monkeypatch.setattr("tests.trtllm._runner.Call.parts", lambda self: _fails())
+    with pytest.raises(UserError, match="TensorRT-LLM failed: CUDA out of memory"):
+        list(session.stream([Request((1,), 2)]))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"a call broke off, .*; start again, or open the engine again"):
+        session.generate([Request((2,), 2)])
+
+
 def _fails():  # type: ignore[no-untyped-def]
     raise RuntimeError("CUDA out of memory\nwith a long story")
     yield

@@ -76,8 +76,10 @@ class RunnerSession:
 
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
         if self._runner.kind != PYTHON:
-            yield from _outputs(self._runner.live.generate(**given))
-            return
+            return _outputs(self._runner.live.generate(**given))
+        return self._call_of_all(given)
+
+    def _call_of_all(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
         with self._ranks.step(partial(pickle.dumps, given)):
             yield from _outputs(self._runner.live.generate(**given))
 
