@@ -238,3 +238,30 @@ def test_engines_older_than_the_three_keys_are_named(tmp_path) -> None:  # type:
     (tmp_path / "config.json").write_text('{"builder_config": {}, "plugin_config": {}}')
     with pytest.raises(UserError, match=r"is of TensorRT-LLM before 0\.8, whose engines no later release runs"):
         identify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ('{"version": "1", "pretrained_config": [], "build_config": {}}', "pretrained_config must be an object"),
+        ('{"version": "1", "pretrained_config": {}, "build_config": 3}', "build_config must be an object, found 3"),
+        (
+            '{"version": "1", "pretrained_config": {"mapping": [1]}, "build_config": {}}',
+            "mapping must say a world_size",
+        ),
+        (
+            '{"version": "1", "pretrained_config": {"mapping": {"world_size": "x"}}, "build_config": {}}',
+            "mapping .*'x'",
+        ),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path, config: str, problem: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=rf"config\.json: {problem}.*; build the engine again"):
+        identify(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [{"max_batch_size": "8"}, {"max_seq_len": "48"}, {"gather_context_logits": 1}])
+def test_a_damaged_limit_is_named(double: Double, limit: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"build_config has no usable {next(iter(limit))}; build the engine again"):
+        double.open(**limit)
