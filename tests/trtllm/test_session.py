@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from opt_trt import LLM, SamplingParams
+from opt_trt.backends import open_engine
 from opt_trt.backends.identity import identify
 from opt_trt.config import sampling
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
+from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
 from tests.trtllm._sessions import Double
@@ -265,3 +267,31 @@ def test_a_damaged_configuration_is_named(tmp_path, config: str, problem: str) -
 def test_a_damaged_limit_is_named(double: Double, limit: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"build_config has no usable {next(iter(limit))}; build the engine again"):
         double.open(**limit)
+
+
+@pytest.mark.parametrize(("built_by", "advice"), [
+    ("1.0.0", r"it was built by TensorRT-LLM 1\.0\.0: build it again, or install that release"),
+    ("1.2.1", "--log_level verbose shows where"),
+])  # fmt: skip
+def test_an_engine_that_does_not_open_says_who_built_it(
+    double: Double, monkeypatch: pytest.MonkeyPatch, built_by: str, advice: str
+) -> None:
+    path = double.engine() / "config.json"
+    path.write_text(path.read_text().replace('"version": "1.2.1"', f'"version": "{built_by}"'))
+
+    def fails(self: object, *given: object) -> None:
+        raise RuntimeError("Version tag does not match\nand more")
+
+    monkeypatch.setattr("tests.trtllm._runner.Runner.__init__", fails)
+    with pytest.raises(UserError, match=rf"TensorRT-LLM 1\.2\.1 cannot open .*: Version tag does not match; {advice}$"):
+        open_engine(path.parent, KvCacheLimit())
+
+
+def test_a_package_that_does_not_load_is_named(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise RuntimeError("cannot load MPI library")
+
+    monkeypatch.setattr("opt_trt.backends.trtllm.runner.missing", lambda: None)
+    monkeypatch.setattr("opt_trt.backends.trtllm.runner.import_module", fails)
+    with pytest.raises(UserError, match="which TensorRT-LLM runs: cannot load MPI library; pip install"):
+        double.open()
