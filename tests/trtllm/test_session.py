@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from opt_trt import LLM, SamplingParams
-from opt_trt.backends import open_engine
+from opt_trt.backends import open_engine, open_rank
 from opt_trt.backends.identity import identify
 from opt_trt.config import sampling
 from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
+from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.ranks import Alone
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
 from tests.trtllm._sessions import Double
@@ -123,6 +126,22 @@ def test_an_engine_that_gathers_context_logits_is_not_streamed(double: Double) -
     session = double.open(gather_context_logits=True)
     assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
     assert not double.seen.calls[0]["streaming"]
+
+
+class First(Alone):
+    """The rank that leads others, which do as it says elsewhere."""
+
+    local_size = 2
+
+
+@BOTH
+def test_several_ranks_of_the_python_session_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
+    """They would wait for one another between two tokens: the tokens come together, and are the same."""
+    engine = double.engine(world_size=2)
+    opening = Opening(engine, KvCacheLimit(), Scheduling(), options, identify(engine).fingerprint)
+    session = open_rank(opening, First())
+    assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
+    assert double.seen.calls[0]["streaming"] == (options != PYTHON)
 
 
 @pytest.mark.parametrize("plugins", [

@@ -27,6 +27,7 @@ class TrtEngine:
     version: str  # of the TensorRT-LLM that built it
     spec: DecoderSpec
     max_beam_width: int
+    world_size: int
 
 
 def read_engine(directory: Path) -> TrtEngine:
@@ -42,7 +43,9 @@ def read_engine(directory: Path) -> TrtEngine:
     if wrong:
         raise UserError(f"{path}: build_config has no usable {', '.join(wrong)}; build the engine again")
     model = ModelConfig.from_dict(pretrained, path)
-    return TrtEngine(directory, str(values["version"]), _spec(model, limits), limits["max_beam_width"])
+    return TrtEngine(
+        directory, str(values["version"]), _spec(model, limits), limits["max_beam_width"], model.mapping.world_size
+    )
 
 
 def _spec(model: ModelConfig, limits: dict[str, Any]) -> DecoderSpec:

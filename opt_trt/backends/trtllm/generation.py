@@ -21,11 +21,12 @@ Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # a call; yi
 class RunnerGeneration:
     """An `InFlight`. Requests that come while a call runs wait for the next one, and are put together there.
 
-    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others.
+    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others. `can_stream`
+    says whether tokens may be asked for as they come; otherwise they come together.
     """
 
-    def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate) -> None:
-        self._runner, self._spec, self._generate = runner, spec, generate
+    def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate, can_stream: bool) -> None:
+        self._runner, self._spec, self._generate, self._can_stream = runner, spec, generate, can_stream
         self._queue: list[TokenSequence] = []
         self._flights: list[Flight] = []
         self._outputs: Iterator[Mapping[str, Any]] | None = None
@@ -79,9 +80,8 @@ class RunnerGeneration:
         self._last: Outputs | None = None
 
     def _streams(self, rows: Sequence[Row]) -> bool:
-        """Engines that gather context logits want them in every part of a stream, and get them in the first."""
         wanted = any(row.is_watched for row in rows) and not any(row.is_whole for row in rows)
-        return wanted and not self._spec.gather_context_logits
+        return wanted and self._can_stream
 
     def _receive(self) -> None:
         """The next part of the running call's output, or its end."""
