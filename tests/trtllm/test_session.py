@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +19,14 @@ from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
-from opt_trt.runtime.follow import Opening
+from opt_trt.runtime.follow import OPEN, Opening, follow
 from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.ranks import Alone
+from opt_trt.runtime.ranks import Alone, index_bytes
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
-from tests.trtllm._sessions import Double
+from tests.trtllm._facts import load
+from tests.trtllm._runner import Seen
+from tests.trtllm._sessions import Double, installed
 from tests.unit._decoders import expected_output
 
 PYTHON = RuntimeOptions(use_py_session=True)
@@ -314,3 +319,24 @@ def test_a_package_that_does_not_load_is_named(double: Double, monkeypatch: pyte
     monkeypatch.setattr("opt_trt.backends.trtllm.runner.import_module", fails)
     with pytest.raises(UserError, match="which TensorRT-LLM runs: cannot load MPI library; pip install"):
         double.open()
+
+
+def test_what_the_leader_closes_is_shut_down_on_the_others_at_once(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Its executor holds the GPU's memory, which the next engine needs."""
+    seen = Seen()
+    engine = Double(tmp_path, seen).engine(world_size=2)
+    opening = Opening(engine, KvCacheLimit(), Scheduling(), fingerprint=identify(engine).fingerprint)
+    messages = [index_bytes(OPEN) + pickle.dumps(opening), index_bytes(0)]
+    shut_down: list[int] = []
+
+    def receive() -> bytes:
+        shut_down.append(seen.num_shut_down)
+        return messages.pop(0) if messages else b""
+
+    world = SimpleNamespace(is_leader=False, rank=1, local_size=2)
+    follower = SimpleNamespace(
+        world=world, num_sessions=0, step_timeout=None, section=nullcontext, receive=receive
+    )  # fmt: skip
+    with installed(load("1.2").facts, seen, rank=1):
+        follow(follower, open_rank)  # type: ignore[arg-type]
+    assert shut_down == [0, 0, 1]
