@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from opt_trt.backends.engine import CONFIG, read_engine_config
 from opt_trt.config.json_file import read_json
@@ -30,8 +31,21 @@ def identify(engine_dir: Path) -> Identity:
     if "builder_config" in values:
         raise UserError(f"{path} is of TensorRT-LLM before 0.8, whose engines no later release runs; build it again")
     if values.get("backend", TENSORRT) == TENSORRT and all(key in values for key in THREE_KEYS):
-        mapping = values["pretrained_config"].get("mapping") or {}
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        return Identity(TENSORRT, int(mapping.get("world_size", 1)), digest)
+        return Identity(TENSORRT, _world_size(values, path), digest)
     config = read_engine_config(engine_dir)
     return Identity(config.backend, config.pretrained_config.mapping.world_size, config.fingerprint())
+
+
+def _world_size(values: dict[str, Any], path: Path) -> int:
+    """The ranks of a TensorRT engine; `UserError` where its parts are not what they must be."""
+    for key in THREE_KEYS[1:]:
+        if not isinstance(values[key], dict):
+            raise UserError(f"{path}: {key} must be an object, found {values[key]!r}; build the engine again")
+    mapping = values["pretrained_config"].get("mapping") or {}
+    size = mapping.get("world_size", 1) if isinstance(mapping, dict) else None
+    if type(size) is not int or size < 1:
+        raise UserError(
+            f"{path}: mapping must say a world_size of at least 1, found {mapping!r}; build the engine again"
+        )
+    return size

@@ -54,4 +54,4 @@ def follow(communicator: Communicator, open_session: OpenSession) -> None:
             elif content:
                 sessions[index].obey(content)
             else:  # closed
-                del sessions[index]
+                sessions.pop(index).close()

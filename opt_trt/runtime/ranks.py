@@ -79,8 +79,9 @@ class SessionRanks:
             yield
 
     def close(self) -> None:
-        """See `Ranks.close`: a message without a plan."""
-        self._communicator.send_soon(index_bytes(self._index))
+        """See `Ranks.close`: a message without a plan, of the leader's."""
+        if self._communicator.world.is_leader:
+            self._communicator.send_soon(index_bytes(self._index))
 
 
 def index_bytes(index: int) -> bytes:

@@ -264,5 +264,6 @@ class Call:
             case "cum_log_probs":
                 ended = [n < self.max_new_tokens for n in ns]
                 last = 0.25 * self.facts["runner_lengths"]["end_id_has_cum_log_prob"]["value"]
-                return torch.tensor([-0.5 * n - last * end for n, end in zip(ns, ended, strict=True)])
+                kept = bool(self.given.get(fact["zero_without"]))
+                return torch.tensor([(-0.5 * n - last * end) * kept for n, end in zip(ns, ended, strict=True)])
         raise AssertionError(key)

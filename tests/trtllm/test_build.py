@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from opt_trt import build as builder
-from opt_trt.backends import choose_backend, machine
-from opt_trt.backends.inductor import OLDEST_TORCH
+from opt_trt.backends import choose_backend, load_backend, machine
 from opt_trt.backends.trtllm.failures import FAILURES, explain
 from opt_trt.backends.trtllm.process import run_builder
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release, known_release, missing
@@ -60,8 +59,9 @@ def test_auto_takes_tensorrt_llm_where_it_is_and_says_nothing(checkpoints, insta
     assert "backend" not in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.__version__ < OLDEST_TORCH, reason=f"the embedded backend needs torch {OLDEST_TORCH}")
 def test_auto_falls_to_the_embedded_backend_and_says_so_once(checkpoints, capsys, tmp_path):
+    if lacking := load_backend("inductor").missing():
+        pytest.skip(f"backend inductor: {lacking}")
     argv = ["--checkpoint_dir", str(checkpoints("fp16")), "--dry_run"]
     builder.build(parse(BuildConfig, argv))
     out = capsys.readouterr().out
@@ -185,6 +185,8 @@ def test_a_version_is_for_dry_runs(checkpoints, install_double):
         ("fp16", {}, ["--target_isa", "avx2"], "--target_isa avx2 is not supported: TensorRT engines"),
         ("fp16", {}, ["--lm_head_precision", "int8"], "--lm_head_precision int8 is not supported"),
         ("fp16", {}, ["--paged_kv_cache", "disable", "--kv_cache_type", "paged"], "--paged_kv_cache disable is --kv_c"),
+        ("fp16", {}, ["--gpt_attention_plugin", "disable", "--paged_kv_cache"], "--kv_cache_type paged needs the att"),
+        ("fp16", {}, ["--gpt_attention_plugin", "disable", "--remove_input_padding"], "--remove_input_padding enable "),
         ("fp16", {}, ["--context_fmha_fp32_acc"], r"take it, not 1\.2's; .*give --enable_context_fmha_fp32_acc to run"),
         ("fp16", {}, ["--lookup_plugin", "float16"], "0.10 to 0.11 take it, not 1.2's; embedding lookup needs no"),
     ],
@@ -229,6 +231,8 @@ def test_a_missing_rank_and_a_ragged_vocabulary_are_named(checkpoints, install_d
 
 LINES = {  # of the builder, TensorRT, Python and the system, with what must be said of them
     "build.py: error: unrecognized arguments: --new": "flags are not those known of this release",
+    "RuntimeError: cannot load MPI library": "there is no MPI it can load; install the system's",
+    "ImportError: libmpi.so.40: cannot open shared object file": "there is no MPI it can load",
     "ImportError: libnvinfer.so.10: cannot open shared object file": "its tensorrt, torch or CUDA is of another",
     "IRuntime::deserializeCudaEngine: Error Code 1: Version tag does not match": "is of another TensorRT; delete",
     "INT8/INT4 quantization is not supported on SM>=100.": "convert without --use_weight_only",

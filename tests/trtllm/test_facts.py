@@ -40,6 +40,7 @@ def test_every_fact_is_read_somewhere_or_says_why_it_is_inferred(name):
 @pytest.mark.parametrize("name", releases())
 def test_any_changed_fact_is_noticed(name):
     release = load(name)
+    assert failing(release.facts) is None, "what notices a change must not complain without one"
     told = section(release, release.facts)
     unnoticed = [
         what
@@ -51,6 +52,7 @@ def test_any_changed_fact_is_noticed(name):
 
 def test_what_the_backend_relies_on_is_noticed_without_the_page():
     release = load("1.2")
+    assert failing(release.facts) is None
     given = relied_on(Release(1, 2))
     of = {part: release.facts[part] for part in RELIED_ON}
     of |= {part: {n: v for n, v in release.facts[part].items() if n in given} for part in ("flags", "plugin_config")}

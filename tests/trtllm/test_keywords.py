@@ -76,7 +76,8 @@ CHOSEN: dict[str, tuple[dict[str, Any], Any, Any]] = {
                   {"bad_words_list": [[[4], [5, 6]]]}),
     "logit_bias": ({"logit_bias": ((4, 1.0),)}, REFUSED, REFUSED),
     "random_seed": ({"random_seed": 7}, {"random_seed": 7}, {"random_seed": 7}),
-    "num_beams": ({"num_beams": 3}, {"num_beams": 3, "output_cum_log_probs": True}, {"num_beams": 3}),
+    "num_beams": ({"num_beams": 3}, {"num_beams": 3, "output_log_probs": True, "output_cum_log_probs": True},
+                  {"num_beams": 3}),
     "length_penalty": ({"num_beams": 2, "length_penalty": 0.5}, {"length_penalty": 0.5}, {"length_penalty": 0.5}),
     "early_stopping": ({"num_beams": 2, "early_stopping": 0}, {"early_stopping": 0}, {"early_stopping": 0}),
     "beam_search_diversity_rate": ({"num_beams": 2, "beam_search_diversity_rate": 0.5},
@@ -172,7 +173,7 @@ def test_options_of_a_request_reach_generate(double: Double, option: str, runner
         return
     session.generate([request])
     [call] = double.seen.calls
-    own = {"min_p": 0.0, "output_log_probs": False} if runner == CPP else {}
+    own = {"min_p": 0.0, "output_log_probs": "num_beams" in given} if runner == CPP else {}
     assert {name: call.get(name) for name in expected} == expected
     others = {name: value for name, value in (GREEDILY | own).items() if name not in expected and name not in given}
     assert {name: call[name] for name in others if given.get("top_k", 1) == 1} == {

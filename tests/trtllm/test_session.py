@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from opt_trt import LLM, SamplingParams
+from opt_trt.backends import open_engine, open_rank
 from opt_trt.backends.identity import identify
 from opt_trt.config import sampling
 from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
+from opt_trt.runtime.follow import OPEN, Opening, follow
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.ranks import Alone, index_bytes
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
-from tests.trtllm._sessions import Double
+from tests.trtllm._facts import load
+from tests.trtllm._runner import Seen
+from tests.trtllm._sessions import Double, installed
 from tests.unit._decoders import expected_output
 
 PYTHON = RuntimeOptions(use_py_session=True)
@@ -123,6 +133,22 @@ def test_an_engine_that_gathers_context_logits_is_not_streamed(double: Double) -
     assert not double.seen.calls[0]["streaming"]
 
 
+class First(Alone):
+    """The rank that leads others, which do as it says elsewhere."""
+
+    local_size = 2
+
+
+@BOTH
+def test_several_ranks_of_the_python_session_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
+    """They would wait for one another between two tokens: the tokens come together, and are the same."""
+    engine = double.engine(world_size=2)
+    opening = Opening(engine, KvCacheLimit(), Scheduling(), options, identify(engine).fingerprint)
+    session = open_rank(opening, First())
+    assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
+    assert double.seen.calls[0]["streaming"] == (options != PYTHON)
+
+
 @pytest.mark.parametrize("plugins", [
     {"gpt_attention_plugin": None}, {"remove_input_padding": False},
 ])  # fmt: skip
@@ -170,6 +196,17 @@ def test_an_error_of_the_runner_is_one_line_and_the_session_goes_on(
         session.generate([Request((1,), 2)])
     monkeypatch.undo()
     assert session.generate([Request((2,), 2)])[0].output_ids == (2, 4)
+
+
+def test_a_stream_that_broke_off_ends_its_session(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the executor still has of it would be taken for answers to the next call, which then never ends."""
+    session = double.open()
+    monkeypatch.setattr("tests.trtllm._runner.Call.parts", lambda self: _fails())
+    with pytest.raises(UserError, match="TensorRT-LLM failed: CUDA out of memory"):
+        list(session.stream([Request((1,), 2)]))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"a call broke off, .*; start again, or open the engine again"):
+        session.generate([Request((2,), 2)])
 
 
 def _fails():  # type: ignore[no-untyped-def]
@@ -227,3 +264,79 @@ def test_engines_older_than_the_three_keys_are_named(tmp_path) -> None:  # type:
     (tmp_path / "config.json").write_text('{"builder_config": {}, "plugin_config": {}}')
     with pytest.raises(UserError, match=r"is of TensorRT-LLM before 0\.8, whose engines no later release runs"):
         identify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ('{"version": "1", "pretrained_config": [], "build_config": {}}', "pretrained_config must be an object"),
+        ('{"version": "1", "pretrained_config": {}, "build_config": 3}', "build_config must be an object, found 3"),
+        (
+            '{"version": "1", "pretrained_config": {"mapping": [1]}, "build_config": {}}',
+            "mapping must say a world_size",
+        ),
+        (
+            '{"version": "1", "pretrained_config": {"mapping": {"world_size": "x"}}, "build_config": {}}',
+            "mapping .*'x'",
+        ),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path, config: str, problem: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=rf"config\.json: {problem}.*; build the engine again"):
+        identify(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [{"max_batch_size": "8"}, {"max_seq_len": "48"}, {"gather_context_logits": 1}])
+def test_a_damaged_limit_is_named(double: Double, limit: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"build_config has no usable {next(iter(limit))}; build the engine again"):
+        double.open(**limit)
+
+
+@pytest.mark.parametrize(("built_by", "advice"), [
+    ("1.0.0", r"it was built by TensorRT-LLM 1\.0\.0: build it again, or install that release"),
+    ("1.2.1", "--log_level verbose shows where"),
+])  # fmt: skip
+def test_an_engine_that_does_not_open_says_who_built_it(
+    double: Double, monkeypatch: pytest.MonkeyPatch, built_by: str, advice: str
+) -> None:
+    path = double.engine() / "config.json"
+    path.write_text(path.read_text().replace('"version": "1.2.1"', f'"version": "{built_by}"'))
+
+    def fails(self: object, *given: object) -> None:
+        raise RuntimeError("Version tag does not match\nand more")
+
+    monkeypatch.setattr("tests.trtllm._runner.Runner.__init__", fails)
+    with pytest.raises(UserError, match=rf"TensorRT-LLM 1\.2\.1 cannot open .*: Version tag does not match; {advice}$"):
+        open_engine(path.parent, KvCacheLimit())
+
+
+def test_a_package_that_does_not_load_is_named(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise RuntimeError("cannot load MPI library")
+
+    monkeypatch.setattr("opt_trt.backends.trtllm.runner.missing", lambda: None)
+    monkeypatch.setattr("opt_trt.backends.trtllm.runner.import_module", fails)
+    with pytest.raises(UserError, match="which TensorRT-LLM runs: cannot load MPI library; pip install"):
+        double.open()
+
+
+def test_what_the_leader_closes_is_shut_down_on_the_others_at_once(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Its executor holds the GPU's memory, which the next engine needs."""
+    seen = Seen()
+    engine = Double(tmp_path, seen).engine(world_size=2)
+    opening = Opening(engine, KvCacheLimit(), Scheduling(), fingerprint=identify(engine).fingerprint)
+    messages = [index_bytes(OPEN) + pickle.dumps(opening), index_bytes(0)]
+    shut_down: list[int] = []
+
+    def receive() -> bytes:
+        shut_down.append(seen.num_shut_down)
+        return messages.pop(0) if messages else b""
+
+    world = SimpleNamespace(is_leader=False, rank=1, local_size=2)
+    follower = SimpleNamespace(
+        world=world, num_sessions=0, step_timeout=None, section=nullcontext, receive=receive
+    )  # fmt: skip
+    with installed(load("1.2").facts, seen, rank=1):
+        follow(follower, open_rank)  # type: ignore[arg-type]
+    assert shut_down == [0, 0, 1]

@@ -15,6 +15,7 @@ from opt_trt.step import DecoderSpec
 
 LIMITS = ("max_batch_size", "max_input_len", "max_num_tokens", "max_beam_width")
 SWITCHES = ("gather_context_logits", "gather_generation_logits")
+OPTIONAL = {"max_seq_len": int, "plugin_config": dict}  # null or absent: not given
 DEFAULT_BLOCK = 32  # tokens; of `tokens_per_block` where nothing else is said
 
 
@@ -26,6 +27,7 @@ class TrtEngine:
     version: str  # of the TensorRT-LLM that built it
     spec: DecoderSpec
     max_beam_width: int
+    world_size: int
 
 
 def read_engine(directory: Path) -> TrtEngine:
@@ -37,10 +39,13 @@ def read_engine(directory: Path) -> TrtEngine:
         raise UserError(f"{path} is of {pretrained.get('architecture')!r}, expected 'OPTForCausalLM'; build an OPT")
     wrong = [key for key in LIMITS if type(limits.get(key)) is not int]
     wrong += [key for key in SWITCHES if type(limits.get(key, False)) is not bool]
+    wrong += [key for key, kind in OPTIONAL.items() if not isinstance(limits.get(key), kind | None)]
     if wrong:
         raise UserError(f"{path}: build_config has no usable {', '.join(wrong)}; build the engine again")
     model = ModelConfig.from_dict(pretrained, path)
-    return TrtEngine(directory, str(values["version"]), _spec(model, limits), limits["max_beam_width"])
+    return TrtEngine(
+        directory, str(values["version"]), _spec(model, limits), limits["max_beam_width"], model.mapping.world_size
+    )
 
 
 def _spec(model: ModelConfig, limits: dict[str, Any]) -> DecoderSpec:

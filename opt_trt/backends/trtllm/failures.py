@@ -24,6 +24,8 @@ class Failure:
 FAILURES = (
     Failure(r"unrecognized arguments|invalid choice: |argument --\w+: ",
             "its flags are not those known of this release; install tensorrt_llm==1.2.1"),
+    Failure(r"cannot load MPI library|libmpi\S*: cannot open shared object",
+            "there is no MPI it can load; install the system's: apt-get install libopenmpi-dev"),
     Failure(r"^(ImportError|ModuleNotFoundError)|undefined symbol|cannot open shared object",
             "the package does not load: its tensorrt, torch or CUDA is of another version than its wheel needs; "
             "install tensorrt_llm==1.2.1 into an environment of its own"),

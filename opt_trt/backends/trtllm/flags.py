@@ -15,6 +15,8 @@ from opt_trt.errors import UserError
 FIRST_1_0 = Release(1, 0)
 PAGED = {"enable": "paged", "disable": "continuous"}  # --paged_kv_cache in the words of --kv_cache_type
 WITHOUT_ATTENTION = {"kv_cache": "continuous", "context_fmha": "disable", "remove_input_padding": "disable"}
+NEEDS_ATTENTION = {"kv_cache": "paged", "remove_input_padding": "enable", "use_paged_context_fmha": "enable"}
+FLAGS = {"kv_cache": "kv_cache_type"}  # where a setting has another name
 REFUSED = {
     "deterministic": Refusal("TensorRT chooses its tactics by their times alone; give --backend inductor"),
     "target_isa": Refusal("TensorRT engines run on GPUs; give --backend inductor"),
@@ -106,8 +108,19 @@ def settings(config: BuildConfig, model: ModelConfig, release: Release) -> dict[
     if release == OLDEST:
         values |= _older(values, max_seq_len, model.dtype)
     if config.gpt_attention_plugin == "disable":
-        values |= {name: values[name] or without for name, without in WITHOUT_ATTENTION.items()}
+        values |= _without_attention(values)
     return values
+
+
+def _without_attention(values: dict[str, Any]) -> dict[str, Any]:
+    """What needs the attention plugin, off; `UserError` where it was asked for."""
+    for name, needy in NEEDS_ATTENTION.items():
+        if values[name] == needy:
+            raise UserError(
+                f"--{FLAGS.get(name, name)} {needy} needs the attention plugin, found --gpt_attention_plugin disable; "
+                "drop one of the two"
+            )
+    return {name: values[name] or without for name, without in WITHOUT_ATTENTION.items()}
 
 
 def _older(values: dict[str, Any], max_seq_len: int, dtype: str) -> dict[str, Any]:
@@ -129,7 +142,7 @@ def _kv_cache(config: BuildConfig) -> str | None:
 
 
 def _no_word(name: str, value: Any, release: Release) -> str:
-    given = {"kv_cache": "kv_cache_type"}.get(name, name)
+    given = FLAGS.get(name, name)
     shown = f"--{given}" if value is True else f"--{given} {value}"
     words = [w for w in WORDS if w.setting == name and w.says(str(value)) is not None]
     advice = ADVICE.get(name, "drop the flag, or install another release")

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
 from opt_trt.backends.trtllm.flight import Flight
+from opt_trt.backends.trtllm.keywords import CPP
 from opt_trt.backends.trtllm.outputs import Outputs
 from opt_trt.backends.trtllm.runner import Runner, first_line
 from opt_trt.errors import UserError
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import DecoderSpec
 
+Answer = TypeVar("Answer")
 Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # a call; yields its output as it grows
 
 
 class RunnerGeneration:
     """An `InFlight`. Requests that come while a call runs wait for the next one, and are put together there.
 
-    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others.
+    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others. `can_stream`
+    says whether tokens may be asked for as they come; otherwise they come together.
     """
 
-    def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate) -> None:
-        self._runner, self._spec, self._generate = runner, spec, generate
+    def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate, can_stream: bool) -> None:
+        self._runner, self._spec, self._generate, self._can_stream = runner, spec, generate, can_stream
         self._queue: list[TokenSequence] = []
         self._flights: list[Flight] = []
         self._outputs: Iterator[Mapping[str, Any]] | None = None
+        self._is_stream = self._is_broken = False
 
     def submit(self, sequence: TokenSequence) -> None:
         """Queue a sequence."""
@@ -44,6 +48,8 @@ class RunnerGeneration:
         except BaseException as error:  # Ctrl-C included: nobody may wait for ever
             for sequence in (*self._queue, *(flight.sequence for flight in self._flights)):
                 sequence.fail(error)
+            goes_on = not isinstance(error, Exception) or (self._is_stream and self._outputs is not None)
+            self._is_broken |= goes_on and self._runner.kind == CPP
             self._queue, self._flights, self._outputs = [], [], None
             raise
 
@@ -60,6 +66,8 @@ class RunnerGeneration:
 
     def _begin(self) -> None:
         """Start the next call, when the one before has given back its place: the runner has room for one."""
+        if self._is_broken:  # the executor would give answers of that call to the next one, which waits for ever
+            raise UserError("a call broke off, and TensorRT-LLM goes on with it; start again, or open the engine again")
         while self._outputs is not None:
             self._receive()
         rows = next_rows(self._queue, self._spec.max_batch_size)
@@ -67,29 +75,35 @@ class RunnerGeneration:
         self._queue = [sequence for sequence in self._queue if sequence not in taken]
         self._flights = [Flight(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
         self._is_stream = self._streams(rows)
-        self._outputs = self._generate(arguments(rows, self._runner, self._spec, self._is_stream))
+        given = arguments(rows, self._runner, self._spec, self._is_stream)
+        self._outputs = _told(lambda: self._generate(given))
         self._last: Outputs | None = None
 
     def _streams(self, rows: Sequence[Row]) -> bool:
-        """Engines that gather context logits want them in every part of a stream, and get them in the first."""
         wanted = any(row.is_watched for row in rows) and not any(row.is_whole for row in rows)
-        return wanted and not self._spec.gather_context_logits
+        return wanted and self._can_stream
 
     def _receive(self) -> None:
         """The next part of the running call's output, or its end."""
-        assert self._outputs is not None
-        try:
-            tensors = next(self._outputs, None)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"TensorRT-LLM failed: {first_line(error)}; --log_level verbose shows where") from error
+        outputs = self._outputs
+        assert outputs is not None
+        tensors = _told(lambda: next(outputs, None))
         if tensors is not None:
             self._last = Outputs(tensors, self._spec.vocab_size)
             for flight in self._flights:
                 flight.take(self._last)
             if self._is_stream:
                 return
-            next(self._outputs, None)  # there is one: now the call has ended
+            next(outputs, None)  # there is one: now the call has ended
         self._outputs = None
         for flight in self._flights:
             assert self._last is not None
             flight.finish(self._last)
+
+
+def _told(call: Callable[[], Answer]) -> Answer:
+    """What the runner answers; its errors in one line."""
+    try:
+        return call()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"TensorRT-LLM failed: {first_line(error)}; --log_level verbose shows where") from error

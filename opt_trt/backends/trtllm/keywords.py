@@ -89,7 +89,7 @@ VALUES: dict[str, Callable[[SamplingParams], Any]] = {
     "top_p": lambda s: (s.top_p or 1.0) if s.draws else 0.0,
     "no_repeat_ngram_size": lambda s: s.no_repeat_ngram_size or None,
     "min_length": lambda s: s.min_length or None,
-    "log_probs": lambda s: s.log_probs is not None,
+    "log_probs": lambda s: s.log_probs is not None or s.num_beams > 1,  # a beam's sum comes with what it sums
 }
 PER_PROMPT = ("bad_words", "sequence")  # whoever makes a call of several prompts gives these
 

@@ -40,11 +40,18 @@ def open_runner(engine: TrtEngine, opening: Opening, rank: int) -> Runner:
             engine_dir=str(engine.directory), rank=rank, **_arguments(given, live_class, kind, package.__version__)
         )
     except (RuntimeError, AssertionError, OSError) as error:
-        raise UserError(f"TensorRT-LLM cannot open {engine.directory}: {first_line(error)}") from error
+        raise UserError(_unopened(engine, package.__version__, error)) from error
     each_call = {name: given[name] for name in AT_EACH_CALL if kind == PYTHON and given[name] is not None}
     if "max_attention_window_size" in each_call:
         each_call["max_attention_window_size"] = max(each_call["max_attention_window_size"])
     return Runner(live, kind, release, each_call)
+
+
+def _unopened(engine: TrtEngine, version: str, error: BaseException) -> str:
+    told = f"TensorRT-LLM {version} cannot open {engine.directory}: {first_line(error)}"
+    if engine.version == version:
+        return f"{told}; --log_level verbose shows where"
+    return f"{told}; it was built by TensorRT-LLM {engine.version}: build it again, or install that release"
 
 
 def first_line(error: BaseException) -> str:
@@ -55,7 +62,7 @@ def first_line(error: BaseException) -> str:
 def _import() -> tuple[Any, Any]:
     try:
         package, runtime = import_module(PACKAGE), import_module(f"{PACKAGE}.runtime")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # mpi4py without an MPI raises the last
         reason = missing() or f"{first_line(error)}; {INSTALL}"
         raise UserError(f"this is a TensorRT engine, which TensorRT-LLM runs: {reason}") from error
     if not hasattr(runtime, PYTHON):

@@ -31,7 +31,10 @@ class RunnerSession:
         told = options.gather_generation_logits or runner.kind == PYTHON
         self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or told)
         self._engine, self._runner, self._ranks = engine, runner, ranks
-        self.generation = RunnerGeneration(runner, self.spec, self._call)
+        # Engines that gather context logits want them in every part of a stream, and get them in the first; ranks of
+        # the Python session must not wait for one another as long as somebody takes to read a token.
+        can_stream = not self.spec.gather_context_logits and (runner.kind != PYTHON or engine.world_size == 1)
+        self.generation = RunnerGeneration(runner, self.spec, self._call, can_stream)
         self._shut_down = runner.live.executor.shutdown if hasattr(runner.live, "executor") else _nothing
         atexit.register(self._shut_down)  # an executor's threads use MPI, which ends with the process
 
@@ -76,8 +79,10 @@ class RunnerSession:
 
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
         if self._runner.kind != PYTHON:
-            yield from _outputs(self._runner.live.generate(**given))
-            return
+            return _outputs(self._runner.live.generate(**given))
+        return self._call_of_all(given)
+
+    def _call_of_all(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
         with self._ranks.step(partial(pickle.dumps, given)):
             yield from _outputs(self._runner.live.generate(**given))
 
