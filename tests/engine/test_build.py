@@ -156,7 +156,7 @@ def test_a_detailed_build_profiles_a_step(checkpoint, tmp_path, capsys):
     rows = {line.split()[0]: line for line in table}
     tactics = read_engine_config(tmp_path / "e").tactics
     recorded = {site for site in tactics if tactics[site][0] != "library"}  # the library's are outside of our kernels
-    assert "attention" in recorded and {"embedding", "outside", *recorded} <= rows.keys()
+    assert recorded and {"embedding", "outside", *recorded} <= rows.keys()
     for site in recorded:
         us, gb_s, gflop_s = (float(rows[site].split()[column].rstrip("%")) for column in (2, 4, 6))
         assert us > 0 and gb_s >= 0 and gflop_s >= 0  # rates of so small a model may be shown as 0.0
