@@ -147,5 +147,6 @@ def _log_totals(logits: torch.Tensor, temperature: torch.Tensor, best: torch.Ten
     """`(logits / temperature).logsumexp(-1)` of some rows, from the largest probability: five times faster."""
     if not rows:
         return []
-    scaled = logits[rows] / temperature[rows]
+    as_they_are = len(rows) == len(logits) and bool((temperature == 1).all())
+    scaled = logits if as_they_are else logits[rows] / temperature[rows]  # a copy of megabytes takes a millisecond
     return (best[rows].double() - scaled.softmax(-1).amax(-1).double().log()).tolist()
