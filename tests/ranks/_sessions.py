@@ -169,10 +169,16 @@ def main(config: Config) -> None:
 
 
 def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
-    """Close one of two sessions, go on with the other when the memory of the first is free, close it inside a step."""
+    """Close one of two sessions, go on with the other when the memory of the first is free, close it inside a step.
+
+    Closing once more, or asking a closed one, is no concern of the followers.
+    """
     first, second = sessions
     generate(first)
     first.close()
+    first.close()
+    with suppress(UserError):
+        generate(first)
     assert wait_until(freed, Patience(0, 0.01, 0.01, timeout=60))
     generate(second)
     with join_world(current_world(os.environ)).section():
