@@ -8,9 +8,12 @@ from functools import partial
 
 import torch
 
+from opt_trt.errors import UserError
 from opt_trt.runtime.plan import Copies, Plan, pack
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.step import Decoder, StepOutputs
+
+CLOSED = "the engine is closed: open it again"
 
 
 class Executor:
@@ -21,24 +24,29 @@ class Executor:
         self.decoder = decoder
         self.kv_cache = kv_cache
         self._ranks = ranks
+        self._is_closed = False
 
     def run(self, plan: Plan) -> StepOutputs:
         """Copy blocks, then step the decoder; logits come without the padding of the vocabulary, which is never chosen.
 
-        On the leader it makes all ranks do so; what others return is for nobody.
+        On the leader it makes all ranks do so; what others return is for nobody. `UserError` once it is closed.
         """
+        if self._is_closed:  # before the other ranks hear of it: they no longer know the session
+            raise UserError(CLOSED)
+        kv_cache = self.kv_cache  # a finalizer may close it meanwhile; the ranks finish the step together
         with self._ranks.step(partial(pack, plan)):
             if plan.copies:
-                self._copy(plan.copies)
-            outputs = self.decoder.step(plan.inputs, self.kv_cache)
+                _copy(plan.copies, kv_cache)
+            outputs = self.decoder.step(plan.inputs, kv_cache)
         return replace(outputs, logits=outputs.logits[:, : self.spec.vocab_size])
 
     def close(self) -> None:
         """Free the KV cache, on all ranks; nothing can be run any more."""
-        self.kv_cache = ()
+        self._is_closed, self.kv_cache = True, ()
         self._ranks.close()
 
-    def _copy(self, copies: Copies) -> None:
-        sources, targets = torch.tensor(copies).T
-        for layer in self.kv_cache:
-            layer[targets] = layer[sources]
+
+def _copy(copies: Copies, kv_cache: Sequence[torch.Tensor]) -> None:
+    sources, targets = torch.tensor(copies).T
+    for layer in kv_cache:
+        layer[targets] = layer[sources]

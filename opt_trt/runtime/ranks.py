@@ -28,7 +28,7 @@ class Ranks(Protocol):
         ...
 
     def close(self) -> None:
-        """There will be no more steps: others may free what they have; does not wait for them."""
+        """There will be no more steps: others may free what they have; waits for nobody, and twice is as once."""
         ...
 
 
@@ -60,6 +60,7 @@ class SessionRanks:
     def __init__(self, communicator: Communicator, index: int) -> None:
         self._communicator = communicator
         self._index = index
+        self._is_closed = False
         self.rank = communicator.world.rank
         self.local_size = communicator.world.local_size
         self.step_timeout = communicator.step_timeout or math.inf
@@ -80,7 +81,8 @@ class SessionRanks:
 
     def close(self) -> None:
         """See `Ranks.close`: a message without a plan, of the leader's."""
-        if self._communicator.world.is_leader:
+        if self._communicator.world.is_leader and not self._is_closed:
+            self._is_closed = True
             self._communicator.send_soon(index_bytes(self._index))
 
 

@@ -52,7 +52,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free its memory, on all ranks; no request may be in flight, and none comes after this."""
+        """Free its memory, on all ranks; no request may be in flight, none comes after this; twice is as once."""
         ...
 
 

@@ -10,11 +10,10 @@ from threading import Lock, Thread, current_thread
 from typing import Protocol
 
 from opt_trt.errors import UserError
+from opt_trt.runtime.executor import CLOSED
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import Session
-
-CLOSED = "the engine is closed: open it again"
 
 
 class Listener(Protocol):

@@ -7,6 +7,7 @@ Decoders meet in a barrier at every step, as the ranks of an engine meet in thei
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -80,6 +81,14 @@ def go_on(session: Session) -> None:
     with suppress(KeyboardInterrupt):
         generate(session)
     generate(session)
+
+
+def late(sessions: list[Session]) -> None:
+    """Ask when this process has left the world, as a thread may that outlives the main one."""
+    try:
+        generate(sessions[0])
+    except UserError as error:
+        print(f"refused: {error}", flush=True)
 
 
 SCENARIOS: dict[str, Callable[[Session], None]] = {"wait": wait, "serve": serve, "interrupt": go_on}
@@ -169,10 +178,16 @@ def main(config: Config) -> None:
 
 
 def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
-    """Close one of two sessions, go on with the other when the memory of the first is free, close it inside a step."""
+    """Close one of two sessions, go on with the other when the memory of the first is free, close it inside a step.
+
+    Closing once more, or asking a closed one, is no concern of the followers.
+    """
     first, second = sessions
     generate(first)
     first.close()
+    first.close()
+    with suppress(UserError):
+        generate(first)
     assert wait_until(freed, Patience(0, 0.01, 0.01, timeout=60))
     generate(second)
     with join_world(current_world(os.environ)).section():
@@ -184,7 +199,9 @@ def act(config: Config, world: World, open_session: OpenSession) -> None:
         follow(join_world(world), open_session)
         print("this is printed by a follower")
         return
-    sessions = []
+    sessions: list[Session] = []
+    if config.scenario == "late":
+        atexit.register(late, sessions)  # before the world is joined, so it runs behind the end of that
     for tokens in (None, 60) if config.scenario in ("serve", "close") else (None,):
         opening = Opening(Path(), KvCacheLimit(tokens), REUSE)
         alone = world.size == 1

@@ -28,6 +28,15 @@ def test_ranks_do_as_the_leader_does_and_give_the_outputs_of_one(start_ranks: St
     assert run.leftovers() == []
 
 
+def test_a_step_after_the_end_of_the_world_is_refused(start_ranks: StartRanks, tmp_path) -> None:
+    run = start_ranks(2, *PROGRAM, "late", "--directory", tmp_path)
+    assert run.wait() == 0, run.stderr
+    assert (
+        run.output == "generated\nrefused: the ranks have ended with the main thread; wait for requests before that\n"
+    )
+    assert run.leftovers() == []
+
+
 def test_a_session_that_the_leader_closes_is_freed_on_all_ranks(start_ranks: StartRanks, tmp_path) -> None:
     run = start_ranks(3, *PROGRAM, "close", "--directory", tmp_path)
     assert run.wait() == 0, run.stderr

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -422,3 +423,24 @@ def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> 
         DecoderSession(decoder, KvCacheLimit(), ranks=ranks)._pool.num_blocks for ranks in (Alone(), Neighbours())
     ]
     assert counts == [72, 18]
+
+
+def test_a_closed_session_refuses_requests_and_may_be_closed_again() -> None:
+    of = session()
+    of.close()
+    of.close()
+    with pytest.raises(UserError, match="the engine is closed: open it again"):
+        of.generate([Request((1, 3), 8)])
+    assert steps(of) == []
+
+
+def test_a_session_that_a_finalizer_closes_inside_a_step_finishes_the_step() -> None:
+    class Closing(Alone):
+        def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
+            of.close()
+            return super().step(message)
+
+    of = DecoderSession(SumDecoder(), KvCacheLimit(), ranks=Closing())
+    assert of.generate([Request((1, 3), 1)])[0].output_ids == (4,)
+    with pytest.raises(UserError, match="closed"):
+        of.generate([Request((1, 3), 1)])

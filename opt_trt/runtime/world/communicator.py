@@ -87,8 +87,13 @@ class Communicator:
 
     @contextmanager
     def section(self) -> Iterator[None]:
-        """Where ranks wait for one another: an exception ends the world, and so does taking too long."""
+        """Where ranks wait for one another: an exception ends the world, and so does taking too long.
+
+        `UserError` in a thread that goes on when this process has left the world.
+        """
         with self._lock:
+            if self._has_ended:
+                raise UserError("the ranks have ended with the main thread; wait for requests before that")
             if self._is_inside:  # the others are still in that step: sums of two different ones would meet
                 self.fail(
                     UserError("a step was interrupted, and ranks cannot go on from the middle of it; start again")
