@@ -16,13 +16,15 @@ class Tactic:
 
     Tactics of one `layout` read the same stored weights and live in the same call of a program, so all buckets of a
     problem take their tactics from one layout. `value` is what the operator is told to run it. `tolerance` is the
-    largest difference from the reference, relative to its largest result, that is no bug.
+    largest difference from the reference, relative to its largest result, that is no bug. `needs` is a processor flag
+    beyond those of the instruction set that is compiled for.
     """
 
     name: str
     layout: str
     value: int
     tolerance: float = 2e-5  # fp32 sums of up to 50,000 terms in another order differ by a tenth of that
+    needs: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Policy:
     max_num_tokens: int
     opt_num_tokens: int | None
     tokens_per_block: int
-    multiplies_bf16: bool  # the processor, and the instruction set that is compiled for
+    extras: frozenset[str]  # processor flags beyond the instruction set that is compiled for
     lm_head_precision: str | None = None
 
 
@@ -108,9 +108,9 @@ def _tune_gemm(
 
 def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy) -> dict[Tactic, str | None]:
     """Why the problem, the processor or the builder's flags keep a tactic out, or None."""
-    reasons = {t: gemm.refusal(t, problem, policy.multiplies_bf16) for t in gemm.TACTICS}
+    reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
     if not policy.gemm:
-        reasons |= dict.fromkeys((*gemm.OWN, *gemm.ORDERED, *gemm.PAIRS), "--gemm_plugin disable")
+        reasons |= dict.fromkeys(set(gemm.TACTICS) - {gemm.LIBRARY}, "--gemm_plugin disable")
     if policy.deterministic:
         reasons |= dict.fromkeys((gemm.LIBRARY, *gemm.OWN), DETERMINISTIC) | dict.fromkeys(gemm.PAIRS, ROUNDS)
     return reasons

@@ -89,7 +89,7 @@ def test_attention_of_a_gpu_refuses_a_cpu_fp32_and_large_heads(tactic):
 
 def test_tactics_of_a_cpu_refuse_a_gpu():
     for tactic in cpu_gemm.TACTICS:
-        assert cpu_gemm.refusal(tactic, product_problem(), True) == "needs a CPU, found cuda"
+        assert cpu_gemm.refusal(tactic, product_problem(), frozenset()) == "needs a CPU, found cuda"
     for tactic in cpu_attention.TACTICS:
         assert cpu_attention.refusal(tactic, attention_problem()) == "needs a CPU, found cuda"
 

@@ -13,7 +13,7 @@ import torch
 from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.ceilings import measure_ceilings
 from opt_trt.backends.inductor.compile import cached_program, package_programs
-from opt_trt.backends.inductor.isa import MULTIPLIES_BF16, Isa, target_isa
+from opt_trt.backends.inductor.isa import Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
 from opt_trt.backends.inductor.profile import profile_engine
@@ -30,7 +30,6 @@ from opt_trt.graph.programs import GraphShapes, embedding_program, head_program,
 from opt_trt.mapping import Mapping
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives import CollectiveOps
-from opt_trt.plugins.gemm import PAIRS
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
 from opt_trt.plugins.ops import Plan, PluginOps
 from opt_trt.plugins.tactic import winners
@@ -84,7 +83,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 def _device(isa: Isa, plan: Plan) -> dict[str, str]:
     """What a machine must have to run the engine, and for what it was compiled."""
     chosen = {tactic for choice in plan.gemm.values() for tactic in choice.tactics}
-    flags = isa.needs | ({MULTIPLIES_BF16} if chosen & set(PAIRS) else set())
+    flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
     return {
         "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
         "torch": torch.__version__,
@@ -102,7 +101,7 @@ def _choose_tactics(
         max_num_tokens=config.max_num_tokens,
         opt_num_tokens=config.opt_num_tokens,
         tokens_per_block=config.tokens_per_block,
-        multiplies_bf16=MULTIPLIES_BF16 in isa.extras,
+        extras=isa.extras,
         lm_head_precision=config.lm_head_precision,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"

@@ -34,7 +34,7 @@ ISAS = (
     Isa("generic", "x86-64", 1, X86),
 )
 OTHER_PROCESSOR = Isa("generic", "native", 1, frozenset())
-MULTIPLIES_BF16 = "avx512_bf16"
+EXTRAS = frozenset({"avx512_bf16"})  # with 512-bit vectors only
 
 
 def processor_flags() -> frozenset[str]:
@@ -61,7 +61,7 @@ def target_isa(name: str | None = None, flags: frozenset[str] | None = None) -> 
     flags = processor_flags() if flags is None else flags
     runnable = runnable_isas(flags)
     if name is None:
-        return replace(runnable[0], extras=flags & {MULTIPLIES_BF16} if runnable[0].vector_bits == 512 else frozenset())
+        return replace(runnable[0], extras=flags & EXTRAS if runnable[0].vector_bits == 512 else frozenset())
     for isa in runnable:
         if isa.name == name:
             return isa

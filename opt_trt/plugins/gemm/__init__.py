@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 1
 # The same, but every token's sums are taken in one order, whatever comes with it: what --deterministic admits.
 ORDERED = tuple(Tactic(f"ordered_{rows}", INTERLEAVED, 64 + rows) for rows in (1, 4, 8))
 # Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
-PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, tolerance=2**-8) for rows in (4, 8))
+PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-8, "avx512_bf16") for rows in (4, 8))
 TACTICS = (LIBRARY, *OWN, *ORDERED, *PAIRS)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
@@ -55,14 +56,14 @@ class GemmProblem:
         return f"gemm n={self.n} k={self.k} {self.weight_type}{rounded}{extra}{relu}"
 
 
-def refusal(tactic: Tactic, problem: GemmProblem, multiplies_bf16: bool) -> str | None:
-    """None, or why a tactic cannot take part; `multiplies_bf16` says whether the processor has such instructions."""
+def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> str | None:
+    """None, or why a tactic cannot take part; `extras` are the flags the processor has beyond its instruction set."""
     if problem.device != "cpu":
         return f"needs a CPU, found {problem.device}"
     if tactic in PAIRS and problem.dtype != "bfloat16":
         return f"{problem.dtype} activations are not rounded to bf16"
-    if tactic in PAIRS and not multiplies_bf16:
-        return "needs avx512_bf16"
+    if tactic.needs and tactic.needs not in extras:
+        return f"needs {tactic.needs}"
     return None
 
 
