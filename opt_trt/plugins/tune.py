@@ -112,7 +112,7 @@ def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy) -> dict[Tactic, str
     if not policy.gemm:
         reasons |= dict.fromkeys(set(gemm.TACTICS) - {gemm.LIBRARY}, "--gemm_plugin disable")
     if policy.deterministic:
-        reasons |= dict.fromkeys((gemm.LIBRARY, *gemm.OWN), DETERMINISTIC) | dict.fromkeys(gemm.PAIRS, ROUNDS)
+        reasons |= {gemm.LIBRARY: DETERMINISTIC} | dict.fromkeys(gemm.PAIRS, ROUNDS)
     return reasons
 
 

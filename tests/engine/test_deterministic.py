@@ -33,7 +33,7 @@ def native(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("weight_type", gemm.STORED)
-def test_ordered_tactics_give_a_token_the_same_bits_in_any_company(native, weight_type):
+def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, weight_type):
     generator = torch.Generator().manual_seed(5)
     n, k = 131, 75
     problem = gemm.GemmProblem("fc", n, k, weight_type, "float32", True, False)
@@ -48,8 +48,8 @@ def test_ordered_tactics_give_a_token_the_same_bits_in_any_company(native, weigh
         values = [tactic.value] * (len(BUCKETS) + 1)
         return gemm.run_gemm(native, problem, gemm.GemmCall(x, linear, None), gemm.INTERLEAVED, values)
 
-    alone = torch.cat([run(row[None], gemm.ORDERED[0]) for row in x])
-    for tactic in gemm.ORDERED:
+    alone = torch.cat([run(row[None], gemm.OWN[0]) for row in x])
+    for tactic in gemm.OWN:
         for count in (1, 2, 7, 8, 23):
             assert torch.equal(run(x[:count], tactic), alone[:count]), (tactic.name, count)
 
@@ -65,7 +65,7 @@ def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
     engine = build_engine("pre-norm", gather_all_token_logits=True, deterministic=True)
     tactics = json.loads((engine / "config.json").read_text())["tactics"]
     assert set(tactics.pop("attention")) == {"rows"}
-    assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in gemm.ORDERED}
+    assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in gemm.OWN}
 
 
 @pytest.mark.parametrize("policy", POLICIES)

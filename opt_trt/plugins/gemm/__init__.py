@@ -16,13 +16,12 @@ from opt_trt.quant.nibbles import pack_nibbles
 LANES = 16
 ROW_MAJOR, INTERLEAVED = "row_major", "interleaved"
 LIBRARY = Tactic("library", ROW_MAJOR, 0)
-# Tokens held in registers while weights stream past; the values are run_gemm's in tactics.h.
+# Tokens held in registers while weights stream past; the values are run_gemm's in tactics.h. Sums of a token are taken
+# in one order, whatever comes with it.
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
-# The same, but every token's sums are taken in one order, whatever comes with it: what --deterministic admits.
-ORDERED = tuple(Tactic(f"ordered_{rows}", INTERLEAVED, 64 + rows) for rows in (1, 4, 8))
 # Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
 PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-8, "avx512_bf16") for rows in (4, 8))
-TACTICS = (LIBRARY, *OWN, *ORDERED, *PAIRS)
+TACTICS = (LIBRARY, *OWN, *PAIRS)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,

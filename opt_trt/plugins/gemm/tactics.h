@@ -5,18 +5,15 @@
 
 namespace opt_trt {
 
-constexpr int64_t kOrdered = 64, kPairs = 128;
+constexpr int64_t kPairs = 128;
 
 template <typename W>
 void run_gemm(const Gemm& g, int64_t tactic) {
   switch (tactic) {
-    case 1: return gemm<W, 1, 1>(g);
-    case 2: return gemm<W, 2, 2>(g);
+    case 1: return gemm<W, 1, 4>(g);
+    case 2: return gemm<W, 2, 4>(g);
     case 4: return gemm<W, 4, 4>(g);
-    case 8: return gemm<W, 8, 3>(g);
     case 12: return gemm<W, 12, 2>(g);
-    case kOrdered + 1: return gemm<W, 1, 4, true>(g);
-    case kOrdered + 4: return gemm<W, 4, 4, true>(g);
 #if defined(__AVX512F__)
     case kPairs + 4:
       if constexpr (kFewBits<W>) return gemm_pairs<W, 4, 4>(g);
@@ -25,7 +22,7 @@ void run_gemm(const Gemm& g, int64_t tactic) {
       if constexpr (kFewBits<W>) return gemm_pairs<W, 8, 3>(g);
       [[fallthrough]];
 #endif
-    default: return gemm<W, 8, 3, true>(g);
+    default: return gemm<W, 8, 3>(g);
   }
 }
 
