@@ -126,7 +126,7 @@ def _linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
         weight, scale = MODES[problem.weight_type].quantize(weight)
     else:
         weight = weight.to(gemm.STORED[problem.weight_type])
-    layouts = (gemm.ROW_MAJOR, gemm.INTERLEAVED)
+    layouts = (gemm.ROW_MAJOR, gemm.INTERLEAVED, *[gemm.QUADS] * problem.quantized)
     return {layout: Linear(gemm.pack(weight, problem, layout), scale, bias) for layout in layouts}
 
 

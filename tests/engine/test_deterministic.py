@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from opt_trt.backends import open_engine
-from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.backends.inductor.isa import runnable_isas, target_isa
+from opt_trt.cache import cache_dir
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.ops import Linear
 from opt_trt.plugins import gemm
@@ -27,29 +28,40 @@ from tests.engine.conftest import KINDS, random_prompts
 WEIGHTS = (("float32", None), ("float16", None), ("bfloat16", None), ("float16", "int8"), ("float16", "int4"))
 
 
-@pytest.fixture(scope="module", params=[isa.march for isa in runnable_isas()])
-def native(request, tmp_path_factory):
-    return compile_library(request.param, tmp_path_factory.mktemp("plugins")).operators()
+ORDERED = (*gemm.OWN, *gemm.FIXED16)
+
+
+@pytest.fixture(scope="module", params=[target_isa(), *runnable_isas()[1:]], ids=lambda isa: isa.name)
+def isa(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def native(isa):
+    return compile_library(isa.march, cache_dir() / "plugins").operators()
 
 
 @pytest.mark.parametrize("weight_type", gemm.STORED)
-def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, weight_type):
+@pytest.mark.parametrize("family", [gemm.OWN, gemm.FIXED16], ids=lambda family: family[0].name)
+def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, family, weight_type):
     generator = torch.Generator().manual_seed(5)
-    n, k = 131, 75
-    problem = gemm.GemmProblem("fc", n, k, weight_type, "float32", True, False)
+    n, k, layout = 131, 275, family[0].layout
+    problem = gemm.GemmProblem("fc", n, k, weight_type, "float16", True, False)
+    if (reason := gemm.refusal(family[0], problem, isa.extras)) is not None:
+        pytest.skip(reason)
     weight, scale = torch.randn(n, k, generator=generator), None
     if problem.quantized:
         weight, scale = MODES[weight_type].quantize(weight)
-    packed = gemm.pack(weight.to(gemm.STORED[weight_type]) if scale is None else weight, problem, gemm.INTERLEAVED)
+    packed = gemm.pack(weight.to(gemm.STORED[weight_type]) if scale is None else weight, problem, layout)
     linear = Linear(packed, scale, torch.randn(n, generator=generator))
     x = torch.randn(23, k, generator=generator)
 
     def run(x, tactic):
         values = [tactic.value] * (len(BUCKETS) + 1)
-        return gemm.run_gemm(native, problem, gemm.GemmCall(x, linear, None), gemm.INTERLEAVED, values)
+        return gemm.run_gemm(native, problem, gemm.GemmCall(x, linear, None), layout, values)
 
-    alone = torch.cat([run(row[None], gemm.OWN[0]) for row in x])
-    for tactic in gemm.OWN:
+    alone = torch.cat([run(row[None], family[0]) for row in x])
+    for tactic in family:
         for count in (1, 2, 7, 8, 23):
             assert torch.equal(run(x[:count], tactic), alone[:count]), (tactic.name, count)
 
@@ -65,7 +77,7 @@ def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
     engine = build_engine("pre-norm", gather_all_token_logits=True, deterministic=True)
     tactics = json.loads((engine / "config.json").read_text())["tactics"]
     assert set(tactics.pop("attention")) == {"rows"}
-    assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in gemm.OWN}
+    assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in ORDERED}
 
 
 @pytest.mark.parametrize("policy", POLICIES)

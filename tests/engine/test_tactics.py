@@ -42,9 +42,9 @@ def random_weight(weight_type, n, k, generator):
 
 @pytest.mark.parametrize("weight_type", gemm.STORED)
 @pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
-@pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7)])
+@pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7), (64, 256)])
 def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, n, k):
-    dtype = weight_type if weight_type in ("float32", "float16") else "bfloat16"
+    dtype = weight_type if weight_type in ("float32", "float16") else "bfloat16"  # the one that admits most
     problem = gemm.GemmProblem("fc", n, k, weight_type, dtype, True, False)
     if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
         pytest.skip(reason)
@@ -66,6 +66,51 @@ def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, 
             expected = expected + residual if has_residual else expected
             bound = max(TOLERANCE, tactic.tolerance) * max(1.0, float((x.abs() @ meant.abs().T).max()))
             assert (found - expected).abs().max() < bound
+
+
+@pytest.mark.parametrize("weight_type", MODES)
+@pytest.mark.parametrize("k", [128, 300])
+def test_fixed_point_rounds_activations_by_groups_that_share_a_scale(native, isa, weight_type, k):
+    """With activations rounded as it says, the product is exact but for fp32 sums: outliers, zeros, tiny and huge."""
+    problem = gemm.GemmProblem("head", 40, k, weight_type, "float16", False, False)
+    if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(k)
+    weight, scale, meant = random_weight(weight_type, 40, k, generator)
+    x = torch.randn(5, k, generator=generator) * torch.tensor([1.0, 1e30, 1e-30, 1.0, 0.0])[:, None]
+    x[3, 7] = 60.0
+    for tactic in gemm.FIXED16:
+        found = run_gemm(native, problem, (x, weight, scale), tactic)
+        expected = rounded_to_fixed_point(x, 2**15 - 129) @ meant.T
+        error = (found - expected).abs().amax(1) / (x.abs() @ meant.abs().T).amax(1).clamp(min=1e-38)
+        assert error.max() < 1e-6, tactic.name
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, value):
+    problem = gemm.GemmProblem("head", 16, 256, "int8", "float16", False, False)
+    if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(1)
+    weight, scale, _ = random_weight("int8", 16, 256, generator)
+    x = torch.randn(3, 256, generator=generator)
+    x[1, 200] = value
+    for tactic in gemm.FIXED16:
+        finite = run_gemm(native, problem, (x, weight, scale), tactic).isfinite()
+        assert not finite[1].any() and finite[[0, 2]].all(), tactic.name
+
+
+def rounded_to_fixed_point(x, largest):
+    """What fixed-point tactics make of activations: multiples of their group's largest value by `largest`."""
+    groups = torch.nn.functional.pad(x, (0, -x.shape[1] % gemm.GROUP)).view(x.shape[0], -1, gemm.GROUP)
+    step = groups.abs().amax(2, keepdim=True) / largest
+    return torch.where(step > 0, (groups / step).round() * step, 0.0).flatten(1)[:, : x.shape[1]]
+
+
+def run_gemm(native, problem, tensors, tactic):
+    x, weight, scale = tensors
+    call = gemm.GemmCall(x, Linear(gemm.pack(weight, problem, tactic.layout), scale, None), None)
+    return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -34,7 +34,7 @@ ISAS = (
     Isa("generic", "x86-64", 1, X86),
 )
 OTHER_PROCESSOR = Isa("generic", "native", 1, frozenset())
-EXTRAS = frozenset({"avx512_bf16"})  # with 512-bit vectors only
+EXTRAS = frozenset({"avx512_bf16", "avx512_vnni"})  # with 512-bit vectors only
 
 
 def processor_flags() -> frozenset[str]:

@@ -84,16 +84,18 @@ AtenTensorHandle run_gemm(
     const GemmTensors& t, bool relu, int64_t n, std::span<const int64_t> buckets, std::span<const int64_t> rows) {
   const opt_trt::Recorded recorded(opt_trt::kGemm);
   const int64_t tokens = t.x.size(0), k = t.x.size(1);
-  const ScalarType type = t.weight.type();
-  const int64_t features = type == ScalarType::Byte ? (k + 1) / 2 : k;
-  STD_TORCH_CHECK(t.weight.size(1) == features, "gemm: x has ", k, " features, the weight ", t.weight.size(1));
-  const AtenTensorHandle y = new_matrix(tokens, n);
-  const opt_trt::Gemm g{
-      t.x.data<const float>(), t.weight.data<void>(), optional_data(t.scale), optional_data(t.bias),
-      optional_data(t.residual), View{y}.data<float>(), tokens, k, n, relu};
   size_t bucket = 0;
   while (bucket < buckets.size() && tokens > buckets[bucket]) ++bucket;
-  dispatch_weight(type, [&](auto w) { opt_trt::run_gemm<decltype(w)>(g, rows[bucket]); });
+  AtenTensorHandle y = nullptr;
+  dispatch_weight(t.weight.type(), [&](auto w) {
+    const int64_t expected = opt_trt::stored_rows<decltype(w)>(rows[bucket], k), found = t.weight.size(1);
+    STD_TORCH_CHECK(found == expected, "gemm: ", k, " features take ", expected, " rows of weights, found ", found);
+    y = new_matrix(tokens, n);
+    const opt_trt::Gemm g{
+        t.x.data<const float>(), t.weight.data<void>(), optional_data(t.scale), optional_data(t.bias),
+        optional_data(t.residual), View{y}.data<float>(), tokens, k, n, relu};
+    opt_trt::run_gemm<decltype(w)>(g, rows[bucket]);
+  });
   return y;
 }
 

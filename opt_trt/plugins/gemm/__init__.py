@@ -14,14 +14,18 @@ from opt_trt.plugins.tactic import BUCKETS, Tactic
 from opt_trt.quant.nibbles import pack_nibbles
 
 LANES = 16
-ROW_MAJOR, INTERLEAVED = "row_major", "interleaved"
+GROUP, QUAD = 128, 4  # features that share a scale in fixed point; that one instruction multiplies and adds
+ROW_MAJOR, INTERLEAVED, QUADS = "row_major", "interleaved", "quads"
 LIBRARY = Tactic("library", ROW_MAJOR, 0)
 # Tokens held in registers while weights stream past; the values are run_gemm's in tactics.h. Sums of a token are taken
 # in one order, whatever comes with it.
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
 # Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
 PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-8, "avx512_bf16") for rows in (4, 8))
-TACTICS = (LIBRARY, *OWN, *PAIRS)
+# Instructions that multiply bytes, for weights of integers. Activations become two bytes, and 128 neighbours share a
+# scale: they move by up to 2^-16 of the largest one, which is less, on average, than rounding to fp16 moves them.
+FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnni") for rows in (1, 2, 4, 8))
+TACTICS = (LIBRARY, *OWN, *PAIRS, *FIXED16)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -59,27 +63,44 @@ def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> st
     """None, or why a tactic cannot take part; `extras` are the flags the processor has beyond its instruction set."""
     if problem.device != "cpu":
         return f"needs a CPU, found {problem.device}"
+    if tactic.layout == QUADS and not problem.quantized:
+        return f"{problem.weight_type} weights are no integers"
     if tactic in PAIRS and problem.dtype != "bfloat16":
         return f"{problem.dtype} activations are not rounded to bf16"
+    if tactic in FIXED16 and problem.dtype == "float32":
+        return "float32 activations are not rounded"
     if tactic.needs and tactic.needs not in extras:
         return f"needs {tactic.needs}"
     return None
 
 
 def pack(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tensor:
-    """Lay out a row-major weight [N, K], of int4 held in int8; interleaved is [ceil(N / 16), K, 16], zeros beyond N."""
+    """Lay out a row-major weight [N, K], of int4 held in int8, with zeros beyond N.
+
+    Interleaved is [ceil(N / 16), K, 16]; quads of integers are [ceil(N / 16), ceil(K / 128) * 32, 16 * 4], with zeros
+    beyond K, 128 added to each; the quads of a pair share bytes in int4.
+    """
     nibbles = problem.weight_type == "int4"
     if layout == ROW_MAJOR:
         return pack_nibbles(weight, 1) if nibbles else weight.contiguous()
     padded = functional.pad(weight, (0, 0, 0, -problem.n % LANES))
+    if layout == QUADS:
+        padded = functional.pad(padded, (0, -problem.k % GROUP))
+        quads = padded.view(-1, LANES, padded.shape[1] // QUAD, QUAD).transpose(1, 2).flatten(2)
+        return pack_nibbles(quads, 1) if nibbles else quads.bitwise_xor(-128)
     interleaved = padded.view(-1, LANES, problem.k).transpose(1, 2)
     return pack_nibbles(interleaved, 1) if nibbles else interleaved.contiguous()
 
 
 def packed_shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
     """Shape of `pack`'s result."""
-    k = (problem.k + 1) // 2 if problem.weight_type == "int4" else problem.k
-    return (problem.n, k) if layout == ROW_MAJOR else ((problem.n + LANES - 1) // LANES, k, LANES)
+    packed = 1 + (problem.weight_type == "int4")
+    k, groups = -(-problem.k // packed), -(-problem.n // LANES)
+    return {
+        ROW_MAJOR: (problem.n, k),
+        INTERLEAVED: (groups, k, LANES),
+        QUADS: (groups, -(-problem.k // GROUP) * GROUP // QUAD // packed, LANES * QUAD),
+    }[layout]
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,50 @@
 // Which kernel computes a product: the tactics, by their values in gemm/__init__.py.
 #pragma once
+#include "fixed.h"
 #include "interleaved.h"
 #include "pairs.h"
 
 namespace opt_trt {
 
-constexpr int64_t kPairs = 128;
+constexpr int64_t kPairs = 128, kFixed16 = 256;
+
+// Rows of stored elements that a tactic reads for every group of 16 outputs.
+template <typename W>
+int64_t stored_rows(int64_t tactic, int64_t k) {
+  return tactic < kFixed16 ? (k + kSteps<W> - 1) / kSteps<W> : num_groups(k) * kGroup / (kQuad * kSteps<W>);
+}
+
+#if defined(__AVX512F__)
+template <typename W>
+void run_pairs(const Gemm& g, int64_t tactic) {
+  if (tactic == kPairs + 4) gemm_pairs<W, 4, 4>(g);
+  else gemm_pairs<W, 8, 3>(g);
+}
+
+template <typename W>
+void run_fixed(const Gemm& g, int64_t tactic) {
+  switch (tactic) {
+    case kFixed16 + 1: return gemm_fixed<W, 2, 1, 4>(g);
+    case kFixed16 + 2: return gemm_fixed<W, 2, 2, 4>(g);
+    case kFixed16 + 4: return gemm_fixed<W, 2, 4, 3>(g);
+    default: return gemm_fixed<W, 2, 8, 1>(g);
+  }
+}
+#endif
 
 template <typename W>
 void run_gemm(const Gemm& g, int64_t tactic) {
+#if defined(__AVX512F__)
+  if constexpr (kIntegers<W>)
+    if (tactic >= kFixed16) return run_fixed<W>(g, tactic);
+  if constexpr (kFewBits<W>)
+    if (tactic >= kPairs) return run_pairs<W>(g, tactic);
+#endif
   switch (tactic) {
     case 1: return gemm<W, 1, 4>(g);
     case 2: return gemm<W, 2, 4>(g);
     case 4: return gemm<W, 4, 4>(g);
     case 12: return gemm<W, 12, 2>(g);
-#if defined(__AVX512F__)
-    case kPairs + 4:
-      if constexpr (kFewBits<W>) return gemm_pairs<W, 4, 4>(g);
-      [[fallthrough]];
-    case kPairs + 8:
-      if constexpr (kFewBits<W>) return gemm_pairs<W, 8, 3>(g);
-      [[fallthrough]];
-#endif
     default: return gemm<W, 8, 3>(g);
   }
 }

@@ -1,0 +1,168 @@
+// The same product in fixed point: activations of 128 neighbouring features share a scale, each is one or two bytes.
+//
+// Instructions that multiply bytes do four times the work of fp32 and need no weight widened. Bytes of weights have no
+// sign, 8 or 128 is added to each; what that adds to a sum is known from the activations alone and taken off before.
+// Sums of a group are exact; groups are added in fp32 in the order of K, whatever the number of tokens.
+#pragma once
+#include <vector>
+
+#include "interleaved.h"
+
+namespace opt_trt {
+
+constexpr int64_t kGroup = 128;  // features that share a scale
+constexpr int64_t kQuad = 4;     // bytes one instruction multiplies and adds in a lane
+
+template <typename W> constexpr int kOffset = 0;  // what is added to a stored weight
+template <> constexpr int kOffset<int8_t> = 128;
+template <> constexpr int kOffset<int4x2> = 8;
+template <typename W> constexpr bool kIntegers = kOffset<W> != 0;
+template <typename W> constexpr int kQuads = kSteps<W>;  // quads of features in a stored row: 64 bytes, 16 outputs
+
+constexpr int64_t num_groups(int64_t k) { return (k + kGroup - 1) / kGroup; }
+
+// Activations of all tokens; PARTS bytes each, the more significant first.
+struct FixedPoint {
+  int8_t* parts;    // [groups of K, T, PARTS, 128]
+  float* scales;    // [groups of K, T]
+  int32_t* totals;  // [groups of K, T]: sums of the group's values
+};
+
+#if defined(__AVX512F__)
+#define OPT_TRT_VNNI [[gnu::target("avx512vnni")]]
+
+template <int PARTS> constexpr float kLargest = PARTS == 2 ? 127 * 256 + 127 : 127;
+
+// One group of one token. A scale of infinity or NaN makes every result non-finite, as in fp32.
+template <int PARTS>
+OPT_TRT_VNNI void round_group(const float* x, int64_t count, int8_t* parts, float* scale, int32_t* total) {
+  __m512 values[kGroup / kLanes];
+  __m512i largest = _mm512_setzero_si512();  // the order of absolute values is that of their bits
+  for (int i = 0; i < kGroup / kLanes; ++i) {
+    const int64_t left = count - i * kLanes;
+    const __mmask16 mask = left >= kLanes ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+    values[i] = _mm512_maskz_loadu_ps(mask, x + i * kLanes);
+    largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(values[i])));
+  }
+  const int32_t bits = _mm512_reduce_max_epi32(largest);
+  std::memcpy(scale, &bits, sizeof(bits));
+  *scale /= kLargest<PARTS>;
+  const __m512 inverse = _mm512_set1_ps(*scale >= 0x1p-126f && *scale < INFINITY ? 1.0f / *scale : 0.0f);
+  __m512i sum = _mm512_setzero_si512();
+  for (int i = 0; i < kGroup / kLanes; ++i) {
+    const __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], inverse));
+    sum = _mm512_add_epi32(sum, value);
+    if constexpr (PARTS == 2) {
+      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(parts + i * kLanes), _mm512_cvtepi32_epi8(high));
+    }
+    // The lowest byte, read with a sign, is what the high part leaves.
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(parts + (PARTS - 1) * kGroup + i * kLanes), _mm512_cvtepi32_epi8(value));
+  }
+  *total = _mm512_reduce_add_epi32(sum);
+}
+
+// A row of weights as quads of bytes without sign.
+template <typename W>
+OPT_TRT_VNNI inline void load_quads(const uint8_t* p, __m512i (&quads)[kQuads<W>]) {
+  quads[0] = _mm512_loadu_si512(p);
+  if constexpr (kQuads<W> == 2) {
+    const __m512i low = _mm512_set1_epi8(15);
+    quads[1] = _mm512_and_si512(_mm512_srli_epi16(quads[0], 4), low);
+    quads[0] = _mm512_and_si512(quads[0], low);
+  }
+}
+
+// Weights of one group of features: those of neighbouring groups of 16 outputs are `stride` bytes apart; what lies
+// `ahead` bytes further is asked for.
+struct Quads {
+  const uint8_t* weight;
+  int64_t stride, ahead;
+};
+
+// Adds the products of one group of features, ROWS tokens × GROUPS groups of 16 outputs. Not inlined: it needs all
+// registers for its sums.
+template <typename W, int PARTS, int ROWS, int GROUPS>
+[[gnu::noinline]] OPT_TRT_VNNI void add_group(
+    const FixedPoint& x, int64_t first, const Quads& w, vec (&total)[ROWS][GROUPS]) {
+  const int8_t* parts = x.parts + first * PARTS * kGroup;
+  const uint8_t* weight = w.weight;
+  const int64_t stride = w.stride, ahead = w.ahead;
+  ivec sum[ROWS * PARTS][GROUPS] = {};  // GCC 12 writes an array of __m512i to memory at every addition
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < GROUPS; ++j) sum[i * PARTS + PARTS - 1][j] = ivec{} - kOffset<W> * x.totals[first + i];
+  for (int64_t k = 0; k < kGroup; k += kQuad * kQuads<W>, weight += 64) {
+    __m512i quads[GROUPS][kQuads<W>];
+    for (int j = 0; j < GROUPS; ++j) {
+      __builtin_prefetch(weight + j * stride + ahead, 0, kSecondLevel);
+      load_quads<W>(weight + j * stride, quads[j]);
+    }
+    for (int q = 0; q < kQuads<W>; ++q)
+      for (int i = 0; i < ROWS * PARTS; ++i) {
+        int32_t four;
+        std::memcpy(&four, parts + i * kGroup + k + q * kQuad, sizeof(four));
+        const __m512i value = _mm512_set1_epi32(four);
+        for (int j = 0; j < GROUPS; ++j)
+          sum[i][j] = (ivec)_mm512_dpbusd_epi32((__m512i)sum[i][j], quads[j][q], value);
+      }
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < GROUPS; ++j) {
+      ivec whole = sum[i * PARTS + PARTS - 1][j];
+      if constexpr (PARTS == 2) whole += sum[i * PARTS][j] << 8;
+      total[i][j] += __builtin_convertvector(whole, vec) * x.scales[first + i];
+    }
+}
+
+// Tokens from `token` on, ROWS of them. While several tiles read a panel of weights, each asks for a part of the next
+// panel, so that memory is never idle.
+template <typename W, int PARTS, int ROWS, int GROUPS>
+OPT_TRT_VNNI void fixed_tile(const Gemm& g, const FixedPoint& x, int64_t token, int64_t group) {
+  constexpr int64_t kBytes = kGroup * kLanes / kSteps<W>;
+  const int64_t k_groups = num_groups(g.k), stride = k_groups * kBytes;
+  const int64_t tiles = (g.tokens + ROWS - 1) / ROWS, tile = token / ROWS;
+  const uint8_t* weight = static_cast<const uint8_t*>(g.weight) + group * stride;
+  vec total[ROWS][GROUPS] = {};
+  for (int64_t at = 0; at < k_groups; ++at) {
+    const int64_t ahead = tiles == 1 ? kPrefetchBytes : at % tiles == tile ? GROUPS * stride : 0;
+    add_group<W, PARTS, ROWS, GROUPS>(x, at * g.tokens + token, {weight + at * kBytes, stride, ahead}, total);
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < GROUPS; ++j) finish(g, token + i, group + j, total[i][j]);
+}
+
+// All tokens from `token` on, ROWS at a time, the rest by smaller tiles.
+template <typename W, int PARTS, int ROWS, int GROUPS>
+void fixed_panel(const Gemm& g, const FixedPoint& x, int64_t group, int64_t token = 0) {
+  for (; token + ROWS <= g.tokens; token += ROWS) fixed_tile<W, PARTS, ROWS, GROUPS>(g, x, token, group);
+  if constexpr (ROWS > 1) fixed_panel<W, PARTS, ROWS / 2, GROUPS>(g, x, group, token);
+}
+
+template <typename W, int PARTS, int ROWS, int GROUPS>
+void gemm_fixed(const Gemm& g) {
+  const int64_t groups = g.groups(), panels = groups / GROUPS, k_groups = num_groups(g.k), rounded = k_groups * g.tokens;
+  static thread_local std::vector<int8_t> parts;  // kept: pages of fresh memory would cost as much as the product
+  static thread_local std::vector<float> scales;
+  static thread_local std::vector<int32_t> totals;
+  parts.resize(rounded * PARTS * kGroup);
+  scales.resize(rounded);
+  totals.resize(rounded);
+  const FixedPoint x{parts.data(), scales.data(), totals.data()};
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rounded; ++i) {
+      const int64_t at = i / g.tokens * kGroup;
+      round_group<PARTS>(
+          g.x + i % g.tokens * g.k + at, g.k - at, x.parts + i * PARTS * kGroup, x.scales + i, x.totals + i);
+    }
+#pragma omp for schedule(static) nowait
+    for (int64_t p = 0; p < panels; ++p) fixed_panel<W, PARTS, ROWS, GROUPS>(g, x, p * GROUPS);
+#pragma omp for schedule(static)
+    for (int64_t group = panels * GROUPS; group < groups; ++group) fixed_panel<W, PARTS, ROWS, 1>(g, x, group);
+  }
+}
+#endif
+
+}  // namespace opt_trt
