@@ -34,6 +34,7 @@ class Limits:
     gather_context_logits: bool
     gather_generation_logits: bool
     lm_head_precision: str | None = None  # a quant mode; None: as the checkpoint has the head
+    context_int8: bool = False  # activations of several tokens may be int8
     max_beam_width: int = 1
     kv_cache_type: str = "PAGED"
     plugin_config: dict[str, Any] = field(default_factory=dict)

@@ -57,6 +57,9 @@ class BuildConfig(TensorRtOptions):
     deterministic: bool = flag(
         False, "a token's result is the same bits whatever else is in the step: only tactics that keep their order"
     )
+    context_int8: bool = flag(
+        False, "products of several tokens may round activations to int8 where weights are integers: faster, less exact"
+    )
     logits_dtype: str | None = flag(
         None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
     )
@@ -154,6 +157,11 @@ class BuildConfig(TensorRtOptions):
             raise UserError(
                 "--context_fmha enable needs the attention plugin, found --gpt_attention_plugin disable; "
                 "drop one of the two"
+            )
+        if self.context_int8 and (self.deterministic or self.gemm_plugin == "disable"):
+            other = "--deterministic" if self.deterministic else "--gemm_plugin disable"
+            raise UserError(
+                f"--context_int8 chooses kernels by the number of tokens, found {other} beside it; drop one of the two"
             )
         if self.deterministic and "disable" in (self.gemm_plugin, self.gpt_attention_plugin):
             raise UserError(

@@ -22,6 +22,7 @@ LAST_BUCKET_TOKENS = 512
 MOST_FLOPS = 4 * 10**9  # of one timing: some hundredths of a second, in which the order of tactics no longer changes
 ATTENTION_KV_LEN = 512
 DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
+INT8_ACTIVATIONS = "activations of several tokens only, and with --context_int8"
 ROUNDS = "--deterministic: tokens that come alone are not rounded"
 
 
@@ -38,6 +39,7 @@ class Policy:
     tokens_per_block: int
     extras: frozenset[str]  # processor flags beyond the instruction set that is compiled for
     lm_head_precision: str | None = None
+    context_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,25 +92,27 @@ def _tune_gemm(
     problem: gemm.GemmProblem, native: Any, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
-    linears = functools.cache(functools.partial(_linears, problem))  # not made where every time is known
-    reasons = _gemm_reasons(problem, policy)
+    linears = functools.cache(functools.partial(random_linears, problem))  # not made where every time is known
     rows: list[list[Timing]] = []
     for tokens in representatives(2 * problem.n * problem.k, policy.max_num_tokens):
-        call = _gemm_call(problem, tokens, generator)
+        call = random_call(problem, tokens, generator)
+        reasons = _gemm_reasons(problem, policy, tokens)
         runs = {
-            tactic: _gemm_run(native, problem, call, linears, tactic)
+            tactic: gemm_run(native, problem, call, linears, tactic)
             for tactic in gemm.TACTICS
             if reasons[tactic] is None
         }
-        reference = _gemm_run(native, problem, call, linears, gemm.LIBRARY)
+        reference = gemm_run(native, problem, call, linears, gemm.LIBRARY)
         rows.append(_time(f"{problem.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, _lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
 
-def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy) -> dict[Tactic, str | None]:
+def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> dict[Tactic, str | None]:
     """Why the problem, the processor or the builder's flags keep a tactic out, or None."""
     reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
+    if tokens == 1 or not policy.context_int8:
+        reasons |= dict.fromkeys(gemm.FIXED8, INT8_ACTIVATIONS)
     if not policy.gemm:
         reasons |= dict.fromkeys(set(gemm.TACTICS) - {gemm.LIBRARY}, "--gemm_plugin disable")
     if policy.deterministic:
@@ -116,7 +120,7 @@ def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy) -> dict[Tactic, str
     return reasons
 
 
-def _linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
+def random_linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
     """One random weight, as a plain or quantized checkpoint has it, in every layout."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(problem.n, problem.k, generator=generator)
@@ -130,19 +134,21 @@ def _linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
     return {layout: Linear(gemm.pack(weight, problem, layout), scale, bias) for layout in layouts}
 
 
-def _gemm_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
+def random_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
+    """Normal activations; the weight is the tactic's."""
     x = torch.randn(tokens, problem.k, generator=generator)
     residual = torch.randn(tokens, problem.n, generator=generator) if problem.residual else None
     return gemm.GemmCall(x, Linear(torch.empty(0)), residual)
 
 
-def _gemm_run(
+def gemm_run(
     native: Any,
     problem: gemm.GemmProblem,
     call: gemm.GemmCall,
     linears: Callable[[], Mapping[str, Linear]],
     tactic: Tactic,
 ) -> Callable[[], torch.Tensor]:
+    """The product by a tactic, to be called and timed."""
     rows = [tactic.value] * (len(BUCKETS) + 1)
 
     def run() -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import read_engine_config, seal
 from opt_trt.build import build
+from opt_trt.cache import cache_dir
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
@@ -62,6 +64,14 @@ def test_two_builds_with_one_timing_cache_choose_the_same_tactics(checkpoint, tm
     first = build_here(checkpoint, tmp_path / "a", output_timing_cache=cache)
     second = build_here(checkpoint, tmp_path / "b", input_timing_cache=cache, output_timing_cache=cache)
     assert first["tactics"] == second["tactics"]
+
+
+def test_a_timing_cache_that_was_given_leaves_the_users_own_as_it_was(checkpoint, tmp_path):
+    build_here(checkpoint, tmp_path / "a", output_timing_cache=str(tmp_path / "model.cache"))
+    own, doctored = cache_dir() / "timing.cache", tmp_path / "doctored.cache"
+    doctored.write_text(re.sub(r"\d+\.\d+", "123.25", own.read_text()))
+    build_here(checkpoint, tmp_path / "b", input_timing_cache=str(doctored))
+    assert "123.25" not in own.read_text()
 
 
 def test_own_kernels_win_for_gemm_and_attention_at_one_token(checkpoint, tmp_path):

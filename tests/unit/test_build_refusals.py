@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from opt_trt import build as builder
 from opt_trt.backends import choose_backend
+from opt_trt.backends.inductor.isa import X86_AVX512
 from opt_trt.backends.inductor.plan import resolve_limits
 from opt_trt.cli import parse
 from opt_trt.config.build import BuildConfig
@@ -62,6 +63,46 @@ def test_flags_of_tensorrt_alone_are_refused_by_the_embedded_backend() -> None:
             resolve_limits(MODEL, config)
         for neutral in refusal.neutral:
             resolve_limits(MODEL, parse(BuildConfig, ["--checkpoint_dir", "c", f"--{f.name}", neutral]))
+
+
+VNNI = X86_AVX512 | {"avx512_vnni"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "processor", "text"),
+    [
+        (
+            [],
+            {"dtype": "float16"},
+            VNNI,
+            "needs int8 or int4 weights .*, found dtype float16, weights float16 in c; conv",
+        ),
+        (
+            ["--lm_head_precision", "int8"],
+            {},
+            VNNI,
+            "needs int8 or int4 weights in a model of float16 .*, found dtype float32, weights float32",
+        ),
+        ([], {"dtype": "float16"}, X86_AVX512, "needs a processor with avx512_vnni"),
+        (
+            ["--target_isa", "avx512"],
+            {"dtype": "float16"},
+            VNNI,
+            "needs .* no --target_isa, .* --target_isa avx512; drop",
+        ),
+        (
+            ["--deterministic"],
+            {},
+            VNNI,
+            "chooses kernels by the number of tokens, found --deterministic beside it; drop",
+        ),
+        (["--gemm_plugin", "disable"], {}, VNNI, "chooses .*, found --gemm_plugin disable beside it"),
+    ],
+)
+def test_context_int8_is_refused_where_no_product_could_round(monkeypatch, flags, model, processor, text):
+    monkeypatch.setattr("opt_trt.backends.inductor.isa.processor_flags", lambda: processor)
+    with pytest.raises(UserError, match=f"^--context_int8 {text}"):
+        resolve_limits(replace(MODEL, **model), parse(BuildConfig, ["--checkpoint_dir", "c", "--context_int8", *flags]))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ EFFECTS: dict[type, dict[str, str]] = {
         "gpt_attention_plugin": "engine/test_build.py::test_disabled_plugins_leave_the_library_only",
         "context_fmha": "engine/test_build.py::test_context_fmha_disable_leaves_unfused_attention",
         "deterministic": "engine/test_deterministic.py::test_a_sequence_has_the_same_bits_alone_and_in_any_batch",
+        "context_int8": "engine/test_fixed_point.py::"
+        "test_context_int8_rounds_several_tokens_only_and_says_by_how_much",
         "logits_dtype": "engine/test_decoder.py::test_fp16_logits_are_rounded_to_fp16_when_asked",
         "lm_head_precision": "engine/test_quantized.py::"
         "test_a_quantized_head_gives_the_logits_of_the_dequantized_one",

@@ -15,7 +15,15 @@ from opt_trt.backends.inductor.ceilings import measure_ceilings
 from opt_trt.backends.inductor.compile import cached_program, package_programs
 from opt_trt.backends.inductor.isa import Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
+from opt_trt.backends.inductor.plan import (
+    Progress,
+    Resolved,
+    print_plan,
+    profile_table,
+    resolve_limits,
+    rounding_line,
+    tactic_table,
+)
 from opt_trt.backends.inductor.profile import profile_engine
 from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
@@ -32,6 +40,7 @@ from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
 from opt_trt.plugins.ops import Plan, PluginOps
+from opt_trt.plugins.rounding import product_errors
 from opt_trt.plugins.tactic import winners
 from opt_trt.plugins.timing import TimingCache
 from opt_trt.plugins.tune import Policy, TunedProblem, tune
@@ -76,6 +85,8 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(table, config.profiling_verbosity), end="")
+        if config.context_int8:
+            print(rounding_line(product_errors(plan, library.operators())))
         if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
             print(profile_table(profile_engine(out), measure_ceilings()), end="")
 
@@ -103,13 +114,15 @@ def _choose_tactics(
         tokens_per_block=config.tokens_per_block,
         extras=isa.extras,
         lm_head_precision=config.lm_head_precision,
+        context_int8=config.context_int8,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
     own = cache_dir() / "timing.cache"
     cache = TimingCache.load(device, Path(config.input_timing_cache) if config.input_timing_cache else own)
     plan, table = tune(model, library.operators(), policy, cache)
-    for path in (own, Path(config.output_timing_cache)):
-        cache.save(path)
+    cache.save(Path(config.output_timing_cache))
+    if config.input_timing_cache is None:
+        cache.save(own)
     return plan, table
 
 

@@ -34,7 +34,8 @@ ISAS = (
     Isa("generic", "x86-64", 1, X86),
 )
 OTHER_PROCESSOR = Isa("generic", "native", 1, frozenset())
-EXTRAS = frozenset({"avx512_bf16", "avx512_vnni"})  # with 512-bit vectors only
+INT8_PRODUCTS = "avx512_vnni"
+EXTRAS = frozenset({"avx512_bf16", INT8_PRODUCTS})  # with 512-bit vectors only
 
 
 def processor_flags() -> frozenset[str]:

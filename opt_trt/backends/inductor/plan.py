@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -11,7 +11,7 @@ import torch
 
 from opt_trt.backends.engine import Limits
 from opt_trt.backends.inductor.ceilings import Ceilings
-from opt_trt.backends.inductor.isa import Isa
+from opt_trt.backends.inductor.isa import INT8_PRODUCTS, Isa, target_isa
 from opt_trt.backends.inductor.profile import StepProfile
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
@@ -40,6 +40,8 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
             f"{config.checkpoint_dir} has hidden_act {model.hidden_act!r}, and the embedded engine computes "
             f"{ENGINE_ACTIVATION} only; build this checkpoint with --backend tensorrt_llm"
         )
+    if config.context_int8:
+        _check_context_int8(model, config)
     max_seq_len = config.longest_sequence(model.max_position_embeddings)
     limits = Limits(
         max_batch_size=config.max_batch_size,
@@ -50,6 +52,7 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
         gather_context_logits=config.gather_context_logits or config.gather_all_token_logits,
         gather_generation_logits=config.gather_generation_logits or config.gather_all_token_logits,
         lm_head_precision=config.lm_head_precision,
+        context_int8=config.context_int8,
         plugin_config={
             "gemm_plugin": config.gemm_plugin,
             "gpt_attention_plugin": config.gpt_attention_plugin,
@@ -59,6 +62,21 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
         },
     )
     return Resolved(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
+
+
+def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:
+    """`UserError` if no product could round its activations."""
+    if INT8_PRODUCTS not in target_isa(config.target_isa).extras:
+        raise UserError(
+            f"--context_int8 needs a processor with {INT8_PRODUCTS} and no --target_isa, found none or "
+            f"--target_isa {config.target_isa}; drop --context_int8"
+        )
+    if model.dtype == "float32" or (model.quant_algo is None and config.lm_head_precision is None):
+        found = f"dtype {model.dtype}, weights {model.quant_algo or model.dtype}"
+        raise UserError(
+            f"--context_int8 needs int8 or int4 weights in a model of float16 or bfloat16, found {found} in "
+            f"{config.checkpoint_dir}; convert with --use_weight_only, or drop --context_int8"
+        )
 
 
 def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, isa: Isa) -> None:
@@ -120,6 +138,14 @@ def profile_table(profile: StepProfile, ceilings: Ceilings) -> str:
             line += f"{read:>8.1f}{read / ceilings.read_gb_s:>9.1%}{done:>9.1f}{done / ceilings.gemm_gflop_s:>9.1%}"
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def rounding_line(errors: Mapping[str, float]) -> str:
+    """What `--context_int8` did, by product."""
+    if not errors:
+        return "--context_int8: no product is faster with activations of int8"
+    shown = ", ".join(f"{site} {error:.2%}" for site, error in errors.items())
+    return f"--context_int8: root mean square error of products of several tokens (normal activations): {shown}"
 
 
 class Progress:

@@ -25,7 +25,9 @@ PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-8, "avx512_bf
 # Instructions that multiply bytes, for weights of integers. Activations become two bytes, and 128 neighbours share a
 # scale: they move by up to 2^-16 of the largest one, which is less, on average, than rounding to fp16 moves them.
 FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnni") for rows in (1, 2, 4, 8))
-TACTICS = (LIBRARY, *OWN, *PAIRS, *FIXED16)
+# The same with one byte, if --context_int8 asks for it.
+FIXED8 = tuple(Tactic(f"fixed8_{rows}", QUADS, 512 + rows, 2**-6, "avx512_vnni") for rows in (4, 8))
+TACTICS = (LIBRARY, *OWN, *PAIRS, *FIXED16, *FIXED8)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -67,7 +69,7 @@ def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> st
         return f"{problem.weight_type} weights are no integers"
     if tactic in PAIRS and problem.dtype != "bfloat16":
         return f"{problem.dtype} activations are not rounded to bf16"
-    if tactic in FIXED16 and problem.dtype == "float32":
+    if tactic.layout == QUADS and problem.dtype == "float32":
         return "float32 activations are not rounded"
     if tactic.needs and tactic.needs not in extras:
         return f"needs {tactic.needs}"

@@ -6,7 +6,7 @@
 
 namespace opt_trt {
 
-constexpr int64_t kPairs = 128, kFixed16 = 256;
+constexpr int64_t kPairs = 128, kFixed16 = 256, kFixed8 = 512;
 
 // Rows of stored elements that a tactic reads for every group of 16 outputs.
 template <typename W>
@@ -27,7 +27,9 @@ void run_fixed(const Gemm& g, int64_t tactic) {
     case kFixed16 + 1: return gemm_fixed<W, 2, 1, 4>(g);
     case kFixed16 + 2: return gemm_fixed<W, 2, 2, 4>(g);
     case kFixed16 + 4: return gemm_fixed<W, 2, 4, 3>(g);
-    default: return gemm_fixed<W, 2, 8, 1>(g);
+    case kFixed16 + 8: return gemm_fixed<W, 2, 8, 1>(g);
+    case kFixed8 + 4: return gemm_fixed<W, 1, 4, 4>(g);
+    default: return gemm_fixed<W, 1, 8, 3>(g);
   }
 }
 #endif
