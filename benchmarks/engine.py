@@ -29,6 +29,9 @@ PRECISIONS = {  # how a checkpoint is converted
     "int8": ("--dtype", "float16", "--use_weight_only"),
     "int4": ("--dtype", "float16", "--use_weight_only", "--weight_only_precision", "int4"),
 }
+ACTIVATIONS = {  # of a layer's products, by the first letters of its tactic
+    "fixed16": "16-bit fixed point", "fixed8": "8-bit fixed point", "pairs": "bfloat16",
+}  # fmt: skip
 STORED = {
     torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.int8: "int8",
     torch.uint8: "int4",
@@ -69,14 +72,18 @@ class EngineRunner:
 
 def computes(engine_dir: Path) -> Computes:
     """What an engine is made of, read off its files."""
-    model = read_engine_config(engine_dir).pretrained_config
+    config = read_engine_config(engine_dir)
+    model = config.pretrained_config
     with safe_open(engine_dir / WEIGHTS.format(rank=0), framework="pt") as file:
         weights, head = (
             STORED[file.get_slice(name)[:1].dtype] for name in ("transformer.layers.0.mlp.fc.weight", "lm_head.weight")
         )
-    return Computes(
-        weights, head, model.dtype, "float32" if model.dtype != "bfloat16" else "float32, products bfloat16"
+    tactics = config.tactics["fc"]
+    alone, together = (
+        next((name for prefix, name in ACTIVATIONS.items() if tactic.startswith(prefix)), "float32")
+        for tactic in (tactics[0], tactics[-1])
     )
+    return Computes(weights, head, model.dtype, alone if alone == together else f"{alone}; prompts {together}")
 
 
 def shape_of(config: EngineConfig) -> str:

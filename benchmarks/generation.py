@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model_shape", choices=SHAPES, help="default: opt-125m, or the engine's")
     made.add_argument("--precision", choices=PRECISIONS, help="default: float16, or the engine's")
     made.add_argument("--lm_head_precision", help="as build.py takes it")
+    made.add_argument("--context_int8", action="store_true", help="as build.py takes it: int8 activations")
     made.add_argument("--beside_deterministic", action="store_true", help="also an engine built --deterministic")
     made.add_argument("--engine_dir", type=Path, help="measure this engine instead of building one")
     made.add_argument(
@@ -79,7 +80,10 @@ def subject_of(a: argparse.Namespace) -> Subject:
     """What to measure; `UserError` for options that contradict an existing engine or one another."""
     if a.output_len < 2 or a.rounds < 1 or a.input_len < 1 or min(a.batch_size) < 1:
         raise UserError("--output_len must be at least 2; --rounds, --input_len and --batch_size at least 1")
-    flags = ("--lm_head_precision", a.lm_head_precision) if a.lm_head_precision else ()
+    flags = (
+        *(("--lm_head_precision", a.lm_head_precision) if a.lm_head_precision else ()),
+        *(("--context_int8",) if a.context_int8 else ()),
+    )
     if a.engine_dir is None:
         return Subject(a.model_shape or "opt-125m", a.precision or "float16", None, flags)
     config = read_engine_config(a.engine_dir)
@@ -92,7 +96,7 @@ def subject_of(a: argparse.Namespace) -> Subject:
     ):
         raise UserError(
             f"--engine_dir {a.engine_dir} is {subject.shape} in {subject.precision} already; drop --model_shape, "
-            "--precision, --lm_head_precision and --beside_deterministic"
+            "--precision, --lm_head_precision, --context_int8 and --beside_deterministic"
         )
     return subject
 
