@@ -77,8 +77,18 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(table, config.profiling_verbosity), end="")
-        if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
-            print(profile_table(profile_engine(out), measure_ceilings()), end="")
+        if config.profiling_verbosity == "detailed":
+            print(_profile(out, model.mapping.world_size), end="")
+
+
+def _profile(engine_dir: Path, ranks: int) -> str:
+    """Where a step spends its time; a build is one process, so of several ranks there is a line that says why not."""
+    if ranks == 1:
+        return profile_table(profile_engine(engine_dir), measure_ceilings())
+    return (
+        f"no profile of a step: it takes {ranks} ranks at once, the build is one process; to see one, convert the "
+        "model with --tp_size 1 --pp_size 1 and build that\n"
+    )
 
 
 def _device(isa: Isa, plan: Plan) -> dict[str, str]:
