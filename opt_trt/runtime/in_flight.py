@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from opt_trt.progress import Bar
@@ -31,6 +31,12 @@ class InFlight(Protocol):
         What no request is to blame for fails all sequences in flight, and is raised.
         """
         ...
+
+
+def check_all(requests: Sequence[Request], check: Callable[[Request, int], None]) -> None:
+    """`check` each request with its index, before the first of them runs."""
+    for index, request in enumerate(requests):
+        check(request, index)
 
 
 def generate_all(in_flight: InFlight, requests: Sequence[Request]) -> list[Result]:

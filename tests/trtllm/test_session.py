@@ -126,6 +126,13 @@ def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: Run
         assert [beam.score for beam in result.beams] == [-0.5] * 3
 
 
+@BOTH
+def test_beams_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
+    with pytest.raises(UserError, match="beams change until the last token"):
+        double.open(options).stream([Request((1, 3), 2, sampling=sampling.SamplingParams(num_beams=2))])
+    assert double.seen.calls == []
+
+
 def test_an_engine_that_gathers_context_logits_is_not_streamed(double: Double) -> None:
     """Parts of a stream lack what it asserts to be there (by reading): the tokens come together, and are the same."""
     session = double.open(gather_context_logits=True)

@@ -14,8 +14,7 @@ from opt_trt.backends.trtllm.generation import RunnerGeneration
 from opt_trt.backends.trtllm.keywords import PYTHON, unsupported
 from opt_trt.backends.trtllm.runner import Runner
 from opt_trt.config.runtime import RuntimeOptions
-from opt_trt.errors import UserError
-from opt_trt.runtime.in_flight import generate_all
+from opt_trt.runtime.in_flight import check_all, generate_all
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.request import Request, RequestFailed, Result, request_problem
 from opt_trt.runtime.token_stream import TokenStream
@@ -40,16 +39,12 @@ class RunnerSession:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order."""
-        self._check_all(requests)
+        check_all(requests, self.check)
         return generate_all(self.generation, requests)
 
     def stream(self, requests: Sequence[Request]) -> TokenStream:
         """Tokens of all requests as they come."""
-        self._check_all(requests)
-        if any(request.sampling.num_beams > 1 for request in requests):
-            raise UserError(
-                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
-            )
+        check_all(requests, self.check)
         return TokenStream(self.generation, requests)
 
     def check(self, request: Request, index: int) -> None:
@@ -72,10 +67,6 @@ class RunnerSession:
         atexit.unregister(self._shut_down)
         self._shut_down()
         self._ranks.close()
-
-    def _check_all(self, requests: Sequence[Request]) -> None:
-        for index, request in enumerate(requests):
-            self.check(request, index)
 
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
         if self._runner.kind != PYTHON:
