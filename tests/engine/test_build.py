@@ -64,6 +64,17 @@ def test_two_builds_with_one_timing_cache_choose_the_same_tactics(checkpoint, tm
     assert first["tactics"] == second["tactics"]
 
 
+def test_a_build_where_tensorrt_has_left_its_timings_leaves_them_there(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("model.cache").write_bytes(b"\x00\xff timings of TensorRT")
+    for _ in range(2):
+        build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir="e"))
+        assert "model.cache is not a timing cache of the embedded backend" in capsys.readouterr().err
+    assert Path("model.cache").read_bytes() == b"\x00\xff timings of TensorRT"
+    with pytest.raises(UserError, match=r"model\.cache is not a timing cache of the embedded backend; delete it"):
+        build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir="e", input_timing_cache="model.cache"))
+
+
 def test_own_kernels_win_for_gemm_and_attention_at_one_token(checkpoint, tmp_path):
     tactics = build_here(checkpoint, tmp_path / "e")["tactics"]
     assert any(tactics[site][0].startswith("rows_") for site in ("qkv", "dense", "fc", "proj", "head"))

@@ -84,6 +84,15 @@ def test_a_missing_timing_cache_is_empty_and_a_damaged_one_is_named(tmp_path):
         TimingCache.load("d", tmp_path / "bad")
 
 
+@pytest.mark.parametrize("content", [b"\x00\xff timings of TensorRT", b"[1]", b""])
+def test_what_is_no_timing_cache_is_not_replaced(tmp_path, content, capsys):
+    (tmp_path / "model.cache").write_bytes(content)
+    TimingCache("d", {"d | p": {"x": 1.0}}).save(tmp_path / "model.cache")
+    assert (tmp_path / "model.cache").read_bytes() == content
+    assert "model.cache is not a timing cache of the embedded backend: it stays as it is" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.cache"]
+
+
 def test_candidates_take_turns_and_each_keeps_its_best():
     order = []
     times = time_interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, nothing)
