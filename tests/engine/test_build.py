@@ -17,6 +17,7 @@ import pytest
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import read_engine_config, seal
 from opt_trt.build import build
+from opt_trt.cache import cache_dir
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
@@ -351,6 +352,40 @@ def test_an_interrupted_build_leaves_nothing(checkpoint, tmp_path, stop):
     assert process.returncode == (130 if stop == signal.SIGINT else 143)
     assert "Traceback" not in errors
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
+
+
+def test_an_interrupt_while_programs_compile_ends_the_compilers_and_leaves_no_program(checkpoint, tmp_path):
+    """SIGTERM reaches build.py alone, not the compilers, of which several run."""
+    build_here(checkpoint, tmp_path / "before")  # its plugin library and its timings are used
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_dir(), cache / "opt_trt", ignore=shutil.ignore_patterns("programs", "inductor"))
+    command = [sys.executable, "build.py", "--checkpoint_dir", str(checkpoint), "--output_dir", str(tmp_path / "e")]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not compilers_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert compilers_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in errors
+    assert compilers_of(process.pid) == []
+    assert list((cache / "opt_trt" / "programs").iterdir()) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["before", "cache", "model.cache"]
+
+
+def compilers_of(pid: int) -> list[str]:
+    """Command lines that compile the wrappers of programs, of the children of a process and of orphans."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            command = entry.joinpath("cmdline").read_text()
+        except OSError:  # it has just ended
+            continue
+        if parent in (pid, 1) and ".wrapper.cpp" in command:
+            found.append(command)
+    return found
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, build_engine):

@@ -12,7 +12,7 @@ import torch
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.ceilings import measure_ceilings
-from opt_trt.backends.inductor.compile import cached_program, package_programs
+from opt_trt.backends.inductor.compile import Inductor, open_inductor, package_programs
 from opt_trt.backends.inductor.isa import MULTIPLIES_BF16, Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
@@ -52,15 +52,20 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         return
     find_compiler()
     ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
-    with Progress(("plugin library", "tactics", "programs", "weights")) as progress, ThreadPoolExecutor(1) as pool:
+    with (
+        Progress(("plugin library", "tactics", "programs", "weights")) as progress,
+        ThreadPoolExecutor(1) as pool,
+        open_inductor(isa, cache_dir()) as compilers,
+    ):
         compiling = pool.submit(compile_library, isa.march, cache_dir() / "plugins")  # g++ is a process of its own
-        programs = _compile_embedding(ranks[0], compiling, isa)
+        programs = _submit_embedding(ranks[0], compiling, compilers)
         library = compiling.result()
         progress.done()
-        plan, table = _choose_tactics(model, config, library, isa)
+        with compilers.turns.quiet():
+            plan, table = _choose_tactics(model, config, library, isa)
         progress.done()
-        programs |= _compile_decoder(ranks, (plan, library), isa, limits)
-        _package(programs, model.mapping, out)
+        programs |= _submit_decoder(ranks, (plan, library), compilers, limits)
+        _package({name: compiled.result() for name, compiled in programs.items()}, model.mapping, out)
         progress.done()
         engine = EngineConfig(
             pretrained_config=model,
@@ -124,7 +129,9 @@ def _choose_tactics(
     return plan, table
 
 
-def _compile_embedding(first: Checkpoint, compiling: Future[NativeLibrary], isa: Isa) -> dict[str, list[str]]:
+def _submit_embedding(
+    first: Checkpoint, compiling: Future[NativeLibrary], compilers: Inductor
+) -> dict[str, Future[list[str]]]:
     """The files of the one program that no tactic goes into; of sharded tables it calls the plugin library."""
     config = first.config
     tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}
@@ -133,12 +140,12 @@ def _compile_embedding(first: Checkpoint, compiling: Future[NativeLibrary], isa:
         library = compiling.result()
         ops, extra = CollectiveOps(library.operators(), config.mapping.tp_size), library.namespace
     spec = embedding_program(config, ops, GraphShapes(1, tables), EMBEDDING_WEIGHTS)
-    return {spec.name: cached_program(spec, isa, extra, cache_dir())}
+    return {spec.name: compilers.submit(spec, extra)}
 
 
-def _compile_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], isa: Isa, limits: Resolved
-) -> dict[str, list[str]]:
+def _submit_decoder(
+    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], compilers: Inductor, limits: Resolved
+) -> dict[str, Future[list[str]]]:
     """The files of `layer` and `head`, by name."""
     plan, library = chosen
     ops = PluginOps(library.operators(), plan, limits.model.mapping.tp_size)
@@ -157,8 +164,8 @@ def _compile_decoder(
     )
     choices = plan.choices()
     return {
-        spec.name: cached_program(
-            spec, isa, (library.namespace, [choices[site] for site in sites]), cache_dir(), library.direct_calls()
+        spec.name: compilers.submit(
+            spec, (library.namespace, [choices[site] for site in sites]), library.direct_calls()
         )
         for spec, sites in specs
     }
