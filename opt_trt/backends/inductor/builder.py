@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
+from opt_trt.backends.engine import CONFIG, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.ceilings import measure_ceilings
-from opt_trt.backends.inductor.compile import Inductor, open_inductor, package_programs
+from opt_trt.backends.inductor.compile import open_inductor
 from opt_trt.backends.inductor.isa import MULTIPLIES_BF16, Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
+from opt_trt.backends.inductor.plan import Progress, print_plan, profile_table, resolve_limits, tactic_table
 from opt_trt.backends.inductor.profile import profile_engine
+from opt_trt.backends.inductor.programs import package, submit_decoder, submit_embedding
 from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.fingerprint import fingerprint
@@ -24,15 +25,9 @@ from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
-from opt_trt.graph.decoder import head_weight_names, layer_weight_names
-from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, communicates
-from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program, stage_programs
-from opt_trt.mapping import Mapping
-from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.gemm import PAIRS
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
-from opt_trt.plugins.ops import Plan, PluginOps
+from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import winners
 from opt_trt.plugins.timing import TimingCache
 from opt_trt.plugins.tune import Policy, TunedProblem, tune
@@ -58,14 +53,14 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         open_inductor(isa, cache_dir()) as compilers,
     ):
         compiling = pool.submit(compile_library, isa.march, cache_dir() / "plugins")  # g++ is a process of its own
-        programs = _submit_embedding(ranks[0], compiling, compilers)
+        programs = submit_embedding(ranks[0], compiling, compilers)
         library = compiling.result()
         progress.done()
         with compilers.turns.quiet():
             plan, table = _choose_tactics(model, config, library, isa)
         progress.done()
-        programs |= _submit_decoder(ranks, (plan, library), compilers, limits)
-        _package({name: compiled.result() for name, compiled in programs.items()}, model.mapping, out)
+        programs |= submit_decoder(ranks, (plan, library), compilers, limits)
+        package({name: compiled.result() for name, compiled in programs.items()}, model.mapping, out)
         progress.done()
         engine = EngineConfig(
             pretrained_config=model,
@@ -127,59 +122,6 @@ def _choose_tactics(
     for path in (own, Path(config.output_timing_cache)):
         cache.save(path)
     return plan, table
-
-
-def _submit_embedding(
-    first: Checkpoint, compiling: Future[NativeLibrary], compilers: Inductor
-) -> dict[str, Future[list[str]]]:
-    """The files of the one program that no tactic goes into; of sharded tables it calls the plugin library."""
-    config = first.config
-    tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}
-    ops, extra = ReferenceOps(), ""
-    if communicates(config):
-        library = compiling.result()
-        ops, extra = CollectiveOps(library.operators(), config.mapping.tp_size), library.namespace
-    spec = embedding_program(config, ops, GraphShapes(1, tables), EMBEDDING_WEIGHTS)
-    return {spec.name: compilers.submit(spec, extra)}
-
-
-def _submit_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], compilers: Inductor, limits: Resolved
-) -> dict[str, Future[list[str]]]:
-    """The files of `layer` and `head`, by name."""
-    plan, library = chosen
-    ops = PluginOps(library.operators(), plan, limits.model.mapping.tp_size)
-    ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
-    weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
-    shapes = GraphShapes(limits.build_config.tokens_per_block, weights)
-    specs = (
-        (
-            layer_program(limits.model, ops, shapes, layer_weight_names(limits.model, 0)),
-            ("qkv", "attention", "dense", "fc", "proj"),
-        ),
-        (
-            head_program(limits.model, ops, shapes, head_weight_names(limits.model, plan.problems["head"].quantized)),
-            ("head",),
-        ),
-    )
-    choices = plan.choices()
-    return {
-        spec.name: compilers.submit(
-            spec, (library.namespace, [choices[site] for site in sites]), library.direct_calls()
-        )
-        for spec, sites in specs
-    }
-
-
-def _package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None:
-    """The programs of each rank, packaged once a stage."""
-    for stage in range(mapping.pp_size):
-        first, *others = (
-            out / PROGRAMS.format(rank=rank) for rank in range(mapping.world_size) if mapping.pp_rank(rank) == stage
-        )
-        package_programs({name: programs[name] for name in stage_programs(mapping, stage)}, first)
-        for other in others:
-            shutil.copyfile(first, other)
 
 
 def _write_weights(ranks: Sequence[Checkpoint], plan: Plan, engine: EngineConfig, workers: int, out: Path) -> None:

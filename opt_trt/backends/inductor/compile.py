@@ -1,4 +1,4 @@
-"""Compile programs with AOTInductor and put them into one package; every trap of that road is dealt with here.
+"""Compile programs with AOTInductor; every trap of that road is dealt with here.
 
 - loops get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial for ever;
 - an axis of one is let through the input checks: examples of 2 and more make Inductor assume it never comes;
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,6 @@ from unittest import mock
 import torch
 from torch._inductor import aot_compile, codecache, cpu_vec_isa
 from torch._inductor.cpp_builder import CppBuilder
-from torch._inductor.package.package import package_aoti
 
 from opt_trt import ops
 from opt_trt.backends.inductor.isa import Isa
@@ -154,14 +152,6 @@ def _put(temporary: Path, kept: Path) -> None:
     except OSError:
         if not kept.is_dir():
             raise
-
-
-def package_programs(programs: Mapping[str, list[str]], out: Path) -> None:
-    """Put programs, given by their files, into one package; each is loaded by its name."""
-    with tempfile.TemporaryDirectory(dir=out.parent) as directory:
-        package = Path(directory, "programs.pt2")  # the packager warns about any other ending
-        package_aoti(str(package), {name: [*files] for name, files in programs.items()})
-        package.replace(out)
 
 
 def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:
