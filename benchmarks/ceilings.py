@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 
+from opt_trt.backends.inductor.ceilings import product_rate, read_rate
+
 TOLERANCE = 0.08  # a run counts if no ceiling moved by more
 READ_BYTES = 2**30  # much more than any cache
 GEMM_SIZE = 2048
-TRIES = 9  # the best one: others on the machine can only make it look slower
+TRIES = 9
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,5 @@ class Ceilings:
 
 def measure_ceilings() -> Ceilings:
     """Take some three seconds to find out, on as many threads as torch uses."""
-    data = torch.ones(READ_BYTES // 4, dtype=torch.float32)
-    read = READ_BYTES / _least_seconds(data.sum) / 1e9
-    del data
-    return Ceilings(read, _gemm_gflops(torch.float32), _gemm_gflops(torch.bfloat16))
-
-
-def _gemm_gflops(dtype: torch.dtype) -> float:
-    a, b = (torch.ones(GEMM_SIZE, GEMM_SIZE, dtype=dtype) for _ in range(2))
-    return 2 * GEMM_SIZE**3 / _least_seconds(lambda: a @ b) / 1e9
-
-
-def _least_seconds(call: Callable[[], object]) -> float:
-    call()
-    times = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    products = (product_rate(GEMM_SIZE, dtype, TRIES) for dtype in (torch.float32, torch.bfloat16))
+    return Ceilings(read_rate(READ_BYTES, TRIES), *products)

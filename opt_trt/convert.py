@@ -175,12 +175,11 @@ def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
-    """One line: what was written, and the builder that takes it (ours takes one rank, and ReLU)."""
-    ours = model.mapping.world_size == 1 and model.hidden_act == ENGINE_ACTIVATION
-    builder = "python build.py" if ours else "trtllm-build (TensorRT-LLM 1.2)"
+    """One line: what was written, and the command that builds it (the embedded backend computes ReLU only)."""
+    backend = "" if model.hidden_act == ENGINE_ACTIVATION else " --backend tensorrt_llm"
     size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (
         f"checkpoint {output_dir}: {count} tensors{ranks}, {size:.3f} GB, {seconds:.1f} s, {size / seconds:.2f} GB/s; "
-        f"next: {builder} --checkpoint_dir {shlex.quote(str(output_dir))} --output_dir engine_outputs"
+        f"next: python build.py --checkpoint_dir {shlex.quote(str(output_dir))} --output_dir engine_outputs{backend}"
     )

@@ -31,22 +31,24 @@ class Refusal:
     """A flag of TensorRT-LLM's that cannot act here: why, and the values that ask for what happens anyway.
 
     `neutral` holds those values as typed; `()` refuses every use, `("",)` is a switch that is true already.
-    `note` is printed when a neutral value is given.
+    `note` is printed when a neutral value is given. `advice` is what else leads to what the flag asks for.
     """
 
     reason: str
     neutral: tuple[str, ...] = ()
     note: str | None = None
+    advice: str | None = None
 
     def check(self, option: str, given: str) -> None:
         """Raise `UserError` unless `given`, as typed, asks for what happens anyway."""
         if given not in self.neutral:
-            allowed = " or ".join(f"{option} {v}".strip() for v in self.neutral)
-            raise UserError(
-                f"{option} {given}".strip()
-                + f" is not supported: {self.reason}; drop the flag"
-                + (f" or give {allowed}" * bool(allowed))
-            )
+            raise UserError(f"{f'{option} {given}'.strip()} is not supported{self.why(option)}")
+
+    def why(self, option: str) -> str:
+        """The reason, and everything a person can do."""
+        allowed = " or ".join(f"{option} {v}".strip() for v in self.neutral)
+        ways = (self.advice, "drop the flag", f"give {allowed}" if allowed else None)
+        return f": {self.reason}; {' or '.join(filter(None, ways))}"
 
 
 def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:

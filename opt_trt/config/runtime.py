@@ -42,7 +42,7 @@ WHOLE = "OPT attends to the whole sequence"
 # What the embedded engine says to each: an empty reason asks for what happens anyway.
 EMBEDDED: Mapping[str, Refusal] = MappingProxyType({
     "use_py_session": Refusal("", note="--use_py_session: the embedded engine has one session, in Python"),
-    "debug_mode": Refusal("use --log_level verbose"),
+    "debug_mode": Refusal("it traces TensorRT's layers", advice="give --log_level verbose"),
     "enable_context_fmha_fp32_acc": Refusal(
         "", note="--enable_context_fmha_fp32_acc: attention always accumulates in fp32 on a CPU"
     ),
@@ -62,6 +62,6 @@ def check_embedded(options: RuntimeOptions) -> None:
     for name in options.given():
         refusal = EMBEDDED[name]
         if refusal.reason:
-            raise UserError(f"--{name} is not supported by this engine: {refusal.reason}; drop the flag")
+            raise UserError(f"--{name} is not supported by this engine{refusal.why(f'--{name}')}")
         if refusal.note:
             print(refusal.note, file=sys.stderr)

@@ -15,7 +15,7 @@ NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class dr
 NO_DRAFT = "speculative decoding is not offered for OPT"
 
 SESSION_REFUSED: dict[str, Refusal] = {
-    "beam_width_array": Refusal("a search has as many beams at every token: give --num_beams"),
+    "beam_width_array": Refusal("a search has as many beams at every token", advice="give --num_beams"),
     "no_prompt_template": Refusal("", ("",)),
     "prompt_table_path": Refusal("prompt tables are not supported"),
     "prompt_tasks": Refusal("prompt tables are not supported"),
@@ -24,7 +24,7 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "lora_task_uids": Refusal(NO_LORA),
     "lora_ckpt_source": Refusal(NO_LORA),
     "tokenizer_type": Refusal("the tokenizer's own files say what it is", ("auto",)),
-    "vocab_file": Refusal("give --tokenizer_dir, a directory with vocab.json and merges.txt"),
+    "vocab_file": Refusal("a tokenizer is a directory, with vocab.json and merges.txt", advice="give --tokenizer_dir"),
     "gpus_per_node": Refusal(
         "ranks know their number on their host from the launcher: mpirun -N, or slots in --hostfile"
     ),

@@ -58,8 +58,10 @@ class TensorRtOptions:
     monitor_memory: bool = flag(False, "log memory while building", group=GROUP)
 
     EMBEDDED: ClassVar[dict[str, Refusal]] = {
-        "tensorrt_llm_version": Refusal("it names a release of the other backend; give --backend tensorrt_llm"),
-        "max_beam_width": Refusal("beams are sequences of the batch: give --max_batch_size requests * beams"),
+        "tensorrt_llm_version": Refusal(
+            "it names a release of the other backend", advice="give --backend tensorrt_llm"
+        ),
+        "max_beam_width": Refusal("beams are sequences of the batch", advice="give --max_batch_size requests * beams"),
         "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
         "paged_kv_cache": Refusal("the KV cache is always paged", ("enable",)),
         "remove_input_padding": Refusal("inputs are always packed", ("enable",)),
@@ -73,5 +75,5 @@ class TensorRtOptions:
         "fast_build": Refusal(TENSORRT_ONLY),
         "enable_debug_output": Refusal(TENSORRT_ONLY),
         "visualize_network": Refusal(TENSORRT_ONLY),
-        "monitor_memory": Refusal(TENSORRT_ONLY + "; --dry_run prints the memory"),
+        "monitor_memory": Refusal(TENSORRT_ONLY, advice="give --dry_run, which prints the memory,"),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,17 +34,17 @@ class TimingCache:
     @classmethod
     def load(cls, device: str, path: Path | None) -> TimingCache:
         """Read a cache file; a missing one is empty, a damaged one is named."""
-        if path is None or not path.is_file():
+        if path is None or not path.exists():
             return cls(device)
-        try:
-            times = json.loads(path.read_text())
-            assert all(isinstance(us, float) for row in times.values() for us in row.values())
-        except (ValueError, AttributeError, AssertionError) as error:
-            raise UserError(f"{path} is not a timing cache of build.py; delete it, or name another file") from error
+        if (times := _read(path)) is None:
+            raise UserError(f"{path} is not a timing cache of the embedded backend; delete it, or name another file")
         return cls(device, times)
 
     def save(self, path: Path) -> None:
-        """Write the cache beside `path`, then rename it."""
+        """Write the cache beside `path`, then rename it; what is there and is none stays, with a warning."""
+        if path.exists() and _read(path) is None:  # TensorRT's has the same default name
+            print(f"WARNING: {path} is not a timing cache of the embedded backend: it stays as it is", file=sys.stderr)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True))
@@ -61,6 +62,16 @@ class TimingCache:
             row = row | time_interleaved(candidates, prepare())
             self.times[f"{self.device} | {problem}"] = row
         return {name: row[name] for name in candidates}
+
+
+def _read(path: Path) -> dict[str, dict[str, float]] | None:
+    """The times in a cache file; None if it is another file."""
+    try:
+        times: dict[str, dict[str, float]] = json.loads(path.read_bytes())
+        assert all(isinstance(us, float) for row in times.values() for us in row.values())
+    except (ValueError, AttributeError, AssertionError, IsADirectoryError):
+        return None
+    return times
 
 
 def time_interleaved(candidates: Mapping[str, Callable[[], Result]], check: Check[Result]) -> dict[str, float]:

@@ -19,7 +19,8 @@ from opt_trt.quant import ALGORITHMS, MODES
 from opt_trt.shard import COLUMNS, placements
 
 LAST_BUCKET_TOKENS = 512
-MOST_FLOPS = 4 * 10**9  # of one timing: some hundredths of a second, in which the order of tactics no longer changes
+MOST_FLOPS = 2 * 10**9  # of one timing: a hundredth of a second or two, beyond which tactics keep their order
+PART_FEATURES = 2**10  # a part of a product's outputs has a multiple of so many: whole tiles, and work for all threads
 ATTENTION_KV_LEN = 512
 DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
 INT8_ACTIVATIONS = "activations of several tokens only, and with --context_int8"
@@ -92,18 +93,17 @@ def _tune_gemm(
     problem: gemm.GemmProblem, native: Any, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
-    linears = functools.cache(functools.partial(random_linears, problem))  # not made where every time is known
+    weights = functools.lru_cache(1)(random_linears)  # not made where every time is known
     rows: list[list[Timing]] = []
     for tokens in representatives(2 * problem.n * problem.k, policy.max_num_tokens):
-        call = random_call(problem, tokens, generator)
+        part = affordable(problem, tokens)
+        call, linears = random_call(part, tokens, generator), functools.partial(weights, part)
         reasons = _gemm_reasons(problem, policy, tokens)
         runs = {
-            tactic: gemm_run(native, problem, call, linears, tactic)
-            for tactic in gemm.TACTICS
-            if reasons[tactic] is None
+            tactic: gemm_run(native, part, call, linears, tactic) for tactic in gemm.TACTICS if reasons[tactic] is None
         }
-        reference = gemm_run(native, problem, call, linears, gemm.LIBRARY)
-        rows.append(_time(f"{problem.key()} tokens={tokens}", reference, runs, reasons, cache))
+        reference = gemm_run(native, part, call, linears, gemm.LIBRARY)
+        rows.append(_time(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, _lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
@@ -227,6 +227,14 @@ def representatives(flops_per_token: int, max_num_tokens: int) -> list[int]:
     affordable = MOST_FLOPS // flops_per_token
     spans = zip((0, *BUCKETS), (*BUCKETS, LAST_BUCKET_TOKENS), strict=True)
     return [min(max(below + 1, min(most, affordable)), max_num_tokens) for below, most in spans]
+
+
+def affordable(problem: gemm.GemmProblem, tokens: int) -> gemm.GemmProblem:
+    """The product, or as many of its outputs as do not take long where its bucket has no fewer tokens."""
+    most = MOST_FLOPS // (2 * problem.k * tokens)
+    if problem.n <= max(most, PART_FEATURES):
+        return problem
+    return replace(problem, n=max(most // PART_FEATURES, 1) * PART_FEATURES)
 
 
 def _bucket_names() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from opt_trt.progress import Bar
@@ -21,7 +21,7 @@ class InFlight(Protocol):
         ...
 
     def cancel(self, sequence: TokenSequence) -> None:
-        """Drop a sequence, finished or not."""
+        """Drop a sequence, finished or not, submitted or not."""
         ...
 
     def step(self) -> Sequence[TokenSequence]:
@@ -33,14 +33,20 @@ class InFlight(Protocol):
         ...
 
 
+def check_all(requests: Sequence[Request], check: Callable[[Request, int], None]) -> None:
+    """`check` each request with its index, before the first of them runs."""
+    for index, request in enumerate(requests):
+        check(request, index)
+
+
 def generate_all(in_flight: InFlight, requests: Sequence[Request]) -> list[Result]:
     """One result per checked request, in their order; a progress bar counts them."""
     sequences = [TokenSequence(index, request) for index, request in enumerate(requests)]
-    for sequence in sequences:
-        in_flight.submit(sequence)
     unfinished = set(sequences)
     bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
     try:
+        for sequence in sequences:
+            in_flight.submit(sequence)
         while unfinished:
             finished = [s for s in in_flight.step() if s.finish_reason and s in unfinished]
             unfinished -= set(finished)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.errors import UserError
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation
-from opt_trt.runtime.in_flight import InFlight, generate_all
+from opt_trt.runtime.in_flight import InFlight, check_all, generate_all
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.memory import available_bytes
 from opt_trt.runtime.plan import unpack
@@ -77,16 +76,12 @@ class DecoderSession:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order; a progress bar counts them."""
-        self._check_all(requests)
+        check_all(requests, self.check)
         return generate_all(self.generation, requests)
 
     def stream(self, requests: Sequence[Request]) -> TokenStream:
         """Tokens of all requests as they come. Requests are checked here, not at the first token."""
-        self._check_all(requests)
-        if any(request.sampling.num_beams > 1 for request in requests):
-            raise UserError(
-                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
-            )
+        check_all(requests, self.check)
         return TokenStream(self.generation, requests)
 
     def check(self, request: Request, index: int) -> None:
@@ -100,7 +95,3 @@ class DecoderSession:
     def close(self) -> None:
         """See `Session.close`."""
         self.executor.close()
-
-    def _check_all(self, requests: Sequence[Request]) -> None:
-        for index, request in enumerate(requests):
-            self.check(request, index)

@@ -14,12 +14,17 @@ from opt_trt.runtime.sequence import TokenSequence
 class TokenStream(Iterator[TokenEvent]):
     """Iterate for tokens; each step serves every stream of the session, whichever asked for it.
 
-    Requests that are not finished are cancelled when the stream is closed or forgotten.
+    Requests that are not finished are cancelled when the stream is closed or forgotten. `UserError` for beams.
     """
 
     def __init__(self, generation: InFlight, requests: Sequence[Request]) -> None:
         self._generation = generation
         self._events: deque[TokenEvent] = deque()
+        self._open: list[TokenSequence] = []
+        if any(request.sampling.num_beams > 1 for request in requests):
+            raise UserError(
+                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
+            )
         self._open = [
             TokenSequence(index, request, self._events, is_watched=True) for index, request in enumerate(requests)
         ]

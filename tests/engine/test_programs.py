@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from opt_trt.backends.engine import read_engine_config
+from opt_trt.backends.inductor.compile import open_inductor
 from opt_trt.backends.inductor.decoder import CompiledDecoder, open_decoder
+from opt_trt.backends.inductor.isa import target_isa
 from opt_trt.backends.inductor.program import load_programs
 from opt_trt.errors import UserError
 from opt_trt.graph.decoder import layer_weight_names
@@ -196,6 +199,24 @@ def test_two_builds_at_once_may_cache_the_same_program(tmp_path):
         (tmp_path / name / "program.so").touch()
         _put(tmp_path / name, tmp_path / "kept")
     assert (tmp_path / "kept" / "program.so").exists()
+
+
+@pytest.mark.parametrize("before", [None, "elsewhere"])
+def test_torch_is_as_it_was_when_a_build_has_ended(tmp_path, monkeypatch, before):
+    from torch._inductor import codecache
+    from torch._inductor.cpp_builder import CppBuilder
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before or "")
+    if before is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    build, picked = CppBuilder.build, codecache.pick_vec_isa
+    with pytest.raises(KeyboardInterrupt), open_inductor(target_isa(None), tmp_path):
+        assert CppBuilder.build is not build and codecache.pick_vec_isa is not picked
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
+        monkeypatch.setenv("OF_THE_USER", "set meanwhile")
+        raise KeyboardInterrupt
+    assert CppBuilder.build is build and codecache.pick_vec_isa is picked
+    assert (os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.environ["OF_THE_USER"]) == (before, "set meanwhile")
 
 
 def test_an_engine_is_opened_without_torchs_compiler(engine):

@@ -25,16 +25,20 @@ def dequantized(model, precision, dtype=torch.float32):
     return model
 
 
-@pytest.mark.parametrize(("kind", "precision"), CASES)
-def test_ids_and_logits_equal_transformers_with_dequantized_weights(kind, precision, open_session, oracle):
-    session, model = open_session(kind, precision=precision), dequantized(oracle(kind), precision)
-    prompts = random_prompts((1, 5, 31, 70))
+def assert_ids_and_logits_equal(session, model, prompts):
+    """Of eight new tokens, and of the prompts in front of them."""
     asked = {"return_context_logits": True, "return_generation_logits": True}
     for prompt, result in zip(prompts, session.generate([Request(p, 8, **asked) for p in prompts]), strict=True):
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
         expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
         found = torch.cat((result.context_logits, result.generation_logits[1:]))
         assert (found - expected[: len(found)]).abs().max() < LOGITS_TOLERANCE
+
+
+@pytest.mark.parametrize(("kind", "precision"), CASES)
+def test_ids_and_logits_equal_transformers_with_dequantized_weights(kind, precision, open_session, oracle):
+    session, model = open_session(kind, precision=precision), dequantized(oracle(kind), precision)
+    assert_ids_and_logits_equal(session, model, random_prompts((1, 5, 31, 70)))
 
 
 @pytest.mark.parametrize(("kind", "precision"), CASES)
@@ -67,13 +71,7 @@ def test_a_quantized_head_gives_the_logits_of_the_dequantized_one(kind, precisio
     session, engine = open_session(kind, **flags), build_engine(kind, gather_all_token_logits=True, **flags)
     weight = Checkpoint(engine.parent / "checkpoint").tensor("lm_head.weight")
     model = with_quantized_head(dequantized(oracle(kind), precision), weight, precision)
-    prompts = random_prompts((1, 31, 70))
-    asked = {"return_context_logits": True, "return_generation_logits": True}
-    for prompt, result in zip(prompts, session.generate([Request(p, 8, **asked) for p in prompts]), strict=True):
-        assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
-        expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
-        found = torch.cat((result.context_logits, result.generation_logits[1:]))
-        assert (found - expected[: len(found)]).abs().max() < LOGITS_TOLERANCE
+    assert_ids_and_logits_equal(session, model, random_prompts((1, 31, 70)))
     assert read_engine_config(engine).build_config.lm_head_precision == precision
     stored = map_weights(engine, 0)
     bits = 8 * stored["lm_head.weight"].element_size() // (1 if precision == "int8" else 2)

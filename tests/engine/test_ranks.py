@@ -106,6 +106,15 @@ def test_a_stage_has_the_programs_it_runs_and_its_ranks_have_the_same(engine_of)
         assert len(load_programs(package, names)) == 2
 
 
+def test_a_detailed_build_says_why_it_has_no_profile(engine_of, tmp_path, capsys):
+    flags = {"profiling_verbosity": "detailed", "output_timing_cache": str(tmp_path / "model.cache")}
+    checkpoint = engine_of(FEW[4][0])[0]
+    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(tmp_path / "engine"), **flags))
+    text = capsys.readouterr().out
+    assert "no profile of a step: it takes 4 ranks at once" in text and "with --tp_size 1 --pp_size 1" in text
+    assert "GFLOP/s" not in text
+
+
 def test_stages_of_another_number_are_built_from_the_same_programs(engine_of, monkeypatch):
     engine_of(FEW[4][0])
     monkeypatch.setattr("opt_trt.backends.inductor.compile.compile_program", None)  # nothing is compiled

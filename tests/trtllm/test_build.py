@@ -25,6 +25,7 @@ from opt_trt.config.describe import DescribeConfig
 from opt_trt.convert import convert
 from opt_trt.describe.describe import describe
 from opt_trt.errors import UserError
+from opt_trt.plugins.timing import TimingCache
 from tests.trtllm._facts import load, releases
 from tests.unit._models import Model
 
@@ -50,6 +51,14 @@ def test_every_release_builds_what_the_converter_writes(release, name, checkpoin
     engines = [path.name for path in sorted(Path("engine").glob("rank*.engine"))]
     assert engines == (["rank0.engine", "rank1.engine"] if name == "tp2" else ["rank0.engine"])
     assert Path("model.cache").exists()
+
+
+def test_timings_the_embedded_backend_left_do_not_matter(checkpoints, install_double):
+    """They are replaced, as the builder does it: the embedded backend keeps its own elsewhere, too."""
+    install_double()
+    TimingCache("cpu", {"cpu | gemm": {"rows_1": 1.0}}).save(Path("model.cache"))
+    build_there(checkpoints("fp16"), "--log_level", "error")
+    assert Path("model.cache").read_bytes() == b"timings"
 
 
 def test_auto_takes_tensorrt_llm_where_it_is_and_says_nothing(checkpoints, install_double, capsys):

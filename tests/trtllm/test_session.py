@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -126,6 +127,13 @@ def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: Run
         assert [beam.score for beam in result.beams] == [-0.5] * 3
 
 
+@BOTH
+def test_beams_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
+    with pytest.raises(UserError, match="beams change until the last token"):
+        double.open(options).stream([Request((1, 3), 2, sampling=sampling.SamplingParams(num_beams=2))])
+    assert double.seen.calls == []
+
+
 def test_an_engine_that_gathers_context_logits_is_not_streamed(double: Double) -> None:
     """Parts of a stream lack what it asserts to be there (by reading): the tokens come together, and are the same."""
     session = double.open(gather_context_logits=True)
@@ -138,6 +146,16 @@ class First(Alone):
 
     local_size = 2
 
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
+        self.told.append("step")
+        return super().step(message)
+
+    def close(self) -> None:
+        self.told.append("close")
+
 
 @BOTH
 def test_several_ranks_of_the_python_session_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
@@ -147,6 +165,22 @@ def test_several_ranks_of_the_python_session_are_not_streamed(double: Double, op
     session = open_rank(opening, First())
     assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
     assert double.seen.calls[0]["streaming"] == (options != PYTHON)
+
+
+@BOTH
+def test_a_closed_session_refuses_requests_before_other_ranks_hear_of_them(
+    double: Double, options: RuntimeOptions
+) -> None:
+    engine, ranks = double.engine(world_size=2), First()
+    session = open_rank(Opening(engine, KvCacheLimit(), Scheduling(), options, identify(engine).fingerprint), ranks)
+    session.close()
+    session.close()
+    with pytest.raises(UserError, match="the engine is closed: open it again"):
+        session.generate([Request((1, 3), 4)])
+    with pytest.raises(UserError, match="the engine is closed: open it again"):
+        list(session.stream([Request((1, 3), 4)]))
+    assert ranks.told == ["close"] and double.seen.calls == []
+    assert double.seen.num_shut_down == (options != PYTHON)
 
 
 @pytest.mark.parametrize("plugins", [

@@ -58,7 +58,7 @@ def test_flags_of_tensorrt_alone_are_refused_by_the_embedded_backend() -> None:
         value = given.get(f.name) or next((c for c in f.metadata["flag"].choices or () if c not in refusal.neutral), "")
         config = parse(BuildConfig, ["--checkpoint_dir", "c", f"--{f.name}", *value.split()])
         with pytest.raises(
-            UserError, match=f"^--{f.name}( {value})? is not supported: {re.escape(refusal.reason)}; drop"
+            UserError, match=f"^--{f.name}( {value})? is not supported{re.escape(refusal.why(f'--{f.name}'))}$"
         ):
             resolve_limits(MODEL, config)
         for neutral in refusal.neutral:

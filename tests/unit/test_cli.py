@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.describe import DescribeConfig
 from opt_trt.config.export_hf import ExportConfig
+from opt_trt.config.flags import Refusal
 from opt_trt.config.run import RunConfig
-from opt_trt.config.runtime import check_embedded
+from opt_trt.config.runtime import EMBEDDED, check_embedded
 from opt_trt.config.summarize import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
 
@@ -51,6 +53,33 @@ REFUSALS = [(c, name, refusal) for c in REQUIRED for name, refusal in getattr(c,
 def test_a_flag_that_cannot_act_is_refused_by_name_with_the_reason(config, name, refusal):
     with pytest.raises(UserError, match=f"--{name} unheard_of is not supported: "):
         parse(config, [*REQUIRED[config], f"--{name}", "unheard_of"])
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (Refusal("it is so"), "--flag 3 is not supported: it is so; drop the flag"),
+        (
+            Refusal("it is so", ("1", "2")),
+            "--flag 3 is not supported: it is so; drop the flag or give --flag 1 or --flag 2",
+        ),
+        (
+            Refusal("it is so", ("1",), advice="convert with --flag"),
+            "--flag 3 is not supported: it is so; convert with --flag or drop the flag or give --flag 1",
+        ),
+    ],
+)
+def test_a_refusal_says_everything_a_person_can_do(refusal, said):
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        refusal.check("--flag", "3")
+
+
+def test_reasons_give_no_advice_for_dropping_the_flag_to_follow():
+    given = [
+        *REFUSALS,
+        *((None, name, refusal) for table in (EMBEDDED, BuildConfig.EMBEDDED) for name, refusal in table.items()),
+    ]
+    assert not [name for _, name, refusal in given if re.search("(^|[:;] )(give|use|convert) ", refusal.reason)]
 
 
 @pytest.mark.parametrize(("config", "name", "refusal"), REFUSALS, ids=lambda x: x if isinstance(x, str) else "")

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opt_trt.backends.inductor.plan import resolve_limits
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.cli import parse
+from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.errors import UserError
@@ -247,12 +249,13 @@ def test_an_unknown_precision_is_refused_with_the_choices() -> None:
         parse(ConvertConfig, ["--model_dir", "m", "--use_weight_only", "--weight_only_precision", "int2"])
 
 
-@pytest.mark.parametrize(
-    ("flags", "builder"),
-    [({}, "python build.py"), ({"use_weight_only": True}, "python build.py"), ({"tp_size": 2}, "trtllm-build")],
-)
+@pytest.mark.parametrize("flags", [{}, {"use_weight_only": True}, {"tp_size": 2}, {"pp_size": 2}])
 def test_the_next_command_is_one_that_takes_the_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, Any], builder: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict[str, Any]
 ) -> None:
-    run(small().write(tmp_path / "model"), tmp_path / "out", log_level="info", **({"use_weight_only": False} | flags))
-    assert f"next: {builder}" in capsys.readouterr().out
+    out = tmp_path / "out"
+    run(small(layers=2).write(tmp_path / "model"), out, log_level="info", **({"use_weight_only": False} | flags))
+    _, given = capsys.readouterr().out.strip().split("; next: python build.py ")
+    assert given == f"--checkpoint_dir {out} --output_dir engine_outputs"
+    model = Checkpoint(out).config
+    assert resolve_limits(model, parse(BuildConfig, given.split())).model == model

@@ -168,12 +168,17 @@ run(open_model)
 """
 
 
-def test_a_worker_says_what_it_computes_with_and_answers_until_its_input_ends(tmp_path):
+def asked_of_echo(tmp_path, output_len):
+    """A worker that answers prompts with themselves, asked once for so many new tokens."""
     (tmp_path / "run_echo.py").write_text(ECHO)
-    asked = json.dumps({"prompts": [[1, 2, 3]], "output_len": 2}) + "\n"
+    asked = json.dumps({"prompts": [[1, 2, 3]], "output_len": output_len}) + "\n"
     command = [sys.executable, tmp_path / "run_echo.py", "serve", "m", "int4"]
     paths = {"PYTHONPATH": str(ROOT / "benchmarks" / "peers")}
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=paths)
+    return subprocess.run(command, input=asked, capture_output=True, text=True, env=paths)
+
+
+def test_a_worker_says_what_it_computes_with_and_answers_until_its_input_ends(tmp_path):
+    done = asked_of_echo(tmp_path, 2)
     computes, answer = map(json.loads, done.stdout.splitlines())
     assert Computes(**computes) == Computes("int4", "int8", "int8", "m")
     assert 0 <= answer["seconds"] < 60
@@ -181,9 +186,5 @@ def test_a_worker_says_what_it_computes_with_and_answers_until_its_input_ends(tm
 
 
 def test_a_worker_that_stops_early_fails(tmp_path):
-    (tmp_path / "run_echo.py").write_text(ECHO)
-    asked = json.dumps({"prompts": [[1, 2, 3]], "output_len": 4}) + "\n"
-    command = [sys.executable, tmp_path / "run_echo.py", "serve", "m", "int4"]
-    paths = {"PYTHONPATH": str(ROOT / "benchmarks" / "peers")}
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=paths)
+    done = asked_of_echo(tmp_path, 4)
     assert done.returncode != 0 and "expected 1 rows of 4 new ids, found 1 of [3]" in done.stderr

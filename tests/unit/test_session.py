@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
+from opt_trt.runtime.generate import Generation
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import Alone
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
@@ -283,6 +285,24 @@ def test_ctrl_c_leaves_the_session_usable(step: int) -> None:
         of.generate([Request((1, 2), 6)] * 9)
     assert of._pool.num_free == of._pool.num_blocks
     assert of.generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
+
+
+@pytest.mark.parametrize("verb", ["generate", "stream"])
+def test_ctrl_c_while_requests_are_queued_leaves_none_behind(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, submitted = session(), []
+
+    def submit(sequence: TokenSequence) -> None:
+        submitted.append(sequence)
+        Generation.submit(of.generation, sequence)
+        if len(submitted) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(of.generation, "submit", submit)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(of, verb)([Request((1, 2), 6)] * 3)
+    monkeypatch.undo()
+    assert of.generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
+    assert [len(inputs.kv_lens) for inputs in steps(of)] == [1, 1, 1]  # the two that were queued take part in none
 
 
 def test_closing_a_stream_frees_its_blocks() -> None:

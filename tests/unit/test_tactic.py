@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
 from opt_trt.errors import UserError
+from opt_trt.plugins.gemm import GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.timing import TimingCache, time_interleaved
-from opt_trt.plugins.tune import representatives
+from opt_trt.plugins.tune import affordable, representatives
 
 A1, A2, B = Tactic("a1", "a", 1), Tactic("a2", "a", 2), Tactic("b", "b", 3)
 
@@ -84,6 +86,15 @@ def test_a_missing_timing_cache_is_empty_and_a_damaged_one_is_named(tmp_path):
         TimingCache.load("d", tmp_path / "bad")
 
 
+@pytest.mark.parametrize("content", [b"\x00\xff timings of TensorRT", b"[1]", b""])
+def test_what_is_no_timing_cache_is_not_replaced(tmp_path, content, capsys):
+    (tmp_path / "model.cache").write_bytes(content)
+    TimingCache("d", {"d | p": {"x": 1.0}}).save(tmp_path / "model.cache")
+    assert (tmp_path / "model.cache").read_bytes() == content
+    assert "model.cache is not a timing cache of the embedded backend: it stays as it is" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.cache"]
+
+
 def test_candidates_take_turns_and_each_keeps_its_best():
     order = []
     times = time_interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, nothing)
@@ -118,10 +129,27 @@ def test_who_takes_long_and_twice_as_long_as_the_best_has_one_turn(monkeypatch):
     ("flops_per_token", "max_num_tokens", "tokens"),
     [
         (10**6, 8192, [1, 4, 16, 64, 256, 512]),
-        (40 * 10**6, 8192, [1, 4, 16, 64, 100, 257]),  # 4 GFLOP are 100 tokens
-        (10**9, 8192, [1, 4, 5, 17, 65, 257]),  # never outside of the bucket
+        (40 * 10**6, 8192, [1, 4, 16, 50, 65, 257]),  # 2 GFLOP are 50 tokens
+        (10**9, 8192, [1, 2, 5, 17, 65, 257]),  # never outside of the bucket
         (10**6, 30, [1, 4, 16, 30, 30, 30]),
     ],
 )
 def test_a_bucket_is_timed_at_its_largest_step_that_does_not_take_long(flops_per_token, max_num_tokens, tokens):
     assert representatives(flops_per_token, max_num_tokens) == tokens
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "tokens", "timed"),
+    [
+        (768, 3072, 512, 768),
+        (50272, 768, 25, 50272),
+        (50272, 768, 65, 19456),  # 2 GFLOP are 20,032 outputs
+        (50272, 768, 257, 4096),
+        (36864, 9216, 257, 1024),  # the least
+        (500, 9216, 257, 500),
+    ],
+)
+def test_a_product_whose_bucket_takes_long_is_timed_in_part(n, k, tokens, timed):
+    problem = GemmProblem("head", n, k, "float16", "float16", False, False)
+    part = affordable(problem, tokens)
+    assert part == replace(problem, n=timed)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
+from opt_trt.backends.engine import CONFIG, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.ceilings import measure_ceilings
-from opt_trt.backends.inductor.compile import cached_program, package_programs
+from opt_trt.backends.inductor.compile import open_inductor
 from opt_trt.backends.inductor.isa import Isa, target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.plan import (
     Progress,
-    Resolved,
     print_plan,
     profile_table,
     resolve_limits,
@@ -25,6 +24,7 @@ from opt_trt.backends.inductor.plan import (
     tactic_table,
 )
 from opt_trt.backends.inductor.profile import profile_engine
+from opt_trt.backends.inductor.programs import package, submit_decoder, submit_embedding
 from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.fingerprint import fingerprint
@@ -32,14 +32,8 @@ from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
-from opt_trt.graph.decoder import head_weight_names, layer_weight_names
-from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, communicates
-from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program, stage_programs
-from opt_trt.mapping import Mapping
-from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
-from opt_trt.plugins.ops import Plan, PluginOps
+from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.rounding import product_errors
 from opt_trt.plugins.tactic import winners
 from opt_trt.plugins.timing import TimingCache
@@ -60,15 +54,20 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         return
     find_compiler()
     ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
-    with Progress(("plugin library", "tactics", "programs", "weights")) as progress, ThreadPoolExecutor(1) as pool:
+    with (
+        Progress(("plugin library", "tactics", "programs", "weights")) as progress,
+        ThreadPoolExecutor(1) as pool,
+        open_inductor(isa, cache_dir()) as compilers,
+    ):
         compiling = pool.submit(compile_library, isa.march, cache_dir() / "plugins")  # g++ is a process of its own
-        programs = _compile_embedding(ranks[0], compiling, isa)
+        programs = submit_embedding(ranks[0], compiling, compilers)
         library = compiling.result()
         progress.done()
-        plan, table = _choose_tactics(model, config, library, isa)
+        with compilers.turns.quiet():
+            plan, table = _choose_tactics(model, config, library, isa)
         progress.done()
-        programs |= _compile_decoder(ranks, (plan, library), isa, limits)
-        _package(programs, model.mapping, out)
+        programs |= submit_decoder(ranks, (plan, library), compilers, limits)
+        package({name: compiled.result() for name, compiled in programs.items()}, model.mapping, out)
         progress.done()
         engine = EngineConfig(
             pretrained_config=model,
@@ -87,8 +86,18 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         print(tactic_table(table, config.profiling_verbosity), end="")
         if config.context_int8:
             print(rounding_line(product_errors(plan, library.operators())))
-        if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
-            print(profile_table(profile_engine(out), measure_ceilings()), end="")
+        if config.profiling_verbosity == "detailed":
+            print(_profile(out, model.mapping.world_size), end="")
+
+
+def _profile(engine_dir: Path, ranks: int) -> str:
+    """Where a step spends its time; a build is one process, so of several ranks there is a line that says why not."""
+    if ranks == 1:
+        return profile_table(profile_engine(engine_dir), measure_ceilings())
+    return (
+        f"no profile of a step: it takes {ranks} ranks at once, the build is one process; to see one, convert the "
+        "model with --tp_size 1 --pp_size 1 and build that\n"
+    )
 
 
 def _device(isa: Isa, plan: Plan) -> dict[str, str]:
@@ -124,57 +133,6 @@ def _choose_tactics(
     if config.input_timing_cache is None:
         cache.save(own)
     return plan, table
-
-
-def _compile_embedding(first: Checkpoint, compiling: Future[NativeLibrary], isa: Isa) -> dict[str, list[str]]:
-    """The files of the one program that no tactic goes into; of sharded tables it calls the plugin library."""
-    config = first.config
-    tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}
-    ops, extra = ReferenceOps(), ""
-    if communicates(config):
-        library = compiling.result()
-        ops, extra = CollectiveOps(library.operators(), config.mapping.tp_size), library.namespace
-    spec = embedding_program(config, ops, GraphShapes(1, tables), EMBEDDING_WEIGHTS)
-    return {spec.name: cached_program(spec, isa, extra, cache_dir())}
-
-
-def _compile_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], isa: Isa, limits: Resolved
-) -> dict[str, list[str]]:
-    """The files of `layer` and `head`, by name."""
-    plan, library = chosen
-    ops = PluginOps(library.operators(), plan, limits.model.mapping.tp_size)
-    ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
-    weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
-    shapes = GraphShapes(limits.build_config.tokens_per_block, weights)
-    specs = (
-        (
-            layer_program(limits.model, ops, shapes, layer_weight_names(limits.model, 0)),
-            ("qkv", "attention", "dense", "fc", "proj"),
-        ),
-        (
-            head_program(limits.model, ops, shapes, head_weight_names(limits.model, plan.problems["head"].quantized)),
-            ("head",),
-        ),
-    )
-    choices = plan.choices()
-    return {
-        spec.name: cached_program(
-            spec, isa, (library.namespace, [choices[site] for site in sites]), cache_dir(), library.direct_calls()
-        )
-        for spec, sites in specs
-    }
-
-
-def _package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None:
-    """The programs of each rank, packaged once a stage."""
-    for stage in range(mapping.pp_size):
-        first, *others = (
-            out / PROGRAMS.format(rank=rank) for rank in range(mapping.world_size) if mapping.pp_rank(rank) == stage
-        )
-        package_programs({name: programs[name] for name in stage_programs(mapping, stage)}, first)
-        for other in others:
-            shutil.copyfile(first, other)
 
 
 def _write_weights(ranks: Sequence[Checkpoint], plan: Plan, engine: EngineConfig, workers: int, out: Path) -> None:

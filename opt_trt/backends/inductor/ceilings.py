@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-READ_ELEMENTS = 2**26  # 256 MiB of fp32: several times any cache
+READ_BYTES = 2**28  # several times any cache
 PRODUCT = 1024
 ROUNDS = 5
 
@@ -23,14 +23,24 @@ class Ceilings:
 
 def measure_ceilings() -> Ceilings:
     """Measure both, in less than a second on two cores."""
-    data, matrix = torch.ones(READ_ELEMENTS), torch.ones(PRODUCT, PRODUCT)
-    return Ceilings(data.nbytes / _least_ns(data.sum), 2 * PRODUCT**3 / _least_ns(lambda: matrix @ matrix))
+    return Ceilings(read_rate(READ_BYTES, ROUNDS), product_rate(PRODUCT, torch.float32, ROUNDS))
 
 
-def _least_ns(run: Callable[[], object]) -> int:
+def read_rate(nbytes: int, rounds: int) -> float:
+    """GB/s of reading so much memory in order, the best of some rounds: others can only make it look slower."""
+    return nbytes / _least_ns(torch.ones(nbytes // 4).sum, rounds)
+
+
+def product_rate(size: int, dtype: torch.dtype, rounds: int) -> float:
+    """GFLOP/s of the library's product of two square matrices, the best of some rounds."""
+    matrix = torch.ones(size, size, dtype=dtype)
+    return 2 * size**3 / _least_ns(lambda: matrix @ matrix, rounds)
+
+
+def _least_ns(run: Callable[[], object], rounds: int) -> int:
     run()
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         started = time.perf_counter_ns()
         run()
         times.append(time.perf_counter_ns() - started)

@@ -1,10 +1,11 @@
-"""Compile programs with AOTInductor and put them into one package; every trap of that road is dealt with here.
+"""Compile programs with AOTInductor; every trap of that road is dealt with here.
 
 - loops get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial for ever;
 - an axis of one is let through the input checks: examples of 2 and more make Inductor assume it never comes;
 - example axes are at least 2 and no slice of the KV cache is taken inside a program (see graph/programs.py);
 - the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's;
-  cpp.simdlen alone would still take what the builder's processor has beyond it (VNNI, bf16).
+  cpp.simdlen alone would still take what the builder's processor has beyond it (VNNI, bf16);
+- Inductor's own code runs in one thread at a time, the compilers it starts side by side (turns.py).
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch._inductor import aot_compile, codecache, cpu_vec_isa
-from torch._inductor.package.package import package_aoti
+from torch._inductor.cpp_builder import CppBuilder
 
 from opt_trt import ops
 from opt_trt.backends.inductor.isa import Isa
+from opt_trt.backends.inductor.turns import Turns
 from opt_trt.graph import decoder, embedding, programs
 from opt_trt.graph.programs import ProgramSpec
 from opt_trt.plugins import attention, collectives, gemm
@@ -47,18 +50,85 @@ VECTORS = {512: _Avx512(), 256: cpu_vec_isa.VecAVX2(), 1: cpu_vec_isa.invalid_ve
 
 
 @contextmanager
-def _vectors_of(isa: Isa) -> Iterator[None]:
-    """Inductor generates and compiles loops for an instruction set, whatever this processor has."""
+def open_inductor(isa: Isa, cache: Path) -> Iterator[Inductor]:
+    """Where programs are compiled; leaving it by an exception, Ctrl-C included, waits for compilers that still run."""
+    turns = Turns()
+    with _told(isa, cache / "inductor", turns), ThreadPoolExecutor() as pool:
+        try:
+            yield Inductor(isa, cache, turns, pool)
+        except BaseException:
+            turns.end()
+            raise
+
+
+@contextmanager
+def _told(isa: Isa, work_dir: Path, turns: Turns) -> Iterator[None]:
+    """Inductor works in a directory, for an instruction set, whatever this processor has, and in turns."""
+    build = CppBuilder.build
 
     def picked() -> cpu_vec_isa.VecISA:
         return VECTORS[isa.vector_bits]
 
-    with mock.patch.object(cpu_vec_isa, "pick_vec_isa", picked), mock.patch.object(codecache, "pick_vec_isa", picked):
+    def build_in_turn(builder: CppBuilder) -> None:
+        shared = builder._precompiling or builder._preprocessing  # of headers, under a lock that others may wait for
+        with nullcontext() if shared else turns.compiler():
+            build(builder)
+
+    with (
+        _environment("TORCHINDUCTOR_CACHE_DIR", str(work_dir)),
+        mock.patch.object(cpu_vec_isa, "pick_vec_isa", picked),
+        mock.patch.object(codecache, "pick_vec_isa", picked),
+        mock.patch.object(CppBuilder, "build", build_in_turn),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of torch's own internals
         yield
 
 
-def compile_program(spec: ProgramSpec, isa: Isa, direct_calls: DirectCalls, work_dir: Path) -> list[str]:
-    """Compile one program; the files it consists of, in `work_dir`."""
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """One variable, and no other: programs of users may set theirs while their model is built."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        os.environ.update({name: before} if before is not None else {})
+
+
+@dataclass(frozen=True)
+class Inductor:
+    """Compiles programs in threads; `open_inductor` makes one."""
+
+    isa: Isa
+    cache: Path
+    turns: Turns
+    pool: ThreadPoolExecutor
+
+    def submit(self, spec: ProgramSpec, extra: object, direct_calls: DirectCalls | None = None) -> Future[list[str]]:
+        """The files of one program, compiled now or taken from the cache directory."""
+        return self.pool.submit(self._cached, spec, extra, direct_calls or {})
+
+    def _cached(self, spec: ProgramSpec, extra: object, direct_calls: DirectCalls) -> list[str]:
+        key = program_key(spec, self.isa, (extra, list(direct_calls.values())))
+        kept = self.cache / "programs" / f"{spec.name}-{key}"
+        if not kept.is_dir():
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+            temporary.mkdir(parents=True, exist_ok=True)
+            try:
+                with self.turns.own_code():
+                    files = compile_program(spec, self.isa, direct_calls)
+                for file in files:
+                    shutil.copy(file, temporary)
+                _put(temporary, kept)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return [str(file) for file in sorted(kept.iterdir())]
+
+
+def compile_program(spec: ProgramSpec, isa: Isa, direct_calls: DirectCalls) -> list[str]:
+    """Compile one program; the files it consists of, where Inductor works."""
     exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
     options = {
         "aot_inductor.package": True,
@@ -69,31 +139,10 @@ def compile_program(spec: ProgramSpec, isa: Isa, direct_calls: DirectCalls, work
         "aot_inductor.check_lowerbound": False,
         "aot_inductor.custom_ops_to_c_shims": direct_calls,
     }
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(work_dir)}
-    with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings(), _vectors_of(isa):
-        warnings.simplefilter("ignore")  # of torch's own internals
+    with torch.no_grad():
         files = aot_compile(exported.module(), tuple(spec.args), options=options)
     assert isinstance(files, list), files
     return [str(f) for f in files]
-
-
-def cached_program(
-    spec: ProgramSpec, isa: Isa, extra: object, cache: Path, direct_calls: DirectCalls | None = None
-) -> list[str]:
-    """The files of one program, compiled now or taken from the cache directory."""
-    direct_calls = direct_calls or {}
-    key = program_key(spec, isa, (extra, list(direct_calls.values())))
-    kept = cache / "programs" / f"{spec.name}-{key}"
-    if not kept.is_dir():
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-        temporary.mkdir(parents=True, exist_ok=True)
-        try:
-            for file in compile_program(spec, isa, direct_calls, cache / "inductor"):
-                shutil.copy(file, temporary)
-            _put(temporary, kept)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return [str(file) for file in sorted(kept.iterdir())]
 
 
 def _put(temporary: Path, kept: Path) -> None:
@@ -103,14 +152,6 @@ def _put(temporary: Path, kept: Path) -> None:
     except OSError:
         if not kept.is_dir():
             raise
-
-
-def package_programs(programs: Mapping[str, list[str]], out: Path) -> None:
-    """Put programs, given by their files, into one package; each is loaded by its name."""
-    with tempfile.TemporaryDirectory(dir=out.parent) as directory:
-        package = Path(directory, "programs.pt2")  # the packager warns about any other ending
-        package_aoti(str(package), {name: [*files] for name, files in programs.items()})
-        package.replace(out)
 
 
 def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:

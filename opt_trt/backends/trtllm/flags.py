@@ -17,11 +17,12 @@ PAGED = {"enable": "paged", "disable": "continuous"}  # --paged_kv_cache in the 
 WITHOUT_ATTENTION = {"kv_cache": "continuous", "context_fmha": "disable", "remove_input_padding": "disable"}
 NEEDS_ATTENTION = {"kv_cache": "paged", "remove_input_padding": "enable", "use_paged_context_fmha": "enable"}
 FLAGS = {"kv_cache": "kv_cache_type"}  # where a setting has another name
+EMBEDDED = "give --backend inductor"
 REFUSED = {
-    "deterministic": Refusal("TensorRT chooses its tactics by their times alone; give --backend inductor"),
-    "context_int8": Refusal("TensorRT-LLM's weight-only linears keep activations; give --backend inductor"),
-    "target_isa": Refusal("TensorRT engines run on GPUs; give --backend inductor"),
-    "lm_head_precision": Refusal("TensorRT-LLM's OPT has its head in the checkpoint's dtype; give --backend inductor"),
+    "deterministic": Refusal("TensorRT chooses its tactics by their times alone", advice=EMBEDDED),
+    "context_int8": Refusal("TensorRT-LLM's weight-only linears keep activations", advice=EMBEDDED),
+    "target_isa": Refusal("TensorRT engines run on GPUs", advice=EMBEDDED),
+    "lm_head_precision": Refusal("TensorRT-LLM's OPT has its head in the checkpoint's dtype", advice=EMBEDDED),
 }
 ADVICE = {  # what to do where a release has no word for a flag
     "context_fmha_fp32_acc": "the engine is the same, give --enable_context_fmha_fp32_acc to run.py or summarize.py",

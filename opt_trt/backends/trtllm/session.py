@@ -15,7 +15,8 @@ from opt_trt.backends.trtllm.keywords import PYTHON, unsupported
 from opt_trt.backends.trtllm.runner import Runner
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
-from opt_trt.runtime.in_flight import generate_all
+from opt_trt.runtime.executor import CLOSED
+from opt_trt.runtime.in_flight import check_all, generate_all
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.request import Request, RequestFailed, Result, request_problem
 from opt_trt.runtime.token_stream import TokenStream
@@ -31,6 +32,7 @@ class RunnerSession:
         told = options.gather_generation_logits or runner.kind == PYTHON
         self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or told)
         self._engine, self._runner, self._ranks = engine, runner, ranks
+        self._is_closed = False
         # Engines that gather context logits want them in every part of a stream, and get them in the first; ranks of
         # the Python session must not wait for one another as long as somebody takes to read a token.
         can_stream = not self.spec.gather_context_logits and (runner.kind != PYTHON or engine.world_size == 1)
@@ -40,16 +42,12 @@ class RunnerSession:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in their order."""
-        self._check_all(requests)
+        check_all(requests, self.check)
         return generate_all(self.generation, requests)
 
     def stream(self, requests: Sequence[Request]) -> TokenStream:
         """Tokens of all requests as they come."""
-        self._check_all(requests)
-        if any(request.sampling.num_beams > 1 for request in requests):
-            raise UserError(
-                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
-            )
+        check_all(requests, self.check)
         return TokenStream(self.generation, requests)
 
     def check(self, request: Request, index: int) -> None:
@@ -69,15 +67,16 @@ class RunnerSession:
 
     def close(self) -> None:
         """See `Session.close`."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         atexit.unregister(self._shut_down)
         self._shut_down()
         self._ranks.close()
 
-    def _check_all(self, requests: Sequence[Request]) -> None:
-        for index, request in enumerate(requests):
-            self.check(request, index)
-
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+        if self._is_closed:  # before the other ranks hear of it: they no longer know the session
+            raise UserError(CLOSED)
         if self._runner.kind != PYTHON:
             return _outputs(self._runner.live.generate(**given))
         return self._call_of_all(given)
