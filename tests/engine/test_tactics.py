@@ -77,13 +77,14 @@ def test_attention_tactics_equal_the_reference_on_ragged_batches(native, tactic,
     problem = attention.AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
     if (reason := attention.refusal(tactic, problem)) is not None:
         pytest.skip(reason)
-    qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=(5, 1, 1, 131), shape=(heads, head_size, block))
-    expected_cache, found_cache = cache.to(dtype), cache.to(dtype)
-    expected = ReferenceOps().attention(qkv, expected_cache, step)
     threshold = attention.fused_from(tactic)
-    found = attention.run_attention(native, tactic.layout, threshold, (qkv, found_cache), step)
-    assert (found - expected).abs().max() < TOLERANCE
-    assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
+    for queries in ((5, 1, 1, 131), (1, 1, 1, 1)):  # with prompts, and without
+        qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=queries, shape=(heads, head_size, block))
+        expected_cache, found_cache = cache.to(dtype), cache.to(dtype)
+        expected = ReferenceOps().attention(qkv, expected_cache, step)
+        found = attention.run_attention(native, tactic.layout, threshold, (qkv, found_cache), step)
+        assert (found - expected).abs().max() < TOLERANCE
+        assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
 
 
 @pytest.mark.parametrize(("heads", "head_size"), [(1, 64), (5, 80), (12, 20)])
