@@ -27,6 +27,8 @@ def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Te
     ways: dict[Way, list[int]] = {}
     for row, sequence in enumerate(sequences):
         ways.setdefault(_way(sequence), []).append(row)
+    if len(ways) == 1:
+        return next(iter(ways))(logits, sequences)
     token_ids = torch.zeros(len(sequences), dtype=torch.int64)
     for way, rows in ways.items():
         token_ids[rows] = way(_take(logits, rows), [sequences[row] for row in rows])
@@ -55,7 +57,7 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
     finds one anywhere in the rows.
     """
     best, token_ids = largest(logits)
-    require_numbers(best.tolist())
+    require_numbers(best)
     return token_ids
 
 
@@ -87,10 +89,10 @@ def _choose_largest(logits: torch.Tensor, _: Sequence[TokenSequence]) -> torch.T
 
 def _choose_changed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """The same for sequences that ask for other logits than the decoder's."""
-    require_numbers(largest(logits)[0].tolist())
+    require_numbers(largest(logits)[0])
     changed = process(logits.clone(), sequences, CHANGES)
     best, token_ids = largest(changed)
-    for sequence, value in zip(sequences, best.tolist(), strict=True):
+    for sequence, value in zip(sequences, best, strict=True):
         if not math.isfinite(value):
             sequence.fail(no_token_left(sequence))
     drawn = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
@@ -115,4 +117,4 @@ def _draw_by_chance(logits: torch.Tensor, sequences: Sequence[TokenSequence]) ->
 
 def _take(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some rows of `[R, V]`: a copy, unless they are all."""
-    return logits if len(rows) == len(logits) else logits.index_select(0, torch.tensor(rows))
+    return logits if len(rows) == logits.shape[0] else logits.index_select(0, torch.tensor(rows))

@@ -125,13 +125,14 @@ def test_attention_tactics_equal_the_reference_on_ragged_batches(native, tactic,
     problem = attention.AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
     if (reason := attention.refusal(tactic, problem)) is not None:
         pytest.skip(reason)
-    qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=(5, 1, 1, 131), shape=(heads, head_size, block))
-    expected_cache, found_cache = cache.to(dtype), cache.to(dtype)
-    expected = ReferenceOps().attention(qkv, expected_cache, step)
     threshold = attention.fused_from(tactic)
-    found = attention.run_attention(native, tactic.layout, threshold, (qkv, found_cache), step)
-    assert (found - expected).abs().max() < TOLERANCE
-    assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
+    for queries in ((5, 1, 1, 131), (1, 1, 1, 1)):  # with prompts, and without
+        qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=queries, shape=(heads, head_size, block))
+        expected_cache, found_cache = cache.to(dtype), cache.to(dtype)
+        expected = ReferenceOps().attention(qkv, expected_cache, step)
+        found = attention.run_attention(native, tactic.layout, threshold, (qkv, found_cache), step)
+        assert (found - expected).abs().max() < TOLERANCE
+        assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
 
 
 @pytest.mark.parametrize(("heads", "head_size"), [(1, 64), (5, 80), (12, 20)])
@@ -181,6 +182,18 @@ def ragged_step(lens, queries, shape):
         torch.tensor(slots), torch.tensor(starts, dtype=torch.int32), torch.tensor(lens, dtype=torch.int32), tables
     )
     return torch.randn(starts[-1], 3 * heads * head_size, generator=generator), cache, step
+
+
+@pytest.mark.parametrize(("tokens", "features"), [(1, 768), (5, 20), (3, 1), (64, 1040)])
+def test_rows_are_normalized_as_the_reference_does(native, tokens, features):
+    generator = torch.Generator().manual_seed(features)
+    x = torch.randn(tokens, features, generator=generator) * 3 + 100  # a mean that drowns squares summed before it
+    weight, bias = torch.randn(2, features, generator=generator)
+    found = native.layer_norm(x, weight, bias, 1e-5)
+    expected = ReferenceOps().layer_norm(x.double(), weight.double(), bias.double(), 1e-5)
+    assert (found - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+    for row in range(tokens):  # alone
+        assert torch.equal(native.layer_norm(x[row : row + 1], weight, bias, 1e-5)[0], found[row])
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class RankLogits:
     def _largest(self, part: torch.Tensor) -> torch.Tensor:
         part[:, max(0, self._vocab_size - self._first) :] = -torch.inf  # padding, which the last ranks have
         best, places = largest(part)
-        return torch.stack((best, (places + self._first).float()), 1)
+        return torch.stack((torch.tensor(best), (places + self._first).float()), 1)
 
     def _reduces(self, inputs: StepInputs) -> bool:
         return inputs.greedy and self._is_shared

@@ -30,6 +30,8 @@ struct Attention {
   }
 };
 
+constexpr int64_t kRun = 32;  // tokens; what a few heads have of them fits into the second cache more than once
+
 // Memory of one thread, kept from one piece of its work to the next.
 struct Scratch {
   std::vector<float> q, k, v, top, denominator;
@@ -41,35 +43,48 @@ inline void scale_query(const Attention& a, int64_t t, int64_t h, float* q) {
   for (int64_t d = 0; d < a.head_size; ++d) q[d] = query[d] * scale;
 }
 
-// Calls `run(rows, count, offset)` for the keys (kv = 0) or values (kv = 1) of positions [first, last) of a sequence: as
-// many rows [count, D] as lie side by side, the first of which is at position first + offset.
-template <typename C, typename Run>
-void for_each_run(const Attention& a, int64_t s, int64_t h, int64_t kv, int64_t first, int64_t last, Run run) {
-  const C* cache = static_cast<const C*>(a.cache);
-  const int32_t* table = a.block_tables + s * a.table_width;
+// Rows [count, D] of keys or values side by side in the cache, the first of which is at position first + offset of a
+// sequence, and `next`, those that are read after them.
+template <typename C>
+struct Run {
+  const C *rows, *next;
+  int64_t count, offset;
+};
+
+// Where a head's key (kv = 0) or value (kv = 1) of a position lies.
+template <typename C>
+const C* row_at(const Attention& a, int64_t s, int64_t h, int64_t kv, int64_t position) {
+  const int64_t block = a.block_tables[s * a.table_width + position / a.block_tokens];
+  return static_cast<const C*>(a.cache) + a.head_block(block, kv, h) + position % a.block_tokens * a.head_size;
+}
+
+// Calls `use(run)` for keys or values of positions [first, last) of a sequence, in runs of up to kRun of one block.
+// After the last one, `next` is read.
+template <typename C, typename Use>
+void for_each_run(
+    const Attention& a, int64_t s, int64_t h, int64_t kv, int64_t first, int64_t last, const C* next, Use use) {
   for (int64_t position = first; position < last;) {
-    const int64_t start = position % a.block_tokens;
-    const int64_t count = std::min(a.block_tokens - start, last - position);
-    run(cache + a.head_block(table[position / a.block_tokens], kv, h) + start * a.head_size, count, position - first);
-    position += count;
+    const int64_t count = std::min({a.block_tokens - position % a.block_tokens, last - position, kRun});
+    const int64_t end = position + count;
+    const C* then = end < last ? row_at<C>(a, s, h, kv, end) : next;
+    use(Run<C>{row_at<C>(a, s, h, kv, position), then, count, position - first});
+    position = end;
   }
 }
 
+// Heads [first, last) of a token's keys and values are appended to the cache.
 template <typename C>
-void append(const Attention& a) {
+void append(const Attention& a, int64_t t, int64_t first, int64_t last) {
   C* cache = static_cast<C*>(a.cache);
-#pragma omp for schedule(static)
-  for (int64_t t = 0; t < a.tokens; ++t) {
-    const int64_t block = a.slot_mapping[t] / a.block_tokens, offset = a.slot_mapping[t] % a.block_tokens;
-    for (int64_t kv = 0; kv < 2; ++kv)
-      for (int64_t h = 0; h < a.heads; ++h) {
-        const float* from = a.query(t, h) + (1 + kv) * a.heads * a.head_size;
-        C* to = cache + a.head_block(block, kv, h) + offset * a.head_size;
-        int64_t d = 0;
-        for (; d + kLanes <= a.head_size; d += kLanes) store(to + d, load(from + d));
-        for (; d < a.head_size; ++d) store_one(to + d, from[d]);
-      }
-  }
+  const int64_t block = a.slot_mapping[t] / a.block_tokens, offset = a.slot_mapping[t] % a.block_tokens;
+  for (int64_t kv = 0; kv < 2; ++kv)
+    for (int64_t h = first; h < last; ++h) {
+      const float* from = a.query(t, h) + (1 + kv) * a.heads * a.head_size;
+      C* to = cache + a.head_block(block, kv, h) + offset * a.head_size;
+      int64_t d = 0;
+      for (; d + kLanes <= a.head_size; d += kLanes) store(to + d, load(from + d));
+      for (; d < a.head_size; ++d) store_one(to + d, from[d]);
+    }
 }
 
 }  // namespace opt_trt

@@ -25,12 +25,12 @@ void widen_keys(const C* keys, int64_t n, int64_t size, float* out) {
 // Keys of positions [start, start + n) to [D, kKeyTile], their values to [n, D].
 template <typename C>
 void load_tile(const Attention& a, int64_t s, int64_t h, int64_t start, int64_t n, Scratch& scratch) {
-  for_each_run<C>(a, s, h, 0, start, start + n, [&](const C* keys, int64_t count, int64_t offset) {
-    widen_keys(keys, count, a.head_size, scratch.k.data() + offset);
+  for_each_run<C>(a, s, h, 0, start, start + n, nullptr, [&](const Run<C>& keys) {
+    widen_keys(keys.rows, keys.count, a.head_size, scratch.k.data() + keys.offset);
   });
-  for_each_run<C>(a, s, h, 1, start, start + n, [&](const C* values, int64_t count, int64_t offset) {
-    float* to = scratch.v.data() + offset * a.head_size;
-    for (int64_t i = 0; i < count * a.head_size; i += kLanes) store(to + i, load(values + i));
+  for_each_run<C>(a, s, h, 1, start, start + n, nullptr, [&](const Run<C>& values) {
+    float* to = scratch.v.data() + values.offset * a.head_size;
+    for (int64_t i = 0; i < values.count * a.head_size; i += kLanes) store(to + i, load(values.rows + i));
   });
 }
 

@@ -41,8 +41,10 @@ inline int64_t num_parts(const Attention& a, int64_t s) { return (a.kv_lens[s] +
 // A single query takes several heads at once; where that leaves too few pieces, its keys are split as well.
 inline std::vector<Work> divide(const Attention& a, Parts& parts) {
   const int64_t rows = a.sequences * a.heads, wanted = kPiecesPerThread * omp_get_max_threads();
-  const int64_t group = std::clamp<int64_t>(rows / wanted, 1, kHeads);
+  const int64_t most = std::clamp<int64_t>(rows / wanted, 1, kHeads), groups = (a.heads + most - 1) / most;
+  const int64_t group = (a.heads + groups - 1) / groups;  // as equal as can be
   std::vector<Work> work;
+  work.reserve(a.sequences * groups);
   for (int64_t s = 0; s < a.sequences; ++s) {
     const int64_t queries = a.queries(s), heads_at_once = queries == 1 ? group : 1;
     const bool parted = rows < wanted && queries == 1 && num_parts(a, s) > 1;
@@ -51,7 +53,8 @@ inline std::vector<Work> divide(const Attention& a, Parts& parts) {
     for (int64_t first = (queries - 1) / kQueryTile * kQueryTile; first >= 0; first -= kQueryTile)
       for (int64_t h = 0; h < a.heads; h += heads_at_once)
         for (int64_t part = parted ? 0 : -1; part < (parted ? num_parts(a, s) : 0); ++part)
-          work.push_back({s, {h, std::min(heads_at_once, a.heads - h)}, first, std::min(kQueryTile, queries - first), part});
+          work.push_back(
+              {s, {h, std::min(heads_at_once, a.heads - h)}, first, std::min(kQueryTile, queries - first), part});
   }
   parts.memory.resize(parts.count * (parts.size + 2));
   return work;
@@ -77,27 +80,42 @@ inline void merge_parts(const Attention& a, int64_t s, int64_t h, Parts& parts) 
   finish(whole, a.output(a.query_start[s], h), a.head_size);
 }
 
+// Where every sequence has one query, whoever reads a head's newest key and value appends them: no thread waits.
+template <typename C>
+void append_newest(const Attention& a, const Work& w) {
+  if (w.part < 0 || w.part == num_parts(a, w.sequence) - 1)
+    append<C>(a, w.sequence, w.heads.first, w.heads.first + w.heads.count);
+}
+
 // `fused_from`: sequences with at least this many queries take the fused kernel (0: none do).
 template <typename C>
 void run_attention(const Attention& a, int64_t fused_from) {
   Parts parts{a.head_size};
   const std::vector<Work> work = divide(a, parts);
+  const bool generation = a.tokens == a.sequences;
 #pragma omp parallel
   {
     Scratch scratch;
-    append<C>(a);
-#pragma omp for schedule(dynamic)
+    if (!generation) {
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < a.tokens; ++t) append<C>(a, t, 0, a.heads);
+    }
+#pragma omp for schedule(dynamic) nowait
     for (size_t i = 0; i < work.size(); ++i) {
       const Work& w = work[i];
+      if (generation) append_newest<C>(a, w);
       if (w.part >= 0) attend_one_part<C>(a, w, parts, scratch);
       else if (fused_from > 0 && a.queries(w.sequence) >= fused_from)
         attend_flash<C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
       else attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
     }
+    if (parts.count) {
+#pragma omp barrier
 #pragma omp for schedule(static) collapse(2)
-    for (int64_t s = 0; s < a.sequences; ++s)
-      for (int64_t h = 0; h < a.heads; ++h)
-        if (parts.first[s] >= 0) merge_parts(a, s, h, parts);
+      for (int64_t s = 0; s < a.sequences; ++s)
+        for (int64_t h = 0; h < a.heads; ++h)
+          if (parts.first[s] >= 0) merge_parts(a, s, h, parts);
+    }
   }
 }
 

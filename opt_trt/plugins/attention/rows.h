@@ -7,6 +7,7 @@
 
 namespace opt_trt {
 
+constexpr int64_t kCacheLine = 64;  // bytes
 constexpr int64_t kPart = 512;
 constexpr int64_t kHeads = 8;  // at most; a block's keys of neighbouring heads are one stretch of memory
 
@@ -18,67 +19,67 @@ struct Partial {
   float top, denominator;  // largest score; sum of e^(score - top)
 };
 
+// Asks for rows [count, D] ahead of their use, into the second cache: the first is too small for them to wait in. Where
+// blocks end the processor cannot foresee what comes next.
 template <typename C>
-float dot(const float* q, const C* k, int64_t size) {
-  vec total = {};
-  int64_t d = 0;
-  for (; d + kLanes <= size; d += kLanes) total += load(q + d) * load(k + d);
-  float result = sum(total);
-  for (; d < size; ++d) result += q[d] * load_one(k + d);
-  return result;
+void fetch(const C* rows, int64_t count, int64_t size) {
+  const char* p = reinterpret_cast<const char*>(rows);
+  for (int64_t b = 0; b < count * size * int64_t(sizeof(C)); b += kCacheLine) __builtin_prefetch(p + b, 0, 2);
 }
 
-// Scores of sixteen keys [16, D].
+// Scores of up to sixteen keys [count, D], and anything in the lanes behind; as many rows `next` are fetched meanwhile.
 template <typename C>
-vec dots(const float* q, const C* k, int64_t size) {
+vec dots(const float* q, const C* k, const C* next, int64_t count, int64_t size) {
   constexpr int64_t kKeys = 4;  // whose sums stay in registers
   vec total[kLanes];
-  int64_t d = 0;
+  const auto key = [&](int64_t j) { return k + std::min(j, count - 1) * size; };
   for (int64_t first = 0; first < kLanes; first += kKeys) {
     vec some[kKeys] = {};
-    for (d = 0; d + kLanes <= size; d += kLanes)
-      for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(k + (first + j) * size + d);
+    fetch(next + first * size, kKeys, size);
+    for (int64_t d = 0; d + kLanes <= size; d += kLanes)
+      for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(key(first + j) + d);
     std::copy(some, some + kKeys, total + first);
   }
   vec result = sums(total);
-  for (; d < size; ++d)
-    for (int64_t j = 0; j < kLanes; ++j) result[j] += q[d] * load_one(k + j * size + d);
+  for (int64_t d = size / kLanes * kLanes; d < size; ++d)
+    for (int64_t j = 0; j < kLanes; ++j) result[j] += q[d] * load_one(key(j) + d);
   return result;
 }
 
-// 16 * N features of the output gain the values [count, D], each times its weight.
+// 16 * N features of the output gain the values [count, D], each times its weight; rows `next` are fetched meanwhile.
 template <typename C, int N>
-void add_values(float* out, const float* weight, const C* v, int64_t count, int64_t size) {
+void add_values(float* out, const float* weight, const C* v, const C* next, int64_t count, int64_t size) {
   vec total[N];
   for (int i = 0; i < N; ++i) total[i] = load(out + i * kLanes);
-  for (int64_t j = 0; j < count; ++j)
+  for (int64_t j = 0; j < count; ++j) {
+    fetch(next + j * size, 1, N * kLanes);
     for (int i = 0; i < N; ++i) total[i] += splat(weight[j]) * load(v + j * size + i * kLanes);
+  }
   for (int i = 0; i < N; ++i) store(out + i * kLanes, total[i]);
 }
 
 template <typename C>
-void add_values(float* out, const float* weight, const C* v, int64_t count, int64_t size) {
+void add_values(float* out, const float* weight, const C* v, const C* next, int64_t count, int64_t size) {
   int64_t d = 0;
-  for (; d + 8 * kLanes <= size; d += 8 * kLanes) add_values<C, 8>(out + d, weight, v + d, count, size);
+  for (; d + 8 * kLanes <= size; d += 8 * kLanes) add_values<C, 8>(out + d, weight, v + d, next + d, count, size);
   switch ((size - d) / kLanes) {
-    case 7: add_values<C, 7>(out + d, weight, v + d, count, size); break;
-    case 6: add_values<C, 6>(out + d, weight, v + d, count, size); break;
-    case 5: add_values<C, 5>(out + d, weight, v + d, count, size); break;
-    case 4: add_values<C, 4>(out + d, weight, v + d, count, size); break;
-    case 3: add_values<C, 3>(out + d, weight, v + d, count, size); break;
-    case 2: add_values<C, 2>(out + d, weight, v + d, count, size); break;
-    case 1: add_values<C, 1>(out + d, weight, v + d, count, size); break;
+    case 7: add_values<C, 7>(out + d, weight, v + d, next + d, count, size); break;
+    case 6: add_values<C, 6>(out + d, weight, v + d, next + d, count, size); break;
+    case 5: add_values<C, 5>(out + d, weight, v + d, next + d, count, size); break;
+    case 4: add_values<C, 4>(out + d, weight, v + d, next + d, count, size); break;
+    case 3: add_values<C, 3>(out + d, weight, v + d, next + d, count, size); break;
+    case 2: add_values<C, 2>(out + d, weight, v + d, next + d, count, size); break;
+    case 1: add_values<C, 1>(out + d, weight, v + d, next + d, count, size); break;
   }
   for (d = size / kLanes * kLanes; d < size; ++d)
     for (int64_t j = 0; j < count; ++j) out[d] += weight[j] * load_one(v + j * size + d);
 }
 
-// Scores [count] of a query with keys [count, D].
+// Scores [count] of a query with keys [count, D]; behind them there is room for a vector.
 template <typename C>
-void score(const float* q, const C* keys, int64_t count, int64_t size, float* out) {
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) store(out + j, dots(q, keys + j * size, size));
-  for (; j < count; ++j) out[j] = dot(q, keys + j * size, size);
+void score(const float* q, const C* keys, const C* next, int64_t count, int64_t size, float* out) {
+  for (int64_t j = 0; j < count; j += kLanes)
+    store(out + j, dots(q, keys + j * size, next + j * size, std::min(count - j, kLanes), size));
 }
 
 // Scores [count] become weights; behind them there is room for a vector.
@@ -97,20 +98,22 @@ inline void weigh(float* score, int64_t count, Partial& part) {
 
 // One query of some heads, scaled, meets the keys at positions [first, last) of its sequence, at most kPart.
 template <typename C>
-void attend_part(const Attention& a, int64_t s, Heads heads, const float* q, int64_t first, int64_t last, Partial* parts) {
+void attend_part(
+    const Attention& a, int64_t s, Heads heads, const float* q, int64_t first, int64_t last, Partial* parts) {
   alignas(64) float weight[kHeads][kPart + kLanes];
   const int64_t size = a.head_size, stride = a.block_tokens * size;  // from head to head
-  for_each_run<C>(a, s, heads.first, 0, first, last, [&](const C* keys, int64_t count, int64_t offset) {
-    for (int64_t h = 0; h < heads.count; ++h)
-      score(q + h * size, keys + h * stride, count, size, weight[h] + offset);
+  const C* values = row_at<C>(a, s, heads.first, 1, first);
+  for_each_run<C>(a, s, heads.first, 0, first, last, values, [&](const Run<C>& run) {
+    for (int64_t h = 0, at = 0; h < heads.count; ++h, at += stride)
+      score(q + h * size, run.rows + at, run.next + at, run.count, size, weight[h] + run.offset);
   });
   for (int64_t h = 0; h < heads.count; ++h) {
     weigh(weight[h], last - first, parts[h]);
     std::fill(parts[h].sum, parts[h].sum + size, 0.0f);
   }
-  for_each_run<C>(a, s, heads.first, 1, first, last, [&](const C* values, int64_t count, int64_t offset) {
-    for (int64_t h = 0; h < heads.count; ++h)
-      add_values(parts[h].sum, weight[h] + offset, values + h * stride, count, size);
+  for_each_run<C>(a, s, heads.first, 1, first, last, values, [&](const Run<C>& run) {
+    for (int64_t h = 0, at = 0; h < heads.count; ++h, at += stride)
+      add_values(parts[h].sum, weight[h] + run.offset, run.rows + at, run.next + at, run.count, size);
   });
 }
 
