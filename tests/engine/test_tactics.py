@@ -209,6 +209,12 @@ def test_the_kv_cache_rounds_to_fp16_as_torch_does(native, value):
     assert torch.equal(cache.flatten(), torch.full((2,), value).half())
 
 
+@pytest.mark.parametrize("count", [128, 128 * 1024, 128 * 3001])
+def test_reading_reads_every_word(native, count):
+    words = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(count)).to(torch.int32)
+    assert native.sum_words(words) == int(words.to(torch.int64).sum()) % 2**32
+
+
 def test_the_plugin_library_is_compiled_once_per_content(tmp_path):
     march = runnable_isas()[-1].march
     first = compile_library(march, tmp_path)

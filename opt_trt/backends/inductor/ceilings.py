@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from opt_trt.backends.inductor.isa import target_isa
+from opt_trt.cache import cache_dir
+from opt_trt.plugins.native import compile_library
 
 READ_BYTES = 2**28  # several times any cache
 PRODUCT = 1024
@@ -17,7 +22,7 @@ ROUNDS = 5
 class Ceilings:
     """Rates of all threads."""
 
-    read_gb_s: float  # reading memory in order
+    read_gb_s: float  # reading memory, in as many streams as give most
     gemm_gflop_s: float  # the library's fp32 product of large matrices
 
 
@@ -27,8 +32,9 @@ def measure_ceilings() -> Ceilings:
 
 
 def read_rate(nbytes: int, rounds: int) -> float:
-    """GB/s of reading so much memory in order, the best of some rounds: others can only make it look slower."""
-    return nbytes / _least_ns(torch.ones(nbytes // 4).sum, rounds)
+    """GB/s of reading so much memory, the best of some rounds: others can only make it look slower."""
+    native = compile_library(target_isa().march, cache_dir() / "plugins").operators()
+    return nbytes / _least_ns(functools.partial(native.sum_words, torch.ones(nbytes // 4)), rounds)
 
 
 def product_rate(size: int, dtype: torch.dtype, rounds: int) -> float:

@@ -18,6 +18,7 @@
 #include "../gemm/tactics.h"
 #include "../rows/layer_norm.h"
 #include "recorder.h"
+#include "stream.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -154,6 +155,13 @@ int64_t record(Tensor events, bool on) {
   return found;
 }
 
+// The sum of all words of fp32 storage, taken as integers modulo 2^32.
+int64_t sum_words(Tensor data) {
+  constexpr int64_t unit = opt_trt::kStreams * opt_trt::kLanes;
+  STD_TORCH_CHECK(data.numel() % unit == 0, "sum_words: expected a multiple of ", unit, " words, found ", data.numel());
+  return opt_trt::sum_words(static_cast<const uint32_t*>(data.data_ptr()), data.numel());
+}
+
 // The tensor-parallel groups this process has joined, by their size: programs know no more of them. Never destroyed, for
 // programs may run until the process ends.
 std::map<int64_t, std::unique_ptr<opt_trt::Group>>& groups() {
@@ -210,6 +218,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
       " Tensor block_tables, int fused_from) -> Tensor");
   m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float epsilon) -> Tensor");
   m.def("record(Tensor events, bool on) -> int");
+  m.def("sum_words(Tensor data) -> int");
   m.def("join_shared_memory(Tensor memory, int ranks, int rank, float timeout_s, int spins) -> int");
   m.def("join_mpi(Tensor mpi, int ranks, float timeout_s) -> int");
   m.def("all_reduce(Tensor x, int ranks) -> Tensor");
@@ -221,6 +230,7 @@ STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention));
   m.impl("layer_norm", TORCH_BOX(&layer_norm));
   m.impl("record", TORCH_BOX(&record));
+  m.impl("sum_words", TORCH_BOX(&sum_words));
   m.impl("join_shared_memory", TORCH_BOX(&join_shared_memory));
   m.impl("join_mpi", TORCH_BOX(&join_mpi));
   m.impl("all_reduce", TORCH_BOX(&all_reduce));

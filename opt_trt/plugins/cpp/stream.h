@@ -1,0 +1,32 @@
+// Nothing but reading: what a machine's memory can give, beside which kernels are held.
+#pragma once
+#include "../gemm/interleaved.h"
+
+namespace opt_trt {
+
+constexpr int kStreams = 8;  // more give no more, fewer less; a core gets less out of one than out of several
+
+// The sum of 32-bit words, modulo 2^32; `count` is a multiple of kStreams × 16 lanes.
+inline uint32_t sum_words(const uint32_t* words, int64_t count) {
+  const int64_t rows = count / (kStreams * kLanes);  // of each stream
+  uint32_t total = 0;
+#pragma omp parallel for schedule(static) reduction(+ : total)
+  for (int64_t part = 0; part < rows / 1024 + 1; ++part) {  // 64 KB a stream, as the panels of a product have
+    const int64_t first = part * 1024, last = first + 1024 < rows ? first + 1024 : rows;
+    uvec sum[kStreams] = {};
+    const uint32_t* panel = words + first * kStreams * kLanes;
+    for (int64_t row = 0; row < last - first; ++row)
+      for (int s = 0; s < kStreams; ++s) {
+        const uint32_t* p = panel + (s * (last - first) + row) * kLanes;
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, 0, kSecondLevel);
+        uvec lanes;
+        std::memcpy(&lanes, p, sizeof(lanes));
+        sum[s] += lanes;
+      }
+    for (const uvec& lanes : sum)
+      for (int64_t i = 0; i < kLanes; ++i) total += lanes[i];
+  }
+  return total;
+}
+
+}  // namespace opt_trt
