@@ -23,7 +23,7 @@ from opt_trt.errors import UserError
 HERE = Path(__file__).parent
 SOURCES = (
     "cpp/register.cpp", "cpp/recorder.h", "cpp/simd.h", "gemm/interleaved.h", "gemm/pairs.h", "gemm/tactics.h",
-    "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/paged.h",
+    "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/paged.h", "rows/layer_norm.h",
     "collectives/group.h", "collectives/shared_memory.h", "collectives/mpi.h",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
@@ -34,6 +34,7 @@ DIRECT_CALLS = {  # operators: what AOTInductor calls for them, defined in cpp/r
     "gemm": f"AOTITorchError aoti_torch_cpu_gemm({_T}, {_T}, {_T}*, {_T}*, {_T}*, int32_t, int64_t, const int64_t*, "
     f"int64_t, const int64_t*, int64_t, {_T}*)",
     "attention": f"AOTITorchError aoti_torch_cpu_attention({_T}, {_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*)",
+    "layer_norm": f"AOTITorchError aoti_torch_cpu_layer_norm({_T}, {_T}, {_T}, double, {_T}*)",
 }
 
 
@@ -134,6 +135,10 @@ def _register_shapes(namespace: str) -> None:
     @torch.library.register_fake(f"{namespace}::attention")
     def _attention(qkv, cache, slots, starts, lens, tables, fused_from):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4])
+
+    @torch.library.register_fake(f"{namespace}::layer_norm")
+    def _layer_norm(x, weight, bias, epsilon):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return torch.empty_like(x)
 
     @torch.library.register_fake(f"{namespace}::all_reduce")
     def _all_reduce(x, ranks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202

@@ -29,7 +29,7 @@ class Plan:
 
 
 class PluginOps(CollectiveOps):
-    """`Ops` by plan; embedding lookup and layer norm are left to the compiler."""
+    """`Ops` by plan; embedding lookup is left to the compiler."""
 
     def __init__(self, native: Any, plan: Plan, tp_size: int = 1) -> None:
         super().__init__(native, tp_size)
@@ -45,3 +45,8 @@ class PluginOps(CollectiveOps):
         """See `Ops.attention`."""
         choice = self.plan.attention
         return run_attention(self.native, choice.layout, fused_from(choice.tactics[-1]), (qkv, kv_cache), step)
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """See `Ops.layer_norm`."""
+        y: torch.Tensor = self.native.layer_norm(x, weight, bias, epsilon)
+        return y

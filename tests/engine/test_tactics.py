@@ -136,6 +136,18 @@ def ragged_step(lens, queries, shape):
     return torch.randn(starts[-1], 3 * heads * head_size, generator=generator), cache, step
 
 
+@pytest.mark.parametrize(("tokens", "features"), [(1, 768), (5, 20), (3, 1), (64, 1040)])
+def test_rows_are_normalized_as_the_reference_does(native, tokens, features):
+    generator = torch.Generator().manual_seed(features)
+    x = torch.randn(tokens, features, generator=generator) * 3 + 100  # a mean that drowns squares summed before it
+    weight, bias = torch.randn(2, features, generator=generator)
+    found = native.layer_norm(x, weight, bias, 1e-5)
+    expected = ReferenceOps().layer_norm(x.double(), weight.double(), bias.double(), 1e-5)
+    assert (found - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+    for row in range(tokens):  # alone
+        assert torch.equal(native.layer_norm(x[row : row + 1], weight, bias, 1e-5)[0], found[row])
+
+
 @pytest.mark.parametrize(
     "value", [0.0, -0.0, 6e-8, 5.96e-8, 6.1e-5, 65504.0, 65519.0, 65520.0, 1e30, -3.3333, torch.inf]
 )

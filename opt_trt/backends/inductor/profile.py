@@ -1,7 +1,7 @@
 """Where a step of an engine spends its time: each kind of operation, and what lies outside of kernels.
 
-The plugin library records when its operators begin and end. Norms are compiled code between two of them: their time is
-what a gap with a norm takes longer than one without.
+The plugin library records when its products and attention begin and end. A norm's time is what a gap between two of
+them takes longer with a norm than without.
 """
 
 from __future__ import annotations

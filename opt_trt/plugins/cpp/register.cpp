@@ -16,6 +16,7 @@
 #include "../collectives/mpi.h"
 #include "../collectives/shared_memory.h"
 #include "../gemm/tactics.h"
+#include "../rows/layer_norm.h"
 #include "recorder.h"
 
 using torch::headeronly::ScalarType;
@@ -112,6 +113,15 @@ AtenTensorHandle run_attention(const AttentionTensors& t, int64_t fused_from) {
   return out;
 }
 
+AtenTensorHandle run_layer_norm(View x, View weight, View bias, double epsilon) {
+  const int64_t tokens = x.size(0), features = x.size(1);
+  const AtenTensorHandle y = new_matrix(tokens, features);
+  opt_trt::run_layer_norm(
+      {x.data<const float>(), weight.data<const float>(), bias.data<const float>(), View{y}.data<float>(), tokens,
+       features, float(epsilon)});
+  return y;
+}
+
 // The operators as Python and the tuner call them; compiled programs call the functions at the end of this file.
 Tensor gemm(
     Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
@@ -128,6 +138,10 @@ Tensor attention(
   return Tensor(run_attention(
       {{qkv.get()}, {cache.get()}, {slot_mapping.get()}, {query_start.get()}, {kv_lens.get()}, {block_tables.get()}},
       fused_from));
+}
+
+Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double epsilon) {
+  return Tensor(run_layer_norm({x.get()}, {weight.get()}, {bias.get()}, epsilon));
 }
 
 // From now on `events` [N, 3] is told what runs, or no more; how many events were recorded before.
@@ -192,6 +206,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
   m.def(
       "attention(Tensor qkv, Tensor(a!) cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens,"
       " Tensor block_tables, int fused_from) -> Tensor");
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float epsilon) -> Tensor");
   m.def("record(Tensor events, bool on) -> int");
   m.def("join_shared_memory(Tensor memory, int ranks, int rank, float timeout_s, int spins) -> int");
   m.def("join_mpi(Tensor mpi, int ranks, float timeout_s) -> int");
@@ -202,6 +217,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
 STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
   m.impl("gemm", TORCH_BOX(&gemm));
   m.impl("attention", TORCH_BOX(&attention));
+  m.impl("layer_norm", TORCH_BOX(&layer_norm));
   m.impl("record", TORCH_BOX(&record));
   m.impl("join_shared_memory", TORCH_BOX(&join_shared_memory));
   m.impl("join_mpi", TORCH_BOX(&join_mpi));
@@ -246,4 +262,9 @@ OPT_TRT_EXPORT(_attention)(
   return as_error_code([&] {
     *out = run_attention({{qkv}, {cache}, {slot_mapping}, {query_start}, {kv_lens}, {block_tables}}, fused_from);
   });
+}
+
+OPT_TRT_EXPORT(_layer_norm)(
+    AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle bias, double epsilon, AtenTensorHandle* y) {
+  return as_error_code([&] { *y = run_layer_norm({x}, {weight}, {bias}, epsilon); });
 }
