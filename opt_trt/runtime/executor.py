@@ -38,7 +38,8 @@ class Executor:
             if plan.copies:
                 _copy(plan.copies, kv_cache)
             outputs = self.decoder.step(plan.inputs, kv_cache)
-        return replace(outputs, logits=outputs.logits[:, : self.spec.vocab_size])
+        is_padded = outputs.logits.shape[1] > self.spec.vocab_size
+        return replace(outputs, logits=outputs.logits[:, : self.spec.vocab_size]) if is_padded else outputs
 
     def close(self) -> None:
         """Free the KV cache, on all ranks; nothing can be run any more."""
