@@ -5,153 +5,64 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-
-import torch
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.ceilings import measure_ceilings
-from opt_trt.backends.inductor.compile import cached_program, package_programs
-from opt_trt.backends.inductor.isa import MULTIPLIES_BF16, Isa, target_isa
+from opt_trt.backends.inductor.compile import package_programs
+from opt_trt.backends.inductor.cpu_maker import CpuMaker
+from opt_trt.backends.inductor.isa import target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.plan import Progress, Resolved, print_plan, profile_table, resolve_limits, tactic_table
+from opt_trt.backends.inductor.plan import Progress, print_plan, profile_table, resolve_limits, tactic_table
 from opt_trt.backends.inductor.profile import profile_engine
-from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
-from opt_trt.config.model import ModelConfig
-from opt_trt.graph.decoder import head_weight_names, layer_weight_names
-from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, communicates
-from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program, stage_programs
+from opt_trt.graph.programs import stage_programs
 from opt_trt.mapping import Mapping
-from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.collectives import CollectiveOps
-from opt_trt.plugins.gemm import PAIRS
-from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
-from opt_trt.plugins.ops import Plan, PluginOps
+from opt_trt.plugins.native import find_compiler
+from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import winners
-from opt_trt.plugins.timing import TimingCache
-from opt_trt.plugins.tune import Policy, TunedProblem, tune
 from opt_trt.workers import for_each
 
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     """Write `config.json`, and the compiled programs and weights of every rank, into the empty directory `out`.
 
-    Programs are compiled once: all ranks of a stage share them, and all stages share `layer`.
+    Programs are compiled once: all ranks of a stage share them, and all stages share those of layers.
     """
     limits = resolve_limits(checkpoint.config, config)
-    isa = target_isa(config.target_isa)
+    maker = CpuMaker(target_isa(config.target_isa))
     model = limits.model
     if config.dry_run:
-        print_plan(checkpoint, config, limits, isa)
+        print_plan(checkpoint, config, limits, maker)
         return
     find_compiler()
     ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
-    with Progress(("plugin library", "tactics", "programs", "weights")) as progress, ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(compile_library, isa.march, cache_dir() / "plugins")  # g++ is a process of its own
-        programs = _compile_embedding(ranks[0], compiling, isa)
-        library = compiling.result()
-        progress.done()
-        plan, table = _choose_tactics(model, config, library, isa)
-        progress.done()
-        programs |= _compile_decoder(ranks, (plan, library), isa, limits)
-        _package(programs, model.mapping, out)
+    with Progress((*maker.stages, "weights")) as progress:
+        made = maker.make(ranks, config, limits, progress)
+        _package(made.programs, model.mapping, out)
         progress.done()
         engine = EngineConfig(
             pretrained_config=model,
             build_config=limits.build_config,
             backend="inductor",
-            device=_device(isa, plan),
-            plugin_library=library.path.name,
-            tactics=winners(plan.choices()),
+            device=made.device,
+            plugin_library=made.library.name if made.library else "",
+            tactics=winners(made.plan.choices()),
             checkpoint=fingerprint(checkpoint.directory),
         )
-        _write_weights(ranks, plan, engine, config.workers, out)
+        _write_weights(ranks, made.plan, engine, config.workers, out)
         progress.done()
-    shutil.copyfile(library.path, out / library.path.name)
+    if made.library:
+        shutil.copyfile(made.library, out / made.library.name)
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
-        print(tactic_table(table, config.profiling_verbosity), end="")
+        print(tactic_table(made.table, config.profiling_verbosity), end="")
         if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
             print(profile_table(profile_engine(out), measure_ceilings()), end="")
-
-
-def _device(isa: Isa, plan: Plan) -> dict[str, str]:
-    """What a machine must have to run the engine, and for what it was compiled."""
-    chosen = {tactic for choice in plan.gemm.values() for tactic in choice.tactics}
-    flags = isa.needs | ({MULTIPLIES_BF16} if chosen & set(PAIRS) else set())
-    return {
-        "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
-        "torch": torch.__version__,
-    }  # fmt: skip
-
-
-def _choose_tactics(
-    model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
-) -> tuple[Plan, list[TunedProblem]]:
-    policy = Policy(
-        gemm=config.gemm_plugin != "disable",
-        attention=config.gpt_attention_plugin != "disable",
-        context_fmha=config.context_fmha != "disable",
-        deterministic=config.deterministic,
-        max_num_tokens=config.max_num_tokens,
-        opt_num_tokens=config.opt_num_tokens,
-        tokens_per_block=config.tokens_per_block,
-        multiplies_bf16=MULTIPLIES_BF16 in isa.extras,
-        lm_head_precision=config.lm_head_precision,
-    )
-    device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
-    own = cache_dir() / "timing.cache"
-    cache = TimingCache.load(device, Path(config.input_timing_cache) if config.input_timing_cache else own)
-    plan, table = tune(model, library.operators(), policy, cache)
-    for path in (own, Path(config.output_timing_cache)):
-        cache.save(path)
-    return plan, table
-
-
-def _compile_embedding(first: Checkpoint, compiling: Future[NativeLibrary], isa: Isa) -> dict[str, list[str]]:
-    """The files of the one program that no tactic goes into; of sharded tables it calls the plugin library."""
-    config = first.config
-    tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}
-    ops, extra = ReferenceOps(), ""
-    if communicates(config):
-        library = compiling.result()
-        ops, extra = CollectiveOps(library.operators(), config.mapping.tp_size), library.namespace
-    spec = embedding_program(config, ops, GraphShapes(1, tables), EMBEDDING_WEIGHTS)
-    return {spec.name: cached_program(spec, isa, extra, cache_dir())}
-
-
-def _compile_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], isa: Isa, limits: Resolved
-) -> dict[str, list[str]]:
-    """The files of `layer` and `head`, by name."""
-    plan, library = chosen
-    ops = PluginOps(library.operators(), plan, limits.model.mapping.tp_size)
-    ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
-    weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
-    shapes = GraphShapes(limits.build_config.tokens_per_block, weights)
-    specs = (
-        (
-            layer_program(limits.model, ops, shapes, layer_weight_names(limits.model, 0)),
-            ("qkv", "attention", "dense", "fc", "proj"),
-        ),
-        (
-            head_program(limits.model, ops, shapes, head_weight_names(limits.model, plan.problems["head"].quantized)),
-            ("head",),
-        ),
-    )
-    choices = plan.choices()
-    return {
-        spec.name: cached_program(
-            spec, isa, (library.namespace, [choices[site] for site in sites]), cache_dir(), library.direct_calls()
-        )
-        for spec, sites in specs
-    }
 
 
 def _package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None:
@@ -160,7 +71,8 @@ def _package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> Non
         first, *others = (
             out / PROGRAMS.format(rank=rank) for rank in range(mapping.world_size) if mapping.pp_rank(rank) == stage
         )
-        package_programs({name: programs[name] for name in stage_programs(mapping, stage)}, first)
+        kinds = stage_programs(mapping, stage)
+        package_programs({name: files for name, files in programs.items() if name.split("_")[0] in kinds}, first)
         for other in others:
             shutil.copyfile(first, other)
 

@@ -1,10 +1,7 @@
-"""Compile programs with AOTInductor and put them into one package; every trap of that road is dealt with here.
+"""Compile programs with AOTInductor and put them into one package; the traps of that road that any device has.
 
-- loops get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial for ever;
 - an axis of one is let through the input checks: examples of 2 and more make Inductor assume it never comes;
-- example axes are at least 2 and no slice of the KV cache is taken inside a program (see graph/programs.py);
-- the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's;
-  cpp.simdlen alone would still take what the builder's processor has beyond it (VNNI, bf16).
+- example axes are at least 2 and no slice of the KV cache is taken inside a program (see graph/programs.py).
 """
 
 from __future__ import annotations
@@ -14,18 +11,16 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
-from torch._inductor import aot_compile, codecache, cpu_vec_isa
+from torch._inductor import aot_compile
 from torch._inductor.package.package import package_aoti
 
 from opt_trt import ops
-from opt_trt.backends.inductor.isa import Isa
+from opt_trt.backends.inductor.compilation import Compilation
 from opt_trt.graph import decoder, embedding, programs
 from opt_trt.graph.programs import ProgramSpec
 from opt_trt.plugins import attention, collectives, gemm
@@ -33,62 +28,28 @@ from opt_trt.plugins import ops as plugin_ops
 from opt_trt.plugins.native import compiler_version, find_compiler
 from opt_trt.quant import nibbles
 
-DirectCalls = Mapping[Any, list[str]]  # operator: declarations of the C function it is called by
+COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
 
 
-class _Avx512(cpu_vec_isa.VecAVX512):
-    """Torch's, which would run the compiler to find out whether it is true, and add what else the processor has."""
-
-    def __bool__(self) -> bool:  # type: ignore[override]  # torch wraps its own in a cache
-        return True
-
-
-VECTORS = {512: _Avx512(), 256: cpu_vec_isa.VecAVX2(), 1: cpu_vec_isa.invalid_vec_isa}  # by Isa.vector_bits
-
-
-@contextmanager
-def _vectors_of(isa: Isa) -> Iterator[None]:
-    """Inductor generates and compiles loops for an instruction set, whatever this processor has."""
-
-    def picked() -> cpu_vec_isa.VecISA:
-        return VECTORS[isa.vector_bits]
-
-    with mock.patch.object(cpu_vec_isa, "pick_vec_isa", picked), mock.patch.object(codecache, "pick_vec_isa", picked):
-        yield
-
-
-def compile_program(spec: ProgramSpec, isa: Isa, direct_calls: DirectCalls, work_dir: Path) -> list[str]:
+def compile_program(spec: ProgramSpec, compilation: Compilation, work_dir: Path) -> list[str]:
     """Compile one program; the files it consists of, in `work_dir`."""
     exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
-    options = {
-        "aot_inductor.package": True,
-        "cpp.dynamic_threads": True,
-        "cpp.simdlen": isa.vector_bits,
-        "cpp.march": isa.march,
-        "cpp.vec_isa_ok": True,
-        "aot_inductor.check_lowerbound": False,
-        "aot_inductor.custom_ops_to_c_shims": direct_calls,
-    }
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(work_dir)}
-    with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings(), _vectors_of(isa):
+    with mock.patch.dict(os.environ, environment), torch.no_grad(), warnings.catch_warnings(), compilation.patched():
         warnings.simplefilter("ignore")  # of torch's own internals
-        files = aot_compile(exported.module(), tuple(spec.args), options=options)
+        files = aot_compile(exported.module(), tuple(spec.args), options={**COMMON, **compilation.options})
     assert isinstance(files, list), files
     return [str(f) for f in files]
 
 
-def cached_program(
-    spec: ProgramSpec, isa: Isa, extra: object, cache: Path, direct_calls: DirectCalls | None = None
-) -> list[str]:
+def cached_program(spec: ProgramSpec, compilation: Compilation, extra: object, cache: Path) -> list[str]:
     """The files of one program, compiled now or taken from the cache directory."""
-    direct_calls = direct_calls or {}
-    key = program_key(spec, isa, (extra, list(direct_calls.values())))
-    kept = cache / "programs" / f"{spec.name}-{key}"
+    kept = cache / "programs" / f"{spec.name}-{program_key(spec, compilation, extra)}"
     if not kept.is_dir():
         temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
         temporary.mkdir(parents=True, exist_ok=True)
         try:
-            for file in compile_program(spec, isa, direct_calls, cache / "inductor"):
+            for file in compile_program(spec, compilation, cache / "inductor"):
                 shutil.copy(file, temporary)
             _put(temporary, kept)
         finally:
@@ -113,8 +74,8 @@ def package_programs(programs: Mapping[str, list[str]], out: Path) -> None:
         package.replace(out)
 
 
-def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:
-    """A hash of all that shapes a compiled program: its sizes, tactics, versions and instruction set.
+def program_key(spec: ProgramSpec, compilation: Compilation, extra: object) -> str:
+    """A hash of all that shapes a compiled program: its sizes, tactics, versions and device.
 
     Not the number of layers: all layers run one program.
     """
@@ -123,7 +84,7 @@ def program_key(spec: ProgramSpec, isa: Isa, extra: object) -> str:
     parts = [
         torch.__version__,
         compiler_version(find_compiler()),
-        f"{isa.march} {isa.vector_bits}",
+        compilation.key,
         repr(extra),
         graph_source(),
         repr(options),

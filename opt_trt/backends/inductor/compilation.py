@@ -1,0 +1,64 @@
+"""How Inductor is told to compile for a device, and what it is kept from finding out by itself.
+
+- loops of a CPU get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial;
+- the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's;
+  cpp.simdlen alone would still take what the builder's processor has beyond it (VNNI, bf16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from torch._inductor import codecache, cpu_vec_isa
+
+from opt_trt.backends.inductor.isa import Isa
+
+DirectCalls = Mapping[Any, list[str]]  # operator: declarations of the C function it is called by
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One way to compile: `key` tells its programs from those of others."""
+
+    key: str
+    options: Mapping[str, object]
+    patched: Callable[[], AbstractContextManager[None]] = nullcontext  # what must hold while Inductor works
+
+
+class _Avx512(cpu_vec_isa.VecAVX512):
+    """Torch's, which would run the compiler to find out whether it is true, and add what else the processor has."""
+
+    def __bool__(self) -> bool:  # type: ignore[override]  # torch wraps its own in a cache
+        return True
+
+
+VECTORS = {512: _Avx512(), 256: cpu_vec_isa.VecAVX2(), 1: cpu_vec_isa.invalid_vec_isa}  # by Isa.vector_bits
+
+
+def for_cpu(isa: Isa, direct_calls: DirectCalls | None = None) -> Compilation:
+    """For an instruction set; operators among `direct_calls` are called as C functions."""
+    calls = direct_calls or {}
+    options = {
+        "cpp.dynamic_threads": True,
+        "cpp.simdlen": isa.vector_bits,
+        "cpp.march": isa.march,
+        "cpp.vec_isa_ok": True,
+        "aot_inductor.custom_ops_to_c_shims": calls,
+    }
+    key = f"{isa.march} {isa.vector_bits} {list(calls.values())}"
+    return Compilation(key, options, lambda: _vectors_of(isa))
+
+
+@contextmanager
+def _vectors_of(isa: Isa) -> Iterator[None]:
+    """Inductor generates and compiles loops for an instruction set, whatever this processor has."""
+
+    def picked() -> cpu_vec_isa.VecISA:
+        return VECTORS[isa.vector_bits]
+
+    with mock.patch.object(cpu_vec_isa, "pick_vec_isa", picked), mock.patch.object(codecache, "pick_vec_isa", picked):
+        yield
