@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from opt_trt.backends.engine import CONFIG, PROGRAMS, WEIGHTS, EngineConfig, rank_metadata
+from opt_trt.backends.gpu import target_gpu, visible_gpu
 from opt_trt.backends.inductor.ceilings import measure_ceilings
 from opt_trt.backends.inductor.compile import package_programs
 from opt_trt.backends.inductor.cpu_maker import CpuMaker
 from opt_trt.backends.inductor.isa import target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
+from opt_trt.backends.inductor.made import Maker
 from opt_trt.backends.inductor.plan import Progress, print_plan, profile_table, resolve_limits, tactic_table
 from opt_trt.backends.inductor.profile import profile_engine
 from opt_trt.checkpoint import Checkpoint
@@ -20,6 +24,8 @@ from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
+from opt_trt.config.model import ModelConfig
+from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
 from opt_trt.mapping import Mapping
 from opt_trt.plugins.native import find_compiler
@@ -33,8 +39,8 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
     Programs are compiled once: all ranks of a stage share them, and all stages share those of layers.
     """
+    maker = _maker(checkpoint.config, config)
     limits = resolve_limits(checkpoint.config, config)
-    maker = CpuMaker(target_isa(config.target_isa))
     model = limits.model
     if config.dry_run:
         print_plan(checkpoint, config, limits, maker)
@@ -61,8 +67,23 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
         print(tactic_table(made.table, config.profiling_verbosity), end="")
-        if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1:
+        if config.profiling_verbosity == "detailed" and model.mapping.world_size == 1 and made.library:
             print(profile_table(profile_engine(out), measure_ceilings()), end="")
+
+
+def _maker(model: ModelConfig, config: BuildConfig) -> Maker:
+    """The side of the device asked for; `UserError` says what it cannot build."""
+    gpu = target_gpu(config.device, visible_gpu())
+    if gpu is None:
+        return CpuMaker(target_isa(config.target_isa))
+    try:
+        from opt_trt.backends.inductor.cuda_maker import CudaMaker, check_cuda  # triton comes with torch for CUDA only
+    except ImportError as error:
+        raise UserError(
+            f"--device cuda: {error}; install the triton that torch {torch.__version__} wants, or give --device cpu"
+        ) from error
+    check_cuda(model, config)
+    return CudaMaker(gpu)
 
 
 def _package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None:

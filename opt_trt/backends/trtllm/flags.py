@@ -19,6 +19,7 @@ NEEDS_ATTENTION = {"kv_cache": "paged", "remove_input_padding": "enable", "use_p
 FLAGS = {"kv_cache": "kv_cache_type"}  # where a setting has another name
 REFUSED = {
     "deterministic": Refusal("TensorRT chooses its tactics by their times alone; give --backend inductor"),
+    "device": Refusal("TensorRT engines run on GPUs; give --backend inductor", ("cuda",)),
     "target_isa": Refusal("TensorRT engines run on GPUs; give --backend inductor"),
     "lm_head_precision": Refusal("TensorRT-LLM's OPT has its head in the checkpoint's dtype; give --backend inductor"),
 }

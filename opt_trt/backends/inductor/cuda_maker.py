@@ -1,0 +1,128 @@
+"""The part of a build that is a GPU's: tactics among Triton's kernels, programs by phase and bucket."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opt_trt import plugins
+from opt_trt.backends.gpu import Gpu
+from opt_trt.backends.inductor.compilation import Compilation
+from opt_trt.backends.inductor.compile import cached_program
+from opt_trt.backends.inductor.cuda_specs import CudaPrograms, tactics_of
+from opt_trt.backends.inductor.layout import engine_tensors
+from opt_trt.backends.inductor.made import Made
+from opt_trt.backends.inductor.plan import Progress, Resolved
+from opt_trt.backends.inductor.variants import Variants
+from opt_trt.cache import cache_dir
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.flags import Refusal, refuse_given
+from opt_trt.config.model import ModelConfig
+from opt_trt.errors import UserError
+from opt_trt.graph.programs import GraphShapes
+from opt_trt.plugins.cuda_graphs import GraphClock
+from opt_trt.plugins.launch import TRITON_VERSION
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.timing import TimingCache
+from opt_trt.plugins.tune import TunedProblem
+from opt_trt.plugins.tune_cuda import CudaPolicy, Stand, tune
+
+FP32_ACC = "an engine has both kinds of sums: give run.py --enable_context_fmha_fp32_acc"
+REFUSED: Mapping[str, Refusal] = {
+    "target_isa": Refusal("it names instructions of a processor; give --device cpu"),
+    "deterministic": Refusal("on a GPU sums are taken in another order for other numbers of tokens; give --device cpu"),
+    "opt_num_tokens": Refusal("every bucket of tokens has tactics of its own on a GPU"),
+    "context_fmha": Refusal("prompts are always attended to by a fused kernel on a GPU", ("enable",)),
+    "gpt_attention_plugin": Refusal("no library attends to a paged KV cache", ("auto", "float16", "bfloat16")),
+    "context_fmha_fp32_acc": Refusal(FP32_ACC),
+}
+MOST_HEAD_SIZE = 128
+TYPES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class CudaMaker:
+    """`Maker` for a GPU."""
+
+    gpu: Gpu
+    stages: tuple[str, ...] = ("tactics", "programs")
+
+    def describe(self) -> str:
+        """See `Described.describe`."""
+        return f"cuda, {self.gpu}"
+
+    def to_compile(self) -> str:
+        """See `Described.to_compile`."""
+        return "programs embedding, layer, head; the last two by phase and bucket of tokens"
+
+    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
+        """See `Maker.make`."""
+        variants = Variants.of(limits.model, limits.build_config)
+        plan, table = _choose_tactics(limits, config, variants, self.gpu)
+        progress.done()
+        weights = {name: (t.shape, t.dtype) for name, t in engine_tensors(ranks[0], plan).items()}
+        activations = getattr(torch, limits.model.dtype)
+        shapes = GraphShapes(limits.build_config.tokens_per_block, weights, activations, "cuda")
+        compilation = for_gpu(self.gpu)
+        programs = {
+            spec.name: cached_program(spec, compilation, tactics_of(spec), cache_dir())
+            for spec in CudaPrograms(limits.model, variants, plan, shapes).specs()
+        }
+        device = {
+            "type": "cuda", "gpu": self.gpu.name, "capability": self.gpu.capability, "torch": torch.__version__,
+            "triton": TRITON_VERSION,
+        }  # fmt: skip
+        return Made(plan, table, programs, device, None)
+
+
+def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
+    """Refuse flags and checkpoints that no engine on a GPU is built of."""
+    refuse_given(config, REFUSED)
+    advice = "or give --device cpu"
+    if model.dtype not in TYPES:
+        raise UserError(
+            f"{config.checkpoint_dir} is of {model.dtype}, engines on a GPU compute in {' or '.join(TYPES)}; "
+            f"convert it with --dtype float16, {advice}"
+        )
+    if model.head_size > MOST_HEAD_SIZE:
+        raise UserError(
+            f"{config.checkpoint_dir} has heads of {model.head_size}, kernels of a GPU take up to {MOST_HEAD_SIZE}; "
+            "give --device cpu"
+        )
+    if model.mapping.world_size > 1:
+        raise UserError(
+            f"{config.checkpoint_dir} is cut for {model.mapping.world_size} ranks, engines on GPUs have one; "
+            f"convert it without --tp_size and --pp_size, {advice}"
+        )
+
+
+def for_gpu(gpu: Gpu) -> Compilation:
+    """How programs are compiled for a GPU: by what it is, by triton, and by the text of kernels and tactics."""
+    sources = sorted(Path(plugins.__path__[0]).rglob("*.py"))
+    text = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    return Compilation(f"cuda {gpu.capability} triton {TRITON_VERSION} {text}", {})
+
+
+def _choose_tactics(
+    limits: Resolved, config: BuildConfig, variants: Variants, gpu: Gpu
+) -> tuple[Plan, list[TunedProblem]]:
+    policy = CudaPolicy(
+        gemm=config.gemm_plugin != "disable",
+        max_sequences=variants.sequences,
+        max_num_tokens=variants.tokens,
+        max_logits=variants.logits,
+        tokens_per_block=config.tokens_per_block,
+        lm_head_precision=config.lm_head_precision,
+    )
+    own = cache_dir() / "timing.cache"
+    earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
+    cache = TimingCache.load(f"{gpu.name} {for_gpu(gpu).key} torch {torch.__version__}", earlier, GraphClock())
+    plan, table = tune(limits.model, policy, Stand(cache))
+    for path in (own, Path(config.output_timing_cache)):
+        cache.save(path)
+    return plan, table
