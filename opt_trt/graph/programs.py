@@ -36,6 +36,7 @@ class GraphShapes:
     weights: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by checkpoint name, in the engine's layout
     activations: torch.dtype = torch.float32
     device: str = "cpu"
+    one_token_each: bool = False  # a program of steps that only generate: there are as many sequences as tokens
 
 
 def stage_programs(mapping: Mapping, stage: int) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names:
 def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
     """One decoder layer; `names` are its weights."""
     tokens = Dim("tokens", min=1)
-    sequences = Dim("sequences", min=1)
+    sequences, count = (tokens, TOKENS) if shapes.one_token_each else (Dim("sequences", min=1), SEQUENCES)
     blocks, width = Dim("blocks", min=1), Dim("width", min=1)
     kv_cache = torch.zeros(
         BLOCKS, 2, config.local_heads, shapes.tokens_per_block, config.head_size,
@@ -68,9 +69,9 @@ def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tup
     )  # fmt: skip
     step = [
         torch.arange(TOKENS, device=shapes.device),
-        torch.tensor([0, 1, 2, TOKENS], dtype=torch.int32, device=shapes.device),
-        torch.tensor([1, 1, TOKENS - 2], dtype=torch.int32, device=shapes.device),
-        torch.zeros(SEQUENCES, WIDTH, dtype=torch.int32, device=shapes.device),
+        torch.arange(count + 1, dtype=torch.int32, device=shapes.device),
+        torch.ones(count, dtype=torch.int32, device=shapes.device),
+        torch.zeros(count, WIDTH, dtype=torch.int32, device=shapes.device),
     ]
     dynamic = ({0: tokens}, {0: sequences + 1}, {0: sequences}, {0: sequences, 1: width})
     return ProgramSpec(

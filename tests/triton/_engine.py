@@ -104,14 +104,15 @@ def fixed_plan(checkpoint: Checkpoint, limits) -> Plan:
     """One tactic of each kind, in the buckets it is for."""
     problems = {site: on_gpu(problem) for site, problem in gemm_problems(checkpoint.config).items()}
     variants = Variants.of(limits.model, limits.build_config)
-    layer = Choice(padded.PADDED, tuple(_product(bound) for bound in bounds_for(variants.tokens)))
-    head = Choice(padded.PADDED, tuple(_product(bound) for bound in bounds_for(variants.logits)))
+    layer = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.tokens)))
+    head = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.logits)))
     choices = {site: head if site == "head" else layer for site in problems}
     generating = [attention.SPLIT_KEYS[i % 2] for i, _ in enumerate(bounds_for(variants.sequences))]
     return Plan(problems, choices, Choice(attention.PAGED, (*generating, attention.FLASH, attention.HALF_FLASH)))
 
 
-def _product(bound: Bound) -> Tactic:
+def product_of(bound: Bound) -> Tactic:
+    """A tactic for a bucket."""
     if bound is None:
         return gemm.CUBLAS
     return gemm.GEMV[0] if bound <= gemm.MOST_GEMV_TOKENS else gemm.SPLIT[1]

@@ -9,6 +9,7 @@ import pytest
 
 from opt_trt import build as builder
 from opt_trt.backends.gpu import Gpu, target_gpu
+from opt_trt.backends.inductor.compilation import HEADERS, cuda_home
 from opt_trt.cli import parse
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
@@ -78,3 +79,14 @@ def test_what_no_gpu_engine_is_built_of_is_refused_by_name(tmp_path, of_machine,
     of_machine(H200)
     with pytest.raises(UserError, match=text):
         build(tmp_path, *flags, **converting)
+
+
+def test_headers_are_taken_where_all_of_them_are(tmp_path):
+    bare, part, whole = (tmp_path / name for name in ("bare", "part", "whole"))
+    for directory, headers in ((part, HEADERS[:1]), (whole, HEADERS)):
+        for header in headers:
+            (directory / "include" / header).parent.mkdir(parents=True, exist_ok=True)
+            (directory / "include" / header).touch()
+    assert cuda_home([bare, part, whole]) == str(whole)
+    with pytest.raises(UserError, match=r"needs CUDA's headers \(cuda\.h, .*\), found them in none of .*bare, .*part"):
+        cuda_home([bare, part])

@@ -11,7 +11,7 @@ import torch
 
 from opt_trt import plugins
 from opt_trt.backends.gpu import Gpu
-from opt_trt.backends.inductor.compilation import Compilation
+from opt_trt.backends.inductor.compilation import for_gpu
 from opt_trt.backends.inductor.compile import cached_program
 from opt_trt.backends.inductor.cuda_specs import CudaPrograms, tactics_of
 from opt_trt.backends.inductor.layout import engine_tensors
@@ -62,13 +62,13 @@ class CudaMaker:
 
     def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
         """See `Maker.make`."""
+        compilation = for_gpu(self.gpu, kernel_key())  # before tactics take their time, headers may be missing
         variants = Variants.of(limits.model, limits.build_config)
         plan, table = _choose_tactics(limits, config, variants, self.gpu)
         progress.done()
         weights = {name: (t.shape, t.dtype) for name, t in engine_tensors(ranks[0], plan).items()}
         activations = getattr(torch, limits.model.dtype)
         shapes = GraphShapes(limits.build_config.tokens_per_block, weights, activations, "cuda")
-        compilation = for_gpu(self.gpu)
         programs = {
             spec.name: cached_program(spec, compilation, tactics_of(spec), cache_dir())
             for spec in CudaPrograms(limits.model, variants, plan, shapes).specs()
@@ -101,11 +101,11 @@ def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
         )
 
 
-def for_gpu(gpu: Gpu) -> Compilation:
-    """How programs are compiled for a GPU: by what it is, by triton, and by the text of kernels and tactics."""
+def kernel_key() -> str:
+    """Changes with triton and with the text of kernels and tactics."""
     sources = sorted(Path(plugins.__path__[0]).rglob("*.py"))
     text = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    return Compilation(f"cuda {gpu.capability} triton {TRITON_VERSION} {text}", {})
+    return f"triton {TRITON_VERSION} {text}"
 
 
 def _choose_tactics(
@@ -121,7 +121,7 @@ def _choose_tactics(
     )
     own = cache_dir() / "timing.cache"
     earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
-    cache = TimingCache.load(f"{gpu.name} {for_gpu(gpu).key} torch {torch.__version__}", earlier, GraphClock())
+    cache = TimingCache.load(f"{gpu} {kernel_key()} torch {torch.__version__}", earlier, GraphClock())
     plan, table = tune(limits.model, policy, Stand(cache))
     for path in (own, Path(config.output_timing_cache)):
         cache.save(path)

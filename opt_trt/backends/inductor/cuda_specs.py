@@ -34,7 +34,9 @@ class CudaPrograms:
         yield embedding_program(self.model, first, self.shapes, EMBEDDING_WEIGHTS)
         for name, (phase, bound) in self.variants.layers().items():
             ops = CudaOps(self.bucket(phase, bound))
-            yield replace(layer_program(self.model, ops, self.shapes, layer_weight_names(self.model, 0)), name=name)
+            # A compiler runs kernels on examples of these shapes: generation's read a length for every token.
+            shapes = replace(self.shapes, one_token_each=phase == GENERATION)
+            yield replace(layer_program(self.model, ops, shapes, layer_weight_names(self.model, 0)), name=name)
         weights = head_weight_names(self.model, self.plan.problems["head"].quantized)
         for name, bound in self.variants.heads().items():
             head = self.plan.gemm["head"].tactics[bounds_for(self.variants.logits).index(bound)]
