@@ -55,7 +55,9 @@ def test_a_dry_run_names_the_gpu(tmp_path, of_machine, capsys):
     pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
     of_machine(H200)
     build(tmp_path)
-    assert "inductor on cuda, NVIDIA H200 (compute capability 9.0)\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "inductor on cuda, NVIDIA H200 (compute capability 9.0)\n" in printed
+    assert "MiB, copied to the GPU\n" in printed
     build(tmp_path, "--device", "cpu")
     assert "inductor on cpu, " in capsys.readouterr().out
 

@@ -37,6 +37,7 @@ class CpuMaker:
 
     isa: Isa
     stages: tuple[str, ...] = ("plugin library", "tactics", "programs")
+    keeps_weights: str = "memory-mapped"
 
     def describe(self) -> str:
         """See `Described.describe`."""

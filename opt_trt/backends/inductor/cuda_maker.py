@@ -51,6 +51,7 @@ class CudaMaker:
 
     gpu: Gpu
     stages: tuple[str, ...] = ("tactics", "programs")
+    keeps_weights: str = "copied to the GPU"
 
     def describe(self) -> str:
         """See `Described.describe`."""

@@ -64,6 +64,11 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
 class Described(Protocol):
     """The device of a build, in words."""
 
+    @property
+    def keeps_weights(self) -> str:
+        """How it holds weights while an engine runs."""
+        ...
+
     def describe(self) -> str:
         """The device and what is compiled for it."""
         ...
@@ -86,7 +91,7 @@ def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, de
         ("ranks", f"{model.mapping.world_size} (tp_size {model.mapping.tp_size}, pp_size {model.mapping.pp_size})"),
         ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
         ("step", f"at most {build.max_num_tokens} packed tokens"),
-        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, memory-mapped"),
+        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, {device.keeps_weights}"),
         ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
         ("to compile", device.to_compile()),
         ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
