@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -135,3 +137,9 @@ def test_a_step_is_moved_whole():
     there = moved(whole, torch.device("meta"))
     assert {t.device.type for t in vars(there).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert there.greedy and there.hidden_token_ids is None
+
+
+def test_opening_an_engine_imports_neither_triton_nor_a_compiler():
+    code = "import sys, opt_trt.backends.inductor; print(*sorted({'triton', 'torch._inductor'} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "\n"
