@@ -16,11 +16,15 @@ from opt_trt.backends.gpu import Gpu
 from opt_trt.backends.inductor.cuda_decoder import context_phase, moved
 from opt_trt.backends.inductor.step_buffers import NO_SLOT, StepBuffers
 from opt_trt.backends.inductor.variants import CONTEXT, HALF_CONTEXT, Variants, replayed_rows
+from opt_trt.config.model import ModelConfig
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
+from opt_trt.graph.decoder import layer_weights
+from opt_trt.graph.programs import GraphShapes, layer_program
+from opt_trt.ops import ReferenceOps
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.step import StepInputs
-from tests.unit._engines import write_engine_config
+from tests.unit._engines import MODEL, write_engine_config
 
 H200 = Gpu("NVIDIA H200", "9.0")
 
@@ -143,3 +147,16 @@ def test_opening_an_engine_imports_neither_triton_nor_a_compiler():
     code = "import sys, opt_trt.backends.inductor; print(*sorted({'triton', 'torch._inductor'} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "\n"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_examples_of_generation_have_a_length_for_every_token(alone):
+    """A compiler may run a program's kernels on them, and those of generation read as many lengths as tokens."""
+    config = ModelConfig.from_dict(MODEL, "here")
+    names = layer_weights(config)
+    shapes = GraphShapes(4, {name: ((8,), torch.float32) for name in names}, one_token_each=alone)
+    (x, _, _, (slots, starts, lens, tables)), axes = (
+        getattr(layer_program(config, ReferenceOps(), shapes, names), name) for name in ("args", "dynamic_shapes")
+    )
+    assert (len(lens) == len(x)) == (axes[3][2][0] is axes[0][0]) == alone
+    assert len(starts) - 1 == len(lens) == len(tables) and len(slots) == len(x)
