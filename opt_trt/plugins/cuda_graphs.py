@@ -34,7 +34,8 @@ def capture(run: Callable[[], Result], pool: Any = None) -> Captured[Result]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads may use the GPU meanwhile: those of the program a session runs in.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
     return Captured(graph, result)
 

@@ -112,13 +112,18 @@ def context_phase(config: EngineConfig, options: RuntimeOptions) -> str:
     return HALF_CONTEXT if halves else CONTEXT
 
 
+def on_gpu(weight: torch.Tensor) -> torch.Tensor:
+    """A weight in the memory of the current GPU."""
+    return weight.to("cuda")
+
+
 def open_cuda_decoder(engine_dir: Path, config: EngineConfig, options: RuntimeOptions) -> CudaDecoder:
     """Open an engine on the current GPU after checking that it was built for such a one; weights are copied there."""
     check_gpu(engine_dir, config, visible_gpu())
     check_rank(engine_dir, config, 0)
     names = Variants.of(config.pretrained_config, config.build_config).names()
     try:
-        parts = load_parts(engine_dir, config, 0, names, place=lambda weight: weight.to("cuda"))
+        parts = load_parts(engine_dir, config, 0, names, on_gpu)
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info()[0]
         raise UserError(

@@ -50,6 +50,7 @@ class CudaMaker:
     """`Maker` for a GPU."""
 
     gpu: Gpu
+    device: str = "cuda"  # of the tensors that tactics are tried on, which triton's interpreter takes on a CPU
     stages: tuple[str, ...] = ("tactics", "programs")
     keeps_weights: str = "copied to the GPU"
 
@@ -65,11 +66,11 @@ class CudaMaker:
         """See `Maker.make`."""
         compilation = for_gpu(self.gpu, kernel_key())  # before tactics take their time, headers may be missing
         variants = Variants.of(limits.model, limits.build_config)
-        plan, table = _choose_tactics(limits, config, variants, self.gpu)
+        plan, table = self._choose_tactics(limits, config, variants)
         progress.done()
         weights = {name: (t.shape, t.dtype) for name, t in engine_tensors(ranks[0], plan).items()}
         activations = getattr(torch, limits.model.dtype)
-        shapes = GraphShapes(limits.build_config.tokens_per_block, weights, activations, "cuda")
+        shapes = GraphShapes(limits.build_config.tokens_per_block, weights, activations, self.device)
         programs = {
             spec.name: cached_program(spec, compilation, tactics_of(spec), cache_dir())
             for spec in CudaPrograms(limits.model, variants, plan, shapes).specs()
@@ -79,6 +80,25 @@ class CudaMaker:
             "triton": TRITON_VERSION,
         }  # fmt: skip
         return Made(plan, table, programs, device, None)
+
+    def _choose_tactics(
+        self, limits: Resolved, config: BuildConfig, variants: Variants
+    ) -> tuple[Plan, list[TunedProblem]]:
+        policy = CudaPolicy(
+            gemm=config.gemm_plugin != "disable",
+            max_sequences=variants.sequences,
+            max_num_tokens=variants.tokens,
+            max_logits=variants.logits,
+            tokens_per_block=config.tokens_per_block,
+            lm_head_precision=config.lm_head_precision,
+        )
+        own = cache_dir() / "timing.cache"
+        earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
+        cache = TimingCache.load(f"{self.gpu} {kernel_key()} torch {torch.__version__}", earlier, GraphClock())
+        plan, table = tune(limits.model, policy, Stand(cache, self.device))
+        for path in (own, Path(config.output_timing_cache)):
+            cache.save(path)
+        return plan, table
 
 
 def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
@@ -107,23 +127,3 @@ def kernel_key() -> str:
     sources = sorted(Path(plugins.__path__[0]).rglob("*.py"))
     text = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     return f"triton {TRITON_VERSION} {text}"
-
-
-def _choose_tactics(
-    limits: Resolved, config: BuildConfig, variants: Variants, gpu: Gpu
-) -> tuple[Plan, list[TunedProblem]]:
-    policy = CudaPolicy(
-        gemm=config.gemm_plugin != "disable",
-        max_sequences=variants.sequences,
-        max_num_tokens=variants.tokens,
-        max_logits=variants.logits,
-        tokens_per_block=config.tokens_per_block,
-        lm_head_precision=config.lm_head_precision,
-    )
-    own = cache_dir() / "timing.cache"
-    earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
-    cache = TimingCache.load(f"{gpu} {kernel_key()} torch {torch.__version__}", earlier, GraphClock())
-    plan, table = tune(limits.model, policy, Stand(cache))
-    for path in (own, Path(config.output_timing_cache)):
-        cache.save(path)
-    return plan, table
