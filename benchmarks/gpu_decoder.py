@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from gpu_timing import captured, elapsed_us, replayed_us
+from gpu_timing import elapsed_us, replayed_us
 
 from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weights
 from opt_trt.ops import Linear
 from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.cuda_buckets import bound_of
+from opt_trt.plugins.cuda_graphs import capture
 from opt_trt.plugins.cuda_ops import BucketPlan, CudaOps
-from opt_trt.plugins.gemm import GemmCall, GemmProblem
+from opt_trt.plugins.gemm import GemmCall, GemmProblem, padded
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.rows.triton_argmax import argmax
 from opt_trt.plugins.rows.triton_embedding import embed
@@ -76,7 +78,7 @@ class RandomDecoder:
 
     def timings(self, site: str, tokens: int) -> dict[str, float]:
         """µs of every admitted tactic, by name."""
-        bucket = bucket_of(tokens)
+        bucket = bound_of(tokens)
         return {
             tactic.name: replayed_us(self.products(site, tokens, tactic, bucket))
             for tactic in gemm.TACTICS
@@ -88,11 +90,11 @@ class RandomDecoder:
         named = {tactic.name: tactic for tactic in gemm.TACTICS}
         times = {site: self.timings(site, tokens) for site in self.problems}
         fastest = {site: named[min(row, key=row.__getitem__)] for site, row in times.items()}
-        return BucketPlan(bucket_of(tokens), self.problems, fastest, attend)
+        return BucketPlan(bound_of(tokens), self.problems, fastest, attend)
 
     def generation_us(self, load: Load, attend: Tactic) -> float:
         """Time of one step, next tokens chosen on the GPU included; steps follow each other as replays."""
-        return elapsed_us(captured(self._generation(load, attend)).replay)
+        return elapsed_us(capture(self._generation(load, attend)).replay)
 
     def context_us(self, tokens: int, attend: Tactic) -> float:
         """Time of one prompt, to its first token."""
@@ -108,7 +110,7 @@ class RandomDecoder:
                 x = layer(x, weights, kv, step)
             return argmax(head(x, at[-1:], self.head))
 
-        return elapsed_us(captured(run).replay)
+        return elapsed_us(capture(run).replay)
 
     def _generation(self, load: Load, attend: Tactic) -> Callable[[], None]:
         """A step that feeds itself: ids, positions, lengths and slots are updated on the GPU."""
@@ -159,7 +161,7 @@ class RandomDecoder:
 
     def _weight(self, site: str) -> torch.Tensor:
         problem = self.problems[site]
-        shape = gemm.packed_shape(problem)
+        shape = padded.packed_shape(problem)
         if not problem.quantized:
             return self._random(*shape)
         low, high, kind = (0, 256, torch.uint8) if problem.weight_type == "int4" else (-127, 128, torch.int8)
@@ -167,11 +169,6 @@ class RandomDecoder:
 
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda", dtype=self.dtype) * 0.05
-
-
-def bucket_of(tokens: int) -> int | None:
-    """The bucket a step of `tokens` falls into."""
-    return next((bound for bound in gemm.BUCKETS if tokens <= bound), None)
 
 
 def fewest_splits(load: Load, heads: int, processors: int) -> Tactic:

@@ -7,39 +7,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-WARM_UP, REPEATS = 3, 20
+from opt_trt.plugins.cuda_graphs import capture, event_us
 
-
-def captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A graph of `run`, after the calls that load its kernels."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
+REPEATS = 20
 
 
 def elapsed_us(run: Callable[[], object], repeats: int = REPEATS) -> float:
     """Median time of `run` on the GPU."""
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times)
+    return statistics.median(event_us(run) for _ in range(repeats))
 
 
 def replayed_us(runs: Sequence[Callable[[], object]]) -> float:
     """Median time of one of `runs`, which follow each other in a graph; together they should exceed the cache."""
-    return elapsed_us(captured(lambda: [run() for run in runs]).replay) / len(runs)
+    return elapsed_us(capture(lambda: [run() for run in runs]).replay) / len(runs)
 
 
 def read_bytes_per_us(gib: int = 4) -> float:

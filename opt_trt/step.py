@@ -14,8 +14,8 @@ class StepInputs:
     """One step, packed: the tokens of all sequences one after another, context and generation phases mixed.
 
     `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is int32 or int64 as noted,
-    contiguous and on the engine's device. A sequence `s` owns tokens `query_start[s]:query_start[s + 1]`, which are
-    the last ones of the `kv_lens[s]` tokens it has after this step.
+    contiguous and in the memory of the CPU: a decoder on another device copies it there. A sequence `s` owns tokens
+    `query_start[s]:query_start[s + 1]`, which are the last ones of the `kv_lens[s]` tokens it has after this step.
     """
 
     input_ids: torch.Tensor  # int64 [T]
@@ -31,7 +31,7 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What a step computed for the tokens that were asked for, in the order they were named.
+    """What a step computed for the tokens that were asked for, in the order they were named; on the CPU.
 
     The hidden state of a token is what its logits are a product of: `E` numbers behind the last layer and its norm.
     """
@@ -59,6 +59,7 @@ class DecoderSpec:
     gather_generation_logits: bool
     end_id: int
     pad_id: int
+    device: str = "cpu"  # where the decoder computes and its KV cache lies; or "cuda"
 
     def kv_block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""

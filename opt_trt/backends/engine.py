@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from opt_trt import __version__
+from opt_trt.backends.gpu import Gpu
 from opt_trt.config.json_file import check_types, read_json
 from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
@@ -104,17 +105,34 @@ def read_engine_config(engine_dir: Path) -> EngineConfig:
 def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) -> None:
     """Refuse an engine that was built by another torch, or that uses instructions this processor (`flags`) lacks."""
     built = config.device
-    if built.get("torch") != torch.__version__:
-        raise UserError(
-            f"{engine_dir} was built with torch {built.get('torch')}, this is torch {torch.__version__}; "
-            + REBUILD.format(engine=engine_dir)
-        )
+    check_torch(engine_dir, config)
     lacking = sorted(set(str(built.get("flags")).split()) - flags)
     if lacking:
         raise UserError(
             f"{engine_dir} was built for {built.get('isa')}: {' '.join(lacking)}, which this processor lacks; "
             + REBUILD.format(engine=engine_dir)
             + ", or where it was built with --target_isa avx2 or generic"
+        )
+
+
+def check_gpu(engine_dir: Path, config: EngineConfig, gpu: Gpu | None) -> None:
+    """Refuse an engine that was built by another torch, or for GPUs of another compute capability than this one."""
+    built = config.device
+    check_torch(engine_dir, config)
+    if gpu is None or gpu.capability != built.get("capability"):
+        found = "torch sees none here" if gpu is None else f"this is an {gpu}"
+        raise UserError(
+            f"{engine_dir} was built for GPUs of compute capability {built.get('capability')} ({built.get('gpu')}), "
+            f"{found}; run it on such a GPU, or {REBUILD.format(engine=engine_dir)}"
+        )
+
+
+def check_torch(engine_dir: Path, config: EngineConfig) -> None:
+    """Refuse an engine that was built by another torch."""
+    if (built := config.device.get("torch")) != torch.__version__:
+        raise UserError(
+            f"{engine_dir} was built with torch {built}, this is torch {torch.__version__}; "
+            + REBUILD.format(engine=engine_dir)
         )
 
 

@@ -11,6 +11,7 @@ from opt_trt.config.tensorrt import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
 
 PLUGIN_VALUES = (*DTYPES, "disable")
+DEVICES = ("cpu", "cuda")
 TARGET_ISAS = ("avx512", "avx2", "generic")  # as an engine records them
 SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
          "max_output_len", "max_beam_width", "workers")  # fmt: skip
@@ -29,6 +30,10 @@ class BuildConfig(TensorRtOptions):
     checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
     output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole")
     backend: str = flag("auto", "compiler and runtime of the engine", choices=("auto", "tensorrt_llm", "inductor"))
+    device: str | None = flag(
+        None, "where the engine runs: cuda is the GPU of this machine, or one like it; default: cuda where torch sees "
+        "one, else cpu", choices=DEVICES,
+    )  # fmt: skip
     target_isa: str | None = flag(
         None, "instructions the engine may use, to run elsewhere; default: all of this processor's",
         choices=TARGET_ISAS,

@@ -39,28 +39,40 @@ class RuntimeOptions:
 GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
 WHOLE = "OPT attends to the whole sequence"
 
-# What the embedded engine says to each: an empty reason asks for what happens anyway.
-EMBEDDED: Mapping[str, Refusal] = MappingProxyType({
+# What the embedded engine says to each on any device: an empty reason asks for what happens anyway.
+COMMON: dict[str, Refusal] = {
     "use_py_session": Refusal("", note="--use_py_session: the embedded engine has one session, in Python"),
     "debug_mode": Refusal("it traces TensorRT's layers", advice="give --log_level verbose"),
-    "enable_context_fmha_fp32_acc": Refusal(
-        "", note="--enable_context_fmha_fp32_acc: attention always accumulates in fp32 on a CPU"
-    ),
-    "multi_block_mode": Refusal(GPU_ONLY),
-    "cuda_graph_mode": Refusal(GPU_ONLY),
-    "gpu_weights_percent": Refusal(GPU_ONLY),
     "enable_chunked_context": Refusal("", note="--enable_chunked_context: prompts are always cut where a step is full"),
     "max_attention_window_size": Refusal(WHOLE),
     "sink_token_length": Refusal(WHOLE),
     "fail_fast_on_attention_window_too_large": Refusal(WHOLE),
     "gather_generation_logits": Refusal("", note=""),
+}  # fmt: skip
+EMBEDDED: Mapping[str, Mapping[str, Refusal]] = MappingProxyType({
+    "cpu": COMMON | {
+        "enable_context_fmha_fp32_acc": Refusal(
+            "", note="--enable_context_fmha_fp32_acc: attention always accumulates in fp32 on a CPU"
+        ),
+        "multi_block_mode": Refusal(GPU_ONLY),
+        "cuda_graph_mode": Refusal(GPU_ONLY),
+        "gpu_weights_percent": Refusal(GPU_ONLY),
+    },
+    "cuda": COMMON | {
+        "enable_context_fmha_fp32_acc": Refusal("", note=""),  # acts
+        "multi_block_mode": Refusal("how many blocks share a sequence's attention was timed when the engine was built"),
+        "cuda_graph_mode": Refusal(
+            "", note="--cuda_graph_mode: generation steps are always replayed as CUDA graphs"
+        ),
+        "gpu_weights_percent": Refusal("all weights lie on the GPU"),
+    },
 })  # fmt: skip
 
 
-def check_embedded(options: RuntimeOptions) -> None:
-    """Refuse by name what an embedded engine cannot do; say of the rest that it happens anyway."""
+def check_embedded(options: RuntimeOptions, device: str = "cpu") -> None:
+    """Refuse by name what an embedded engine on a device cannot do; say of the rest that it happens anyway."""
     for name in options.given():
-        refusal = EMBEDDED[name]
+        refusal = EMBEDDED[device][name]
         if refusal.reason:
             raise UserError(f"--{name} is not supported by this engine{refusal.why(f'--{name}')}")
         if refusal.note:

@@ -106,7 +106,7 @@ class SessionConfig:
         "most prompt tokens in a step in which other requests generate; default: 3 for every 2 of these, 16 or more",
     )
     use_py_session: bool = flag(False, "TensorRT engines: run the Python session in place of the C++ one")
-    enable_context_fmha_fp32_acc: bool = flag(False, "TensorRT engines: accumulate context attention in fp32")
+    enable_context_fmha_fp32_acc: bool = flag(False, "engines on GPUs: accumulate context attention in fp32")
     multi_block_mode: str = flag(
         "True", "TensorRT engines: share a sequence's attention among blocks of threads", choices=tuple(BOOLEANS)
     )

@@ -33,7 +33,7 @@ def model_header(config: ModelConfig) -> dict[str, str]:
 def engine_header(engine: EngineConfig) -> dict[str, str]:
     """Of an engine: its model, what it was built for, its limits and the tactics it chose."""
     limits, device = engine.build_config, engine.device
-    target = " ".join(filter(None, (device.get("type"), device.get("isa"))))
+    target = " ".join(filter(None, (device.get("type"), device.get("isa"), device.get("gpu"))))
     return model_header(engine.pretrained_config) | {
         "built": f"opt_trt {engine.version}, backend {engine.backend} for {target}, torch {device.get('torch')}",
         "head": limits.lm_head_precision or engine.pretrained_config.dtype,

@@ -34,6 +34,9 @@ class GraphShapes:
 
     tokens_per_block: int
     weights: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by checkpoint name, in the engine's layout
+    activations: torch.dtype = torch.float32
+    device: str = "cpu"
+    one_token_each: bool = False  # a program of steps that only generate: there are as many sequences as tokens
 
 
 def stage_programs(mapping: Mapping, stage: int) -> tuple[str, ...]:
@@ -45,7 +48,7 @@ def stage_programs(mapping: Mapping, stage: int) -> tuple[str, ...]:
 def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
     """Token and position ids → hidden states; `names` are the two tables."""
     tokens = Dim("tokens", min=1)
-    ids = torch.zeros(TOKENS, dtype=torch.int64)
+    ids = torch.zeros(TOKENS, dtype=torch.int64, device=shapes.device)
     constants = embedding_constants(config, 0)
     return ProgramSpec(
         "embedding",
@@ -58,23 +61,23 @@ def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names:
 def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
     """One decoder layer; `names` are its weights."""
     tokens = Dim("tokens", min=1)
-    sequences = Dim("sequences", min=1)
+    sequences, count = (tokens, TOKENS) if shapes.one_token_each else (Dim("sequences", min=1), SEQUENCES)
     blocks, width = Dim("blocks", min=1), Dim("width", min=1)
     kv_cache = torch.zeros(
         BLOCKS, 2, config.local_heads, shapes.tokens_per_block, config.head_size,
-        dtype=getattr(torch, config.dtype),
+        dtype=getattr(torch, config.dtype), device=shapes.device,
     )  # fmt: skip
     step = [
-        torch.arange(TOKENS),
-        torch.tensor([0, 1, 2, TOKENS], dtype=torch.int32),
-        torch.tensor([1, 1, TOKENS - 2], dtype=torch.int32),
-        torch.zeros(SEQUENCES, WIDTH, dtype=torch.int32),
+        torch.arange(TOKENS, device=shapes.device),
+        torch.arange(count + 1, dtype=torch.int32, device=shapes.device),
+        torch.ones(count, dtype=torch.int32, device=shapes.device),
+        torch.zeros(count, WIDTH, dtype=torch.int32, device=shapes.device),
     ]
     dynamic = ({0: tokens}, {0: sequences + 1}, {0: sequences}, {0: sequences, 1: width})
     return ProgramSpec(
         "layer",
         Layer(config, ops),
-        (torch.zeros(TOKENS, config.hidden_size), _examples(shapes, names), kv_cache, step),
+        (_hidden(config, shapes), _examples(shapes, names), kv_cache, step),
         ({0: tokens}, [None] * len(names), {0: blocks}, list(dynamic)),
     )
 
@@ -86,10 +89,15 @@ def head_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tupl
     return ProgramSpec(
         "head",
         Head(config, ops),
-        (torch.zeros(TOKENS, config.hidden_size), torch.arange(LOGITS), _examples(shapes, names)),
+        (_hidden(config, shapes), torch.arange(LOGITS, device=shapes.device), _examples(shapes, names)),
         ({0: tokens}, {0: wanted}, [None] * len(names)),
     )
 
 
 def _examples(shapes: GraphShapes, names: tuple[str, ...]) -> list[torch.Tensor]:
-    return [torch.zeros(shape, dtype=dtype) for shape, dtype in (shapes.weights[name] for name in names)]
+    wanted = (shapes.weights[name] for name in names)
+    return [torch.zeros(shape, dtype=dtype, device=shapes.device) for shape, dtype in wanted]
+
+
+def _hidden(config: ModelConfig, shapes: GraphShapes) -> torch.Tensor:
+    return torch.zeros(TOKENS, config.hidden_size, dtype=shapes.activations, device=shapes.device)

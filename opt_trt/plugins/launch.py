@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import triton
 from torch.library import wrap_triton
 from triton.runtime.jit import JITFunction
+
+TRITON_VERSION = str(triton.__version__)
 
 
 def launcher(kernel: Any) -> Any:

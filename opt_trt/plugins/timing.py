@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from opt_trt.errors import UserError
 
@@ -24,21 +24,37 @@ Result = TypeVar("Result")
 Check = Callable[[str, Result], None]
 
 
+class Clock(Protocol):
+    """Runs a candidate."""
+
+    def __call__(self, run: Callable[[], Result]) -> tuple[float, Result]:
+        """The time it takes in µs, and its result."""
+        ...
+
+
+def wall_us(run: Callable[[], Result]) -> tuple[float, Result]:
+    """`Clock` of what this thread waits for."""
+    started = time.perf_counter_ns()
+    result = run()
+    return (time.perf_counter_ns() - started) / 1e3, result
+
+
 @dataclass
 class TimingCache:
     """Times in microseconds by (device, problem, bucket) and tactic."""
 
     device: str
     times: dict[str, dict[str, float]] = field(default_factory=dict)
+    clock: Clock = wall_us
 
     @classmethod
-    def load(cls, device: str, path: Path | None) -> TimingCache:
+    def load(cls, device: str, path: Path | None, clock: Clock = wall_us) -> TimingCache:
         """Read a cache file; a missing one is empty, a damaged one is named."""
         if path is None or not path.exists():
-            return cls(device)
+            return cls(device, clock=clock)
         if (times := _read(path)) is None:
             raise UserError(f"{path} is not a timing cache of the embedded backend; delete it, or name another file")
-        return cls(device, times)
+        return cls(device, times, clock)
 
     def save(self, path: Path) -> None:
         """Write the cache beside `path`, then rename it; what is there and is none stays, with a warning."""
@@ -59,7 +75,7 @@ class TimingCache:
         """
         row = self.times.get(f"{self.device} | {problem}", {})
         if not candidates.keys() <= row.keys():
-            row = row | time_interleaved(candidates, prepare())
+            row = row | time_interleaved(candidates, prepare(), self.clock)
             self.times[f"{self.device} | {problem}"] = row
         return {name: row[name] for name in candidates}
 
@@ -74,30 +90,26 @@ def _read(path: Path) -> dict[str, dict[str, float]] | None:
     return times
 
 
-def time_interleaved(candidates: Mapping[str, Callable[[], Result]], check: Check[Result]) -> dict[str, float]:
+def time_interleaved(
+    candidates: Mapping[str, Callable[[], Result]], check: Check[Result], clock: Clock = wall_us
+) -> dict[str, float]:
     """The least time of each candidate in µs; `check` is given the first result of each and may raise.
 
     They take turns, so that a disturbance hits all of them alike. Who takes long and twice as long as the best has one.
     """
-    best = {name: _checked_us(name, run, check) for name, run in candidates.items()}
+    best = {name: _checked_us(name, run, check, clock) for name, run in candidates.items()}
     bound = max(LONG_US, 2 * min(best.values(), default=0.0))
     hopeful = {name: run for name, run in candidates.items() if best[name] <= bound}
     started = time.perf_counter()
     for _ in range(ROUNDS):
         for name, run in hopeful.items():
-            best[name] = min(best[name], _elapsed_us(run)[0])
+            best[name] = min(best[name], clock(run)[0])
         if time.perf_counter() - started > BUDGET_S:
             break
     return best
 
 
-def _checked_us(name: str, run: Callable[[], Result], check: Check[Result]) -> float:
-    elapsed_us, result = _elapsed_us(run)
+def _checked_us(name: str, run: Callable[[], Result], check: Check[Result], clock: Clock) -> float:
+    elapsed_us, result = clock(run)
     check(name, result)
     return elapsed_us
-
-
-def _elapsed_us(run: Callable[[], Result]) -> tuple[float, Result]:
-    started = time.perf_counter_ns()
-    result = run()
-    return (time.perf_counter_ns() - started) / 1e3, result

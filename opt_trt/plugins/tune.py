@@ -103,7 +103,7 @@ def _tune_gemm(
             tactic: gemm_run(native, part, call, linears, tactic) for tactic in gemm.TACTICS if reasons[tactic] is None
         }
         reference = gemm_run(native, part, call, linears, gemm.LIBRARY)
-        rows.append(_time(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
+        rows.append(timings_of(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, _lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
@@ -176,7 +176,7 @@ def _tune_attention(
         if policy.deterministic:
             reasons |= dict.fromkeys((attention.LIBRARY, attention.FLASH), DETERMINISTIC)
         runs = {t: _attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
-        rows.append(_time(problem.key(), _attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
+        rows.append(timings_of(problem.key(), _attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
     choice = choose(rows, [1.0, 1.0])
     return choice, _lines(("attention", config.dtype), attention.PHASES, rows, choice)
 
@@ -198,7 +198,7 @@ def _attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tac
     return lambda: attention.run_attention(native, tactic.layout, threshold, (qkv, kv_cache), step)
 
 
-def _time(
+def timings_of(
     problem: str,
     trusted: Callable[[], torch.Tensor],
     runs: Mapping[Tactic, Callable[[], torch.Tensor]],

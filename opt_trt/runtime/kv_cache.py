@@ -44,10 +44,11 @@ def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
 
 
 def allocate(spec: DecoderSpec, num_blocks: int) -> list[torch.Tensor]:
-    """One tensor per layer, uninitialized: pages cost memory only once a sequence writes to them."""
+    """One tensor per layer on the decoder's device, uninitialized: pages of a CPU cost memory only once written to."""
     try:
-        return [torch.empty(spec.kv_shape(num_blocks), dtype=spec.kv_dtype) for _ in range(spec.num_layers)]
-    except RuntimeError as error:  # the operating system refuses to promise that much
+        shape = spec.kv_shape(num_blocks)
+        return [torch.empty(shape, dtype=spec.kv_dtype, device=spec.device) for _ in range(spec.num_layers)]
+    except RuntimeError as error:  # the operating system or the GPU refuses to promise that much
         raise UserError(
             f"no memory for a KV cache of {num_blocks} blocks ({num_blocks * spec.kv_block_bytes() / 2**30:.1f} GiB); "
             "lower --max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction"

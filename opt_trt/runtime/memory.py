@@ -1,14 +1,22 @@
-"""How much memory a process may still take on this machine."""
+"""How much memory a process may still take on a device of this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 CGROUP_FILES = (  # limit, usage: version 2, version 1
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 CGROUP_ROOTS = {"": "sys/fs/cgroup", "memory": "sys/fs/cgroup/memory"}  # controller → where it is mounted
+
+
+def free_bytes(device: str) -> int:
+    """What is free on a decoder's device, `cpu` or `cuda`."""
+    return FREE[device]()
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -57,3 +65,12 @@ def _inactive_file_bytes(group: Path) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+
+
+def gpu_free_bytes() -> int:
+    """What the driver calls free on the current GPU."""
+    free, _ = torch.cuda.mem_get_info()
+    return free
+
+
+FREE: dict[str, Callable[[], int]] = {"cpu": available_bytes, "cuda": gpu_free_bytes}

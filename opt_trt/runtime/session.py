@@ -12,7 +12,7 @@ from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation
 from opt_trt.runtime.in_flight import InFlight, check_all, generate_all
 from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.memory import available_bytes
+from opt_trt.runtime.memory import free_bytes
 from opt_trt.runtime.plan import unpack
 from opt_trt.runtime.prefix_index import PrefixIndex
 from opt_trt.runtime.ranks import ALONE, Ranks
@@ -67,7 +67,8 @@ class DecoderSession:
     ) -> None:
         self.spec = decoder.spec
         scheduling = scheduling or Scheduling()
-        num_blocks = ranks.fewest(kv_cache.pool_blocks(self.spec, limit, available_bytes() // ranks.local_size))
+        free = free_bytes(self.spec.device) // ranks.local_size
+        num_blocks = ranks.fewest(kv_cache.pool_blocks(self.spec, limit, free))
         cache = kv_cache.allocate(self.spec, num_blocks)
         prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None
         self._pool = BlockPool(num_blocks, prefixes)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from opt_trt.backends.engine import read_engine_config
+from opt_trt.backends.inductor.compilation import for_cpu
 from opt_trt.backends.inductor.compile import open_inductor
 from opt_trt.backends.inductor.decoder import CompiledDecoder, open_decoder
 from opt_trt.backends.inductor.isa import target_isa
@@ -60,14 +61,14 @@ def test_every_layer_writes_its_own_kv_cache(decoder):
     for layer, cache in enumerate(caches):
         inputs, _ = one_step(decoder, cache=cache)
         inputs[1:13] = decoder._layers[layer]
-        decoder._layer.run(inputs)
+        decoder._programs["layer"].run(inputs)
     assert all(cache[0].abs().sum() > 0 for cache in caches)
     assert not torch.equal(caches[0], caches[1])
 
 
 def test_only_the_slots_of_the_step_are_written(decoder):
     inputs, cache = one_step(decoder, tokens=3, block=2)
-    decoder._layer.run(inputs)
+    decoder._programs["layer"].run(inputs)
     written = cache != 7.0
     assert written[2, :, :, :3].all()
     assert written.sum() == written[2, :, :, :3].numel()
@@ -79,7 +80,7 @@ def test_the_kv_cache_is_neither_cloned_nor_copied_inside_a_program(engine, deco
     assert "copy_" not in source.replace("memcpy_", "")
     inputs, cache = one_step(decoder)
     pointer = cache.data_ptr()
-    decoder._layer.run(inputs)
+    decoder._programs["layer"].run(inputs)
     assert cache.data_ptr() == pointer and (cache != 7.0).any()
 
 
@@ -93,21 +94,21 @@ def test_one_program_serves_one_token_and_many(decoder, tokens):
         torch.arange(16, dtype=torch.int32)[None],
     )
     x = torch.randn(tokens, 64)
-    assert decoder._layer.run([x, *decoder._layers[0], cache, *step]).shape == (tokens, 64)
+    assert decoder._programs["layer"].run([x, *decoder._layers[0], cache, *step]).shape == (tokens, 64)
 
 
 def test_a_wrong_input_type_is_an_error_not_a_corrupted_heap(decoder):
     inputs, _ = one_step(decoder)
     inputs[0] = inputs[0].double()
     with pytest.raises(RuntimeError, match="dtype"):
-        decoder._layer.run(inputs)
+        decoder._programs["layer"].run(inputs)
 
 
 def test_swapped_inputs_are_an_error_not_garbage(decoder):
     inputs, _ = one_step(decoder)
     inputs[-1], inputs[-2] = inputs[-2], inputs[-1]
     with pytest.raises(RuntimeError, match="input_handles"):
-        decoder._layer.run(inputs)
+        decoder._programs["layer"].run(inputs)
 
 
 def test_operators_are_called_by_name_without_a_dispatcher(engine):
@@ -139,7 +140,7 @@ def test_a_second_copy_of_a_plugin_library_does_not_kill_the_process(engine, dec
     shutil.copytree(engine, copy)
     again = open_decoder(copy)
     inputs, _ = one_step(again)
-    assert again._layer.run(inputs).isfinite().all()
+    assert again._programs["layer"].run(inputs).isfinite().all()
 
 
 def test_programs_are_loaded_without_a_compiler(engine, monkeypatch, tmp_path):
@@ -210,7 +211,7 @@ def test_torch_is_as_it_was_when_a_build_has_ended(tmp_path, monkeypatch, before
     if before is None:
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     build, picked = CppBuilder.build, codecache.pick_vec_isa
-    with pytest.raises(KeyboardInterrupt), open_inductor(target_isa(None), tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_inductor(for_cpu(target_isa(None)), tmp_path):
         assert CppBuilder.build is not build and codecache.pick_vec_isa is not picked
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
         monkeypatch.setenv("OF_THE_USER", "set meanwhile")

@@ -11,11 +11,12 @@ from torch.export import Dim
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.cuda_graphs import capture
 from opt_trt.plugins.gemm import cuda as gemm
 from tests.triton._layers import HIDDEN, layer_pair
 from tests.triton._problems import Shape, attending
 
-SHAPE, WARM_UP = Shape(2, 64, 32), 3
+SHAPE = Shape(2, 64, 32)
 
 
 @pytest.fixture
@@ -28,33 +29,19 @@ def generating():
     return layer, (x, [w.cuda() for w in pair.stored], used.kv_cache, list(astuple(used.step)))
 
 
-def captured(run):
-    """A graph of `run`, and the tensor its replays write."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    return graph, out
-
-
 def replays_as_sequences_grow(run, layer, args):
     """Whether replays of `run(*args)` give what `layer` gives, at lengths the graph was not captured with."""
     x, weights, cache, (slots, starts, lens, tables) = args
-    graph, out = captured(lambda: run(x, weights, cache, [slots, starts, lens, tables]))
+    captured = capture(lambda: run(x, weights, cache, [slots, starts, lens, tables]))
     for _ in range(3):
         x.normal_()
         lens += 1
         last = tables.gather(1, ((lens - 1) // SHAPE.block_tokens).long()[:, None])[:, 0].long()
         slots.copy_(last * SHAPE.block_tokens + (lens - 1) % SHAPE.block_tokens)
         expected = layer(x, weights, cache.clone(), [slots, starts, lens, tables])
-        graph.replay()
+        captured.replay()
         torch.cuda.synchronize()
-        if not torch.equal(out, expected):
+        if not torch.equal(captured.result, expected):
             return False
     return True
 

@@ -10,7 +10,8 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.gemm import GemmCall, GemmProblem
+from opt_trt.plugins.cuda_buckets import BUCKETS
+from opt_trt.plugins.gemm import GemmCall, GemmProblem, padded
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.quant import MODES
 
@@ -32,7 +33,7 @@ def random_call(problem, tokens):
         meant = q
     x = torch.randn(tokens, problem.k, generator=generator, device="cuda").to(dtype)
     expected = x.double() @ meant.double().T
-    return GemmCall(x, Linear(gemm.pack(q, problem), scale), None), expected
+    return GemmCall(x, Linear(padded.pack(q, problem), scale), None), expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -41,7 +42,7 @@ def random_call(problem, tokens):
 def test_every_tactic_equals_fp64_in_every_bucket(n, k, weight_type, dtype):
     kind = dtype if weight_type == "plain" else weight_type
     problem = GemmProblem("qkv", n, k, kind, dtype, False, False, "cuda")
-    for bucket in (*gemm.BUCKETS, None):
+    for bucket in (*BUCKETS, None):
         call, expected = random_call(problem, bucket or 300)
         for tactic in gemm.TACTICS:
             if gemm.refusal(tactic, problem, bucket) is None:

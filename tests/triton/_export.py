@@ -1,4 +1,4 @@
-"""Export a layer on a GPU's tactics where there is no GPU: `python -m tests.triton._export` prints its operations.
+"""Export an engine's programs for a GPU where there is none: `python -m tests.triton._export` prints their operations.
 
 A process of its own: kernels that are interpreted become no part of a program.
 """
@@ -6,38 +6,65 @@ A process of its own: kernels that are interpreted become no part of a program.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import Dim
 
+from opt_trt.backends.inductor.cuda_specs import CudaPrograms
+from opt_trt.backends.inductor.layout import SITES, site_of
+from opt_trt.backends.inductor.variants import Variants
+from opt_trt.graph.decoder import head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
+from opt_trt.graph.programs import GraphShapes, ProgramSpec
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.gemm import cuda as gemm
-from tests.triton._layers import HEADS, HIDDEN, layer_pair
+from opt_trt.plugins.cuda_buckets import bounds_for
+from opt_trt.plugins.gemm import STORED, GemmProblem, padded
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.tactic import Choice
+from opt_trt.plugins.tune import gemm_problems
+from tests.triton._engine import product_of
+from tests.triton._layers import HIDDEN, model
+
+VARIANTS = Variants(sequences=2, tokens=100, logits=2, has_half_sums=True)
 
 
-def inputs(pair):
-    """A step of three sequences on a GPU, in name only."""
+def shape_of(name: str, problems: dict[str, GemmProblem]) -> tuple[tuple[int, ...], torch.dtype]:
+    """What an engine stores by a name, of a model whose vectors need no better size than a norm's or a product's."""
+    if name in EMBEDDING_WEIGHTS:
+        return (100, HIDDEN), torch.float16
+    if (site := site_of(name)) is not None:
+        return padded.packed_shape(problems[site]), STORED[problems[site].weight_type]
+    prefix = name.rpartition(".")[0]
+    site = next((site for suffix, site in SITES.items() if prefix.endswith(suffix.removesuffix(".weight"))), None)
+    return (problems[site].n if site else HIDDEN,), torch.float32
 
-    def fake(*shape, dtype=torch.float16):
-        return torch.empty(shape, dtype=dtype, device="cuda")
 
-    weights = [fake(*w.shape, dtype=w.dtype) for w in pair.stored]
-    step = [fake(3, dtype=torch.int64), *(fake(*s, dtype=torch.int32) for s in ((4,), (3,), (3, 2)))]
-    return fake(3, HIDDEN), weights, fake(7, 2, HEADS, 32, HIDDEN // HEADS), step
+def programs(weight_type: str | None) -> list[ProgramSpec]:
+    """All of an engine; to be called where tensors are fake."""
+    config = model("float16", weight_type, True)
+    problems = {site: replace(problem, device="cuda") for site, problem in gemm_problems(config).items()}
+    products = {
+        site: Choice(
+            padded.PADDED,
+            tuple(product_of(b) for b in bounds_for(VARIANTS.logits if site == "head" else VARIANTS.tokens)),
+        )
+        for site in problems
+    }
+    plan = Plan(problems, products, Choice(attention.PAGED, attention.SPLIT_KEYS[:2]))
+    names = (*EMBEDDING_WEIGHTS, *layer_weight_names(config, 0), *head_weight_names(config))
+    shapes = GraphShapes(32, {name: shape_of(name, problems) for name in names}, torch.float16, "cuda")
+    return list(CudaPrograms(config, VARIANTS, plan, shapes).specs())
 
 
 def main() -> None:
-    pair = layer_pair("float16", "int8")
-    layer = pair.on_gpu(4, gemm.SPLIT[1], attention.SPLIT_KEYS[1])
-    tokens, blocks, width = (Dim(name, min=1) for name in ("tokens", "blocks", "width"))
-    axes = [{0: tokens}, {0: tokens + 1}, {0: tokens}, {0: tokens, 1: width}]
+    found = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        args = inputs(pair)
-        exported = torch.export.export(
-            layer, args, dynamic_shapes=({0: tokens}, [None] * len(args[1]), {0: blocks}, axes), strict=False
-        )
-    print(json.dumps([str(node.target) for node in exported.graph.nodes if node.op == "call_function"]))
+        for spec in programs("int8"):
+            exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
+            calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+            found[spec.name] = [call.removesuffix(".default") for call in calls if call.startswith("opt_trt.")]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import Layer, layer_weights
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.cuda_ops import BucketPlan, CudaOps
-from opt_trt.plugins.gemm import GemmProblem
-from opt_trt.plugins.gemm import cuda as gemm
+from opt_trt.plugins.gemm import GemmProblem, padded
 from opt_trt.plugins.tactic import Tactic
 from opt_trt.quant import MODES
 
@@ -59,7 +58,7 @@ def layer_pair(dtype: str, weight_type: str | None, pre_norm: bool = True) -> La
         if site in SHAPES and kind == "weight":
             weight = torch.randn(SHAPES[site], generator=generator) * 0.1
             q, scale = MODES[weight_type].quantize(weight) if weight_type else (weight.to(getattr(torch, dtype)), None)
-            stored += [gemm.pack(q, problems[site])] + ([scale.float()] if weight_type else [])
+            stored += [padded.pack(q, problems[site])] + ([scale.float()] if weight_type else [])
             meant.append(MODES[weight_type].dequantize(q, scale).float() if weight_type else q.float())
         elif kind in ("weight", "bias"):
             vector = torch.randn(SHAPES[site][0] if site in SHAPES else HIDDEN, generator=generator)

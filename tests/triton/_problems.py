@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, replace
 import torch
 
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
+from opt_trt.plugins.gemm import GemmProblem
 from opt_trt.plugins.gemm.padded import pad_and_pack_rows, pad_rows
 from opt_trt.quant import MODES
 
@@ -14,6 +15,11 @@ WEIGHT_TYPES = ("plain", "int8", "int4")  # plain: the activations' type
 # Differences from exact arithmetic on the same rounded inputs, relative to the largest term or result: fp32 sums of
 # a few hundred terms in another order; one rounding to the type, for which the interpreter cuts bfloat16 off.
 SUMS, ROUNDED = 2e-5, {torch.float16: 2**-11, torch.bfloat16: 2**-7}
+
+
+def on_gpu(problem: GemmProblem) -> GemmProblem:
+    """The same product of an engine on a GPU."""
+    return replace(problem, device="cuda")
 
 
 @dataclass(frozen=True)

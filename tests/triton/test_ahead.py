@@ -46,10 +46,18 @@ def test_every_kernel_compiles_for_every_gpu_in_both_types(tmp_path):
     assert fit(found)
 
 
-def test_a_layer_exports_for_a_gpu_with_any_number_of_tokens(tmp_path):
-    product, norm = "opt_trt.split_gemm.default", "opt_trt.layer_norm.default"
-    attention = "opt_trt.generation_attention.default"
-    assert said("_export", tmp_path) == [norm, product, attention, product, norm, product, product]
+def test_every_program_of_an_engine_exports_for_a_gpu_with_any_number_of_tokens(tmp_path):
+    found = said("_export", tmp_path)
+    norm, gemv, wide = "opt_trt.layer_norm", "opt_trt.gemv", "opt_trt.dequantize"
+    generation, context = "opt_trt.generation_attention", "opt_trt.context_attention"
+    split = [norm, "opt_trt.split_gemm", context, "opt_trt.split_gemm", norm, *["opt_trt.split_gemm"] * 2]
+    library = [norm, wide, context, wide, norm, wide, wide]
+    few = [norm, gemv, generation, gemv, norm, gemv, gemv]
+    assert found == {
+        "embedding": [], "layer_generation_1": few, "layer_generation_2": few, "layer_context_64": split,
+        "layer_context_beyond_64": library, "layer_half_context_64": split, "layer_half_context_beyond_64": library,
+        "head_1": [norm, gemv], "head_2": [norm, gemv],
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -75,3 +75,16 @@ def test_scores_far_from_zero_do_not_overflow(device):
 
 def replaced(problem, qkv):
     return type(problem)(qkv, problem.kv_cache, problem.step, problem.expected, problem.expected_cache)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the sequence whose only key is missing
+@pytest.mark.parametrize("attend", [attend_context, attend_generation], ids=lambda f: f.__name__)
+def test_what_has_no_slot_is_not_appended(attend, device):
+    problem = attending(Shape(1, 64, 32), HALF, lens=(1, 40), queries=(1, 1))
+    problem.step.slot_mapping[0] = -1  # as in rows that only fill a captured step
+    found, used = attend(problem, 1, device)
+    place = problem.step.block_tables[0, 0]
+    assert used.kv_cache[place].isnan().all()  # nothing was written there, or anywhere but in the other slot
+    assert used.kv_cache.isnan().sum() == problem.kv_cache.isnan().sum() - 2 * 64
+    if attend is attend_generation:  # it takes the new key and value from the step
+        assert (found.cpu().float() - problem.expected).abs().max() < BOUNDS[HALF, False]

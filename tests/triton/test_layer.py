@@ -13,6 +13,7 @@ from opt_trt.plugins import attention as cpu_attention
 from opt_trt.plugins import gemm as cpu_gemm
 from opt_trt.plugins.attention import AttentionProblem
 from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.cuda_buckets import BUCKETS
 from opt_trt.plugins.gemm import GemmProblem
 from opt_trt.plugins.gemm import cuda as gemm
 from tests.triton._layers import HIDDEN, layer_pair
@@ -97,7 +98,7 @@ def test_tactics_of_a_cpu_refuse_a_gpu():
 def test_every_bucket_and_phase_has_a_tactic():
     admitted = {
         bucket: [t.name for t in gemm.TACTICS if gemm.refusal(t, product_problem(), bucket) is None]
-        for bucket in (*gemm.BUCKETS, None)
+        for bucket in (*BUCKETS, None)
     }
     gemvs = ["gemv_1", "gemv_2", "gemv_4"]
     sums = ["split_1", "split_2", "split_4", "split_8", "split_16", "narrow_1", "narrow_2", "narrow_4", "narrow_8"]

@@ -55,6 +55,7 @@ def install_double(tmp_path, monkeypatch) -> Installer:
         monkeypatch.syspath_prepend(str(directory))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: divmod(int(double.get("SM", "80")), 10))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a double")
         monkeypatch.chdir(tmp_path)
         return directory / "tensorrt_llm"
 

@@ -191,6 +191,7 @@ def test_a_version_is_for_dry_runs(checkpoints, install_double):
         ("hopper", {"SM": "90", "release": "0.20"}, [], "and 0.21 may read another layout; convert with --defer_quant"),
         ("fp16", {}, ["--multiple_profiles", "--opt_num_tokens", "8"], "--multiple_profiles enable chooses its own"),
         ("fp16", {}, ["--deterministic"], "--deterministic is not supported: TensorRT chooses its tactics by their"),
+        ("fp16", {}, ["--device", "cpu"], "--device cpu is not supported: TensorRT engines run on GPUs; give"),
         ("fp16", {}, ["--target_isa", "avx2"], "--target_isa avx2 is not supported: TensorRT engines"),
         ("fp16", {}, ["--lm_head_precision", "int8"], "--lm_head_precision int8 is not supported"),
         ("fp16", {}, ["--paged_kv_cache", "disable", "--kv_cache_type", "paged"], "--paged_kv_cache disable is --kv_c"),

@@ -235,22 +235,25 @@ def test_stop_words_that_may_come_too_early_are_kept_here(double: Double) -> Non
     assert (result.output_ids, result.finish_reason) == ((4, 8, 16, 32, 14), "stop_words")
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("device", EMBEDDED)
+@pytest.mark.parametrize("name", [f.name for f in fields(RuntimeOptions)])
 def test_an_embedded_engine_refuses_each_runtime_option_or_says_that_it_happens_anyway(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, device: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values: dict[str, Any] = {"multi_block_mode": False, "gpu_weights_percent": 0.5, "max_attention_window_size": (8,)}
     options = RuntimeOptions(**{name: values.get(name, True)})
-    if EMBEDDED[name].reason:
-        said = f"--{name} is not supported by this engine{EMBEDDED[name].why(f'--{name}')}"
+    answer = EMBEDDED[device][name]
+    if answer.reason:
+        said = f"--{name} is not supported by this engine{answer.why(f'--{name}')}"
         with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
-            check_embedded(options)
+            check_embedded(options, device)
         return
-    check_embedded(options)
+    check_embedded(options, device)
     told = capsys.readouterr().err
-    assert told == f"{EMBEDDED[name].note}\n" * bool(EMBEDDED[name].note)
+    assert told == f"{answer.note}\n" * bool(answer.note)
 
 
 def test_the_table_of_embedded_answers_is_whole() -> None:
-    assert EMBEDDED.keys() == {f.name for f in fields(RuntimeOptions)}
-    check_embedded(RuntimeOptions())
+    for device, answers in EMBEDDED.items():
+        assert answers.keys() == {f.name for f in fields(RuntimeOptions)}
+        check_embedded(RuntimeOptions(), device)

@@ -77,7 +77,11 @@ def test_a_refusal_says_everything_a_person_can_do(refusal, said):
 def test_reasons_give_no_advice_for_dropping_the_flag_to_follow():
     given = [
         *REFUSALS,
-        *((None, name, refusal) for table in (EMBEDDED, BuildConfig.EMBEDDED) for name, refusal in table.items()),
+        *(
+            (None, name, refusal)
+            for table in (*EMBEDDED.values(), BuildConfig.EMBEDDED)
+            for name, refusal in table.items()
+        ),
     ]
     assert not [name for _, name, refusal in given if re.search("(^|[:;] )(give|use|convert) ", refusal.reason)]
 

@@ -14,7 +14,7 @@ from opt_trt.errors import UserError
 from opt_trt.runtime import kv_cache
 from opt_trt.runtime.block_pool import BlockPool
 from opt_trt.runtime.kv_cache import KvCacheLimit, pool_blocks
-from opt_trt.runtime.memory import available_bytes
+from opt_trt.runtime.memory import available_bytes, free_bytes
 from opt_trt.runtime.prefix_index import PrefixIndex
 from tests.unit._decoders import SPEC, spec
 
@@ -57,6 +57,10 @@ def test_fraction_outside_its_range_is_refused(fraction: float) -> None:
 def test_cache_has_a_tensor_per_layer_in_the_storage_type() -> None:
     cache = kv_cache.allocate(spec(num_layers=3, kv_dtype=torch.bfloat16, num_heads=5, head_size=7), 11)
     assert [(tuple(t.shape), t.dtype) for t in cache] == [((11, 2, 5, 4, 7), torch.bfloat16)] * 3
+
+
+def test_cache_lies_on_the_decoders_device() -> None:
+    assert {t.device.type for t in kv_cache.allocate(spec(device="meta"), 2)} == {"meta"}
 
 
 def test_untouched_blocks_cost_no_memory() -> None:
@@ -201,4 +205,9 @@ def test_a_version_1_container_limit_counts(tmp_path: Path) -> None:
 
 
 def test_this_machine_has_memory() -> None:
-    assert available_bytes() > 0
+    assert free_bytes("cpu") > 0
+
+
+def test_a_gpus_free_memory_is_the_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (3 * BLOCK_BYTES, 9 * BLOCK_BYTES))
+    assert pool_blocks(spec(device="cuda"), KvCacheLimit(free_fraction=0.9), free_bytes("cuda")) == 2

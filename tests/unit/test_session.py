@@ -438,7 +438,7 @@ def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> 
         local_size = 4
 
     decoder = SumDecoder(spec(max_batch_size=64))
-    monkeypatch.setattr("opt_trt.runtime.session.available_bytes", lambda: 80 * decoder.spec.kv_block_bytes())
+    monkeypatch.setattr("opt_trt.runtime.session.free_bytes", lambda _: 80 * decoder.spec.kv_block_bytes())
     counts = [
         DecoderSession(decoder, KvCacheLimit(), ranks=ranks)._pool.num_blocks for ranks in (Alone(), Neighbours())
     ]

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from opt_trt.backends.engine import read_engine_config
+from opt_trt.backends.gpu import visible_gpu
+from opt_trt.backends.inductor.cuda_decoder import open_cuda_decoder
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.checkpoint import Checkpoint
@@ -16,6 +19,7 @@ from opt_trt.plugins.native import find_compiler
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.session import DecoderSession, Session
+from opt_trt.step import Decoder
 
 OLDEST_TORCH = "2.13"
 
@@ -23,8 +27,8 @@ __all__ = ["build", "machine", "missing", "open"]
 
 
 def machine() -> tuple[str, ...]:
-    """The processor's flags and torch's version."""
-    return (torch.__version__, *sorted(processor_flags()))
+    """Torch's version, the GPU if there is one, and the processor's flags."""
+    return (torch.__version__, str(visible_gpu()), *sorted(processor_flags()))
 
 
 def missing() -> str | None:
@@ -50,6 +54,11 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 def open(opening: Opening, ranks: Ranks) -> Session:
     """A session on an engine this backend built; no compiler is needed."""
-    check_embedded(opening.options)
-    decoder = open_decoder(opening.engine_dir, ranks.rank, ranks.step_timeout)
+    config = read_engine_config(opening.engine_dir)
+    device = config.device.get("type", "cpu")
+    check_embedded(opening.options, device)
+    if device == "cuda":
+        decoder: Decoder = open_cuda_decoder(opening.engine_dir, config, opening.options)
+    else:
+        decoder = open_decoder(opening.engine_dir, ranks.rank, ranks.step_timeout)
     return DecoderSession(decoder, opening.limit, opening.scheduling, ranks)

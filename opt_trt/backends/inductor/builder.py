@@ -5,88 +5,69 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from opt_trt.backends.engine import CONFIG, WEIGHTS, EngineConfig, rank_metadata
+from opt_trt.backends.gpu import target_gpu, visible_gpu
 from opt_trt.backends.inductor.ceilings import measure_ceilings
-from opt_trt.backends.inductor.compile import open_inductor
-from opt_trt.backends.inductor.isa import Isa, target_isa
+from opt_trt.backends.inductor.cpu_maker import CpuMaker
+from opt_trt.backends.inductor.isa import target_isa
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.plan import (
-    Progress,
-    print_plan,
-    profile_table,
-    resolve_limits,
-    rounding_line,
-    tactic_table,
-)
+from opt_trt.backends.inductor.made import Maker
+from opt_trt.backends.inductor.plan import Progress, print_plan, profile_table, resolve_limits, tactic_table
 from opt_trt.backends.inductor.profile import profile_engine
-from opt_trt.backends.inductor.programs import package, submit_decoder, submit_embedding
-from opt_trt.cache import cache_dir
+from opt_trt.backends.inductor.programs import package
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.model import ModelConfig
-from opt_trt.plugins.native import NativeLibrary, compile_library, find_compiler
+from opt_trt.errors import UserError
+from opt_trt.plugins.native import find_compiler
 from opt_trt.plugins.ops import Plan
-from opt_trt.plugins.rounding import product_errors
 from opt_trt.plugins.tactic import winners
-from opt_trt.plugins.timing import TimingCache
-from opt_trt.plugins.tune import Policy, TunedProblem, tune
 from opt_trt.workers import for_each
 
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     """Write `config.json`, and the compiled programs and weights of every rank, into the empty directory `out`.
 
-    Programs are compiled once: all ranks of a stage share them, and all stages share `layer`.
+    Programs are compiled once: all ranks of a stage share them, and all stages share those of layers.
     """
+    maker = _maker(checkpoint.config, config)
     limits = resolve_limits(checkpoint.config, config)
-    isa = target_isa(config.target_isa)
     model = limits.model
     if config.dry_run:
-        print_plan(checkpoint, config, limits, isa)
+        print_plan(checkpoint, config, limits, maker)
         return
     find_compiler()
     ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
-    with (
-        Progress(("plugin library", "tactics", "programs", "weights")) as progress,
-        ThreadPoolExecutor(1) as pool,
-        open_inductor(isa, cache_dir()) as compilers,
-    ):
-        compiling = pool.submit(compile_library, isa.march, cache_dir() / "plugins")  # g++ is a process of its own
-        programs = submit_embedding(ranks[0], compiling, compilers)
-        library = compiling.result()
-        progress.done()
-        with compilers.turns.quiet():
-            plan, table = _choose_tactics(model, config, library, isa)
-        progress.done()
-        programs |= submit_decoder(ranks, (plan, library), compilers, limits)
-        package({name: compiled.result() for name, compiled in programs.items()}, model.mapping, out)
+    with Progress((*maker.stages, "weights")) as progress:
+        made = maker.make(ranks, config, limits, progress)
+        package(made.programs, model.mapping, out)
         progress.done()
         engine = EngineConfig(
             pretrained_config=model,
             build_config=limits.build_config,
             backend="inductor",
-            device=_device(isa, plan),
-            plugin_library=library.path.name,
-            tactics=winners(plan.choices()),
+            device=made.device,
+            plugin_library=made.library.name if made.library else "",
+            tactics=winners(made.plan.choices()),
             checkpoint=fingerprint(checkpoint.directory),
         )
-        _write_weights(ranks, plan, engine, config.workers, out)
+        _write_weights(ranks, made.plan, engine, config.workers, out)
         progress.done()
-    shutil.copyfile(library.path, out / library.path.name)
+    if made.library:
+        shutil.copyfile(made.library, out / made.library.name)
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.log_level in TALKATIVE:
-        print(tactic_table(table, config.profiling_verbosity), end="")
-        if config.context_int8:
-            print(rounding_line(product_errors(plan, library.operators())))
-        if config.profiling_verbosity == "detailed":
+        print(tactic_table(made.table, config.profiling_verbosity), end="")
+        for note in made.notes:
+            print(note)
+        if config.profiling_verbosity == "detailed" and made.library:
             print(_profile(out, model.mapping.world_size), end="")
 
 
@@ -100,39 +81,19 @@ def _profile(engine_dir: Path, ranks: int) -> str:
     )
 
 
-def _device(isa: Isa, plan: Plan) -> dict[str, str]:
-    """What a machine must have to run the engine, and for what it was compiled."""
-    chosen = {tactic for choice in plan.gemm.values() for tactic in choice.tactics}
-    flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
-    return {
-        "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
-        "torch": torch.__version__,
-    }  # fmt: skip
-
-
-def _choose_tactics(
-    model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
-) -> tuple[Plan, list[TunedProblem]]:
-    policy = Policy(
-        gemm=config.gemm_plugin != "disable",
-        attention=config.gpt_attention_plugin != "disable",
-        context_fmha=config.context_fmha != "disable",
-        deterministic=config.deterministic,
-        max_num_tokens=config.max_num_tokens,
-        opt_num_tokens=config.opt_num_tokens,
-        tokens_per_block=config.tokens_per_block,
-        extras=isa.extras,
-        lm_head_precision=config.lm_head_precision,
-        context_int8=config.context_int8,
-    )
-    device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
-    own = cache_dir() / "timing.cache"
-    cache = TimingCache.load(device, Path(config.input_timing_cache) if config.input_timing_cache else own)
-    plan, table = tune(model, library.operators(), policy, cache)
-    cache.save(Path(config.output_timing_cache))
-    if config.input_timing_cache is None:
-        cache.save(own)
-    return plan, table
+def _maker(model: ModelConfig, config: BuildConfig) -> Maker:
+    """The side of the device asked for; `UserError` says what it cannot build."""
+    gpu = target_gpu(config.device, visible_gpu())
+    if gpu is None:
+        return CpuMaker(target_isa(config.target_isa))
+    try:
+        from opt_trt.backends.inductor.cuda_maker import CudaMaker, check_cuda  # triton comes with torch for CUDA only
+    except ImportError as error:
+        raise UserError(
+            f"--device cuda: {error}; install the triton that torch {torch.__version__} wants, or give --device cpu"
+        ) from error
+    check_cuda(model, config)
+    return CudaMaker(gpu)
 
 
 def _write_weights(ranks: Sequence[Checkpoint], plan: Plan, engine: EngineConfig, workers: int, out: Path) -> None:

@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from opt_trt.backends.engine import (
-    PROGRAMS,
-    REBUILD,
-    EngineConfig,
-    check_device,
-    check_rank,
-    map_weights,
-    read_engine_config,
-)
+from opt_trt.backends.engine import REBUILD, EngineConfig, check_device, check_rank, read_engine_config
 from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.backends.inductor.micro_batches import micro_batches
-from opt_trt.backends.inductor.program import Program, load_programs
+from opt_trt.backends.inductor.parts import Parts, Runnable, load_parts
 from opt_trt.backends.inductor.rank_logits import RankLogits
 from opt_trt.errors import UserError
-from opt_trt.graph.decoder import Head, head_weight_names, layer_weight_names
-from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants
+from opt_trt.graph.decoder import Head
+from opt_trt.graph.embedding import embedding_constants
 from opt_trt.graph.programs import stage_programs
 from opt_trt.ops import Ops, ReferenceOps
 from opt_trt.plugins.collectives import CollectiveOps
@@ -40,25 +32,13 @@ TIMEOUT_S = 3600.0  # longer than the longest step: a rank that waits longer for
 class CompiledDecoder:
     """`Decoder` of one rank. Holds programs and weights; the KV cache is the caller's."""
 
-    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int = 0, ops: Ops | None = None) -> None:
+    def __init__(self, config: EngineConfig, parts: Parts, rank: int = 0, ops: Ops | None = None) -> None:
         model = config.pretrained_config
         self.spec = decoder_spec(config, rank)
         self._stages = model.mapping.pp_size
         self._hidden_size = model.hidden_size
-        weights = map_weights(engine_dir, rank)
-        names = stage_programs(model.mapping, model.mapping.pp_rank(rank))
-        try:
-            programs = load_programs(engine_dir / PROGRAMS.format(rank=rank), names)
-            self._programs: dict[str, Program] = dict(zip(names, programs, strict=True))
-            self._layer = self._programs["layer"]
-            self._tables = [weights[name] for name in EMBEDDING_WEIGHTS if "embedding" in names]
-            self._layers = [
-                [weights[name] for name in layer_weight_names(model, layer)] for layer in range(self.spec.num_layers)
-            ]
-            head_names = head_weight_names(model, config.build_config.lm_head_precision is not None)
-            self._head_weights = [weights[name] for name in head_names if "head" in names]
-        except (FileNotFoundError, KeyError) as error:
-            raise UserError(f"{engine_dir} lacks {error}; {REBUILD.format(engine=engine_dir)}") from error
+        self._programs = parts.programs
+        self._tables, self._layers, self._head_weights = parts.tables, parts.layers, parts.head
         self._constants = embedding_constants(model, model.mapping.tp_rank(rank))
         self._plain_head = Head(model, ReferenceOps())
         self._logits = RankLogits(model.mapping, rank, model.vocab_size, ops or ReferenceOps())
@@ -82,10 +62,15 @@ class CompiledDecoder:
     def _loop(self, x: torch.Tensor, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
         """All layers of the rank. A layer's cache is a tensor of its own: sliced inside a program, it would be lost."""
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
+        layer = self._program("layer", inputs)
         for weights, cache in zip(self._layers, kv_cache, strict=True):
-            x = self._layer.run([x, *weights, cache, *step])
+            x = layer.run([x, *weights, cache, *step])
             self._after_layer()
         return x
+
+    def _program(self, kind: str, inputs: StepInputs) -> Runnable:
+        """The program of a kind that this step takes; here, the only one."""
+        return self._programs[kind]
 
     def _after_layer(self) -> None:
         """What other ranks may wait for meanwhile; here, nothing."""
@@ -94,19 +79,19 @@ class CompiledDecoder:
         """See `RankLogits.join`; no rows where no logits are wanted, as of a part of a step that ends no prompt."""
         if not inputs.last_token_ids.numel():  # not len(), which is Python's: 15 µs behind a step's weights
             return torch.empty(0, self._logits.width(inputs))
-        part = self._programs["head"].run([x, inputs.last_token_ids, *self._head_weights]).float()
+        part = self._program("head", inputs).run([x, inputs.last_token_ids, *self._head_weights]).float()
         return self._logits.join(part, inputs)
 
     def _hidden(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor | None:
         wanted = inputs.hidden_token_ids  # few tokens: their norm needs no program of its own
-        return None if wanted is None else self._plain_head.normed(x, wanted, self._head_weights)
+        return None if wanted is None else self._plain_head.normed(x.float(), wanted, self._head_weights)
 
 
 class StageDecoder(CompiledDecoder):
     """`Decoder` of a rank of a pipeline stage: what comes in and goes out are hidden states."""
 
-    def __init__(self, engine_dir: Path, config: EngineConfig, rank: int, ops: Ops, pipeline: Pipeline) -> None:
-        super().__init__(engine_dir, config, rank, ops)
+    def __init__(self, config: EngineConfig, parts: Parts, rank: int, ops: Ops, pipeline: Pipeline) -> None:
+        super().__init__(config, parts, rank, ops)
         self._pipeline = pipeline
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
@@ -172,13 +157,15 @@ def open_decoder(engine_dir: Path, rank: int = 0, timeout_s: float = TIMEOUT_S) 
         raise UserError(f"expected {library_file}, found nothing there; {REBUILD.format(engine=engine_dir)}")
     library = NativeLibrary(library_file.stem, library_file)
     library.operators()
+    names = stage_programs(mapping, mapping.pp_rank(rank))
+    parts = load_parts(engine_dir, config, rank, names, place=lambda weight: weight)
     if mapping.world_size == 1:
-        return CompiledDecoder(engine_dir, config)
+        return CompiledDecoder(config, parts)
 
     from opt_trt.plugins.collectives import rendezvous  # MPI starts with this import
 
     pipeline = rendezvous.connect(library, mapping, timeout_s)
     ops = ReferenceOps() if mapping.tp_size == 1 else CollectiveOps(library.operators(), mapping.tp_size)
     if mapping.pp_size == 1:
-        return CompiledDecoder(engine_dir, config, rank, ops)
-    return StageDecoder(engine_dir, config, rank, ops, pipeline)
+        return CompiledDecoder(config, parts, rank, ops)
+    return StageDecoder(config, parts, rank, ops, pipeline)

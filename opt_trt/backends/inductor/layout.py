@@ -8,7 +8,7 @@ import torch
 
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.checkpoint.writer import TensorSpec
-from opt_trt.plugins.gemm import STORED, pack, packed_shape
+from opt_trt.plugins.gemm import STORED, GemmProblem, pack, packed_shape, padded
 from opt_trt.plugins.ops import Plan
 from opt_trt.quant import MODES
 from opt_trt.quant.mode import SCALE, scale_name
@@ -37,7 +37,7 @@ def engine_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
             specs[name] = TensorSpec(spec.shape, torch.float32 if len(spec.shape) == 1 else spec.dtype)
             continue
         problem = plan.problems[site]
-        specs[name] = TensorSpec(packed_shape(problem, plan.gemm[site].layout), STORED[problem.weight_type])
+        specs[name] = TensorSpec(_shape(problem, plan.gemm[site].layout), STORED[problem.weight_type])
         if problem.quantized:
             specs[scale_name(name)] = TensorSpec((problem.n,), torch.float32)
     return specs
@@ -55,10 +55,18 @@ def packed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, to
             mode = MODES[problem.weight_type]
             whole = is_linear(name)  # what a checkpoint quantizes; the head is quantized here
             q, scale = integers(checkpoint, name) if whole else quantize_table(checkpoint.tensor(name), mode)
-            yield name, pack(q, problem, layout)
+            yield name, _packed(q, problem, layout)
             yield scale_name(name), scale.float()
         else:
-            yield name, pack(checkpoint.tensor(name), problem, layout)
+            yield name, _packed(checkpoint.tensor(name), problem, layout)
+
+
+def _packed(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tensor:
+    return padded.pack(weight, problem) if layout == padded.PADDED else pack(weight, problem, layout)
+
+
+def _shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
+    return padded.packed_shape(problem) if layout == padded.PADDED else packed_shape(problem, layout)
 
 
 def _unscaled(checkpoint: Checkpoint) -> list[tuple[str, TensorSpec]]:

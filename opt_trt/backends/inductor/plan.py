@@ -6,12 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Protocol
 
 import torch
 
 from opt_trt.backends.engine import Limits
 from opt_trt.backends.inductor.ceilings import Ceilings
-from opt_trt.backends.inductor.isa import INT8_PRODUCTS, Isa, target_isa
+from opt_trt.backends.inductor.isa import INT8_PRODUCTS, target_isa
 from opt_trt.backends.inductor.profile import StepProfile
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
@@ -79,22 +80,39 @@ def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:
         )
 
 
-def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, isa: Isa) -> None:
+class Described(Protocol):
+    """The device of a build, in words."""
+
+    @property
+    def keeps_weights(self) -> str:
+        """How it holds weights while an engine runs."""
+        ...
+
+    def describe(self) -> str:
+        """The device and what is compiled for it."""
+        ...
+
+    def to_compile(self) -> str:
+        """What is compiled."""
+        ...
+
+
+def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, device: Described) -> None:
     """What `--dry_run` shows."""
     model, build = limits.model, limits.build_config
     layers = len(model.stage_layers(0))
     token = 2 * model.local_heads * model.head_size * getattr(torch, model.dtype).itemsize * layers
     sequence = token * build.max_seq_len
     rows = (
-        ("backend", f"inductor on cpu, {isa.name} (-march={isa.march})"),
+        ("backend", f"inductor on {device.describe()}"),
         ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}"),
         ("head", build.lm_head_precision or model.dtype),
         ("ranks", f"{model.mapping.world_size} (tp_size {model.mapping.tp_size}, pp_size {model.mapping.pp_size})"),
         ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
         ("step", f"at most {build.max_num_tokens} packed tokens"),
-        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, memory-mapped"),
+        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, {device.keeps_weights}"),
         ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
-        ("to compile", "plugin library (gemm, attention, collectives); programs embedding, layer, head"),
+        ("to compile", device.to_compile()),
         ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
         ("output", f"{config.output_dir} (nothing is written in a dry run)"),
     )

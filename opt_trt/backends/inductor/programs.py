@@ -73,7 +73,8 @@ def package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None
         first, *others = (
             out / PROGRAMS.format(rank=rank) for rank in range(mapping.world_size) if mapping.pp_rank(rank) == stage
         )
-        _package({name: programs[name] for name in stage_programs(mapping, stage)}, first)
+        kinds = stage_programs(mapping, stage)
+        _package({name: files for name, files in programs.items() if name.split("_")[0] in kinds}, first)
         for other in others:
             shutil.copyfile(first, other)
 

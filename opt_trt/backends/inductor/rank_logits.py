@@ -13,14 +13,15 @@ from opt_trt.step import StepInputs, StepOutputs
 class RankLogits:
     """What a tensor-parallel rank does with its part of the logits, fp32 `[L, ceil(V / tp)]`; all do so together.
 
-    Between ranks, outputs are one fp32 tensor `[L, width]`. Of a greedy step it has a logit and its token, an integer
-    that fp32 holds exactly, for each rank: 8 bytes a row and rank, whatever the vocabulary.
+    Between ranks and devices, outputs are one fp32 tensor `[L, width]`. Of a greedy step it has a logit and its token,
+    an integer that fp32 holds exactly, for each rank: 8 bytes a row and rank, whatever the vocabulary.
     """
 
-    def __init__(self, mapping: Mapping, rank: int, vocab_size: int, ops: Ops) -> None:
+    def __init__(self, mapping: Mapping, rank: int, vocab_size: int, ops: Ops, *, is_local: bool = True) -> None:
+        """`is_local` says whether the memory logits are computed in is the session's."""
         self._ops = ops
         self._tp_size, self._vocab_size = mapping.tp_size, vocab_size
-        self._is_shared = mapping.world_size > 1
+        self._travel = mapping.world_size > 1 or not is_local
         self._first = mapping.tp_rank(rank) * -(-vocab_size // mapping.tp_size)  # token of this rank's first column
 
     def width(self, inputs: StepInputs) -> int:
@@ -45,4 +46,4 @@ class RankLogits:
         return torch.stack((torch.tensor(best), (places + self._first).float()), 1)
 
     def _reduces(self, inputs: StepInputs) -> bool:
-        return inputs.greedy and self._is_shared
+        return inputs.greedy and self._travel

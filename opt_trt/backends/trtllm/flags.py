@@ -21,6 +21,7 @@ EMBEDDED = "give --backend inductor"
 REFUSED = {
     "deterministic": Refusal("TensorRT chooses its tactics by their times alone", advice=EMBEDDED),
     "context_int8": Refusal("TensorRT-LLM's weight-only linears keep activations", advice=EMBEDDED),
+    "device": Refusal("TensorRT engines run on GPUs", ("cuda",), advice=EMBEDDED),
     "target_isa": Refusal("TensorRT engines run on GPUs", advice=EMBEDDED),
     "lm_head_precision": Refusal("TensorRT-LLM's OPT has its head in the checkpoint's dtype", advice=EMBEDDED),
 }

@@ -29,11 +29,14 @@ def append_kernel(
     inside = at < HEADS * SIZE
     copied = tl.load(qkv + (token * 3 + 1 + kind) * HEADS * SIZE + at, mask=inside, other=0.0)
     line = slot_line(slot, at // SIZE, HEADS, BLOCK) + kind * HEADS * BLOCK
-    tl.store(cache + line * SIZE + at % SIZE, copied, mask=inside)
+    tl.store(cache + line * SIZE + at % SIZE, copied, mask=inside & (slot >= 0))
 
 
 def append(qkv: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """Keys and values of `qkv` [T, 3 * H * D] → `kv_cache` [blocks, 2, H, P, D], each token's into its slot."""
+    """Keys and values of `qkv` [T, 3 * H * D] → `kv_cache` [blocks, 2, H, P, D], each token's into its slot.
+
+    A slot below 0 is none.
+    """
     _, _, heads, block_tokens, head_size = kv_cache.shape
     launcher(append_kernel)[(qkv.shape[0], 2, ceil_div(heads * head_size, STEP))](
         qkv, kv_cache, slot_mapping, HEADS=heads, SIZE=head_size, BLOCK=block_tokens, STEP=STEP

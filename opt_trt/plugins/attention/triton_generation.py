@@ -56,9 +56,9 @@ def generation_kernel(
     new_key = tl.load(query + HEADS * SIZE, mask=inside, other=0.0)
     new_value = tl.load(query + 2 * HEADS * SIZE, mask=inside, other=0.0)
 
-    newest = split == SPLITS - 1
-    line = slot_line(tl.load(slots + sequence), head, HEADS, BLOCK)
-    store_pair(cache, line, new_key, new_value, at, inside & newest, HEADS * BLOCK, SIZE)
+    newest, slot = split == SPLITS - 1, tl.load(slots + sequence)  # below 0 in rows that only fill a captured graph
+    line, kept = slot_line(slot, head, HEADS, BLOCK), inside & newest & (slot >= 0)
+    store_pair(cache, line, new_key, new_value, at, kept, HEADS * BLOCK, SIZE)
 
     # Each of KEYS lanes has a running softmax of its own, so that threads need not meet before the keys are through.
     tops = tl.full([KEYS], LEAST, tl.float32)
@@ -125,7 +125,7 @@ def generation_attention(
 ) -> torch.Tensor:
     """Append keys and values of `qkv` [S, 3 * H * D] to `kv_cache`, then attend → [S, H * D]; one query per sequence.
 
-    `splits`, a power of two, is the number of parts of a sequence's keys.
+    `splits`, a power of two, is the number of parts of a sequence's keys. What has a slot below 0 is not appended.
     """
     _, _, heads, block_tokens, head_size = kv_cache.shape
     sequences, padded_size = qkv.shape[0], power_of_two(head_size)

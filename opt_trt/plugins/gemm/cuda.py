@@ -6,15 +6,14 @@ import torch
 from torch.nn import functional
 
 from opt_trt.ops import RELU_SITES
+from opt_trt.plugins.cuda_buckets import BUCKETS
 from opt_trt.plugins.gemm import GemmCall, GemmProblem
-from opt_trt.plugins.gemm.padded import pad_and_pack_rows, pad_rows, padded_length
+from opt_trt.plugins.gemm.padded import PADDED
 from opt_trt.plugins.gemm.triton_dequantize import dequantize
 from opt_trt.plugins.gemm.triton_gemv import gemv
 from opt_trt.plugins.gemm.triton_split import STAGES, split_gemm
 from opt_trt.plugins.tactic import Tactic
 
-PADDED = "padded"
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # packed tokens of a step by their upper bounds; the last bucket is open
 MOST_GEMV_TOKENS = 8
 WIDE_SITES = frozenset({"head"})  # logits: their differences are smaller than themselves
 # One rounding of the result, and of a weight that is widened for the library.
@@ -37,17 +36,6 @@ def refusal(tactic: Tactic, problem: GemmProblem, most_tokens: int | None) -> st
     if tactic in (*SPLIT, *NARROW) and most_tokens is None:
         return f"is for {BUCKETS[-1]} tokens at most"
     return None
-
-
-def pack(weight: torch.Tensor, problem: GemmProblem) -> torch.Tensor:
-    """Lay out a row-major weight [N, K], of int4 held in int8, as all tactics read it."""
-    return pad_and_pack_rows(weight) if problem.weight_type == "int4" else pad_rows(weight)
-
-
-def packed_shape(problem: GemmProblem) -> tuple[int, int]:
-    """Shape of `pack`'s result."""
-    k = padded_length(problem.k)
-    return (problem.n, k // 2 if problem.weight_type == "int4" else k)
 
 
 def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: int | None) -> torch.Tensor:

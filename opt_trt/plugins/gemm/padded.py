@@ -9,10 +9,23 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from opt_trt.plugins.gemm import GemmProblem
 from opt_trt.quant.nibbles import BIAS
 
+PADDED = "padded"
 GROUP = 128  # values
 HALF = GROUP // 2  # bytes of a group of int4
+
+
+def pack(weight: torch.Tensor, problem: GemmProblem) -> torch.Tensor:
+    """Lay out a row-major weight [N, K], of int4 held in int8."""
+    return pad_and_pack_rows(weight) if problem.weight_type == "int4" else pad_rows(weight)
+
+
+def packed_shape(problem: GemmProblem) -> tuple[int, int]:
+    """Shape of `pack`'s result."""
+    k = padded_length(problem.k)
+    return (problem.n, k // 2 if problem.weight_type == "int4" else k)
 
 
 def padded_length(k: int) -> int:

@@ -1,0 +1,42 @@
+"""The GPU that torch sees, and whether an engine is built for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from opt_trt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The current device."""
+
+    name: str
+    capability: str  # "9.0"
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability})"
+
+
+def visible_gpu() -> Gpu | None:
+    """None where torch sees none."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return Gpu(torch.cuda.get_device_name(), f"{major}.{minor}")
+
+
+def target_gpu(device: str | None, gpu: Gpu | None) -> Gpu | None:
+    """What `--device` asks for: the GPU, or None for the processor; without it the GPU where there is one.
+
+    `UserError` if there is none: tactics are checked and timed where an engine is built.
+    """
+    if device == "cuda" and gpu is None:
+        raise UserError(
+            "--device cuda: tactics are timed where an engine is built, and torch "
+            f"{torch.__version__} sees no GPU here; build where `nvidia-smi` shows one, with a torch made for CUDA, "
+            "or give --device cpu"
+        )
+    return None if device == "cpu" else gpu

@@ -1,0 +1,92 @@
+"""The part of a build that is a CPU's: the plugin library, tactics among its kernels, three programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opt_trt.backends.inductor.compilation import for_cpu
+from opt_trt.backends.inductor.compile import open_inductor
+from opt_trt.backends.inductor.isa import Isa
+from opt_trt.backends.inductor.made import Made
+from opt_trt.backends.inductor.plan import Progress, Resolved, rounding_line
+from opt_trt.backends.inductor.programs import submit_decoder, submit_embedding
+from opt_trt.cache import cache_dir
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.model import ModelConfig
+from opt_trt.plugins.native import NativeLibrary, compile_library
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.rounding import product_errors
+from opt_trt.plugins.timing import TimingCache
+from opt_trt.plugins.tune import Policy, TunedProblem, tune
+
+
+@dataclass(frozen=True)
+class CpuMaker:
+    """`Maker` for an instruction set."""
+
+    isa: Isa
+    stages: tuple[str, ...] = ("plugin library", "tactics", "programs")
+    keeps_weights: str = "memory-mapped"
+
+    def describe(self) -> str:
+        """See `Described.describe`."""
+        return f"cpu, {self.isa.name} (-march={self.isa.march})"
+
+    def to_compile(self) -> str:
+        """See `Described.to_compile`."""
+        return "plugin library (gemm, attention, collectives); programs embedding, layer, head"
+
+    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
+        """See `Maker.make`."""
+        with ThreadPoolExecutor(1) as pool, open_inductor(for_cpu(self.isa), cache_dir()) as compilers:
+            compiling = pool.submit(compile_library, self.isa.march, cache_dir() / "plugins")  # a process of its own
+            programs = submit_embedding(ranks[0], compiling, compilers)
+            library = compiling.result()
+            progress.done()
+            with compilers.turns.quiet():
+                plan, table = _choose_tactics(limits.model, config, library, self.isa)
+            progress.done()
+            programs |= submit_decoder(ranks, (plan, library), compilers, limits)
+            files = {name: compiled.result() for name, compiled in programs.items()}
+        notes = (rounding_line(product_errors(plan, library.operators())),) if config.context_int8 else ()
+        return Made(plan, table, files, _device(self.isa, plan), library.path, notes)
+
+
+def _device(isa: Isa, plan: Plan) -> dict[str, str]:
+    chosen = {tactic for choice in plan.gemm.values() for tactic in choice.tactics}
+    flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
+    return {
+        "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
+        "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _choose_tactics(
+    model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
+) -> tuple[Plan, list[TunedProblem]]:
+    policy = Policy(
+        gemm=config.gemm_plugin != "disable",
+        attention=config.gpt_attention_plugin != "disable",
+        context_fmha=config.context_fmha != "disable",
+        deterministic=config.deterministic,
+        max_num_tokens=config.max_num_tokens,
+        opt_num_tokens=config.opt_num_tokens,
+        tokens_per_block=config.tokens_per_block,
+        extras=isa.extras,
+        lm_head_precision=config.lm_head_precision,
+        context_int8=config.context_int8,
+    )
+    device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
+    own = cache_dir() / "timing.cache"
+    cache = TimingCache.load(device, Path(config.input_timing_cache) if config.input_timing_cache else own)
+    plan, table = tune(model, library.operators(), policy, cache)
+    cache.save(Path(config.output_timing_cache))
+    if config.input_timing_cache is None:
+        cache.save(own)
+    return plan, table

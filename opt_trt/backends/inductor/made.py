@@ -1,0 +1,39 @@
+"""What a build makes for a device, and how: the part of it that differs between devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from opt_trt.backends.inductor.plan import Described, Progress, Resolved
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.tune import TunedProblem
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tactics and programs; weights are laid out by the plan."""
+
+    plan: Plan
+    table: list[TunedProblem]
+    programs: dict[str, list[str]]  # files by name: a kind, or kind_variant
+    device: dict[str, str]  # what a machine must have to run the engine, and for what it was compiled
+    library: Path | None  # of operators that programs call
+    notes: tuple[str, ...] = ()  # lines for whoever builds
+
+
+class Maker(Described, Protocol):
+    """The builder's side of a device."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Of `make`, as progress shows them."""
+        ...
+
+    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
+        """Choose tactics and compile; tells `progress` of every stage that is done but the last."""
+        ...

@@ -1,0 +1,156 @@
+"""An engine built on a GPU, with everything in it, says what transformers says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
+
+from transformers import OPTConfig, OPTForCausalLM
+
+from opt_trt.backends import open_engine
+from opt_trt.backends.inductor.variants import Variants
+from opt_trt.build import build
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.sampling import GREEDY
+from opt_trt.convert import convert
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+
+VOCAB, POSITIONS = 1003, 256
+LIMITS = {"max_batch_size": 80, "max_num_tokens": 300, "gather_all_token_logits": True}
+POOL = KvCacheLimit(max_tokens=8192)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """Two layers of 125M's sizes."""
+    config = OPTConfig(
+        vocab_size=VOCAB, num_hidden_layers=2, hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072,
+        num_attention_heads=12, max_position_embeddings=POSITIONS, dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = OPTForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.06)
+    model.save_pretrained(directory := tmp_path_factory.mktemp("model"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine_of(model_dir, tmp_path_factory):
+    """Engines, built once by type."""
+    made = {}
+
+    def make(dtype="float16", weight_only=None):
+        if (dtype, weight_only) not in made:
+            root = tmp_path_factory.mktemp("engine")
+            quantize = {"use_weight_only": True, "weight_only_precision": weight_only, "defer_quantization": True}
+            convert(
+                ConvertConfig(
+                    model_dir=str(model_dir), output_dir=str(root / "checkpoint"), dtype=dtype,
+                    **(quantize if weight_only else {}),
+                )
+            )  # fmt: skip
+            flags = {"backend": "inductor", "output_timing_cache": str(root / "model.cache"), **LIMITS}
+            build(BuildConfig(checkpoint_dir=str(root / "checkpoint"), output_dir=str(root / "engine"), **flags))
+            made[dtype, weight_only] = root / "engine"
+        return made[dtype, weight_only]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def oracle(model_dir):
+    """Logits of whole sequences, from the weights an engine stores, in fp32 on the CPU."""
+
+    def logits(ids, dtype="float16"):
+        model = OPTForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype)).float().eval()
+        with torch.no_grad():
+            return model(torch.tensor([ids])).logits[0]
+
+    return logits
+
+
+def prompts(*lengths):
+    generator = torch.Generator().manual_seed(11)
+    return [tuple(torch.randint(3, VOCAB, (n,), generator=generator).tolist()) for n in lengths]
+
+
+def differences(result, expected):
+    """Of the logits of a prompt and its new tokens, relative to the largest."""
+    found = torch.cat((result.context_logits, result.generation_logits[1:]))
+    return float((found - expected[: len(found)]).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 2**-7), ("bfloat16", 2**-4)])
+def test_logits_are_transformers_alone_and_in_flight(engine_of, oracle, dtype, bound):
+    session = open_engine(engine_of(dtype), POOL)
+    whole = {"return_context_logits": True, "return_generation_logits": True}
+    results = session.generate([Request(prompt, 6, **whole) for prompt in prompts(1, 5, 64, 65, 130)])
+    for result in results:
+        assert differences(result, oracle([*result.prompt_ids, *result.output_ids], dtype)) < bound
+
+
+@pytest.mark.parametrize("weight_only", ["int8", "int4"])
+def test_quantized_engines_run(engine_of, oracle, weight_only):
+    session = open_engine(engine_of("float16", weight_only), POOL)
+    [result] = session.generate([Request(*prompts(20), 4, return_context_logits=True, return_generation_logits=True)])
+    expected = oracle([*result.prompt_ids, *result.output_ids])
+    assert differences(result, expected) < {"int8": 0.1, "int4": 0.8}[weight_only]  # of the weights' own rounding
+
+
+def test_captured_steps_say_what_plain_ones_say(engine_of, monkeypatch):
+    """Greedy tokens come of replays; steps that are not captured give whole logits."""
+    requests = [Request(prompt, 12) for prompt in prompts(*range(3, 73))]  # 70 at a time: beyond the last bucket
+    replayed = open_engine(engine_of(), POOL).generate(requests)
+    monkeypatch.setattr("opt_trt.backends.inductor.cuda_decoder.replayed_rows", lambda inputs: None)
+    plain = open_engine(engine_of(), POOL).generate(requests)
+    # Rows that fill a step up, and other buckets as sequences end, may turn a tie of rounded numbers.
+    same = sum(a.output_ids == b.output_ids for a, b in zip(replayed, plain, strict=True))
+    assert same >= 68
+    again = open_engine(engine_of(), POOL).generate(requests)
+    assert [r.output_ids for r in again] == [r.output_ids for r in replayed]
+
+
+def test_sampling_and_beams_run(engine_of):
+    session = open_engine(engine_of(), POOL)
+    drawn, searched = replace(GREEDY, top_k=5, temperature=0.7), replace(GREEDY, num_beams=3)
+    results = session.generate([Request(prompt, 5, sampling=s) for s in (drawn, searched) for prompt in prompts(7, 9)])
+    assert [len(result.output_ids) for result in results] == [5] * 4
+
+
+def test_both_sums_of_prompts_are_in_the_engine(engine_of, oracle):
+    request = Request(*prompts(200), 1, return_context_logits=True, return_generation_logits=True)
+    expected = oracle(request.prompt_ids)
+    for exact in (True, False):
+        options = RuntimeOptions(enable_context_fmha_fp32_acc=exact)
+        [result] = open_engine(engine_of(), POOL, options=options).generate([request])
+        assert differences(result, expected) < 2**-6
+
+
+def test_the_pool_takes_its_share_of_the_gpu_and_gives_it_back(engine_of):
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    session = open_engine(engine_of(), KvCacheLimit(free_fraction=0.001))
+    free, _ = torch.cuda.mem_get_info()
+    cache = sum(layer.nbytes for layer in session.executor.kv_cache)
+    assert 0 < cache <= 0.0011 * (free + cache)
+    session.generate([Request(*prompts(5), 3)])
+    session.close()
+    del session
+    assert torch.cuda.memory_allocated() - before < 2**26  # graphs keep little
+
+
+def test_the_record_names_the_gpu_and_the_programs_are_all_there(engine_of):
+    config = json.loads((engine_of() / "config.json").read_text())
+    major, minor = torch.cuda.get_device_capability()
+    assert config["device"]["type"] == "cuda" and config["device"]["capability"] == f"{major}.{minor}"
+    assert len(config["tactics"]["qkv"]) == 8 and config["tactics"]["attention"][-2:] == ["flash", "half_flash"]
+    assert len(Variants(80, 300, 300, has_half_sums=True).names()) == 1 + 8 + 4 + 8

@@ -1,0 +1,118 @@
+"""An engine of a GPU without compiling it: its own programs, one operation after the other, on the tensors at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from opt_trt.backends.engine import EngineConfig
+from opt_trt.backends.inductor.cuda_decoder import CudaDecoder
+from opt_trt.backends.inductor.cuda_specs import CudaPrograms
+from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
+from opt_trt.backends.inductor.parts import weighted_parts
+from opt_trt.backends.inductor.plan import resolve_limits
+from opt_trt.backends.inductor.variants import Variants
+from opt_trt.checkpoint import Checkpoint
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.convert import convert
+from opt_trt.graph.programs import GraphShapes, ProgramSpec
+from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.cuda_buckets import Bound, bounds_for
+from opt_trt.plugins.gemm import cuda as gemm
+from opt_trt.plugins.gemm import padded
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.tactic import Choice, Tactic
+from opt_trt.plugins.tune import gemm_problems
+from tests.triton._problems import on_gpu
+
+
+class Eager:
+    """A program that was not compiled; counts its runs."""
+
+    def __init__(self, spec: ProgramSpec) -> None:
+        _, self._tree = tree_flatten(spec.args)
+        self._module = spec.module
+        self.runs = 0
+
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        self.runs += 1
+        return self._module(*tree_unflatten(inputs, self._tree))
+
+
+class Rerun:
+    """Stands for a captured graph: computes anew from the same inputs, into the same memory."""
+
+    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+        self._run = run
+        self.result = torch.full_like(run(), torch.nan)
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.result.copy_(self._run())
+
+
+@dataclass(frozen=True)
+class Uncompiled:
+    """A decoder, and what was captured for it, in that order."""
+
+    decoder: CudaDecoder
+    programs: dict[str, Eager]
+    captured: list[Rerun]
+
+    def used(self) -> set[str]:
+        """Names of the programs that ran."""
+        return {name for name, program in self.programs.items() if program.runs}
+
+
+def uncompiled(
+    model_dir: Path, work: Path, context: str, device: str, weight_only: str | None = None, **flags: object
+) -> Uncompiled:
+    """Convert a Hugging Face model into `work`, and open it as an engine of fp16 on a GPU."""
+    quantize = {"use_weight_only": True, "weight_only_precision": weight_only, "defer_quantization": True}
+    convert(
+        ConvertConfig(
+            model_dir=str(model_dir), output_dir=str(work), dtype="float16", log_level="warning",
+            **(quantize if weight_only else {}),
+        )
+    )  # fmt: skip
+    checkpoint = Checkpoint(work)
+    limits = resolve_limits(checkpoint.config, BuildConfig(checkpoint_dir=str(work), **flags))
+    variants, plan = Variants.of(limits.model, limits.build_config), fixed_plan(checkpoint, limits)
+    tensors = {name: (spec.shape, spec.dtype) for name, spec in engine_tensors(checkpoint, plan).items()}
+    shapes = GraphShapes(limits.build_config.tokens_per_block, tensors, torch.float16, device)
+    programs = {spec.name: Eager(spec) for spec in CudaPrograms(limits.model, variants, plan, shapes).specs()}
+    assert tuple(programs) == variants.names()
+    weights = {name: tensor.to(device) for name, tensor in packed_tensors(checkpoint, plan)}
+    config = EngineConfig(limits.model, limits.build_config, "inductor", {"type": "cuda"}, "", {}, "")
+    captured: list[Rerun] = []
+
+    def capture(run: Callable[[], torch.Tensor]) -> Rerun:
+        captured.append(Rerun(run))
+        return captured[-1]
+
+    parts = weighted_parts(programs, weights, config, 0)
+    return Uncompiled(CudaDecoder(config, parts, context, capture), programs, captured)
+
+
+def fixed_plan(checkpoint: Checkpoint, limits) -> Plan:
+    """One tactic of each kind, in the buckets it is for."""
+    problems = {site: on_gpu(problem) for site, problem in gemm_problems(checkpoint.config).items()}
+    variants = Variants.of(limits.model, limits.build_config)
+    layer = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.tokens)))
+    head = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.logits)))
+    choices = {site: head if site == "head" else layer for site in problems}
+    generating = [attention.SPLIT_KEYS[i % 2] for i, _ in enumerate(bounds_for(variants.sequences))]
+    return Plan(problems, choices, Choice(attention.PAGED, (*generating, attention.FLASH, attention.HALF_FLASH)))
+
+
+def product_of(bound: Bound) -> Tactic:
+    """A tactic for a bucket."""
+    if bound is None:
+        return gemm.CUBLAS
+    return gemm.GEMV[0] if bound <= gemm.MOST_GEMV_TOKENS else gemm.SPLIT[1]

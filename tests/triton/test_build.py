@@ -1,0 +1,91 @@
+"""A build for a GPU from the checkpoint to text; only the compiler and the driver are left out."""
+
+from __future__ import annotations
+
+import functools
+import json
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
+
+from opt_trt.backends import open_engine
+from opt_trt.backends.gpu import Gpu
+from opt_trt.backends.inductor import builder, cuda_decoder, cuda_maker, parts
+from opt_trt.backends.inductor import programs as programs_module
+from opt_trt.build import build
+from opt_trt.config.build import BuildConfig
+from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.convert import convert
+from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.gemm import cuda as gemm
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.request import Request
+from tests.triton._engine import Eager, Rerun
+from tests.triton.test_engine import greedy, oracle
+from tests.triton.test_tune import Turns
+from tests.unit._reference_decoder import random_model
+
+H200 = Gpu("NVIDIA H200", "9.0")
+LIMITS = {"max_batch_size": 1, "max_num_tokens": 4, "max_seq_len": 12, "tokens_per_block": 4}
+
+
+@pytest.fixture
+def programs(device, monkeypatch, tmp_path):
+    """The programs of the last build by name; the compiler's and the driver's part is played here."""
+    made = {}
+
+    def compiled(spec, extra):
+        made[spec.name] = Eager(spec)
+        assert extra
+        return [str(tmp_path / spec.name)]
+
+    @contextmanager
+    def compilers(compilation, cache):
+        yield SimpleNamespace(compile=compiled)
+
+    monkeypatch.setattr("opt_trt.plugins.timing.ROUNDS", 0)
+    monkeypatch.setattr(gemm, "TACTICS", (gemm.GEMV[0], gemm.CUBLAS))
+    monkeypatch.setattr(attention, "TACTICS", (attention.SPLIT_KEYS[1], attention.FLASH, attention.HALF_FLASH))
+    monkeypatch.setattr("opt_trt.plugins.tune_cuda.MOST_COPIES", 1)
+    monkeypatch.setattr(cuda_maker, "CudaMaker", functools.partial(cuda_maker.CudaMaker, device=device))
+    monkeypatch.setattr(cuda_maker, "GraphClock", Turns)
+    monkeypatch.setattr(cuda_maker, "for_gpu", lambda gpu, kernels: None)
+    monkeypatch.setattr(cuda_maker, "open_inductor", compilers)
+    monkeypatch.setattr(cuda_maker, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(programs_module, "_package", lambda programs, out: out.write_text(" ".join(programs)))
+    monkeypatch.setattr(parts, "load_programs", lambda package, names: [made[name] for name in names])
+    for module in (builder, cuda_decoder):
+        monkeypatch.setattr(module, "visible_gpu", lambda: H200)
+    monkeypatch.setattr(cuda_decoder, "on_gpu", lambda weight: weight.to(device))
+    monkeypatch.setattr(cuda_decoder, "capture", lambda run, pool: Rerun(run))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return made
+
+
+def test_an_engine_is_built_recorded_opened_and_says_what_transformers_says(programs, tmp_path):
+    model_dir, checkpoint, engine = random_model("pre-norm", tmp_path / "model"), tmp_path / "c", tmp_path / "e"
+    convert(ConvertConfig(model_dir=str(model_dir), output_dir=str(checkpoint), dtype="float16", log_level="error"))
+    flags = {"backend": "inductor", "output_timing_cache": str(tmp_path / "model.cache"), "log_level": "error"}
+    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), **flags, **LIMITS))
+
+    record = json.loads((engine / "config.json").read_text())
+    assert {name: record["device"][name] for name in ("type", "gpu", "capability", "torch")} == {
+        "type": "cuda", "gpu": "NVIDIA H200", "capability": "9.0", "torch": torch.__version__
+    }  # fmt: skip
+    assert record["tactics"]["attention"] == ["split_keys_2", "flash", "half_flash"]
+    assert [len(record["tactics"][site]) for site in ("qkv", "head")] == [3, 1]  # of up to 1, 2 and 4 tokens; of 1
+    assert {file.name for file in engine.iterdir()} == {"config.json", "rank0.engine", "rank0.weights.safetensors"}
+    assert (engine / "rank0.engine").read_text().split() == list(programs)
+    assert "NVIDIA H200" in (tmp_path / "model.cache").read_text()
+
+    limit, options = KvCacheLimit(max_tokens=32), RuntimeOptions(enable_context_fmha_fp32_acc=True)
+    [result] = open_engine(engine, limit, options=options).generate([Request((5, 9, 17, 30), 3)])
+    assert result.output_ids == greedy(oracle(model_dir), result.prompt_ids, 3)
+    assert {name for name, program in programs.items() if program.runs} == {
+        "embedding", "layer_context_4", "layer_generation_1", "head_1"
+    }  # fmt: skip
