@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ DIRECT_CALLS = {  # operators: what AOTInductor calls for them, defined in cpp/r
     f"int64_t, const int64_t*, int64_t, {_T}*)",
     "attention": f"AOTITorchError aoti_torch_cpu_attention({_T}, {_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*)",
     "layer_norm": f"AOTITorchError aoti_torch_cpu_layer_norm({_T}, {_T}, {_T}, double, {_T}*)",
+}
+
+SHAPES: dict[str, Callable[..., torch.Tensor]] = {  # operators: what they return, for `torch.export`
+    "gemm": lambda x, weight, scale, bias, residual, relu, n, buckets, rows: x.new_empty(x.shape[0], n),
+    "attention": lambda qkv, cache, *step: qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4]),
+    "layer_norm": lambda x, weight, bias, epsilon: torch.empty_like(x),
+    "all_reduce": lambda x, ranks: torch.empty_like(x),
+    "all_gather": lambda x, ranks, features: x.new_empty(x.shape[0], features),
 }
 
 
@@ -127,24 +136,8 @@ def _registered(namespace: str) -> bool:
 
 
 def _register_shapes(namespace: str) -> None:
-    """What the operators return, for `torch.export`."""
-
-    @torch.library.register_fake(f"{namespace}::gemm")
-    def _gemm(x, weight, scale, bias, residual, relu, n, buckets, rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return x.new_empty(x.shape[0], n)
-
-    @torch.library.register_fake(f"{namespace}::attention")
-    def _attention(qkv, cache, slots, starts, lens, tables, fused_from):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4])
-
-    @torch.library.register_fake(f"{namespace}::layer_norm")
-    def _layer_norm(x, weight, bias, epsilon):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return torch.empty_like(x)
-
-    @torch.library.register_fake(f"{namespace}::all_reduce")
-    def _all_reduce(x, ranks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return torch.empty_like(x)
-
-    @torch.library.register_fake(f"{namespace}::all_gather")
-    def _all_gather(x, ranks, features):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        return x.new_empty(x.shape[0], features)
+    """Tell torch what the operators return; the library of an older engine may lack some."""
+    found = frozenset(torch._C._dispatch_get_all_op_names())
+    for name, shape in SHAPES.items():
+        if f"{namespace}::{name}" in found:
+            torch.library.register_fake(f"{namespace}::{name}", shape)

@@ -11,6 +11,7 @@ from opt_trt.backends.inductor.isa import runnable_isas, target_isa
 from opt_trt.cache import cache_dir
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
 from opt_trt.plugins import attention, gemm
+from opt_trt.plugins import native as native_library
 from opt_trt.plugins.native import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
@@ -222,3 +223,11 @@ def test_the_plugin_library_is_compiled_once_per_content(tmp_path):
     assert compile_library(march, tmp_path) == first
     assert first.path.stat().st_mtime_ns == written
     assert [p for p in Path(tmp_path).iterdir()] == [first.path]
+
+
+def test_the_library_of_an_older_engine_may_lack_operators(native, isa, monkeypatch):
+    later = {"not_yet_thought_of": torch.empty_like}
+    monkeypatch.setattr(native_library, "SHAPES", later)
+    namespace = compile_library(isa.march, cache_dir() / "plugins").namespace
+    assert not hasattr(native, "not_yet_thought_of")
+    native_library._register_shapes(namespace)
