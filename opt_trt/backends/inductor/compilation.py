@@ -86,7 +86,7 @@ def cuda_home(candidates: Sequence[Path]) -> str:
     raise UserError(
         f"building for a GPU needs CUDA's headers ({', '.join(HEADERS)}), found them in none of "
         f"{', '.join(map(str, candidates))}; install a toolkit of CUDA {torch.version.cuda}, or its packages "
-        "nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl, or set CUDA_HOME"
+        "nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl, set CUDA_HOME, or give --device cpu"
     )
 
 

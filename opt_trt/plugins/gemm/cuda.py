@@ -58,7 +58,7 @@ def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: 
 def _library(problem: GemmProblem, call: GemmCall) -> torch.Tensor:
     """The library's product, fp32; what follows it is left to the compiler. Quantized weights are widened first."""
     x, (weight, scale, bias) = call.x, call.linear
-    wide = weight[:, : problem.k] if scale is None else dequantize(weight, scale, problem.k, x.dtype)
+    wide = weight.narrow(1, 0, problem.k) if scale is None else dequantize(weight, scale, problem.k, x.dtype)
     y = functional.linear(x, wide).float()
     y = y if bias is None else y + bias
     y = y.relu() if problem.site in RELU_SITES else y
