@@ -41,7 +41,9 @@ PRECISIONS = {  # name: type of the tables and the head, quant mode of the linea
     "int8": ("float16", "int8", None), "int4": ("float16", "int4", None),
     "int8 head": ("float16", None, "int8"), "int4 head": ("float16", None, "int4"),
     "int8, too": ("float16", "int8", "int8"), "int4, too": ("float16", "int4", "int4"),
+    "int8 by int8": ("float16", "int8", None), "int4 by int8": ("float16", "int4", None),
 }  # fmt: skip
+CONTEXT_INT8 = ("int8 by int8", "int4 by int8")  # activations of several tokens in int8, too
 LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
@@ -72,7 +74,7 @@ def engine_summaries(precision: str, work: Path, prompts: list[TokenIds], batch_
     convert(ConvertConfig(model_dir=str(DEMO / "model"), output_dir=str(checkpoint), dtype=dtype, **quantize, **quiet))
     cache = str(work / "model.cache")
     paths = {"checkpoint_dir": str(checkpoint), "output_dir": str(engine), "output_timing_cache": cache}
-    build(BuildConfig(**paths, lm_head_precision=head, **quiet))
+    build(BuildConfig(**paths, lm_head_precision=head, context_int8=precision in CONTEXT_INT8, **quiet))
     session = open_engine(engine, KvCacheLimit(max_tokens=16384))
     return in_batches(EngineSummarizer(session, 100, 2), prompts, batch_size)
 
@@ -100,7 +102,7 @@ def main() -> None:
     tokenizer = load_tokenizer(DEMO / "model")
     rows = [json.loads(line) for line in (DEMO / "test.jsonl").read_text().splitlines()][: arguments.rows]
     prompts = [tokenizer.encode(prompt_text(row["article"]), 923) for row in rows]
-    print(f"{'precision':<10}{'HF':>8}{'engine':>8}{'difference':>12}  {'95 % interval':<18}{'same summaries':>15}")
+    print(f"{'precision':<13}{'HF':>8}{'engine':>8}{'difference':>12}  {'95 % interval':<18}{'same summaries':>15}")
     for precision in arguments.precision:
         with tempfile.TemporaryDirectory() as work:
             ours = engine_summaries(precision, Path(work), prompts, arguments.batch_size)
@@ -115,7 +117,7 @@ def main() -> None:
         difference = scores[1].mean() - scores[0].mean()
         interval = f"{low:+.2f} to {high:+.2f}"
         print(
-            f"{precision:<10}{scores[0].mean():>8.2f}{scores[1].mean():>8.2f}{difference:>+12.2f}  {interval:<18}"
+            f"{precision:<13}{scores[0].mean():>8.2f}{scores[1].mean():>8.2f}{difference:>+12.2f}  {interval:<18}"
             f"{same:>8} of {len(rows)}"
         )
 
