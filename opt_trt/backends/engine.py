@@ -18,6 +18,7 @@ from opt_trt.backends.gpu import Gpu
 from opt_trt.config.json_file import check_types, read_json
 from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
+from opt_trt.interrupts import deferred_interrupts
 
 CONFIG, PROGRAMS, WEIGHTS = "config.json", "rank{rank}.engine", "rank{rank}.weights.safetensors"
 REBUILD = "build it again here: python build.py --checkpoint_dir CHECKPOINT --output_dir {engine}"
@@ -156,7 +157,7 @@ def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
 
 def map_weights(engine_dir: Path, rank: int, only: str | None = None) -> dict[str, torch.Tensor]:
     """All weights of a rank, or `only` one, memory-mapped: nothing is read until a program touches it."""
-    with _opened(engine_dir, rank) as file:
+    with deferred_interrupts(), _opened(engine_dir, rank) as file:
         names = file.keys() if only is None else (only,)
         return {name: file.get_tensor(name) for name in names}
 

@@ -17,7 +17,8 @@ from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 
 pytestmark = pytest.mark.skipif("avx512_vnni" not in target_isa().extras, reason="no fixed point without avx512_vnni")
-CASES = (("pre-norm", "int8"), ("post-norm", "int4"))
+INT8, INT4 = ("pre-norm", "int8"), ("post-norm", "int4")
+SLOW = pytest.mark.slow  # three builds each
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def chosen(engine):
     return tactics.values()
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", [INT8, pytest.param(INT4, marks=SLOW)], ids="-".join)
 def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
     fixed, plain = forced(case, gemm.FIXED16), forced(case, gemm.OWN)
     assert all(name.startswith("fixed16") for names in chosen(fixed) for name in names)
@@ -65,7 +66,7 @@ def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
     assert (found - expected).abs().max() < 2**-10 * expected.abs().max()
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", [pytest.param(INT8, marks=SLOW), INT4], ids="-".join)
 def test_context_int8_rounds_several_tokens_only_and_says_by_how_much(case, forced, capsys):
     rounded = forced(case, gemm.FIXED16, gemm.FIXED8, context_int8=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--context_int8")]

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2] / "opt_trt"
 # Layer by first part of the module path under opt_trt; a module may import its own layer's package and those below.
 LAYER = {
     "errors": 0, "mapping": 0, "config": 0, "atomic": 0, "cache": 0, "disk": 0, "waiting": 0,
+    "interrupts": 0,
     "sources": 1, "shard": 1, "quant": 1, "packing": 1, "checkpoint": 1, "quantized": 1, "workers": 1,
     "distribute": 1, "convert": 1, "gather": 1, "export_hf": 1, "repack": 1, "progress": 1, "threads": 1,
     "step": 2, "ops": 2,
