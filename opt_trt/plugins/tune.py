@@ -105,7 +105,7 @@ def _tune_gemm(
         reference = gemm_run(native, part, call, linears, gemm.LIBRARY)
         rows.append(timings_of(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
-    return choice, _lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
+    return choice, table_lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
 
 def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> dict[Tactic, str | None]:
@@ -178,7 +178,7 @@ def _tune_attention(
         runs = {t: _attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
         rows.append(timings_of(problem.key(), _attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
     choice = choose(rows, [1.0, 1.0])
-    return choice, _lines(("attention", config.dtype), attention.PHASES, rows, choice)
+    return choice, table_lines(("attention", config.dtype), attention.PHASES, rows, choice)
 
 
 def _attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
@@ -243,9 +243,10 @@ def _bucket_names() -> list[str]:
     return [*spans, f"{BUCKETS[-1] + 1}-"]
 
 
-def _lines(
+def table_lines(
     problem: tuple[str, str], buckets: Sequence[str], rows: Sequence[list[Timing]], choice: Choice
 ) -> list[TunedProblem]:
+    """A line for each bucket of a problem, which is a site and what it stores."""
     return [
         TunedProblem(*problem, bucket, tuple(row), winner)
         for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)

@@ -28,7 +28,14 @@ from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import Choice, Tactic, Timing, choose
 from opt_trt.plugins.timing import TimingCache
-from opt_trt.plugins.tune import ATTENTION_KV_LEN, LAST_BUCKET_TOKENS, TunedProblem, gemm_problems, timings_of
+from opt_trt.plugins.tune import (
+    ATTENTION_KV_LEN,
+    LAST_BUCKET_TOKENS,
+    TunedProblem,
+    gemm_problems,
+    table_lines,
+    timings_of,
+)
 
 LAST_BUCKET_SEQUENCES = 128
 COLD_BYTES, MOST_COPIES = 2**28, 64  # weights a product is timed on: more than caches hold, as they are in an engine
@@ -93,7 +100,7 @@ def _tune_gemm(
         row = timings_of(f"{problem.key()} tokens={tokens}", reference, runs, reasons, stand.cache)
         rows.append([_each(timing, copies) for timing in row])
     choice = choose(rows, [1.0] * len(rows))
-    return choice, _lines((problem.site, problem.weight_type), _names(bounds), rows, choice)
+    return choice, table_lines((problem.site, problem.weight_type), _names(bounds), rows, choice)
 
 
 def _gemm_reason(tactic: Tactic, problem: GemmProblem, bound: Bound, policy: CudaPolicy) -> str | None:
@@ -121,7 +128,7 @@ def _tune_attention(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tu
             rows.append(_time_attention(problem, 1, reasons, stand))
             names.append(name)
     choice = choose(rows, [1.0] * len(rows))
-    return choice, _lines(("attention", config.dtype), names, rows, choice)
+    return choice, table_lines(("attention", config.dtype), names, rows, choice)
 
 
 def _time_attention(
@@ -154,12 +161,3 @@ def _each(timing: Timing, copies: int) -> Timing:
 def _names(bounds: Sequence[Bound]) -> list[str]:
     """The table's words: up to so many tokens, or more."""
     return [f"-{bound}" if bound else f"{bounds[-2]}+" for bound in bounds]
-
-
-def _lines(
-    problem: tuple[str, str], buckets: Sequence[str], rows: Sequence[list[Timing]], choice: Choice
-) -> list[TunedProblem]:
-    return [
-        TunedProblem(*problem, bucket, tuple(row), winner)
-        for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)
-    ]

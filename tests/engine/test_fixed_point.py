@@ -61,6 +61,8 @@ def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
     fixed, plain = forced(case, gemm.FIXED16), forced(case, gemm.OWN)
     assert all(name.startswith("fixed16") for names in chosen(fixed) for name in names)
     assert all(name.startswith("rows") for names in chosen(plain) for name in names)
+    assert "avx512_vnni" in read_engine_config(fixed).device["flags"].split()
+    assert "avx512_vnni" not in read_engine_config(plain).device["flags"].split()
     (found, _), (expected, _) = context_logits(fixed), context_logits(plain)
     # An fp16 cache may round a key or a value either way: 2^-11 of it, where the sums before differ by 2^-16.
     assert (found - expected).abs().max() < 2**-10 * expected.abs().max()

@@ -56,7 +56,7 @@ def programs(device, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_maker, "GraphClock", Turns)
     monkeypatch.setattr(cuda_maker, "for_gpu", lambda gpu, kernels: None)
     monkeypatch.setattr(cuda_maker, "open_inductor", compilers)
-    monkeypatch.setattr(cuda_maker, "cache_dir", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(programs_module, "_package", lambda programs, out: out.write_text(" ".join(programs)))
     monkeypatch.setattr(parts, "load_programs", lambda package, names: [made[name] for name in names])
     for module in (builder, cuda_decoder):

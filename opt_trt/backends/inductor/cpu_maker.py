@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from opt_trt.backends.inductor.compilation import for_cpu
 from opt_trt.backends.inductor.compile import open_inductor
 from opt_trt.backends.inductor.isa import Isa
-from opt_trt.backends.inductor.made import Made
+from opt_trt.backends.inductor.made import Made, timings
 from opt_trt.backends.inductor.plan import Progress, Resolved, rounding_line
 from opt_trt.backends.inductor.programs import submit_decoder, submit_embedding
 from opt_trt.cache import cache_dir
@@ -22,7 +21,6 @@ from opt_trt.config.model import ModelConfig
 from opt_trt.plugins.native import NativeLibrary, compile_library
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.rounding import product_errors
-from opt_trt.plugins.timing import TimingCache
 from opt_trt.plugins.tune import Policy, TunedProblem, tune
 
 
@@ -40,7 +38,7 @@ class CpuMaker:
 
     def to_compile(self) -> str:
         """See `Described.to_compile`."""
-        return "plugin library (gemm, attention, collectives); programs embedding, layer, head"
+        return "plugin library (gemm, attention, layer norm, collectives); programs embedding, layer, head"
 
     def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
         """See `Maker.make`."""
@@ -83,10 +81,5 @@ def _choose_tactics(
         context_int8=config.context_int8,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
-    own = cache_dir() / "timing.cache"
-    cache = TimingCache.load(device, Path(config.input_timing_cache) if config.input_timing_cache else own)
-    plan, table = tune(model, library.operators(), policy, cache)
-    cache.save(Path(config.output_timing_cache))
-    if config.input_timing_cache is None:
-        cache.save(own)
-    return plan, table
+    with timings(config, device) as cache:
+        return tune(model, library.operators(), policy, cache)

@@ -15,7 +15,7 @@ from opt_trt.backends.inductor.compilation import for_gpu
 from opt_trt.backends.inductor.compile import open_inductor
 from opt_trt.backends.inductor.cuda_specs import CudaPrograms, tactics_of
 from opt_trt.backends.inductor.layout import engine_tensors
-from opt_trt.backends.inductor.made import Made
+from opt_trt.backends.inductor.made import Made, timings
 from opt_trt.backends.inductor.plan import Progress, Resolved
 from opt_trt.backends.inductor.variants import Variants
 from opt_trt.cache import cache_dir
@@ -28,7 +28,6 @@ from opt_trt.graph.programs import GraphShapes
 from opt_trt.plugins.cuda_graphs import GraphClock
 from opt_trt.plugins.launch import TRITON_VERSION
 from opt_trt.plugins.ops import Plan
-from opt_trt.plugins.timing import TimingCache
 from opt_trt.plugins.tune import TunedProblem
 from opt_trt.plugins.tune_cuda import CudaPolicy, Stand, tune
 
@@ -95,14 +94,8 @@ class CudaMaker:
             tokens_per_block=config.tokens_per_block,
             lm_head_precision=config.lm_head_precision,
         )
-        own = cache_dir() / "timing.cache"
-        earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
-        cache = TimingCache.load(f"{self.gpu} {kernel_key()} torch {torch.__version__}", earlier, GraphClock())
-        plan, table = tune(limits.model, policy, Stand(cache, self.device))
-        cache.save(Path(config.output_timing_cache))
-        if config.input_timing_cache is None:
-            cache.save(own)
-        return plan, table
+        with timings(config, f"{self.gpu} {kernel_key()} torch {torch.__version__}", GraphClock()) as cache:
+            return tune(limits.model, policy, Stand(cache, self.device))
 
 
 def check_cuda(model: ModelConfig, config: BuildConfig) -> None:

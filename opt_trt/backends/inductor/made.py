@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from opt_trt.backends.inductor.plan import Described, Progress, Resolved
+from opt_trt.cache import cache_dir
 from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
 from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.timing import Clock, TimingCache, wall_us
 from opt_trt.plugins.tune import TunedProblem
 
 
@@ -37,3 +40,15 @@ class Maker(Described, Protocol):
     def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
         """Choose tactics and compile; tells `progress` of every stage that is done but the last."""
         ...
+
+
+@contextmanager
+def timings(config: BuildConfig, device: str, clock: Clock = wall_us) -> Iterator[TimingCache]:
+    """Times of a device's tactics to tune with: those the flags name, or this user's, which then know the new ones."""
+    own = cache_dir() / "timing.cache"
+    earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
+    cache = TimingCache.load(device, earlier, clock)
+    yield cache
+    cache.save(Path(config.output_timing_cache))
+    if earlier == own:
+        cache.save(own)

@@ -69,8 +69,8 @@ def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:
     """`UserError` if no product could round its activations."""
     if INT8_PRODUCTS not in target_isa(config.target_isa).extras:
         raise UserError(
-            f"--context_int8 needs a processor with {INT8_PRODUCTS} and no --target_isa, found none or "
-            f"--target_isa {config.target_isa}; drop --context_int8"
+            f"--context_int8 needs a processor with {INT8_PRODUCTS}, and no --target_isa that leaves it out, found "
+            f"{f'--target_isa {config.target_isa}' if config.target_isa else 'one without'}; drop --context_int8"
         )
     if model.dtype == "float32" or (model.quant_algo is None and config.lm_head_precision is None):
         found = f"dtype {model.dtype}, weights {model.quant_algo or model.dtype}"
@@ -163,7 +163,9 @@ def rounding_line(errors: Mapping[str, float]) -> str:
     if not errors:
         return "--context_int8: no product is faster with activations of int8"
     shown = ", ".join(f"{site} {error:.2%}" for site, error in errors.items())
-    return f"--context_int8: root mean square error of products of several tokens (normal activations): {shown}"
+    return (
+        f"--context_int8: root mean square error of products of several tokens (activations without outliers): {shown}"
+    )
 
 
 class Progress:

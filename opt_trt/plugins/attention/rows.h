@@ -19,12 +19,12 @@ struct Partial {
   float top, denominator;  // largest score; sum of e^(score - top)
 };
 
-// Asks for rows [count, D] ahead of their use, into the second cache: the first is too small for them to wait in. Where
+// Asks for rows [count, D] ahead of their use, into the second cache. Where
 // blocks end the processor cannot foresee what comes next.
 template <typename C>
 void fetch(const C* rows, int64_t count, int64_t size) {
   const char* p = reinterpret_cast<const char*>(rows);
-  for (int64_t b = 0; b < count * size * int64_t(sizeof(C)); b += kCacheLine) __builtin_prefetch(p + b, 0, 2);
+  for (int64_t b = 0; b < count * size * int64_t(sizeof(C)); b += kCacheLine) __builtin_prefetch(p + b, 0, kSecondLevel);
 }
 
 // Scores of up to sixteen keys [count, D], and anything in the lanes behind; as many rows `next` are fetched meanwhile.

@@ -13,6 +13,7 @@
 namespace opt_trt {
 
 constexpr int64_t kLanes = 16;
+constexpr int kSecondLevel = 2;  // the cache to prefetch into; the first is too small for what is under way
 typedef float vec __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4)));

@@ -23,7 +23,7 @@ OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 1
 # Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
 PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-8, "avx512_bf16") for rows in (4, 8))
 # Instructions that multiply bytes, for weights of integers. Activations become two bytes, and 128 neighbours share a
-# scale: they move by up to 2^-16 of the largest one, which is less, on average, than rounding to fp16 moves them.
+# scale: they move by up to 2^-16 of the largest one, which is less than fp16 moves them in the mean square of a group.
 FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnni") for rows in (1, 2, 4, 8))
 # The same with one byte, if --context_int8 asks for it.
 FIXED8 = tuple(Tactic(f"fixed8_{rows}", QUADS, 512 + rows, 2**-6, "avx512_vnni") for rows in (4, 8))

@@ -4,8 +4,6 @@
 // sign, 8 or 128 is added to each; what that adds to a sum is known from the activations alone and taken off before.
 // Sums of a group are exact; groups are added in fp32 in the order of K, whatever the number of tokens.
 #pragma once
-#include <vector>
-
 #include "interleaved.h"
 
 namespace opt_trt {
@@ -27,6 +25,14 @@ struct FixedPoint {
   float* scales;    // [groups of K, T]
   int32_t* totals;  // [groups of K, T]: sums of the group's values
 };
+
+// For so many groups of a token.
+inline FixedPoint kept_activations(int64_t groups, int64_t parts) {
+  static thread_local std::vector<int8_t> kept;
+  static thread_local std::vector<float> scales;
+  static thread_local std::vector<int32_t> totals;
+  return {at_least(kept, groups * parts * kGroup), at_least(scales, groups), at_least(totals, groups)};
+}
 
 #if defined(__AVX512F__)
 #define OPT_TRT_VNNI [[gnu::target("avx512vnni")]]
@@ -142,13 +148,7 @@ void fixed_panel(const Gemm& g, const FixedPoint& x, int64_t group, int64_t toke
 template <typename W, int PARTS, int ROWS, int GROUPS>
 void gemm_fixed(const Gemm& g) {
   const int64_t groups = g.groups(), panels = groups / GROUPS, k_groups = num_groups(g.k), rounded = k_groups * g.tokens;
-  static thread_local std::vector<int8_t> parts;  // kept: pages of fresh memory would cost as much as the product
-  static thread_local std::vector<float> scales;
-  static thread_local std::vector<int32_t> totals;
-  parts.resize(rounded * PARTS * kGroup);
-  scales.resize(rounded);
-  totals.resize(rounded);
-  const FixedPoint x{parts.data(), scales.data(), totals.data()};
+  const FixedPoint x = kept_activations(rounded, PARTS);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)

@@ -5,12 +5,20 @@
 // of several groups side by side, for memory gives one stream less than it has. Accumulation is fp32 in the order of K
 // whatever the number of tokens.
 #pragma once
+#include <vector>
+
 #include "../cpp/simd.h"
 
 namespace opt_trt {
 
 constexpr int64_t kPrefetchBytes = 4096;
-constexpr int kSecondLevel = 2;  // the cache to prefetch into; the first is too small for what is under way
+
+// Memory kept from call to call, as much as ever was asked for: fresh pages, or zeros, would cost as much as a product.
+template <typename T>
+T* at_least(std::vector<T>& kept, int64_t count) {
+  if (int64_t(kept.size()) < count) kept.resize(count);
+  return kept.data();
+}
 
 struct Gemm {
   const float* x;         // [T, K]

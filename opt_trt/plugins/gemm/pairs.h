@@ -2,8 +2,6 @@
 //
 // Twice the rate of fp32. A panel of weights is widened once, to pairs of neighbouring input features, for all tokens.
 #pragma once
-#include <vector>
-
 #include "interleaved.h"
 
 namespace opt_trt {
@@ -86,22 +84,29 @@ void pair_panel(const Gemm& g, const pair* x, int64_t group, pair* w) {
   for (; token < g.tokens; ++token) pair_tile<1, GROUPS>(g, x, w, token, group);
 }
 
+inline pair* kept_activations(int64_t count) {
+  static thread_local std::vector<pair> kept;
+  return at_least(kept, count);
+}
+
+inline pair* kept_panel(int64_t count) {
+  static thread_local std::vector<pair> kept;
+  return at_least(kept, count);
+}
+
 template <typename W, int ROWS, int GROUPS>
 void gemm_pairs(const Gemm& g) {
   const int64_t pairs = num_pairs(g.k), groups = g.groups(), panels = groups / GROUPS;
-  static thread_local std::vector<pair> rounded;  // kept: pages of fresh memory would cost as much as the product
-  rounded.resize(g.tokens * pairs);
-  pair* x = rounded.data();
+  pair* x = kept_activations(g.tokens * pairs);
 #pragma omp parallel
   {
-    static thread_local std::vector<pair> widened;
-    widened.resize(GROUPS * pairs * kLanes);
+    pair* w = kept_panel(GROUPS * pairs * kLanes);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < g.tokens; ++t) round_token(g.x + t * g.k, g.k, x + t * pairs);
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) pair_panel<W, ROWS, GROUPS>(g, x, p * GROUPS, widened.data());
+    for (int64_t p = 0; p < panels; ++p) pair_panel<W, ROWS, GROUPS>(g, x, p * GROUPS, w);
 #pragma omp for schedule(static)
-    for (int64_t group = panels * GROUPS; group < groups; ++group) pair_panel<W, ROWS, 1>(g, x, group, widened.data());
+    for (int64_t group = panels * GROUPS; group < groups; ++group) pair_panel<W, ROWS, 1>(g, x, group, w);
   }
 }
 #endif

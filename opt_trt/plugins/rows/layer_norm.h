@@ -15,7 +15,7 @@ struct LayerNorm {
   float epsilon;
 };
 
-// The mean over a row of `value(numbers, place)`, for sixteen numbers or one.
+// The mean over a row of `value(number)`, called with sixteen numbers or one.
 template <typename Value>
 float mean_of(const float* row, int64_t size, Value value) {
   vec total = {};
