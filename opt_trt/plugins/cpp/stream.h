@@ -15,14 +15,16 @@ inline uint32_t sum_words(const uint32_t* words, int64_t count) {
     const int64_t first = part * 1024, last = first + 1024 < rows ? first + 1024 : rows;
     uvec sum[kStreams] = {};
     const uint32_t* panel = words + first * kStreams * kLanes;
-    for (int64_t row = 0; row < last - first; ++row)
+    for (int64_t row = 0; row < last - first; ++row) {
+      const int64_t ahead = bytes_ahead(row * sizeof(uvec), (last - first) * sizeof(uvec), kStreams);
       for (int s = 0; s < kStreams; ++s) {
         const uint32_t* p = panel + (s * (last - first) + row) * kLanes;
-        __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, 0, kSecondLevel);
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, kSecondLevel);
         uvec lanes;
         std::memcpy(&lanes, p, sizeof(lanes));
         sum[s] += lanes;
       }
+    }
     for (const uvec& lanes : sum)
       for (int64_t i = 0; i < kLanes; ++i) total += lanes[i];
   }

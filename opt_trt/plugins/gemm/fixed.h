@@ -131,7 +131,8 @@ OPT_TRT_VNNI void fixed_tile(const Gemm& g, const FixedPoint& x, int64_t token, 
   const uint8_t* weight = static_cast<const uint8_t*>(g.weight) + group * stride;
   vec total[ROWS][GROUPS] = {};
   for (int64_t at = 0; at < k_groups; ++at) {
-    const int64_t ahead = tiles == 1 ? kPrefetchBytes : at % tiles == tile ? GROUPS * stride : 0;
+    const int64_t next = at % tiles == tile ? GROUPS * stride : 0;
+    const int64_t ahead = tiles == 1 ? bytes_ahead(at * kBytes, stride, GROUPS) : next;
     add_group<W, PARTS, ROWS, GROUPS>(x, at * g.tokens + token, {weight + at * kBytes, stride, ahead}, total);
   }
   for (int i = 0; i < ROWS; ++i)
@@ -159,7 +160,7 @@ void gemm_fixed(const Gemm& g) {
     }
 #pragma omp for schedule(static) nowait
     for (int64_t p = 0; p < panels; ++p) fixed_panel<W, PARTS, ROWS, GROUPS>(g, x, p * GROUPS);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t group = panels * GROUPS; group < groups; ++group) fixed_panel<W, PARTS, ROWS, 1>(g, x, group);
   }
 }

@@ -2,8 +2,8 @@
 //
 // int4 lies two input features to a byte, [N / 16, ceil(K / 2), 16]; integer weights are widened to fp32, which is exact.
 // A thread owns consecutive groups of 16 outputs, so it streams its weights once, in order, for every ROWS tokens: those
-// of several groups side by side, for memory gives one stream less than it has. Accumulation is fp32 in the order of K
-// whatever the number of tokens.
+// of several groups side by side, a panel, for memory gives one stream less than it has. Accumulation is fp32 in the
+// order of K whatever the number of tokens.
 #pragma once
 #include <vector>
 
@@ -11,7 +11,12 @@
 
 namespace opt_trt {
 
-constexpr int64_t kPrefetchBytes = 4096;
+// How many bytes ahead of what is read memory is asked for, in each of so many streams of `stride` bytes that lie behind
+// one another: of the next panel where a stream ends, for a panel's beginning would be waited for.
+inline int64_t bytes_ahead(int64_t at, int64_t stride, int64_t streams) {
+  const int64_t ahead = stride < 8192 ? stride : 8192;
+  return at + ahead < stride ? ahead : ahead + (streams - 1) * stride;
+}
 
 // Memory kept from call to call, as much as ever was asked for: fresh pages, or zeros, would cost as much as a product.
 template <typename T>
@@ -55,8 +60,8 @@ template <typename W> constexpr int kSteps = 1;
 template <> constexpr int kSteps<int4x2> = 2;
 
 template <typename W>
-void load_row(const W* p, vec (&values)[kSteps<W>]) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, 0, kSecondLevel);
+void load_row(const W* p, int64_t ahead, vec (&values)[kSteps<W>]) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, kSecondLevel);
   if constexpr (kSteps<W> == 2) load_pairs(p, values);
   else values[0] = load(p);
 }
@@ -69,8 +74,10 @@ const W* weight_of(const Gemm& g, int64_t group) {
 // One stored row of every group, of which the first STEPS input features count.
 template <typename W, int STEPS, int ROWS, int GROUPS>
 inline void accumulate(const Gemm& g, const W* (&weight)[GROUPS], const float* x, int64_t row, vec (&total)[ROWS][GROUPS]) {
+  constexpr int64_t kBytes = kLanes * sizeof(W);
+  const int64_t ahead = bytes_ahead(row * kBytes, (g.k + kSteps<W> - 1) / kSteps<W> * kBytes, GROUPS);
   vec w[GROUPS][kSteps<W>];
-  for (int j = 0; j < GROUPS; ++j) load_row(weight[j] + row * kLanes, w[j]);
+  for (int j = 0; j < GROUPS; ++j) load_row(weight[j] + row * kLanes, ahead, w[j]);
   for (int s = 0; s < STEPS; ++s)
     for (int i = 0; i < ROWS; ++i) {
       const vec value = splat(x[i * g.k + row * kSteps<W> + s]);
@@ -109,7 +116,7 @@ void gemm(const Gemm& g) {
   {
 #pragma omp for schedule(static) nowait
     for (int64_t p = 0; p < panels; ++p) panel<W, ROWS, GROUPS>(g, p * GROUPS);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, ROWS, 1>(g, group);
   }
 }

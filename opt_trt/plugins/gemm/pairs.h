@@ -105,7 +105,7 @@ void gemm_pairs(const Gemm& g) {
     for (int64_t t = 0; t < g.tokens; ++t) round_token(g.x + t * g.k, g.k, x + t * pairs);
 #pragma omp for schedule(static) nowait
     for (int64_t p = 0; p < panels; ++p) pair_panel<W, ROWS, GROUPS>(g, x, p * GROUPS, w);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t group = panels * GROUPS; group < groups; ++group) pair_panel<W, ROWS, 1>(g, x, group, w);
   }
 }

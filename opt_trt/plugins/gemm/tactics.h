@@ -24,7 +24,7 @@ void run_pairs(const Gemm& g, int64_t tactic) {
 template <typename W>
 void run_fixed(const Gemm& g, int64_t tactic) {
   switch (tactic) {
-    case kFixed16 + 1: return gemm_fixed<W, 2, 1, 4>(g);
+    case kFixed16 + 1: return gemm_fixed<W, 2, 1, 8>(g);
     case kFixed16 + 2: return gemm_fixed<W, 2, 2, 4>(g);
     case kFixed16 + 4: return gemm_fixed<W, 2, 4, 3>(g);
     case kFixed16 + 8: return gemm_fixed<W, 2, 8, 1>(g);
@@ -43,7 +43,7 @@ void run_gemm(const Gemm& g, int64_t tactic) {
     if (tactic >= kPairs) return run_pairs<W>(g, tactic);
 #endif
   switch (tactic) {
-    case 1: return gemm<W, 1, 4>(g);
+    case 1: return gemm<W, 1, 8>(g);
     case 2: return gemm<W, 2, 4>(g);
     case 4: return gemm<W, 4, 4>(g);
     case 12: return gemm<W, 12, 2>(g);
