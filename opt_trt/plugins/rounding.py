@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from opt_trt.plugins import gemm
+from opt_trt.plugins.cpu_trials import gemm_run, random_call, random_linears
 from opt_trt.plugins.ops import Plan
-from opt_trt.plugins.tune import gemm_run, random_call, random_linears
 
 TOKENS = 16
 

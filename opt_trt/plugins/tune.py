@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from opt_trt.config.model import ModelConfig
-from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins import attention, gemm
+from opt_trt.plugins.cpu_trials import attention_run, gemm_run, random_call, random_linears
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import BUCKETS, Choice, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.timing import Check, TimingCache
-from opt_trt.quant import ALGORITHMS, MODES
+from opt_trt.quant import ALGORITHMS
 from opt_trt.shard import COLUMNS, placements
 
 LAST_BUCKET_TOKENS = 512
@@ -120,44 +120,6 @@ def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> dic
     return reasons
 
 
-def random_linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
-    """One random weight, as a plain or quantized checkpoint has it, in every layout."""
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(problem.n, problem.k, generator=generator)
-    bias = torch.randn(problem.n, generator=generator) if problem.bias else None
-    scale = None
-    if problem.quantized:
-        weight, scale = MODES[problem.weight_type].quantize(weight)
-    else:
-        weight = weight.to(gemm.STORED[problem.weight_type])
-    layouts = (gemm.ROW_MAJOR, gemm.INTERLEAVED, *[gemm.QUADS] * problem.quantized)
-    return {layout: Linear(gemm.pack(weight, problem, layout), scale, bias) for layout in layouts}
-
-
-def random_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
-    """Normal activations; the weight is the tactic's."""
-    x = torch.randn(tokens, problem.k, generator=generator)
-    residual = torch.randn(tokens, problem.n, generator=generator) if problem.residual else None
-    return gemm.GemmCall(x, Linear(torch.empty(0)), residual)
-
-
-def gemm_run(
-    native: Any,
-    problem: gemm.GemmProblem,
-    call: gemm.GemmCall,
-    linears: Callable[[], Mapping[str, Linear]],
-    tactic: Tactic,
-) -> Callable[[], torch.Tensor]:
-    """The product by a tactic, to be called and timed."""
-    rows = [tactic.value] * (len(BUCKETS) + 1)
-
-    def run() -> torch.Tensor:
-        linear = linears()[tactic.layout]
-        return gemm.run_gemm(native, problem, replace(call, linear=linear), tactic.layout, rows)
-
-    return run
-
-
 def _tune_attention(
     config: ModelConfig, native: Any, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
@@ -175,27 +137,10 @@ def _tune_attention(
             reasons |= {t: "--gpt_attention_plugin disable" for t in (attention.ROWS, attention.FLASH)}
         if policy.deterministic:
             reasons |= dict.fromkeys((attention.LIBRARY, attention.FLASH), DETERMINISTIC)
-        runs = {t: _attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
-        rows.append(timings_of(problem.key(), _attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
+        runs = {t: attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
+        rows.append(timings_of(problem.key(), attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
     choice = choose(rows, [1.0, 1.0])
     return choice, table_lines(("attention", config.dtype), attention.PHASES, rows, choice)
-
-
-def _attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
-    """One sequence whose cache is already full; repeated appends write the same values again."""
-    generator = torch.Generator().manual_seed(0)
-    blocks = -(-problem.kv_len // problem.tokens_per_block)
-    shape = (blocks, 2, problem.heads, problem.tokens_per_block, problem.head_size)
-    kv_cache = torch.randn(shape, generator=generator).to(problem.dtype)
-    qkv = torch.randn(problem.queries, 3 * problem.heads * problem.head_size, generator=generator)
-    step = AttentionInputs(
-        slot_mapping=torch.arange(problem.kv_len - problem.queries, problem.kv_len),
-        query_start=torch.tensor([0, problem.queries], dtype=torch.int32),
-        kv_lens=torch.tensor([problem.kv_len], dtype=torch.int32),
-        block_tables=torch.arange(blocks, dtype=torch.int32)[None],
-    )
-    threshold = attention.fused_from(tactic)
-    return lambda: attention.run_attention(native, tactic.layout, threshold, (qkv, kv_cache), step)
 
 
 def timings_of(
