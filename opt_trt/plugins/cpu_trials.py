@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -13,9 +14,14 @@ from opt_trt.plugins import attention, gemm
 from opt_trt.plugins.tactic import BUCKETS, Tactic
 from opt_trt.quant import MODES
 
+COLD_BYTES, MOST_COPIES = 2**27, 128  # of a weight: more than caches hold
 
-def random_linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
-    """One random weight, as a plain or quantized checkpoint has it, in every layout."""
+
+def random_linears(problem: gemm.GemmProblem) -> dict[str, Iterator[Linear]]:
+    """One random weight, as a plain or quantized checkpoint has it, in every layout.
+
+    Of what kernels stream there are copies, in turn: in an engine no cache holds a weight when it is needed again.
+    """
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(problem.n, problem.k, generator=generator)
     bias = torch.randn(problem.n, generator=generator) if problem.bias else None
@@ -25,7 +31,15 @@ def random_linears(problem: gemm.GemmProblem) -> dict[str, Linear]:
     else:
         weight = weight.to(gemm.STORED[problem.weight_type])
     layouts = (gemm.ROW_MAJOR, gemm.INTERLEAVED, *[gemm.QUADS] * problem.quantized)
-    return {layout: Linear(gemm.pack(weight, problem, layout), scale, bias) for layout in layouts}
+    packed = {layout: _copies(gemm.pack(weight, problem, layout), layout) for layout in layouts}
+    return {layout: cycle([Linear(copy, scale, bias) for copy in copies]) for layout, copies in packed.items()}
+
+
+def _copies(packed: torch.Tensor, layout: str) -> list[torch.Tensor]:
+    if layout == gemm.ROW_MAJOR:
+        return [packed]  # the library is the reference, and chosen for many tokens
+    count = min(-(-COLD_BYTES // packed.nbytes), MOST_COPIES)
+    return [packed, *(packed.clone() for _ in range(count - 1))]
 
 
 def random_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
@@ -39,14 +53,14 @@ def gemm_run(
     native: Any,
     problem: gemm.GemmProblem,
     call: gemm.GemmCall,
-    linears: Callable[[], Mapping[str, Linear]],
+    linears: Callable[[], Mapping[str, Iterator[Linear]]],
     tactic: Tactic,
 ) -> Callable[[], torch.Tensor]:
     """The product by a tactic, to be called and timed."""
     rows = [tactic.value] * (len(BUCKETS) + 1)
 
     def run() -> torch.Tensor:
-        linear = linears()[tactic.layout]
+        linear = next(linears()[tactic.layout])
         return gemm.run_gemm(native, problem, replace(call, linear=linear), tactic.layout, rows)
 
     return run
