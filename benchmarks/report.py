@@ -9,7 +9,8 @@ from typing import Any
 
 from ceilings import TOLERANCE, Ceilings
 from models import Shape
-from turns import Load, Spread, Turn, context_seconds, ratio, step_seconds
+from turns import Load, Spread, Turn, context_seconds, ratio, read_shares, step_seconds
+
 from work import Computes, context_flops, step_bytes, step_flops
 
 OURS = "engine"
@@ -27,7 +28,7 @@ class Row:
     step_ratio: Spread
     context_gflops: float  # useful ones, a second
     step_gflops: float
-    step_gbs: float  # bytes it has to read, a second
+    read_share: Spread  # bytes a step has to read a second, as a share of reading alone beside it
     turns: Sequence[Turn]
 
 
@@ -70,7 +71,7 @@ def rows_of(
             name, computes[name], Spread.of(contexts[name]), ratio(contexts[name], contexts[OURS]),
             Spread.of(steps[name]), ratio(steps[name], steps[OURS]),
             context_flops(shape, load) / context / 1e9, step_flops(shape, load) / step / 1e9,
-            step_bytes(shape, computes[name], load) / step / 1e9, taken,
+            Spread.of(read_shares(taken, step_bytes(shape, computes[name], load), load.output_len)), taken,
         ))  # fmt: skip
     return rows
 
@@ -89,13 +90,13 @@ def table(measurement: Measurement) -> str:
     load, ceilings = measurement.load, measurement.ceilings
     lines = [
         f"batch {load.batch_size}, {load.input_len} + {load.output_len} tokens; median (min-max)",
-        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>22}{'x ours':>18}{'of read':>9}",
+        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>22}{'x ours':>18}{'of read':>18}",
     ]
     for row in measurement.rows:
         lines.append(
             f"{row.name:<26}{row.context.text(1, 1e3):>24}{row.context_ratio.text(2):>18}"
             f"{row.context_gflops / ceilings.bf16_gflops:>9.2f}{row.step.text(2, 1e3):>22}"
-            f"{row.step_ratio.text(2):>18}{row.step_gbs / ceilings.read_gbs:>9.2f}"
+            f"{row.step_ratio.text(2):>18}{row.read_share.text(2):>18}"
         )
     lines += [f"  {row.name}: {row.computes}" for row in measurement.rows]
     lines += [f"  {name}: NOT MEASURED, {why}" for name, why in measurement.absent.items()]

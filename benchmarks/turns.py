@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ceilings import steady_read_rate
+
 Prompts = list[list[int]]  # ids, a row each, all of one length
 REST_SECONDS = 0.3  # before a turn: threads of the one before may still spin for work
 
@@ -29,10 +31,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds until the first token of all rows, and until the last."""
+    """Seconds until the first token of all rows, and until the last; GB/s of nothing but reading, around the latter."""
 
     context: float
     total: float
+    read_gbs: float
 
 
 class Runner(Protocol):
@@ -55,11 +58,16 @@ def take_turns(runners: Mapping[str, Runner], load: Load, rounds: int) -> dict[s
 
 
 def take_turn(runner: Runner, load: Load, index: int) -> Turn:
-    """One context phase to fill caches and wake threads, one for the record, then a whole generation."""
+    """One context phase to fill caches and wake threads, one for the record, then a whole generation.
+
+    What memory gives moves by a third within seconds where neighbours share it, so it is measured beside each turn.
+    """
     time.sleep(REST_SECONDS)
     runner.seconds(load.prompts(3 * index), 2)
     context = runner.seconds(load.prompts(3 * index + 1), 1)
-    return Turn(context, runner.seconds(load.prompts(3 * index + 2), load.output_len))
+    before = steady_read_rate()
+    total = runner.seconds(load.prompts(3 * index + 2), load.output_len)
+    return Turn(context, total, statistics.mean([before, steady_read_rate()]))
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,12 @@ def step_seconds(turns: Sequence[Turn], output_len: int) -> list[float]:
     """Of one step of the generation phase, turn by turn; the context phase is taken at its median."""
     context = statistics.median(context_seconds(turns))
     return [(turn.total - context) / (output_len - 1) for turn in turns]
+
+
+def read_shares(turns: Sequence[Turn], nbytes: float, output_len: int) -> list[float]:
+    """What steps that read so many bytes took of the rate of reading beside them, turn by turn."""
+    steps = step_seconds(turns, output_len)
+    return [nbytes / step / 1e9 / turn.read_gbs for step, turn in zip(steps, turns, strict=True)]
 
 
 def ratio(other: Sequence[float], own: Sequence[float]) -> Spread:

@@ -31,23 +31,23 @@ def measure_ceilings() -> Ceilings:
     return Ceilings(read_rate(READ_BYTES, ROUNDS), product_rate(PRODUCT, torch.float32, ROUNDS))
 
 
-def read_rate(nbytes: int, rounds: int) -> float:
-    """GB/s of reading so much memory, the best of some rounds: others can only make it look slower."""
+def read_rate(nbytes: int, rounds: int, of: Callable[[list[int]], float] = min) -> float:
+    """GB/s of reading so much memory: the best of some rounds, for others can only slow it down, or what `of` takes."""
     native = compile_library(target_isa().march, cache_dir() / "plugins").operators()
-    return nbytes / _least_ns(functools.partial(native.sum_words, torch.ones(nbytes // 4)), rounds)
+    return nbytes / of(_ns(functools.partial(native.sum_words, torch.ones(nbytes // 4)), rounds))
 
 
 def product_rate(size: int, dtype: torch.dtype, rounds: int) -> float:
     """GFLOP/s of the library's product of two square matrices, the best of some rounds."""
     matrix = torch.ones(size, size, dtype=dtype)
-    return 2 * size**3 / _least_ns(lambda: matrix @ matrix, rounds)
+    return 2 * size**3 / min(_ns(lambda: matrix @ matrix, rounds))
 
 
-def _least_ns(run: Callable[[], object], rounds: int) -> int:
+def _ns(run: Callable[[], object], rounds: int) -> list[int]:
     run()
     times = []
     for _ in range(rounds):
         started = time.perf_counter_ns()
         run()
         times.append(time.perf_counter_ns() - started)
-    return min(times)
+    return times
