@@ -69,6 +69,26 @@ def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, 
             assert (found - expected).abs().max() < bound
 
 
+@pytest.mark.parametrize("tactic", gemm.TACTICS[1:], ids=lambda t: t.name)
+def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa, tactic):
+    n, k, tokens = 32, 4096, 77  # two or three parts, the last one not of whole tiles
+    weight_type = "int8" if tactic.layout == gemm.QUADS else "bfloat16"
+    problem = gemm.GemmProblem("proj", n, k, weight_type, "bfloat16", True, True)
+    if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(0)
+    weight, scale, _ = random_weight(weight_type, n, k, generator)
+    linear = Linear(gemm.pack(weight, problem, tactic.layout), scale, torch.randn(n, generator=generator))
+    x, residual = (torch.randn(tokens, width, generator=generator) for width in (k, n))
+
+    def product(rows: slice) -> torch.Tensor:
+        call = gemm.GemmCall(x[rows], linear, residual[rows])
+        return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
+
+    alone = [product(slice(row, row + 1)) for row in range(tokens)]
+    assert torch.equal(product(slice(0, tokens)), torch.cat(alone))
+
+
 FIXED = {**dict.fromkeys(gemm.FIXED16, 2**15 - 129), **dict.fromkeys(gemm.FIXED8, 127)}  # largest value of a group
 
 

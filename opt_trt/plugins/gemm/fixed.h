@@ -19,12 +19,28 @@ template <typename W> constexpr int kQuads = kSteps<W>;  // quads of features in
 
 constexpr int64_t num_groups(int64_t k) { return (k + kGroup - 1) / kGroup; }
 
-// Activations of all tokens; PARTS bytes each, the more significant first.
+// Activations of all tokens, PARTS bytes each, the more significant first. Tokens of a tile lie together: [groups of K,
+// tokens of the tile], tile after tile. Were it all tokens instead, lines a power of two apart would evict one another.
 struct FixedPoint {
-  int8_t* parts;    // [groups of K, T, PARTS, 128]
-  float* scales;    // [groups of K, T]
-  int32_t* totals;  // [groups of K, T]: sums of the group's values
+  int8_t* parts;    // [..., PARTS, 128]
+  float* scales;    // [...]
+  int32_t* totals;  // [...]: sums of the group's values
 };
+
+struct Tile {
+  int64_t first, rows;
+};
+
+// That a token belongs to: tiles of `most` rows as long as there are tokens, then of half as many, and so on.
+inline Tile tile_of(int64_t token, int64_t tokens, int64_t most) {
+  int64_t first = 0, whole = tokens / most * most;
+  while (token >= first + whole) {
+    first += whole;
+    most /= 2;
+    whole = (tokens - first) / most * most;
+  }
+  return {token - (token - first) % most, most};
+}
 
 // For so many groups of a token.
 inline FixedPoint kept_activations(int64_t groups, int64_t parts) {
@@ -133,7 +149,7 @@ OPT_TRT_VNNI void fixed_tile(const Gemm& g, const FixedPoint& x, int64_t token, 
   for (int64_t at = 0; at < k_groups; ++at) {
     const int64_t next = at % tiles == tile ? GROUPS * stride : 0;
     const int64_t ahead = tiles == 1 ? bytes_ahead(at * kBytes, stride, GROUPS) : next;
-    add_group<W, PARTS, ROWS, GROUPS>(x, at * g.tokens + token, {weight + at * kBytes, stride, ahead}, total);
+    add_group<W, PARTS, ROWS, GROUPS>(x, token * k_groups + at * ROWS, {weight + at * kBytes, stride, ahead}, total);
   }
   for (int i = 0; i < ROWS; ++i)
     for (int j = 0; j < GROUPS; ++j) finish(g, token + i, group + j, total[i][j]);
@@ -147,22 +163,29 @@ void fixed_panel(const Gemm& g, const FixedPoint& x, int64_t group, int64_t toke
 }
 
 template <typename W, int PARTS, int ROWS, int GROUPS>
-void gemm_fixed(const Gemm& g) {
+void multiply_fixed(const Gemm& g) {
   const int64_t groups = g.groups(), panels = groups / GROUPS, k_groups = num_groups(g.k), rounded = k_groups * g.tokens;
   const FixedPoint x = kept_activations(rounded, PARTS);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rounded; ++i) {
-      const int64_t at = i / g.tokens * kGroup;
-      round_group<PARTS>(
-          g.x + i % g.tokens * g.k + at, g.k - at, x.parts + i * PARTS * kGroup, x.scales + i, x.totals + i);
+      const int64_t token = i / k_groups, group = i % k_groups, k = group * kGroup;
+      const Tile tile = tile_of(token, g.tokens, ROWS);
+      const int64_t at = tile.first * k_groups + group * tile.rows + token - tile.first;
+      round_group<PARTS>(g.x + token * g.k + k, g.k - k, x.parts + at * PARTS * kGroup, x.scales + at, x.totals + at);
     }
 #pragma omp for schedule(static) nowait
     for (int64_t p = 0; p < panels; ++p) fixed_panel<W, PARTS, ROWS, GROUPS>(g, x, p * GROUPS);
 #pragma omp for schedule(static) nowait
     for (int64_t group = panels * GROUPS; group < groups; ++group) fixed_panel<W, PARTS, ROWS, 1>(g, x, group);
   }
+}
+
+template <typename W, int PARTS, int ROWS, int GROUPS>
+void gemm_fixed(const Gemm& g) {
+  const int64_t most = tokens_at_once(g.k * PARTS, ROWS);
+  for (int64_t first = 0; first < g.tokens; first += most) multiply_fixed<W, PARTS, ROWS, GROUPS>(g.part(first, most));
 }
 #endif
 

@@ -25,6 +25,13 @@ T* at_least(std::vector<T>& kept, int64_t count) {
   return kept.data();
 }
 
+// So many that their activations stay in the second cache while all weights pass: a multiple of `rows`.
+inline int64_t tokens_at_once(int64_t bytes_per_token, int64_t rows) {
+  constexpr int64_t kCachedBytes = 1 << 19;  // half of it
+  const int64_t fitting = kCachedBytes / bytes_per_token / rows * rows;
+  return fitting > rows ? fitting : rows;
+}
+
 struct Gemm {
   const float* x;         // [T, K]
   const void* weight;     // [groups, K, 16]
@@ -36,6 +43,16 @@ struct Gemm {
   bool relu;
 
   int64_t groups() const { return (n + kLanes - 1) / kLanes; }
+
+  // The same for some tokens from `first` on.
+  Gemm part(int64_t first, int64_t most) const {
+    Gemm some = *this;
+    some.x += first * k;
+    some.y += first * n;
+    if (residual) some.residual += first * n;
+    some.tokens = tokens - first < most ? tokens - first : most;
+    return some;
+  }
 };
 
 // Called once per tile, not inlined: copies of it in every tile were most of the compilation.
@@ -99,17 +116,15 @@ void tile(const Gemm& g, int64_t token, int64_t group) {
     for (int j = 0; j < GROUPS; ++j) finish(g, token + i, group + j, total[i][j]);
 }
 
-// All tokens of the groups [group, group + GROUPS), ROWS at a time, the rest one at a time.
+// Tokens from `token` on of the groups [group, group + GROUPS), ROWS at a time, the rest by smaller tiles.
 template <typename W, int ROWS, int GROUPS>
-void panel(const Gemm& g, int64_t group) {
-  int64_t token = 0;
+void panel(const Gemm& g, int64_t group, int64_t token = 0) {
   for (; token + ROWS <= g.tokens; token += ROWS) tile<W, ROWS, GROUPS>(g, token, group);
-  if constexpr (ROWS > 1)
-    for (; token < g.tokens; ++token) tile<W, 1, GROUPS>(g, token, group);
+  if constexpr (ROWS > 1) panel<W, ROWS / 2, GROUPS>(g, group, token);
 }
 
 template <typename W, int ROWS, int GROUPS>
-void gemm(const Gemm& g) {
+void multiply(const Gemm& g) {
   const int64_t groups = g.groups();
   const int64_t panels = groups / GROUPS;
 #pragma omp parallel
@@ -119,6 +134,12 @@ void gemm(const Gemm& g) {
 #pragma omp for schedule(static) nowait
     for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, ROWS, 1>(g, group);
   }
+}
+
+template <typename W, int ROWS, int GROUPS>
+void gemm(const Gemm& g) {
+  const int64_t most = tokens_at_once(g.k * sizeof(float), ROWS);
+  for (int64_t first = 0; first < g.tokens; first += most) multiply<W, ROWS, GROUPS>(g.part(first, most));
 }
 
 }  // namespace opt_trt
