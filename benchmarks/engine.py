@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from costs import Computes
 from models import SHAPES
 from safetensors import safe_open
 from turns import Prompts
-from work import Computes
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import WEIGHTS, EngineConfig, read_engine_config
@@ -78,12 +78,16 @@ def computes(engine_dir: Path) -> Computes:
         weights, head = (
             STORED[file.get_slice(name)[:1].dtype] for name in ("transformer.layers.0.mlp.fc.weight", "lm_head.weight")
         )
-    tactics = config.tactics["fc"]
+    layers, logits = _activations(config.tactics["fc"]), _activations(config.tactics["head"])
+    return Computes(weights, head, model.dtype, layers if layers == logits else f"{layers}, head {logits}")
+
+
+def _activations(tactics: Sequence[str]) -> str:
     alone, together = (
         next((name for prefix, name in ACTIVATIONS.items() if tactic.startswith(prefix)), "float32")
         for tactic in (tactics[0], tactics[-1])
     )
-    return Computes(weights, head, model.dtype, alone if alone == together else f"{alone}; prompts {together}")
+    return alone if alone == together else f"{alone} (several tokens {together})"
 
 
 def shape_of(config: EngineConfig) -> str:

@@ -26,6 +26,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
 
 from ceilings import measure_ceilings
+from costs import context_flops, step_bytes, step_flops, weight_bytes
 from engine import PRECISIONS, EngineRunner, make_engine, precision_of, shape_of
 from models import SHAPES, random_model
 from peers import Choice, parse_choices
@@ -34,7 +35,6 @@ from peers.process import PeerProcess, converted
 from report import OURS, Measurement, ceilings_line, rows_of, table
 from roofline import Point, draw
 from turns import Load, take_turns
-from work import context_flops, step_bytes, step_flops, weight_bytes
 
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.cache import cache_dir

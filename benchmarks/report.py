@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ceilings import TOLERANCE, Ceilings
+from costs import Computes, context_flops, step_bytes, step_flops
 from models import Shape
 from turns import Load, Spread, Turn, context_seconds, ratio, read_shares, step_seconds
-
-from work import Computes, context_flops, step_bytes, step_flops
 
 OURS = "engine"
 

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from costs import Computes
 from turns import Prompts
-from work import Computes
 
 from peers import HERE, Choice
 from peers.environment import PeerUnavailable, last_line, peer_python

@@ -63,7 +63,9 @@ class BuildConfig(TensorRtOptions):
         False, "a token's result is the same bits whatever else is in the step: only tactics that keep their order"
     )
     context_int8: bool = flag(
-        False, "products of several tokens may round activations to int8 where weights are integers: faster, less exact"
+        False,
+        "products of several tokens may round activations to int8 where weights are integers, to bf16 in the head: "
+        "faster, less exact",
     )
     logits_dtype: str | None = flag(
         None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")

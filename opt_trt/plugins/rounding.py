@@ -1,4 +1,4 @@
-"""What rounding activations to int8 does to a product: what `--context_int8` costs, shown when an engine is built."""
+"""What rounding activations further does to a product: what `--context_int8` costs, shown when an engine is built."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def product_errors(plan: Plan, native: Any) -> dict[str, float]:
     """Root mean square of the error as a share of the result's, by site that rounds; everything random is normal."""
     errors = {}
     for site, problem in plan.problems.items():
-        rounding = [tactic for tactic in plan.gemm[site].tactics if tactic in gemm.FIXED8]
+        rounding = [tactic for tactic in plan.gemm[site].tactics if tactic in gemm.asked_for(problem)]
         if rounding:
             call, linears = random_call(problem, TOKENS, torch.Generator().manual_seed(0)), random_linears(problem)
             exact, rounded = (

@@ -23,7 +23,7 @@ MOST_FLOPS = 2 * 10**9  # of one timing: a hundredth of a second or two, beyond 
 PART_FEATURES = 2**10  # a part of a product's outputs has a multiple of so many: whole tiles, and work for all threads
 ATTENTION_KV_LEN = 512
 DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
-INT8_ACTIVATIONS = "activations of several tokens only, and with --context_int8"
+ROUNDED_FURTHER = "activations of several tokens only, and with --context_int8"
 ROUNDS = "--deterministic: tokens that come alone are not rounded"
 
 
@@ -112,7 +112,7 @@ def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> dic
     """Why the problem, the processor or the builder's flags keep a tactic out, or None."""
     reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
     if tokens == 1 or not policy.context_int8:
-        reasons |= dict.fromkeys(gemm.FIXED8, INT8_ACTIVATIONS)
+        reasons |= dict.fromkeys(gemm.asked_for(problem), ROUNDED_FURTHER)
     if not policy.gemm:
         reasons |= dict.fromkeys(set(gemm.TACTICS) - {gemm.LIBRARY}, "--gemm_plugin disable")
     if policy.deterministic:

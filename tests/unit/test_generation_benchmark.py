@@ -9,13 +9,13 @@ from pathlib import Path
 import generation
 import pytest
 from ceilings import Ceilings
+from costs import Computes, context_flops, step_bytes, step_flops, weight_bytes
 from models import SHAPES
 from peers import PEERS, Choice, parse_choices
 from peers.environment import PeerUnavailable, last_line, peer_python
 from report import Measurement, ceilings_line, rows_of, table
 from roofline import Point, draw
-from turns import Load, Spread, Turn, ratio, step_seconds, take_turns
-from work import Computes, context_flops, step_bytes, step_flops, weight_bytes
+from turns import Load, Spread, Turn, ratio, read_shares, step_seconds, take_turns
 
 from opt_trt.errors import UserError
 
@@ -37,9 +37,15 @@ def test_ratios_are_those_of_the_rounds_not_of_the_medians():
     assert ratio([2.0, 6.0, 8.0], [1.0, 2.0, 4.0]) == Spread(2.0, 2.0, 3.0)
 
 
+TURNS = [Turn(1.0, 5.0, 40.0), Turn(3.0, 7.0, 30.0), Turn(2.0, 10.0, 10.0)]  # median context 2.0
+
+
 def test_a_step_is_what_the_generation_took_beyond_the_context_phase_by_the_step():
-    turns = [Turn(1.0, 5.0), Turn(3.0, 7.0), Turn(2.0, 10.0)]  # median context 2.0
-    assert step_seconds(turns, output_len=5) == [0.75, 1.25, 2.0]
+    assert step_seconds(TURNS, output_len=5) == [0.75, 1.25, 2.0]
+
+
+def test_what_a_step_reads_is_held_against_reading_beside_the_same_turn():
+    assert read_shares(TURNS, 15e9, output_len=5) == [0.5, 0.4, 0.75]
 
 
 def test_runners_alternate_and_the_first_round_is_not_recorded(monkeypatch):
@@ -53,11 +59,13 @@ def test_runners_alternate_and_the_first_round_is_not_recorded(monkeypatch):
             calls.append((self.name, output_len, prompts[0][0]))
             return float(len(calls))
 
+    rates = iter(range(100))
+    monkeypatch.setattr("turns.steady_read_rate", lambda: next(rates))
     monkeypatch.setattr("turns.REST_SECONDS", 0)
     turns = take_turns({"a": Clockwork("a"), "b": Clockwork("b")}, LOAD, rounds=2)
     assert [(name, length) for name, length, _ in calls] == [(n, length) for n in "abababa"[:6] for length in (2, 1, 5)]
     assert {name: len(taken) for name, taken in turns.items()} == {"a": 2, "b": 2}
-    assert turns["a"][0] == Turn(8.0, 9.0)
+    assert turns["a"][0] == Turn(8.0, 9.0, 4.5)  # of rates 4 and 5
     assert [ids for name, _, ids in calls if name == "a"] == [ids for name, _, ids in calls if name == "b"]
     assert LOAD.prompts(1) != LOAD.prompts(2)
 
@@ -75,7 +83,7 @@ def test_bytes_and_operations_of_a_step_are_those_counted_by_hand():
 
 
 def measurement(after=CALM):
-    turns = {"engine": [Turn(0.1, 0.5), Turn(0.1, 0.5)], "other:int8": [Turn(0.2, 1.0), Turn(0.2, 1.2)]}
+    turns = {"engine": [Turn(0.1, 0.5, 8.0)] * 2, "other:int8": [Turn(0.2, 1.0, 8.0), Turn(0.2, 1.2, 8.0)]}
     shape = SHAPES["opt-125m"]
     rows = rows_of(shape, LOAD, dict.fromkeys(turns, INT8), turns)
     return Measurement(shape, LOAD, CALM, after, rows, {"gone": "it cannot be installed: no such version"})

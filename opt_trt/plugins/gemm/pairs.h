@@ -8,11 +8,8 @@ namespace opt_trt {
 
 typedef uint32_t pair;  // two bf16, the earlier feature in the low bits
 
-// Whether bf16 holds a stored weight's values.
-template <typename W> constexpr bool kFewBits = false;
-template <> constexpr bool kFewBits<bf16> = true;
-template <> constexpr bool kFewBits<int8_t> = true;
-template <> constexpr bool kFewBits<int4x2> = true;
+template <typename W> constexpr bool kRounds = false;  // bf16 does not hold a stored weight's values
+template <> constexpr bool kRounds<fp16> = true;
 
 constexpr int64_t num_pairs(int64_t k) { return (k + 1) / 2; }
 
@@ -22,12 +19,18 @@ inline uvec bits_of(vec v) {
   return bits;
 }
 
+inline vec round_to_bf16(vec v) {
+  const uvec bits = bits_of(v), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  std::memcpy(&v, &rounded, sizeof(v));
+  return v;
+}
+
 inline void store_pairs(pair* p, vec earlier, vec later) {
   const uvec pairs = (bits_of(earlier) >> 16) | (bits_of(later) & 0xffff0000u);
   std::memcpy(p, &pairs, sizeof(pairs));
 }
 
-// A group of 16 outputs [K, 16] to [K / 2, 16]: exact, for bf16 holds the values.
+// A group of 16 outputs [K, 16] to [K / 2, 16].
 template <typename W>
 void widen_group(const Gemm& g, int64_t group, pair* out) {
   const W* weight = weight_of<W>(g, group);
@@ -38,6 +41,8 @@ void widen_group(const Gemm& g, int64_t group, pair* out) {
       values[0] = load(weight + 2 * p * kLanes);
       if (2 * p + 1 < g.k) values[1] = load(weight + (2 * p + 1) * kLanes);
     }
+    if constexpr (kRounds<W>)
+      for (vec& value : values) value = round_to_bf16(value);
     store_pairs(out, values[0], values[1]);
   }
 }

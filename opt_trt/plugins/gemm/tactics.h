@@ -4,6 +4,8 @@
 #include "interleaved.h"
 #include "pairs.h"
 
+#include <type_traits>
+
 namespace opt_trt {
 
 constexpr int64_t kPairs = 128, kFixed16 = 256, kFixed8 = 512;
@@ -39,7 +41,7 @@ void run_gemm(const Gemm& g, int64_t tactic) {
 #if defined(__AVX512F__)
   if constexpr (kIntegers<W>)
     if (tactic >= kFixed16) return run_fixed<W>(g, tactic);
-  if constexpr (kFewBits<W>)
+  if constexpr (!std::is_same_v<W, float>)
     if (tactic >= kPairs) return run_pairs<W>(g, tactic);
 #endif
   switch (tactic) {
