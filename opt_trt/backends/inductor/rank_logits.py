@@ -6,7 +6,7 @@ import torch
 
 from opt_trt.mapping import Mapping
 from opt_trt.ops import Ops
-from opt_trt.runtime.largest import largest
+from opt_trt.runtime.largest import largest_there
 from opt_trt.step import StepInputs, StepOutputs
 
 
@@ -42,8 +42,8 @@ class RankLogits:
 
     def _largest(self, part: torch.Tensor) -> torch.Tensor:
         part[:, max(0, self._vocab_size - self._first) :] = -torch.inf  # padding, which the last ranks have
-        best, places = largest(part)
-        return torch.stack((torch.tensor(best), (places + self._first).float()), 1)
+        best, places = largest_there(part)
+        return torch.stack((best, (places + self._first).float()), 1)
 
     def _reduces(self, inputs: StepInputs) -> bool:
         return inputs.greedy and self._travel
