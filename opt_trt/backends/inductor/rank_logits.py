@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from opt_trt.mapping import Mapping
-from opt_trt.ops import Ops
+from opt_trt.ops import Collectives
 from opt_trt.runtime.largest import largest_there
 from opt_trt.step import StepInputs, StepOutputs
 
@@ -17,7 +17,9 @@ class RankLogits:
     an integer that fp32 holds exactly, for each rank: 8 bytes a row and rank, whatever the vocabulary.
     """
 
-    def __init__(self, mapping: Mapping, rank: int, vocab_size: int, ops: Ops, *, is_local: bool = True) -> None:
+    def __init__(
+        self, mapping: Mapping, rank: int, vocab_size: int, ops: Collectives, *, is_local: bool = True
+    ) -> None:
         """`is_local` says whether the memory logits are computed in is the session's."""
         self._ops = ops
         self._tp_size, self._vocab_size = mapping.tp_size, vocab_size
