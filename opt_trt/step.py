@@ -60,6 +60,7 @@ class DecoderSpec:
     end_id: int
     pad_id: int
     device: str = "cpu"  # where the decoder computes and its KV cache lies; or "cuda"
+    sharers: int | None = None  # ranks that share the memory there; None: all of this host
 
     def kv_block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""

@@ -20,7 +20,8 @@ from opt_trt.backends.inductor.step_buffers import StepBuffers
 from opt_trt.backends.inductor.variants import CONTEXT, HALF_CONTEXT, Variants, replayed_rows
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
-from opt_trt.ops import ReferenceOps
+from opt_trt.graph.programs import stage_programs
+from opt_trt.ops import Collectives, ReferenceOps
 from opt_trt.plugins.cuda_graphs import capture
 from opt_trt.runtime.block_pool import blocks_for
 from opt_trt.step import StepInputs, StepOutputs
@@ -48,13 +49,18 @@ class CudaDecoder(CompiledDecoder):
     Greedy steps bring a logit and a token a sequence back, others whole logits.
     """
 
-    def __init__(self, config: EngineConfig, parts: Parts, context: str, captured: Capture) -> None:
+    def __init__(
+        self, config: EngineConfig, parts: Parts, context: str, captured: Capture, rank: int = 0,
+        collectives: Collectives | None = None,
+    ) -> None:  # fmt: skip
         """`context` is the phase, CONTEXT or HALF_CONTEXT, that prompts are computed in."""
-        super().__init__(config, parts)
+        collectives = collectives or ReferenceOps()
+        super().__init__(config, parts, rank, collectives)
         model = config.pretrained_config
-        self._device = parts.head[-1].device
+        self._device = parts.layers[0][0].device
+        self._constants = [constant.to(self._device) for constant in self._constants]
         self.spec = replace(self.spec, device=self._device.type)
-        self._logits = RankLogits(model.mapping, 0, model.vocab_size, ReferenceOps(), is_local=False)
+        self._logits = RankLogits(model.mapping, rank, model.vocab_size, collectives, is_local=False)
         self._variants, self._context = Variants.of(model, config.build_config), context
         self._width = blocks_for(self.spec.max_seq_len, self.spec.tokens_per_block)
         self._capture = captured
@@ -117,18 +123,28 @@ def on_gpu(weight: torch.Tensor) -> torch.Tensor:
     return weight.to("cuda")
 
 
-def open_cuda_decoder(engine_dir: Path, config: EngineConfig, options: RuntimeOptions) -> CudaDecoder:
-    """Open an engine on the current GPU after checking that it was built for such a one; weights are copied there."""
-    check_gpu(engine_dir, config, visible_gpu())
-    check_rank(engine_dir, config, 0)
-    names = Variants.of(config.pretrained_config, config.build_config).names()
+def gpu_parts(engine_dir: Path, config: EngineConfig, rank: int) -> Parts:
+    """What a rank needs of an engine, on the current GPU; `UserError` if it is not the rank's, or too large."""
+    check_rank(engine_dir, config, rank)
+    model = config.pretrained_config
+    kinds = stage_programs(model.mapping, model.mapping.pp_rank(rank))
+    names = Variants.of(model, config.build_config).names(kinds)
     try:
-        parts = load_parts(engine_dir, config, 0, names, on_gpu)
+        return load_parts(engine_dir, config, rank, names, on_gpu)
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info()[0]
         raise UserError(
             f"the weights of {engine_dir} do not fit the GPU's memory, of which {free / 2**30:.1f} GiB are left; "
             "end what else runs there, or convert with --use_weight_only and build again"
         ) from error
-    shared = torch.cuda.graph_pool_handle()  # no two of the graphs are ever replayed together
-    return CudaDecoder(config, parts, context_phase(config, options), functools.partial(capture, pool=shared))
+
+
+def graphs() -> Capture:
+    """Captures steps into memory that they share: no two of them are ever replayed together."""
+    return functools.partial(capture, pool=torch.cuda.graph_pool_handle())
+
+
+def open_cuda_decoder(engine_dir: Path, config: EngineConfig, options: RuntimeOptions) -> CudaDecoder:
+    """Open an engine on the current GPU after checking that it was built for such a one; weights are copied there."""
+    check_gpu(engine_dir, config, visible_gpu())
+    return CudaDecoder(config, gpu_parts(engine_dir, config, 0), context_phase(config, options), graphs())

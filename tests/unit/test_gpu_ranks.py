@@ -1,0 +1,118 @@
+"""Ranks on GPUs before any is there: who takes which, how they sum, what they cannot do; what a stage runs."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from opt_trt.backends.inductor.variants import Variants
+from opt_trt.errors import UserError
+from opt_trt.graph.programs import stage_programs
+from opt_trt.mapping import Mapping
+from opt_trt.plugins.collectives import functional
+from opt_trt.plugins.collectives.links import Joined, Seat, Seats
+from opt_trt.runtime import session
+from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import DecoderSession
+from tests.unit._decoders import SumDecoder, spec
+
+GPUS = "opt_trt.plugins.collectives.gpus"
+FOUR = Seats(tuple(Seat(host, index, host + str(index)) for host in ("a", "b") for index in (0, 1)))
+SHARED = Seats((Seat("a", 0, "x"), Seat("a", 1, "y"), Seat("a", 0, "x")))
+
+
+def joined(seats: Seats, rank: int) -> Joined:
+    return Joined(rank, seats, None, None)
+
+
+def test_ranks_with_a_gpu_each_sum_by_nccl_in_captured_steps():
+    assert str(FOUR) == (
+        "rank 0 on GPU 0 of a, rank 1 on GPU 1 of a, rank 2 on GPU 0 of b, rank 3 on GPU 1 of b; sums by NCCL"
+    )
+    assert [joined(FOUR, rank).sharers for rank in range(4)] == [1] * 4
+    assert joined(FOUR, 2).is_capturable
+
+
+def test_ranks_that_share_a_gpu_sum_through_the_host_in_steps_that_are_launched():
+    assert str(SHARED) == (
+        "rank 0 on GPU 0 of a, rank 1 on GPU 1 of a, rank 2 on GPU 0 of a; ranks that share a GPU exchange sums "
+        "through the host, which is slow: start them where each has a GPU of its own"
+    )
+    assert [joined(SHARED, rank).sharers for rank in range(3)] == [2, 1, 2]
+    assert not joined(SHARED, 1).is_capturable  # all sum in one way
+
+
+@pytest.mark.parametrize(("sharers", "blocks"), [(None, 1), (1, 8), (2, 4)])
+def test_a_kv_cache_takes_its_share_of_its_gpu_not_of_its_host(sharers, blocks, monkeypatch):
+    tiny = spec(sharers=sharers)
+    monkeypatch.setattr(session, "free_bytes", lambda device: 8 * tiny.kv_block_bytes())
+    eight = SimpleNamespace(rank=0, local_size=8, fewest=lambda count: count)
+    opened = DecoderSession(SumDecoder(tiny), KvCacheLimit(free_fraction=1.0), ranks=eight)
+    assert len(opened.executor.kv_cache[0]) == blocks
+
+
+@pytest.mark.parametrize(("stage", "ends"), [(0, ("embedding",)), (1, ()), (2, ("head_1",))])
+def test_a_stage_loads_the_variants_of_its_programs(stage, ends):
+    variants = Variants(sequences=1, tokens=12, logits=1, has_half_sums=False)
+    names = variants.names(stage_programs(Mapping(3, pp_size=3), stage))
+    assert sorted(names) == sorted(("layer_generation_1", "layer_context_16", *ends))
+
+
+def test_a_compiler_is_told_the_size_of_a_group_that_is_not_there():
+    from torch._C._distributed_c10d import _resolve_process_group
+
+    name = functional.group_name(4)
+    with functional.group_in_name_only(4):
+        assert _resolve_process_group(name).size() == 4
+    with pytest.raises(RuntimeError, match="Could not resolve the process group"):
+        functional.GroupCollectives(4).all_reduce(torch.ones(1, 1))
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """The module where ranks meet, in a world of one."""
+    node = SimpleNamespace(Get_rank=lambda: 3, Free=lambda: None)
+    world = SimpleNamespace(
+        Get_rank=lambda: 0, Get_size=lambda: 1, allgather=lambda value: [value], Split_type=lambda kind: node
+    )
+    fake = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0))
+    before = sys.modules.pop(GPUS, None)
+    monkeypatch.setitem(sys.modules, "mpi4py", fake)
+    module = import_module(GPUS)
+    monkeypatch.setattr(module, "own_seat", lambda: Seat("a", 0, "x"))
+    yield module
+    del sys.modules[GPUS]
+    if before is not None:
+        sys.modules[GPUS] = before
+
+
+def test_ranks_of_a_host_take_its_gpus_in_turn(gpus, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for count in (0, 2, 8):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        gpus.take_gpu()  # the fourth of its host
+    assert taken == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ({"is_initialized": True}, "has called torch.distributed.init_process_group, .* in a program that does not"),
+        ({"is_nccl_available": False}, "has no NCCL, by which ranks on GPUs sum; install torch's own build for CUDA"),
+    ],
+)
+def test_ranks_that_cannot_join_are_told_why(found, text, gpus, monkeypatch):
+    for name, value in found.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(UserError, match=text):
+        gpus.connect(Mapping(), torch.float16, 60.0)
+
+
+def test_for_ever_is_a_duration_that_torch_takes(gpus):
+    assert gpus._duration(float("inf")).total_seconds() == gpus.LONGEST_S
+    assert gpus._duration(1800.0).total_seconds() == 1800 + gpus.LATER_S
