@@ -13,7 +13,7 @@ from opt_trt.backends.inductor.variants import Variants
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
 from opt_trt.mapping import Mapping
-from opt_trt.plugins.collectives import functional
+from opt_trt.plugins.collectives import functional, gpu_pipeline
 from opt_trt.plugins.collectives.links import Joined, Seat, Seats
 from opt_trt.runtime import session
 from opt_trt.runtime.kv_cache import KvCacheLimit
@@ -75,11 +75,12 @@ def test_a_compiler_is_told_the_size_of_a_group_that_is_not_there():
 @pytest.fixture
 def gpus(monkeypatch):
     """The module where ranks meet, in a world of one."""
-    node = SimpleNamespace(Get_rank=lambda: 3, Free=lambda: None)
+    node = SimpleNamespace(Get_rank=lambda: 3, Get_size=lambda: 1, Free=lambda: None)
     world = SimpleNamespace(
-        Get_rank=lambda: 0, Get_size=lambda: 1, allgather=lambda value: [value], Split_type=lambda kind: node
-    )
-    fake = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0))
+        Get_rank=lambda: 0, Get_size=lambda: 1, allgather=lambda value: [value], Split_type=lambda kind: node,
+        allreduce=lambda value, operation: value, bcast=lambda value: value, Dup=lambda: world,
+    )  # fmt: skip
+    fake = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0, LAND=None))
     before = sys.modules.pop(GPUS, None)
     monkeypatch.setitem(sys.modules, "mpi4py", fake)
     module = import_module(GPUS)
@@ -116,3 +117,48 @@ def test_ranks_that_cannot_join_are_told_why(found, text, gpus, monkeypatch):
 def test_for_ever_is_a_duration_that_torch_takes(gpus):
     assert gpus._duration(float("inf")).total_seconds() == gpus.LONGEST_S
     assert gpus._duration(1800.0).total_seconds() == 1800 + gpus.LATER_S
+
+
+def test_a_world_of_one_meets_sums_and_leaves(gpus, monkeypatch):
+    monkeypatch.setattr(Seats, "library", "gloo")
+    monkeypatch.setattr(gpus.atexit, "register", lambda leave: None)
+    joined = gpus.connect(Mapping(), torch.float16, 60.0, "cpu")
+    assert (joined.rank, joined.sharers) == (0, 1)
+    functional.join_group(torch.distributed.group.WORLD)
+    alone, x = functional.GroupCollectives(1), torch.arange(6.0).view(2, 3).half()
+    assert torch.equal(alone.all_reduce(x), x)
+    assert torch.equal(alone.all_gather(x[:, :2], 2), x[:, :2])  # part of other memory
+    gpus._leave()
+    assert not torch.distributed.is_initialized()
+
+
+class Message:
+    """Work of `torch.distributed` that is done when it is waited for."""
+
+    def __init__(self, done):
+        self.wait = done
+
+
+def test_hidden_states_are_kept_until_they_have_arrived_and_received_in_their_type(monkeypatch):
+    """Parts of a step are received in their order; nothing that was sent is let go before the answer."""
+    waited, mailbox = [], []
+    fakes = SimpleNamespace(
+        isend=lambda x, to: mailbox.append((to, x)) or Message(lambda: waited.append(to)),
+        irecv=lambda x, source: Message(lambda: x.copy_(mailbox.pop(0)[1])),
+    )
+    monkeypatch.setattr(gpu_pipeline, "distributed", fakes)
+    host = [
+        SimpleNamespace(is_first=stage == 0, is_last=stage == 1, answer=lambda found, shapes: found) for stage in (0, 1)
+    ]
+    wire = gpu_pipeline.Wire(torch.bfloat16, "cpu", "cpu")
+    mapping = Mapping(4, tp_size=2, pp_size=2)
+    first, last = (gpu_pipeline.GpuPipeline(mapping, 2 * stage, wire, host[stage]) for stage in (0, 1))
+    parts = [torch.full((tokens, 3), float(tokens), dtype=torch.bfloat16) for tokens in (2, 1)]
+    coming = [last.expect(tokens, 3) for tokens in (2, 1)]
+    for part in parts:
+        first.send(part)
+    assert [to for to, _ in mailbox] == [2, 2] and waited == []
+    assert all(torch.equal(last.receive(each), part) for each, part in zip(coming, parts, strict=True))
+    first.answer([], [])
+    assert waited == [2, 2]
+    assert last.answer([parts[0]], [(2, 3)])[0].dtype == torch.bfloat16
