@@ -57,7 +57,7 @@ class CudaDecoder(CompiledDecoder):
         collectives = collectives or ReferenceOps()
         super().__init__(config, parts, rank, collectives)
         model = config.pretrained_config
-        self._device = parts.layers[0][0].device
+        self._device = parts.device
         self._constants = [constant.to(self._device) for constant in self._constants]
         self.spec = replace(self.spec, device=self._device.type)
         self._logits = RankLogits(model.mapping, rank, model.vocab_size, collectives, is_local=False)
