@@ -17,7 +17,7 @@ from opt_trt.plugins.collectives.links import Seat
 def main(directory: Path) -> None:
     rank = gpus.MPI.COMM_WORLD.Get_rank()
     with mock.patch.object(gpus, "own_seat", lambda: Seat("here", 0, "one GPU")):
-        gpus.connect(Mapping(2, tp_size=2), torch.float32, 120, "cpu")
+        gpus.connect(Mapping(2, tp_size=2), torch.float32, 500, "cpu")
     names, inputs = torch.load(directory / f"inputs{rank}")
     programs = load_programs(directory / "programs.engine", names)
     found = [program.run([*tensors]) for program, tensors in zip(programs, inputs, strict=True)]

@@ -41,7 +41,7 @@ def main(checkpoint: Path, out: Path) -> None:
     ):
         rank = gpus.MPI.COMM_WORLD.Get_rank()
         prepared = Prepared(checkpoint, rank, **LIMITS)
-        joined = gpus.connect(prepared.limits.model.mapping, torch.float16, 120, "cpu")
+        joined = gpus.connect(prepared.limits.model.mapping, torch.float16, 500, "cpu")
         assert not joined.is_capturable and joined.sharers == gpus.MPI.COMM_WORLD.Get_size()
         parts = prepared.parts(prepared.programs("cpu", joined.collectives), "cpu")
         decoder = CudaRankDecoder(prepared.config, parts, HALF_CONTEXT, Launched, joined)

@@ -9,16 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opt_trt.backends.inductor.variants import Variants
+from opt_trt.backends.inductor import cuda_ranks
+from opt_trt.backends.inductor.variants import CONTEXT, Variants
+from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
 from opt_trt.mapping import Mapping
+from opt_trt.plugins import collectives
 from opt_trt.plugins.collectives import functional, gpu_pipeline
 from opt_trt.plugins.collectives.links import Joined, Seat, Seats
 from opt_trt.runtime import session
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._decoders import SumDecoder, spec
+from tests.unit._engines import write_engine_config
 
 GPUS = "opt_trt.plugins.collectives.gpus"
 FOUR = Seats(tuple(Seat(host, index, host + str(index)) for host in ("a", "b") for index in (0, 1)))
@@ -117,6 +121,33 @@ def test_ranks_that_cannot_join_are_told_why(found, text, gpus, monkeypatch):
 def test_for_ever_is_a_duration_that_torch_takes(gpus):
     assert gpus._duration(float("inf")).total_seconds() == gpus.LONGEST_S
     assert gpus._duration(1800.0).total_seconds() == 1800 + gpus.LATER_S
+
+
+@pytest.mark.parametrize(
+    ("seats", "rank", "capture", "said"),
+    [(FOUR, 0, "graphs", f"{FOUR}\n"), (FOUR, 3, "graphs", ""), (SHARED, 0, cuda_ranks.Launched, f"{SHARED}\n")],
+)
+def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
+    seats, rank, capture, said, tmp_path, monkeypatch, capsys
+):
+    order = []
+
+    def connect(mapping, dtype, timeout_s):
+        order.append(("connect", mapping, dtype, timeout_s))
+        return joined(seats, rank)
+
+    fake = SimpleNamespace(take_gpu=lambda: order.append("take"), connect=connect)
+    monkeypatch.setattr(collectives, "gpus", fake, raising=False)
+    monkeypatch.setattr(cuda_ranks, "visible_gpu", lambda: order.append("look"))
+    monkeypatch.setattr(cuda_ranks, "check_gpu", lambda *_: order.append("check"))
+    monkeypatch.setattr(cuda_ranks, "gpu_parts", lambda directory, config, rank: f"parts of {rank}")
+    monkeypatch.setattr(cuda_ranks, "graphs", lambda: "graphs")
+    monkeypatch.setattr(cuda_ranks, "CudaRankDecoder", lambda *given: given)
+    config = write_engine_config(tmp_path)
+    opened = cuda_ranks.open_cuda_rank(tmp_path, config, RuntimeOptions(), 60.0)
+    assert opened == (config, f"parts of {rank}", CONTEXT, capture, joined(seats, rank))
+    assert order == ["take", "look", "check", ("connect", Mapping(), torch.float32, 60.0)]
+    assert capsys.readouterr().err == said
 
 
 def test_a_world_of_one_meets_sums_and_leaves(gpus, monkeypatch):
