@@ -10,17 +10,21 @@ import pytest
 import torch
 
 from opt_trt.backends.inductor import cuda_ranks
+from opt_trt.backends.inductor.decoder import CompiledDecoder
+from opt_trt.backends.inductor.rank_logits import RankLogits
 from opt_trt.backends.inductor.variants import CONTEXT, Variants
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
 from opt_trt.mapping import Mapping
+from opt_trt.ops import ReferenceOps
 from opt_trt.plugins import collectives
 from opt_trt.plugins.collectives import functional, gpu_pipeline
 from opt_trt.plugins.collectives.links import Joined, Seat, Seats
 from opt_trt.runtime import session
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
+from opt_trt.step import StepInputs
 from tests.unit._decoders import SumDecoder, spec
 from tests.unit._engines import write_engine_config
 
@@ -161,6 +165,14 @@ def test_a_world_of_one_meets_sums_and_leaves(gpus, monkeypatch):
     assert torch.equal(alone.all_gather(x[:, :2], 2), x[:, :2])  # part of other memory
     gpus._leave()
     assert not torch.distributed.is_initialized()
+
+
+def test_what_a_part_without_logits_gives_can_be_joined_with_the_others():
+    """A device without memory stands for the GPU."""
+    decoder = object.__new__(CompiledDecoder)
+    decoder._logits = RankLogits(Mapping(), 0, 5, ReferenceOps())
+    nothing = decoder._joined(torch.empty(3, 4, device="meta"), StepInputs(*[torch.empty(0)] * 7))
+    assert torch.cat((nothing, torch.empty(2, 5, device="meta"))).shape == (2, 5)
 
 
 class Message:

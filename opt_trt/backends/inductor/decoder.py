@@ -76,7 +76,7 @@ class CompiledDecoder:
     def _joined(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         """See `RankLogits.join`; no rows where no logits are wanted, as of a part of a step that ends no prompt."""
         if not inputs.last_token_ids.numel():  # not len(), which is Python's: 15 µs behind a step's weights
-            return torch.empty(0, self._logits.width(inputs))
+            return torch.empty(0, self._logits.width(inputs), device=x.device)
         part = self._program("head", inputs).run([x, inputs.last_token_ids, *self._head_weights]).float()
         return self._logits.join(part, inputs)
 
