@@ -60,6 +60,7 @@ class DecoderSpec:
     end_id: int
     pad_id: int
     device: str = "cpu"  # where the decoder computes and its KV cache lies; or "cuda"
+    begins_early: bool = False  # it begins steps before they are asked for, where sequences have the blocks for them
 
     def kv_block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""

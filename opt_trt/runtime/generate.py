@@ -28,7 +28,7 @@ class Generation:
         spec = executor.spec
         self._executor = executor
         self._copies: list[tuple[int, int]] = []  # blocks of beams to copy before the next step
-        limits = StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block)
+        limits = StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block, spec.begins_early)
         self._scheduler = Scheduler(limits, pool, scheduling)
 
     def submit(self, sequence: TokenSequence) -> None:

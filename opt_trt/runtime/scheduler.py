@@ -13,11 +13,12 @@ from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The most one step may hold, and the size of a block in tokens."""
+    """The most one step may hold, the size of a block in tokens, and whether the decoder begins steps early."""
 
     max_batch_size: int
     max_num_tokens: int
     tokens_per_block: int
+    begins_early: bool = False
 
 
 class Scheduler:
@@ -59,6 +60,9 @@ class Scheduler:
                 budget -= count * is_context
         if len(self.running) == num_running:  # whoever has to start over lets others finish first
             chunks += self._admit(budget)
+        if self.limits.begins_early:
+            for chunk in chunks:
+                self._look_ahead(chunk)
         return chunks
 
     def advance(self, chunks: Sequence[Chunk]) -> None:
@@ -181,6 +185,18 @@ class Scheduler:
                 return False
         sequence.blocks += self._pool.take(missing)
         return True
+
+    def _look_ahead(self, chunk: Chunk) -> None:
+        """Give a sequence the block of its next step already, if it is sure to need one then and nobody goes without.
+
+        A search's rows go on from blocks they share.
+        """
+        sequence, end = chunk.sequence, chunk.end + 1
+        if not chunk.is_last or sequence.leader or sequence.num_rows > 1 or end >= sequence.request.max_tokens:
+            return
+        missing = blocks_for(end, self.limits.tokens_per_block) - len(sequence.blocks)
+        if missing > 0 and (sequence.reserved or self._pool.num_free > self._promised()):
+            sequence.blocks += self._pool.take(missing)
 
     def _free(self, sequence: TokenSequence) -> None:
         self._pool.give_back(sequence.blocks)
