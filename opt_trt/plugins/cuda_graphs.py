@@ -40,6 +40,14 @@ def capture(run: Callable[[], Result], pool: Any = None) -> Captured[Result]:
     return Captured(graph, result)
 
 
+def put(work: Callable[[], object]) -> torch.cuda.Event:
+    """Launch work behind what was launched before; the event is when the GPU has done it."""
+    work()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
 def event_us(run: Callable[[], object]) -> float:
     """The time from the begin of `run` to its end on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -23,12 +23,14 @@ from opt_trt.convert import convert
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda_buckets import Bound, bounds_for
+from opt_trt.plugins.cuda_graphs import put
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import padded
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import Choice, Tactic
 from opt_trt.plugins.tune import gemm_problems
 from tests.triton._problems import on_gpu
+from tests.unit._cuda_engine import AtOnce, Rerun
 
 
 class Eager:
@@ -42,19 +44,6 @@ class Eager:
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         self.runs += 1
         return self._module(*tree_unflatten(inputs, self._tree))
-
-
-class Rerun:
-    """Stands for a captured graph: computes anew from the same inputs, into the same memory."""
-
-    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
-        self._run = run
-        self.result = torch.full_like(run(), torch.nan)
-        self.replays = 0
-
-    def replay(self) -> None:
-        self.replays += 1
-        self.result.copy_(self._run())
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,9 @@ def uncompiled(
         return captured[-1]
 
     parts = weighted_parts(programs, weights, config, 0)
-    return Uncompiled(CudaDecoder(config, parts, context, capture), programs, captured)
+    return Uncompiled(
+        CudaDecoder(config, parts, context, capture, put if device == "cuda" else AtOnce()), programs, captured
+    )
 
 
 def fixed_plan(checkpoint: Checkpoint, limits) -> Plan:

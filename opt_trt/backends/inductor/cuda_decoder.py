@@ -13,7 +13,9 @@ import torch
 
 from opt_trt.backends.engine import EngineConfig, check_gpu, check_rank
 from opt_trt.backends.gpu import visible_gpu
+from opt_trt.backends.inductor.ahead import Ahead
 from opt_trt.backends.inductor.decoder import CompiledDecoder
+from opt_trt.backends.inductor.launch import Launch, Put
 from opt_trt.backends.inductor.parts import Parts, Runnable, load_parts
 from opt_trt.backends.inductor.rank_logits import RankLogits
 from opt_trt.backends.inductor.step_buffers import StepBuffers
@@ -21,7 +23,7 @@ from opt_trt.backends.inductor.variants import CONTEXT, HALF_CONTEXT, Variants, 
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.cuda_graphs import capture
+from opt_trt.plugins.cuda_graphs import capture, put
 from opt_trt.runtime.block_pool import blocks_for
 from opt_trt.step import StepInputs, StepOutputs
 
@@ -45,46 +47,61 @@ Capture = Callable[[Callable[[], torch.Tensor]], Replayable]
 class CudaDecoder(CompiledDecoder):
     """`Decoder` of one GPU. The KV cache must lie on it, and be the same one from step to step.
 
-    Greedy steps bring a logit and a token a sequence back, others whole logits.
+    Greedy steps bring a logit and a token a sequence back, others whole logits. While the session looks at the tokens
+    of a greedy step, the GPU computes the next one, see `Ahead`.
     """
 
-    def __init__(self, config: EngineConfig, parts: Parts, context: str, captured: Capture) -> None:
+    def __init__(self, config: EngineConfig, parts: Parts, context: str, captured: Capture, put: Put) -> None:
         """`context` is the phase, CONTEXT or HALF_CONTEXT, that prompts are computed in."""
         super().__init__(config, parts)
         model = config.pretrained_config
         self._device = parts.head[-1].device
-        self.spec = replace(self.spec, device=self._device.type)
+        self.spec = replace(self.spec, device=self._device.type, begins_early=True)
         self._logits = RankLogits(model.mapping, 0, model.vocab_size, ReferenceOps(), is_local=False)
         self._variants, self._context = Variants.of(model, config.build_config), context
         self._width = blocks_for(self.spec.max_seq_len, self.spec.tokens_per_block)
-        self._capture = captured
+        self._capture, self._put = captured, put
         self._buffers: dict[int, StepBuffers] = {}  # by sequences
         self._graphs: dict[tuple[int, bool], Replayable] = {}  # by sequences, and whether the step is greedy
         self._captured_cache: ReferenceType[torch.Tensor] | None = None  # its first layer
+        self._ahead = Ahead(self.spec)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`."""
-        rows = replayed_rows(inputs)
-        if rows is not None:
-            joined = self._replayed(rows, inputs, kv_cache)[: len(inputs.kv_lens)]
-            return self._logits.outputs(joined.cpu(), inputs, None)
-        inputs = moved(inputs, self._device)
-        x = self._loop(self._embed(inputs), inputs, kv_cache)
-        hidden = self._hidden(x, inputs)
-        joined = self._joined(x, inputs).cpu()
-        return self._logits.outputs(joined, inputs, None if hidden is None else hidden.cpu())
+        joined, hidden = self._ahead.step(inputs, kv_cache, self._launch)
+        return self._logits.outputs(joined, inputs, hidden)
 
-    def _replayed(self, rows: int, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What `RankLogits.join` gives of a step, and of the rows that fill it up."""
+    def _launch(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], before: Launch | None = None) -> Launch:
+        """Give the GPU a step; its ids are rows of what the step before has chosen, if that is given."""
+        rows = replayed_rows(inputs)
+        if rows is None:
+            assert before is None, "only captured steps take their tokens from the step before"
+            return Launch(lambda: self._launched(moved(inputs, self._device), kv_cache), inputs, self._put)
+        if rows not in self._buffers:
+            self._buffers[rows] = StepBuffers(rows, self._width, self._device)
+        packed = self._buffers[rows].packed(inputs)
+
+        def replay() -> tuple[torch.Tensor, None]:
+            self._buffers[rows].load(packed, None if before is None else before.chosen)
+            return self._replayed(rows, inputs.greedy, kv_cache), None
+
+        return Launch(replay, inputs, self._put)
+
+    def _launched(
+        self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `RankLogits.join` gives of a step, and hidden states."""
+        x = self._loop(self._embed(inputs), inputs, kv_cache)
+        return self._joined(x, inputs), self._hidden(x, inputs)
+
+    def _replayed(self, rows: int, greedy: bool, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What `RankLogits.join` gives of the step in the buffers, and of the rows that fill it up."""
         if self._captured_cache is None or self._captured_cache() is not kv_cache[0]:
             self._graphs.clear()
             self._captured_cache = ref(kv_cache[0])  # the session may free it
-        buffers = self._buffers.get(rows) or StepBuffers(rows, self._width, self._device.type)
-        self._buffers[rows] = buffers
-        buffers.fill(inputs)
-        key = (rows, inputs.greedy)
+        key = (rows, greedy)
         if key not in self._graphs:
-            fixed = replace(buffers.inputs, greedy=inputs.greedy)
+            fixed = replace(self._buffers[rows].inputs, greedy=greedy)
             self._graphs[key] = self._capture(lambda: self._whole(fixed, kv_cache))
         self._graphs[key].replay()
         return self._graphs[key].result
@@ -100,10 +117,14 @@ class CudaDecoder(CompiledDecoder):
 
 
 def moved(inputs: StepInputs, device: torch.device) -> StepInputs:
-    """The same step in the memory of a device."""
+    """The same step in the memory of a device; nobody waits for what a GPU has to do before."""
     values: dict[str, Any] = {f.name: getattr(inputs, f.name) for f in fields(inputs)}
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    return StepInputs(**(values | {name: tensor.to(device) for name, tensor in tensors.items()}))
+    there = {
+        name: tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        for name, tensor in tensors.items()
+    }
+    return StepInputs(**(values | there))
 
 
 def context_phase(config: EngineConfig, options: RuntimeOptions) -> str:
@@ -131,4 +152,4 @@ def open_cuda_decoder(engine_dir: Path, config: EngineConfig, options: RuntimeOp
             "end what else runs there, or convert with --use_weight_only and build again"
         ) from error
     shared = torch.cuda.graph_pool_handle()  # no two of the graphs are ever replayed together
-    return CudaDecoder(config, parts, context_phase(config, options), functools.partial(capture, pool=shared))
+    return CudaDecoder(config, parts, context_phase(config, options), functools.partial(capture, pool=shared), put)

@@ -1,0 +1,84 @@
+"""Which step comes next: guessed while one runs, so that it can begin before the session asks for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import torch
+
+from opt_trt.backends.inductor.variants import replayed_rows
+from opt_trt.step import DecoderSpec, StepInputs
+
+LOOKED_BACK = 16  # guesses
+MOST_MISSES = 1  # of them; with more, steps begun for nothing may cost more than the others save
+
+
+def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
+    """The step in which each sequence brings the token this one chooses for it; its ids are rows of this one's tokens.
+
+    None if a token is not chosen for each, or has no place: the session gives a sequence its next block before it is
+    needed where it can. None, too, if that step is not one that is captured.
+    """
+    if not inputs.greedy or not _all_end(inputs):
+        return None
+    positions, size = inputs.kv_lens.long(), spec.tokens_per_block
+    places, offsets = positions // size, positions % size
+    if int(positions.max()) >= spec.max_seq_len or int(places.max()) >= inputs.block_tables.shape[1]:
+        return None
+    blocks = inputs.block_tables.gather(1, places.unsqueeze(1)).squeeze(1)
+    if bool(((blocks == 0) & (offsets == 0)).any()):  # what a table ends with, and perhaps block 0
+        return None
+    rows = torch.arange(len(positions) + 1)
+    step = replace(
+        inputs, input_ids=rows[:-1], position_ids=positions, slot_mapping=blocks * size + offsets,
+        query_start=rows.int(), kv_lens=inputs.kv_lens + 1, last_token_ids=rows[:-1],
+    )  # fmt: skip
+    return step if replayed_rows(step) is not None else None
+
+
+def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> torch.Tensor | None:
+    """The row of each sequence of a step in the one that was begun, int64 `[S]`; None if one is not there as it is.
+
+    A row is what its KV cache, its place there and its token make it. Whose it is does not matter.
+    """
+    if replayed_rows(asked) is None or asked.greedy != begun.greedy:
+        return None
+    slots, order = begun.slot_mapping.sort()
+    found = torch.searchsorted(slots, asked.slot_mapping).clamp(max=len(slots) - 1)
+    rows = order[found]
+    width = -(-int(asked.kv_lens.max()) // tokens_per_block)
+    if width > begun.block_tables.shape[1]:
+        return None
+    is_read = torch.arange(width) * tokens_per_block < asked.kv_lens.unsqueeze(1)
+    tables_differ = asked.block_tables[:, :width] != begun.block_tables[rows, :width]
+    differ = (
+        (asked.slot_mapping != begun.slot_mapping[rows])
+        | (asked.input_ids != begun.input_ids[rows])
+        | (asked.position_ids != begun.position_ids[rows])
+        | (asked.kv_lens != begun.kv_lens[rows])
+        | (tables_differ & is_read).any(1)
+    )
+    return None if bool(differ.any()) else rows
+
+
+class Foresight:
+    """How well the next steps were guessed of late."""
+
+    def __init__(self) -> None:
+        self._missed: deque[bool] = deque(maxlen=LOOKED_BACK)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether to act on the next guess."""
+        return sum(self._missed) <= MOST_MISSES
+
+    def learn(self, missed: bool) -> None:
+        """Take down how a guess turned out, whether anybody acted on it or not."""
+        self._missed.append(missed)
+
+
+def _all_end(inputs: StepInputs) -> bool:
+    """Whether the last token of every sequence, and no other, is asked for."""
+    ends = inputs.query_start[1:]
+    return len(inputs.last_token_ids) == len(ends) and bool((inputs.last_token_ids == ends - 1).all())
