@@ -27,6 +27,14 @@ class StepInputs:
     last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
     hidden_token_ids: torch.Tensor | None = None  # int64 [M], of those whose hidden states are; None for none
     greedy: bool = False  # of the wanted logits only the largest of each row matters
+    # Of the wanted logits only a token drawn from each row matters, and whether the largest is a number. fp64 [L, 6]:
+    # temperature, top_k (0: all), top_p, min_p, and numbers from [0, 1) for this token and, if it is known, the next.
+    draws: torch.Tensor | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether nothing but a token of each row matters."""
+        return self.greedy or self.draws is not None
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,9 @@ class StepOutputs:
 
     logits: torch.Tensor  # fp32 [L, V]; of the tokens `token_ids` alone where these are given
     hidden: torch.Tensor | None = None  # fp32 [M, E], None if none were
-    token_ids: torch.Tensor | None = None  # int64 [L, C], ascending in each row: a greedy step may answer with few
+    # int64 [L, C], ascending in each row: a greedy step may answer with few, one that draws with the one drawn. Where
+    # there is one in each row, it is chosen, and its logit is the largest.
+    token_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class DecoderSpec:
     end_id: int
     pad_id: int
     device: str = "cpu"  # where the decoder computes and its KV cache lies; or "cuda"
+    draws: bool = False  # it takes `StepInputs.draws`
     begins_early: bool = False  # it begins steps before they are asked for, where sequences have the blocks for them
 
     def kv_block_bytes(self) -> int:

@@ -16,7 +16,7 @@ from opt_trt.runtime.contrastive import ContrastiveSearch
 from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.plan import Plan
 from opt_trt.runtime.request import Result, TokenEvent
-from opt_trt.runtime.sampling import choose
+from opt_trt.runtime.sampling import accept_choice, choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import TokenSequence
 
@@ -55,7 +55,7 @@ class Generation:
 
     def _step(self) -> Sequence[TokenSequence]:
         chunks = self._scheduler.schedule()
-        plan = Plan(step_inputs(chunks, self._executor.spec.tokens_per_block), self._copies)
+        plan = Plan(step_inputs(chunks, self._executor.spec), self._copies)
         self._copies = []
         outputs = self._executor.run(plan)
         self._scheduler.advance(chunks)
@@ -91,9 +91,12 @@ class Generation:
 
 def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence], token_ids: torch.Tensor | None) -> None:
     """Give each sequence the token its row of fp32 `[S, V]` chooses; `[S, C]` are those of `token_ids` alone."""
-    newest_ids = choose(logits, sequences)
-    if token_ids is not None:
-        newest_ids = token_ids.gather(1, newest_ids.unsqueeze(1)).squeeze(1)
+    if token_ids is None:
+        newest_ids = choose(logits, sequences)
+    elif token_ids.shape[1] == 1:
+        newest_ids = accept_choice(logits, token_ids, sequences)
+    else:
+        newest_ids = token_ids.gather(1, choose(logits, sequences).unsqueeze(1)).squeeze(1)
     log_probs.record(logits, newest_ids, sequences)
     for row, (sequence, token_id) in enumerate(zip(sequences, newest_ids.tolist(), strict=True)):
         if sequence.error is not None:

@@ -47,8 +47,8 @@ Capture = Callable[[Callable[[], torch.Tensor]], Replayable]
 class CudaDecoder(CompiledDecoder):
     """`Decoder` of one GPU. The KV cache must lie on it, and be the same one from step to step.
 
-    Greedy steps bring a logit and a token a sequence back, others whole logits. While the session looks at the tokens
-    of a greedy step, the GPU computes the next one, see `Ahead`.
+    Steps that choose bring a logit and a token a sequence back, others whole logits. While the session looks at the
+    tokens of such a step, the GPU computes the next one, see `Ahead`.
     """
 
     def __init__(self, config: EngineConfig, parts: Parts, context: str, captured: Capture, put: Put) -> None:
@@ -56,13 +56,13 @@ class CudaDecoder(CompiledDecoder):
         super().__init__(config, parts)
         model = config.pretrained_config
         self._device = parts.head[-1].device
-        self.spec = replace(self.spec, device=self._device.type, begins_early=True)
+        self.spec = replace(self.spec, device=self._device.type, draws=True, begins_early=True)
         self._logits = RankLogits(model.mapping, 0, model.vocab_size, ReferenceOps(), is_local=False)
         self._variants, self._context = Variants.of(model, config.build_config), context
         self._width = blocks_for(self.spec.max_seq_len, self.spec.tokens_per_block)
         self._capture, self._put = captured, put
         self._buffers: dict[int, StepBuffers] = {}  # by sequences
-        self._graphs: dict[tuple[int, bool], Replayable] = {}  # by sequences, and whether the step is greedy
+        self._graphs: dict[tuple[int, bool, bool], Replayable] = {}  # by sequences; is it greedy, does it draw
         self._captured_cache: ReferenceType[torch.Tensor] | None = None  # its first layer
         self._ahead = Ahead(self.spec)
 
@@ -83,7 +83,7 @@ class CudaDecoder(CompiledDecoder):
 
         def replay() -> tuple[torch.Tensor, None]:
             self._buffers[rows].load(packed, None if before is None else before.chosen)
-            return self._replayed(rows, inputs.greedy, kv_cache), None
+            return self._replayed(rows, inputs, kv_cache), None
 
         return Launch(replay, inputs, self._put)
 
@@ -94,14 +94,16 @@ class CudaDecoder(CompiledDecoder):
         x = self._loop(self._embed(inputs), inputs, kv_cache)
         return self._joined(x, inputs), self._hidden(x, inputs)
 
-    def _replayed(self, rows: int, greedy: bool, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _replayed(self, rows: int, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
         """What `RankLogits.join` gives of the step in the buffers, and of the rows that fill it up."""
         if self._captured_cache is None or self._captured_cache() is not kv_cache[0]:
             self._graphs.clear()
             self._captured_cache = ref(kv_cache[0])  # the session may free it
-        key = (rows, greedy)
+        draws = inputs.draws is not None
+        key = (rows, inputs.greedy, draws)
         if key not in self._graphs:
-            fixed = replace(self._buffers[rows].inputs, greedy=greedy)
+            there = self._buffers[rows].inputs
+            fixed = replace(there, greedy=inputs.greedy, draws=there.draws if draws else None)
             self._graphs[key] = self._capture(lambda: self._whole(fixed, kv_cache))
         self._graphs[key].replay()
         return self._graphs[key].result

@@ -11,6 +11,7 @@ from opt_trt.backends.inductor.variants import replayed_rows
 from opt_trt.step import DecoderSpec, StepInputs
 
 LOOKED_BACK = 16  # guesses
+NEXT = 5  # column of `StepInputs.draws` with numbers for the next tokens
 MOST_MISSES = 1  # of them; with more, steps begun for nothing may cost more than the others save
 
 
@@ -20,7 +21,7 @@ def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
     None if a token is not chosen for each, or has no place: the session gives a sequence its next block before it is
     needed where it can. None, too, if that step is not one that is captured.
     """
-    if not inputs.greedy or not _all_end(inputs):
+    if not inputs.chooses or not _all_end(inputs):
         return None
     positions, size = inputs.kv_lens.long(), spec.tokens_per_block
     places, offsets = positions // size, positions % size
@@ -32,7 +33,7 @@ def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
     rows = torch.arange(len(positions) + 1)
     step = replace(
         inputs, input_ids=rows[:-1], position_ids=positions, slot_mapping=blocks * size + offsets,
-        query_start=rows.int(), kv_lens=inputs.kv_lens + 1, last_token_ids=rows[:-1],
+        query_start=rows.int(), kv_lens=inputs.kv_lens + 1, last_token_ids=rows[:-1], draws=_next_draws(inputs.draws),
     )  # fmt: skip
     return step if replayed_rows(step) is not None else None
 
@@ -42,7 +43,7 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
 
     A row is what its KV cache, its place there and its token make it. Whose it is does not matter.
     """
-    if replayed_rows(asked) is None or asked.greedy != begun.greedy:
+    if replayed_rows(asked) is None or _choice(asked) != _choice(begun):
         return None
     slots, order = begun.slot_mapping.sort()
     found = torch.searchsorted(slots, asked.slot_mapping).clamp(max=len(slots) - 1)
@@ -59,6 +60,8 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
         | (asked.kv_lens != begun.kv_lens[rows])
         | (tables_differ & is_read).any(1)
     )
+    if asked.draws is not None and begun.draws is not None:
+        differ |= (asked.draws[:, :NEXT] != begun.draws[rows, :NEXT]).any(1)
     return None if bool(differ.any()) else rows
 
 
@@ -76,6 +79,15 @@ class Foresight:
     def learn(self, missed: bool) -> None:
         """Take down how a guess turned out, whether anybody acted on it or not."""
         self._missed.append(missed)
+
+
+def _next_draws(draws: torch.Tensor | None) -> torch.Tensor | None:
+    """The same rules, with the number for the next token; the one behind it is not known yet."""
+    return None if draws is None else torch.cat((draws[:, : NEXT - 1], draws[:, NEXT:], draws[:, NEXT:]), 1)
+
+
+def _choice(inputs: StepInputs) -> tuple[bool, bool]:
+    return inputs.greedy, inputs.draws is not None
 
 
 def _all_end(inputs: StepInputs) -> bool:

@@ -50,6 +50,6 @@ class Launch:
     def _work(self, compute: Compute, inputs: StepInputs) -> None:
         joined, self._hidden = compute()
         self._joined = joined[: len(inputs.last_token_ids)]
-        if inputs.greedy:
+        if inputs.chooses:
             arrived = torch.empty(self._joined.shape, pin_memory=self._joined.device.type != "cpu")
             self._arrived = arrived.copy_(self._joined, non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from opt_trt.backends.inductor.device_sampling import drawn
 from opt_trt.mapping import Mapping
 from opt_trt.ops import Ops
 from opt_trt.runtime.largest import largest_there
@@ -14,7 +15,8 @@ class RankLogits:
     """What a tensor-parallel rank does with its part of the logits, fp32 `[L, ceil(V / tp)]`; all do so together.
 
     Between ranks and devices, outputs are one fp32 tensor `[L, width]`. Of a greedy step it has a logit and its token,
-    an integer that fp32 holds exactly, for each rank: 8 bytes a row and rank, whatever the vocabulary.
+    an integer that fp32 holds exactly, for each rank: 8 bytes a row and rank, whatever the vocabulary. So it has of one
+    that draws, with the largest logit and the token drawn.
     """
 
     def __init__(self, mapping: Mapping, rank: int, vocab_size: int, ops: Ops, *, is_local: bool = True) -> None:
@@ -30,7 +32,7 @@ class RankLogits:
 
     def join(self, part: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         """What is passed on of this rank's part and all others: `[L, width]`."""
-        own = self._largest(part) if self._reduces(inputs) else part
+        own = self._chosen(part, inputs) if self._reduces(inputs) else part
         return self._ops.all_gather(own, self.width(inputs)) if self._tp_size > 1 else own
 
     def outputs(self, joined: torch.Tensor, inputs: StepInputs, hidden: torch.Tensor | None) -> StepOutputs:
@@ -40,10 +42,13 @@ class RankLogits:
         logits, token_ids = joined.view(-1, self._tp_size, 2).unbind(-1)
         return StepOutputs(logits, hidden, token_ids.long())
 
-    def _largest(self, part: torch.Tensor) -> torch.Tensor:
+    def _chosen(self, part: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         part[:, max(0, self._vocab_size - self._first) :] = -torch.inf  # padding, which the last ranks have
         best, places = largest_there(part)
+        if inputs.draws is not None:
+            assert self._tp_size == 1, "a rank sees a part of the vocabulary"
+            places = drawn(part, inputs.draws)
         return torch.stack((best, (places + self._first).float()), 1)
 
     def _reduces(self, inputs: StepInputs) -> bool:
-        return inputs.greedy and self._travel
+        return inputs.chooses and self._travel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from opt_trt.runtime.batch import LARGEST
 from opt_trt.step import StepInputs
 
 ALIGNED = 2  # int64 words: compiled programs copy what does not begin at 16 bytes
@@ -18,19 +19,20 @@ class StepBuffers:
     """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        counts = [rows] * 3 + [_words(rows), _words(rows * width)]
+        counts = [rows] * 3 + [rows * len(LARGEST), _words(rows), _words(rows * width)]
         self._sizes = [-(-count // ALIGNED) * ALIGNED for count in counts]
         self._shape = (rows, width)
         self._is_pinned = device.type != "cpu"
         self._memory = torch.zeros(sum(self._sizes), dtype=torch.int64, device=device)
-        ids, positions, slots, lens, tables = self._cut(self._memory)
+        ids, positions, slots, draws, lens, tables = self._cut(self._memory)
         starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        self.inputs = StepInputs(ids, positions, slots, starts, lens, tables, torch.arange(rows, device=device))
+        last = torch.arange(rows, device=device)
+        self.inputs = StepInputs(ids, positions, slots, starts, lens, tables, last, draws=draws)
 
     def packed(self, inputs: StepInputs) -> torch.Tensor:
         """A step as `load` takes it: memory of the host that is its own, for copies from it may be waiting."""
         memory = torch.zeros(sum(self._sizes), dtype=torch.int64, pin_memory=self._is_pinned)
-        ids, positions, slots, lens, tables = self._cut(memory)
+        ids, positions, slots, draws, lens, tables = self._cut(memory)
         count, width = inputs.block_tables.shape
         for buffer, values, rest in (
             (ids, inputs.input_ids, 0),
@@ -40,6 +42,9 @@ class StepBuffers:
         ):
             buffer[:count] = values
             buffer[count:] = rest
+        if inputs.draws is not None:
+            draws[:count] = inputs.draws
+            draws[count:] = torch.tensor(LARGEST)
         tables[:count, :width] = inputs.block_tables  # what lies beyond is not read
         return memory
 
@@ -50,11 +55,12 @@ class StepBuffers:
             self.inputs.input_ids.copy_(chosen[self.inputs.input_ids])
 
     def _cut(self, memory: torch.Tensor) -> list[torch.Tensor]:
-        """Token ids, positions and slots, int64; lengths [rows] and block tables [rows, width], int32."""
+        """Token ids, positions and slots, int64; draws; lengths [rows] and block tables [rows, width], int32."""
         rows, width = self._shape
-        *long, lens, tables = memory.split_with_sizes(self._sizes)
+        *long, draws, lens, tables = memory.split_with_sizes(self._sizes)
+        rules = draws.view(torch.float64)[: rows * len(LARGEST)].view(rows, len(LARGEST))
         short = tables.view(torch.int32)[: rows * width].view(rows, width)
-        return [*(part[:rows] for part in long), lens.view(torch.int32)[:rows], short]
+        return [*(part[:rows] for part in long), rules, lens.view(torch.int32)[:rows], short]
 
 
 def _words(numbers: int) -> int:
