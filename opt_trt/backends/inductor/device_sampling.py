@@ -15,8 +15,8 @@ def drawn(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     The one the session would draw of whole logits, where neither rounding nor a tie at the edge of `top_p` decides. Of
     a row with a NaN it is any.
     """
-    parts = zip(logits.split(ROWS_AT_ONCE), draws.split(ROWS_AT_ONCE), strict=True)
-    token_ids = [draw_rows(filtered(part, rules), rules[:, 4:5]) for part, rules in parts]
+    parts = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(logits), ROWS_AT_ONCE)]
+    token_ids = [draw_rows(filtered(logits[part], draws[part]), draws[part, 4:5]) for part in parts]
     return torch.cat(token_ids).clamp(max=logits.shape[1] - 1)
 
 
@@ -26,10 +26,10 @@ def filtered(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     vocab_size = logits.shape[1]
     logits = logits / temperature.float()
     ascending, token_ids = logits.sort()
-    count = torch.where(top_k == 0, vocab_size, top_k).clamp(max=vocab_size).long()
+    count = top_k.masked_fill(top_k == 0, vocab_size).clamp(max=vocab_size).long()
     least = ascending.gather(1, vocab_size - count)
     probabilities = ascending.masked_fill(ascending < least, -torch.inf).softmax(-1)
     drop = probabilities.cumsum(-1) <= (1 - top_p).float()
     drop |= probabilities < min_p.float() * probabilities[:, -1:]
-    drop[:, -1] = False
+    drop[:, -1].fill_(False)  # an assignment would make the number a tensor first
     return logits.masked_fill(drop.scatter(1, token_ids, drop), -torch.inf)

@@ -43,7 +43,7 @@ class RankLogits:
         return StepOutputs(logits, hidden, token_ids.long())
 
     def _chosen(self, part: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
-        part[:, max(0, self._vocab_size - self._first) :] = -torch.inf  # padding, which the last ranks have
+        part[:, max(0, self._vocab_size - self._first) :].fill_(-torch.inf)  # padding, which the last ranks have
         best, places = largest_there(part)
         if inputs.draws is not None:
             assert self._tp_size == 1, "a rank sees a part of the vocabulary"
