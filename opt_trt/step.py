@@ -30,6 +30,7 @@ class StepInputs:
     # Of the wanted logits only a token drawn from each row matters, and whether the largest is a number. fp64 [L, 6]:
     # temperature, top_k (0: all), top_p, min_p, and numbers from [0, 1) for this token and, if it is known, the next.
     draws: torch.Tensor | None = None
+    goes_on: bool = False  # the next step should be one of the same sequences, those that end left out
 
     @property
     def chooses(self) -> bool:

@@ -14,7 +14,7 @@ DTYPES = {"q": torch.int64, "i": torch.int32, "d": torch.float64}  # by the type
 LARGEST = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # as a row of `StepInputs.draws`: the first of the largest logits
 
 
-def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec) -> StepInputs:
+def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec, goes_on: bool = False) -> StepInputs:
     """Pack chunks in their order; see `StepInputs` for shapes. The logits wanted are those of `num_logits`."""
     tokens_per_block = spec.tokens_per_block
     ids, positions, slots = array("q"), array("q"), array("q")
@@ -39,6 +39,7 @@ def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec) -> StepInputs:
         hidden_token_ids=_hidden(chunks, query_start),
         greedy=greedy,
         draws=_draws(chunks) if spec.draws and not greedy else None,
+        goes_on=goes_on,
     )
 
 

@@ -54,8 +54,9 @@ class Generation:
             raise
 
     def _step(self) -> Sequence[TokenSequence]:
-        chunks = self._scheduler.schedule()
-        plan = Plan(step_inputs(chunks, self._executor.spec), self._copies)
+        chunks, spec = self._scheduler.schedule(), self._executor.spec
+        goes_on = spec.begins_early and self._scheduler.goes_on(chunks)
+        plan = Plan(step_inputs(chunks, spec, goes_on), self._copies)
         self._copies = []
         outputs = self._executor.run(plan)
         self._scheduler.advance(chunks)

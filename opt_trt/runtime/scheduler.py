@@ -65,6 +65,11 @@ class Scheduler:
                 self._look_ahead(chunk)
         return chunks
 
+    def goes_on(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether the next step is one of the same sequences, as far as can be known: nobody takes the place of one."""
+        final = sum(chunk.is_final for chunk in chunks)
+        return final == 0 or (final < len(chunks) and not self._waiting)
+
     def advance(self, chunks: Sequence[Chunk]) -> None:
         """The tokens of a step are in the KV cache now."""
         block = self.limits.tokens_per_block
@@ -191,10 +196,10 @@ class Scheduler:
 
         A search's rows go on from blocks they share.
         """
-        sequence, end = chunk.sequence, chunk.end + 1
-        if not chunk.is_last or sequence.leader or sequence.num_rows > 1 or end >= sequence.request.max_tokens:
+        sequence = chunk.sequence
+        if not chunk.is_last or chunk.is_final or sequence.leader or sequence.num_rows > 1:
             return
-        missing = blocks_for(end, self.limits.tokens_per_block) - len(sequence.blocks)
+        missing = blocks_for(chunk.end + 1, self.limits.tokens_per_block) - len(sequence.blocks)
         if missing > 0 and (sequence.reserved or self._pool.num_free > self._promised()):
             sequence.blocks += self._pool.take(missing)
 

@@ -118,6 +118,11 @@ class Chunk:
         return self.end - self.start
 
     @property
+    def is_final(self) -> bool:
+        """Whether the token that comes after it is the last one asked for."""
+        return self.is_last and self.end + 1 >= self.sequence.request.max_tokens
+
+    @property
     def has_hidden(self) -> bool:
         """Whether the hidden states of every token are wanted."""
         return self.sequence.request.sampling.penalty_alpha > 0

@@ -42,7 +42,7 @@ def test_the_next_step_is_launched_before_anybody_waits_for_the_last_one():
         "put 0", "put 1", "wait 0", "done 0",  # the prompt; its token's step
         "put 2", "wait 1", "done 1",
         "put 3", "wait 2", "done 2",
-        "put 4", "wait 3", "done 3",  # the last token; that nobody goes on from it the decoder cannot know
+        "wait 3", "done 3",  # the last token
     ]  # fmt: skip
 
 
@@ -52,18 +52,18 @@ def test_every_step_but_the_first_was_begun_and_no_step_is_computed_twice():
     decoder = sum_decoder(AtOnce(), captured)
     results = session_of(decoder).generate(requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
-    assert [one.replays for one in captured] == [9]  # one of them for nothing, at the end
+    assert [one.replays for one in captured] == [8]
     assert list(guesses(decoder)) == [False] * 8
 
 
 def test_sequences_that_end_leave_the_others_their_step():
     queue, captured = Later(), []
-    requests = [Request((n,), tokens) for n, tokens in ((1, 3), (2, 9), (3, 4), (4, 9))]
+    requests = [Request((n,), tokens) for n, tokens in ((1, 3), (2, 9), (3, 5), (4, 9))]
     decoder = sum_decoder(queue, captured)
     results = session_of(decoder).generate(requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
     assert not any(guesses(decoder)) and queue.told.count("wait 8") == 1
-    assert [one.replays for one in captured] == [4, 5]  # of four sequences, then of two; nothing computed anew
+    assert [one.replays for one in captured] == [6, 3]  # of four and three, then of two; none is computed anew
 
 
 @CALM
@@ -173,7 +173,7 @@ def generating(lens: list[int], tables: list[list[int]], **changes) -> StepInput
         "input_ids": torch.arange(count) + 5, "position_ids": positions,
         "slot_mapping": blocks.gather(1, positions[:, None] // 4)[:, 0] * 4 + positions % 4,
         "query_start": torch.arange(count + 1).int(), "kv_lens": lengths.int(), "block_tables": blocks,
-        "last_token_ids": torch.arange(count), "greedy": True,
+        "last_token_ids": torch.arange(count), "greedy": True, "goes_on": True,
     }  # fmt: skip
     return StepInputs(**(values | changes))
 
@@ -195,6 +195,7 @@ def test_the_next_step_is_one_token_further():
     [
         generating([4], [[3]]),  # no block for it
         generating([4, 2], [[3, 0], [5, 6]]),  # a table's padding is no block
+        generating([3], [[3]], goes_on=False),  # the session knows better
         generating([24], [[3, 4, 5, 6, 7, 8, 9]]),  # beyond the longest sequence
         generating([3], [[3]], greedy=False),
         generating(
@@ -243,11 +244,19 @@ def test_guesses_that_miss_are_not_acted_on_until_they_hold_again():
 
 
 def test_where_guesses_miss_steps_are_begun_no_more():
-    """Every other step a prompt comes."""
+    """After two new tokens an end nobody could foresee, and the next prompt."""
     captured: list[Rerun] = []
     decoder = sum_decoder(AtOnce(), captured)
     of = session_of(decoder)
     for _ in range(12):
-        assert of.generate([Request((1, 3), 2)])[0].output_ids == (4, 8)
+        assert of.generate([Request((1, 3), 9, end_id=8)])[0].output_ids == (4, 8)
     assert [one.replays for one in captured] == [12 + 2]
-    assert sum(guesses(decoder)) > 2
+    assert list(guesses(decoder))[-4:] == [True, False, True, False]
+
+
+def test_where_somebody_takes_the_place_of_who_ends_no_step_is_begun_in_vain():
+    """Six requests of three or four tokens, two at a time."""
+    decoder = sum_decoder(AtOnce(), max_batch_size=2)
+    requests = [Request((n,), 3 + n % 2) for n in range(6)]
+    assert [r.output_ids for r in session_of(decoder).generate(requests)] == [expected(r) for r in requests]
+    assert not any(guesses(decoder))

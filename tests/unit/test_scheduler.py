@@ -145,6 +145,16 @@ def test_nobody_goes_without_for_a_block_that_is_not_needed_yet() -> None:
     assert (half.blocks, whole.blocks) == ((0, 1), (2, 3))  # the last one is promised to the first sequence
 
 
+def test_the_next_step_is_foreseen_unless_somebody_takes_a_place() -> None:
+    of = scheduler(sequence(0, 1, 3), sequence(1, 1, 2), sequence(2, 1, 2), limits=(2, 64))
+    foreseen = []
+    while chunks := of.schedule():
+        foreseen.append(of.goes_on(chunks))
+        finish_step(of, chunks)
+    # Two generate; the second ends and the third comes; the first ends; the last one does.
+    assert foreseen == [True, False, True, False]
+
+
 def test_a_sequence_without_room_for_its_last_token_waits() -> None:
     of = scheduler(sequence(0, 4), sequence(1, 5), pool=BlockPool(4))
     assert joined(of) == [0]

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from opt_trt.backends.inductor.variants import replayed_rows
+from opt_trt.backends.inductor.variants import is_generation, replayed_rows
 from opt_trt.step import DecoderSpec, StepInputs
 
 LOOKED_BACK = 16  # guesses
+COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # of a row; its position follows from its length
 NEXT = 5  # column of `StepInputs.draws` with numbers for the next tokens
 MOST_MISSES = 1  # of them; with more, steps begun for nothing may cost more than the others save
 
@@ -18,17 +19,17 @@ MOST_MISSES = 1  # of them; with more, steps begun for nothing may cost more tha
 def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
     """The step in which each sequence brings the token this one chooses for it; its ids are rows of this one's tokens.
 
-    None if a token is not chosen for each, or has no place: the session gives a sequence its next block before it is
-    needed where it can. None, too, if that step is not one that is captured.
+    None if the session knows better, if a token is not chosen for each, or has no place: a sequence gets its next block
+    before it is needed where that can be. None, too, if that step is not one that is captured.
     """
-    if not inputs.chooses or not _all_end(inputs):
+    if not inputs.goes_on or not inputs.chooses or not _all_end(inputs):
         return None
     positions, size = inputs.kv_lens.long(), spec.tokens_per_block
-    places, offsets = positions // size, positions % size
-    if int(positions.max()) >= spec.max_seq_len or int(places.max()) >= inputs.block_tables.shape[1]:
+    if int(positions.max()) >= min(spec.max_seq_len, inputs.block_tables.shape[1] * size):
         return None
-    blocks = inputs.block_tables.gather(1, places.unsqueeze(1)).squeeze(1)
-    if bool(((blocks == 0) & (offsets == 0)).any()):  # what a table ends with, and perhaps block 0
+    offsets = positions % size
+    blocks = inputs.block_tables.gather(1, (positions // size).unsqueeze(1)).squeeze(1)
+    if not bool((blocks + offsets).all()):  # a block 0 that would begin now is what a table ends with, or may be
         return None
     rows = torch.arange(len(positions) + 1)
     step = replace(
@@ -46,23 +47,16 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
     if replayed_rows(asked) is None or _choice(asked) != _choice(begun):
         return None
     slots, order = begun.slot_mapping.sort()
-    found = torch.searchsorted(slots, asked.slot_mapping).clamp(max=len(slots) - 1)
-    rows = order[found]
-    width = -(-int(asked.kv_lens.max()) // tokens_per_block)
-    if width > begun.block_tables.shape[1]:
-        return None
-    is_read = torch.arange(width) * tokens_per_block < asked.kv_lens.unsqueeze(1)
-    tables_differ = asked.block_tables[:, :width] != begun.block_tables[rows, :width]
-    differ = (
-        (asked.slot_mapping != begun.slot_mapping[rows])
-        | (asked.input_ids != begun.input_ids[rows])
-        | (asked.position_ids != begun.position_ids[rows])
-        | (asked.kv_lens != begun.kv_lens[rows])
-        | (tables_differ & is_read).any(1)
-    )
+    rows = order[torch.searchsorted(slots, asked.slot_mapping).clamp(max=len(slots) - 1)]
+    pairs = [(getattr(begun, name)[rows], getattr(asked, name)) for name in COMPARED]
     if asked.draws is not None and begun.draws is not None:
-        differ |= (asked.draws[:, :NEXT] != begun.draws[rows, :NEXT]).any(1)
-    return None if bool(differ.any()) else rows
+        pairs.append((begun.draws[rows, :NEXT], asked.draws[:, :NEXT]))
+    if not all(torch.equal(guessed, found) for guessed, found in pairs):
+        return None
+    width = -(-int(asked.kv_lens.max()) // tokens_per_block)
+    differ = asked.block_tables[:, :width] != begun.block_tables[rows, :width]
+    is_read = torch.arange(width) * tokens_per_block < asked.kv_lens.unsqueeze(1)
+    return None if bool((differ & is_read).any()) else rows
 
 
 class Foresight:
@@ -92,5 +86,6 @@ def _choice(inputs: StepInputs) -> tuple[bool, bool]:
 
 def _all_end(inputs: StepInputs) -> bool:
     """Whether the last token of every sequence, and no other, is asked for."""
-    ends = inputs.query_start[1:]
-    return len(inputs.last_token_ids) == len(ends) and bool((inputs.last_token_ids == ends - 1).all())
+    if len(inputs.last_token_ids) != len(inputs.kv_lens):
+        return False
+    return is_generation(inputs) or bool((inputs.last_token_ids == inputs.query_start[1:] - 1).all())
