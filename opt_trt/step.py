@@ -13,8 +13,8 @@ import torch
 class StepInputs:
     """One step, packed: the tokens of all sequences one after another, context and generation phases mixed.
 
-    `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is int32 or int64 as noted,
-    contiguous and in the memory of the CPU: a decoder on another device copies it there. A sequence `s` owns tokens
+    `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is contiguous and in memory of
+    the CPU: a decoder on another device copies it there. A sequence `s` owns tokens
     `query_start[s]:query_start[s + 1]`, which are the last ones of the `kv_lens[s]` tokens it has after this step.
     """
 

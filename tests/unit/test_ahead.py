@@ -122,18 +122,6 @@ def test_what_needs_whole_logits_begins_nothing_and_may_run_beside_what_does(sam
     assert tuple(tokens) == expected_output((4, 4), 14)
 
 
-def test_another_cache_is_not_taken_for_the_one_a_step_was_begun_over():
-    captured: list[Rerun] = []
-    decoder = sum_decoder(AtOnce(), captured)
-    request = Request((1, 3), 8)
-    first = session_of(decoder).stream([request])
-    tokens = [next(first).token_id for _ in range(3)]
-    second = session_of(decoder)
-    assert second.generate([request])[0].output_ids == expected(request)
-    tokens += [event.token_id for event in first]
-    assert tuple(tokens) == expected(request)
-
-
 def test_a_closed_session_leaves_a_step_under_way_behind():
     queue = Later()
     decoder = sum_decoder(queue)
@@ -179,6 +167,25 @@ def generating(lens: list[int], tables: list[list[int]], **changes) -> StepInput
 
 
 SPEC = sum_decoder(AtOnce()).spec
+
+
+def cache_of(token: int) -> list[torch.Tensor]:
+    """Of both layers; the token stands everywhere."""
+    layers = [torch.full(SPEC.kv_shape(2), float(token)) for _ in range(2)]
+    for layer in layers:
+        layer[1, 1, 0, :, 0] = torch.arange(4)
+    return layers
+
+
+@pytest.mark.parametrize(("other", "token"), [(1, 14), (2, 13)])
+def test_a_step_is_asked_for_over_a_cache_and_begun_over_the_same(other, token):
+    captured: list[Rerun] = []
+    decoder, first = sum_decoder(AtOnce(), captured), cache_of(1)
+    second = first if other == 1 else cache_of(other)
+    assert decoder.step(generating([3], [[1]]), first).token_ids.tolist() == [[1 + 1 + 5]]
+    asked = generating([4], [[1]], input_ids=torch.tensor([7]))
+    assert decoder.step(asked, second).token_ids.tolist() == [[token]]  # 1 + 1 + 5 + 7, or 2 + 2 + 2 + 7
+    assert len(captured) == other  # over each cache
 
 
 def test_the_next_step_is_one_token_further():

@@ -76,7 +76,7 @@ class CudaDecoder(CompiledDecoder):
         rows = replayed_rows(inputs)
         if rows is None:
             assert before is None, "only captured steps take their tokens from the step before"
-            return Launch(lambda: self._launched(moved(inputs, self._device), kv_cache), inputs, self._put)
+            return Launch(lambda: self._one_by_one(moved(inputs, self._device), kv_cache), inputs, self._put)
         if rows not in self._buffers:
             self._buffers[rows] = StepBuffers(rows, self._width, self._device)
         packed = self._buffers[rows].packed(inputs)
@@ -87,10 +87,10 @@ class CudaDecoder(CompiledDecoder):
 
         return Launch(replay, inputs, self._put)
 
-    def _launched(
+    def _one_by_one(
         self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `RankLogits.join` gives of a step, and hidden states."""
+        """What `RankLogits.join` gives of a step that is not captured, and hidden states."""
         x = self._loop(self._embed(inputs), inputs, kv_cache)
         return self._joined(x, inputs), self._hidden(x, inputs)
 
