@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.block_pool import BlockPool
@@ -143,6 +144,20 @@ def test_nobody_goes_without_for_a_block_that_is_not_needed_yet() -> None:
     of = scheduler(half, whole, pool=BlockPool(5), begins_early=True)
     of.schedule()
     assert (half.blocks, whole.blocks) == ((0, 1), (2, 3))  # the last one is promised to the first sequence
+
+
+def test_rows_of_a_search_get_no_block_they_would_share() -> None:
+    leader = TokenSequence(0, Request((5,) * 4, 8, sampling=SamplingParams(num_beams=2)))
+    of = scheduler(leader, begins_early=True)
+    of.advance(of.schedule())
+    assert leader.blocks == (0,)
+    beams = [leader.fork(), leader.fork()]
+    of.replace([leader], beams)
+    for beam in beams:
+        beam.output_ids += [7, 7, 7, 7]
+        beam.num_cached = 7
+    of.schedule()
+    assert [len(beam.blocks) for beam in beams] == [2, 2]
 
 
 def test_the_next_step_is_foreseen_unless_somebody_takes_a_place() -> None:
