@@ -66,6 +66,11 @@ class TimingCache:
         temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True))
         temporary.replace(path)
 
+    def join(self, path: Path) -> TimingCache:
+        """With what is in a cache file now: of two builds at once the second to end keeps what the first has timed."""
+        found = _read(path) or {} if path.exists() else {}
+        return TimingCache(self.device, self.times | {key: self.times.get(key, {}) | row for key, row in found.items()})
+
     def measure(
         self, problem: str, candidates: Mapping[str, Callable[[], Result]], prepare: Callable[[], Check[Result]]
     ) -> dict[str, float]:
