@@ -34,7 +34,7 @@ from opt_trt.plugins.native import compiler_version, find_compiler
 from opt_trt.quant import nibbles
 
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
-if hasattr(aot_inductor, "enable_line_tables"):  # of newer torch; for profilers, a sixth of a compiler's time
+if hasattr(aot_inductor, "enable_line_tables"):  # of newer torch; for profilers, a tenth of a compiler's time
     COMMON["aot_inductor.enable_line_tables"] = False
 
 
