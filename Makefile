@@ -18,7 +18,7 @@ test: $(VENV)/test.ready
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-trtllm: $(TRTLLM)/test.ready
 	$(TRTLLM)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/trtllm

@@ -33,7 +33,19 @@ class Linear(NamedTuple):
     bias: torch.Tensor | None = None  # fp32 [N]
 
 
-class Ops(Protocol):
+class Collectives(Protocol):
+    """What tensor-parallel ranks do together."""
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of `x` [T, E] over the tensor-parallel ranks: the same bits on each of them."""
+        ...
+
+    def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
+        """Parts [T, n] of all tensor-parallel ranks side by side, in rank order, up to `features` → [T, features]."""
+        ...
+
+
+class Ops(Collectives, Protocol):
     """The operations of an OPT decoder."""
 
     def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,14 +62,6 @@ class Ops(Protocol):
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Normalize the last axis of `x` [T, E]."""
-        ...
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of `x` [T, E] over the tensor-parallel ranks, taken in their order: the same bits on each of them."""
-        ...
-
-    def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """Parts [T, n] of all tensor-parallel ranks side by side, in rank order, up to `features` → [T, features]."""
         ...
 
 

@@ -13,8 +13,8 @@ import torch
 class StepInputs:
     """One step, packed: the tokens of all sequences one after another, context and generation phases mixed.
 
-    `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is int32 or int64 as noted,
-    contiguous and in the memory of the CPU: a decoder on another device copies it there. A sequence `s` owns tokens
+    `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is contiguous and in memory of
+    the CPU: a decoder on another device copies it there. A sequence `s` owns tokens
     `query_start[s]:query_start[s + 1]`, which are the last ones of the `kv_lens[s]` tokens it has after this step.
     """
 
@@ -27,6 +27,15 @@ class StepInputs:
     last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
     hidden_token_ids: torch.Tensor | None = None  # int64 [M], of those whose hidden states are; None for none
     greedy: bool = False  # of the wanted logits only the largest of each row matters
+    # Of the wanted logits only a token drawn from each row matters, and whether the largest is a number. fp64 [L, 6]:
+    # temperature, top_k (0: all), top_p, min_p, and numbers from [0, 1) for this token and, if it is known, the next.
+    draws: torch.Tensor | None = None
+    goes_on: bool = False  # the next step should be one of the same sequences, those that end left out
+
+    @property
+    def chooses(self) -> bool:
+        """Whether nothing but a token of each row matters."""
+        return self.greedy or self.draws is not None
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ class StepOutputs:
 
     logits: torch.Tensor  # fp32 [L, V]; of the tokens `token_ids` alone where these are given
     hidden: torch.Tensor | None = None  # fp32 [M, E], None if none were
-    token_ids: torch.Tensor | None = None  # int64 [L, C], ascending in each row: a greedy step may answer with few
+    # int64 [L, C], ascending in each row: a greedy step may answer with few, one that draws with the one drawn. Where
+    # there is one in each row, it is chosen, and its logit is the largest.
+    token_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,9 @@ class DecoderSpec:
     end_id: int
     pad_id: int
     device: str = "cpu"  # where the decoder computes and its KV cache lies; or "cuda"
+    sharers: int | None = None  # ranks that share the memory there; None: all of this host
+    draws: bool = False  # it takes `StepInputs.draws`
+    begins_early: bool = False  # it begins steps before they are asked for, where sequences have the blocks for them
 
     def kv_block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""

@@ -18,9 +18,17 @@ if not Path("/dev/nvidiactl").exists():  # triton reads this once, when it is fi
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 HERE = Path(__file__).parent
+# Of two workers one makes the largest engines while the other makes none, so nothing is compiled twice; then files of
+# minutes, and those of seconds last, or one worker would end long before the other (with --no-loadscope-reorder).
+ORDER = ("engine/test_readme.py", "triton", "trtllm", "engine", "ranks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m engine` selects tests/engine, and so on."""
+    """`-m engine` selects tests/engine, and so on; the order is that of `ORDER`, everything else comes after."""
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+    items.sort(key=lambda item: _place(item.path.relative_to(HERE)))  # stable: a file's tests stay together
+
+
+def _place(path: Path) -> int:
+    return next((i for i, name in enumerate(ORDER) if path.is_relative_to(name)), len(ORDER))

@@ -72,7 +72,8 @@ class Layer(torch.nn.Module):
         if self.tp_size == 1:
             return self.ops.gemm(site, x, linear, residual)
         assert linear.bias is not None, site
-        return self.ops.all_reduce(self.ops.gemm(site, x, linear._replace(bias=None))) + linear.bias + residual
+        total = self.ops.all_reduce(self.ops.gemm(site, x, linear._replace(bias=None)))
+        return (total + linear.bias + residual).to(residual.dtype)  # the bias is fp32
 
     def _before(self, x: torch.Tensor, norm: Pair) -> torch.Tensor:
         return self.ops.layer_norm(x, *norm, self.epsilon) if self.pre_norm else x

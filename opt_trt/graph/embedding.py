@@ -53,7 +53,7 @@ class VocabularySharded(Embedding):
     def _rows(self, ids: torch.Tensor, table: torch.Tensor, tp_rank: torch.Tensor) -> torch.Tensor:
         row = ids - tp_rank * table.shape[0]
         held = (row >= 0) & (row < table.shape[0])
-        return torch.where(held[:, None], self.ops.embedding(torch.where(held, row, 0), table), 0.0)
+        return torch.where(held.unsqueeze(1), self.ops.embedding(torch.where(held, row, 0), table), 0.0)
 
 
 MODULES = {WHOLE: Embedding, COLUMNS: HiddenSharded, VOCAB_ROWS: VocabularySharded}
@@ -64,9 +64,9 @@ def embedding_module(config: ModelConfig, ops: Ops) -> Embedding:
     return _module_class(config)(config, ops)
 
 
-def embedding_constants(config: ModelConfig, tp_rank: int) -> list[torch.Tensor]:
+def embedding_constants(config: ModelConfig, tp_rank: int, device: str = "cpu") -> list[torch.Tensor]:
     """What the program takes besides ids and tables."""
-    return [torch.tensor([tp_rank])] if _module_class(config) is VocabularySharded else []
+    return [torch.full((1,), tp_rank, device=device)] if _module_class(config) is VocabularySharded else []
 
 
 def communicates(config: ModelConfig) -> bool:

@@ -49,7 +49,7 @@ def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names:
     """Token and position ids → hidden states; `names` are the two tables."""
     tokens = Dim("tokens", min=1)
     ids = torch.zeros(TOKENS, dtype=torch.int64, device=shapes.device)
-    constants = embedding_constants(config, 0)
+    constants = embedding_constants(config, 0, shapes.device)
     return ProgramSpec(
         "embedding",
         embedding_module(config, ops),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ import torch
 
 Result = TypeVar("Result")
 WARM_UP = 3  # calls before a capture: kernels are loaded by them, and libraries take their memory
+CAPTURING = Lock()  # a process may capture once at a time: sessions of several threads wait for each other
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,17 @@ def capture(run: Callable[[], Result], pool: Any = None) -> Captured[Result]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the GPU meanwhile: those of the program a session runs in.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
     return Captured(graph, result)
+
+
+def put(work: Callable[[], object]) -> torch.cuda.Event:
+    """Launch work behind what was launched before; the event is when the GPU has done it."""
+    work()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def event_us(run: Callable[[], object]) -> float:

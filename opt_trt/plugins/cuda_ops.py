@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
+from opt_trt.ops import AttentionInputs, Collectives, Linear, ReferenceOps
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import GemmCall, GemmProblem
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.rows.triton_layer_norm import layer_norm
 from opt_trt.plugins.tactic import Tactic
+
+ALONE = ReferenceOps()  # what one tensor-parallel rank sums
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class BucketPlan:
     attention: Tactic
 
 
-class CudaOps(ReferenceOps):
-    """`Ops` of one rank by plan; a program that is traced with it serves the steps of one bucket."""
+class CudaOps:
+    """`Ops` by plan; a program that is traced with it serves the steps of one bucket."""
 
-    def __init__(self, plan: BucketPlan) -> None:
-        super().__init__()
+    def __init__(self, plan: BucketPlan, collectives: Collectives = ALONE) -> None:
         self.plan = plan
+        self._collectives = collectives
 
     def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Ops.gemm`; the weight is padded, the result has the type of `x`."""
@@ -53,3 +55,11 @@ class CudaOps(ReferenceOps):
         """See `Ops.layer_norm`; weight and bias are fp32, the result has the type of `x`."""
         y: torch.Tensor = layer_norm(x, weight, bias, epsilon)
         return y
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Ops.all_reduce`."""
+        return self._collectives.all_reduce(x)
+
+    def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
+        """See `Ops.all_gather`."""
+        return self._collectives.all_gather(x, features)

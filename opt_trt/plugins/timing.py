@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -65,6 +65,11 @@ class TimingCache:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True))
         temporary.replace(path)
+
+    def join(self, path: Path) -> TimingCache:
+        """With what is in a cache file now: of two builds at once the second to end keeps what the first has timed."""
+        found = _read(path) or {} if path.exists() else {}
+        return replace(self, times=self.times | {key: self.times.get(key, {}) | row for key, row in found.items()})
 
     def measure(
         self, problem: str, candidates: Mapping[str, Callable[[], Result]], prepare: Callable[[], Check[Result]]

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.runtime.sequence import Chunk, TokenSequence
-from opt_trt.step import StepInputs
+from opt_trt.step import DecoderSpec, StepInputs
 
-DTYPES = {"q": torch.int64, "i": torch.int32}  # by the type codes of arrays
+DTYPES = {"q": torch.int64, "i": torch.int32, "d": torch.float64}  # by the type codes of arrays
+LARGEST = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # as a row of `StepInputs.draws`: the first of the largest logits
 
 
-def step_inputs(chunks: Sequence[Chunk], tokens_per_block: int) -> StepInputs:
+def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec, goes_on: bool = False) -> StepInputs:
     """Pack chunks in their order; see `StepInputs` for shapes. The logits wanted are those of `num_logits`."""
+    tokens_per_block = spec.tokens_per_block
     ids, positions, slots = array("q"), array("q"), array("q")
     query_start = array("i", (0,))
     for chunk in chunks:
@@ -25,6 +27,7 @@ def step_inputs(chunks: Sequence[Chunk], tokens_per_block: int) -> StepInputs:
             positions.append(position)
             slots.append(blocks[block] * tokens_per_block + offset)
         query_start.append(len(ids))
+    greedy = all(chunk.sequence.request.is_greedy for chunk in chunks)
     return StepInputs(
         input_ids=_tensor(ids),
         position_ids=_tensor(positions),
@@ -34,12 +37,14 @@ def step_inputs(chunks: Sequence[Chunk], tokens_per_block: int) -> StepInputs:
         block_tables=_block_tables(chunks),
         last_token_ids=_tensor(array("q", _wanted(chunks, query_start))),
         hidden_token_ids=_hidden(chunks, query_start),
-        greedy=all(chunk.sequence.request.is_greedy for chunk in chunks),
+        greedy=greedy,
+        draws=_draws(chunks) if spec.draws and not greedy else None,
+        goes_on=goes_on,
     )
 
 
-def _tensor(values: array[int]) -> torch.Tensor:
-    """The same memory as int64 or int32: ten times faster than reading a list."""
+def _tensor(values: array[int] | array[float]) -> torch.Tensor:
+    """The same memory as int64, int32 or fp64: ten times faster than reading a list."""
     return torch.frombuffer(values, dtype=DTYPES[values.typecode])
 
 
@@ -67,6 +72,19 @@ def _hidden(chunks: Sequence[Chunk], query_start: Sequence[int]) -> torch.Tensor
         if chunk.has_hidden:
             wanted.extend(range(end - chunk.num_tokens, end))
     return _tensor(wanted) if wanted else None
+
+
+def _draws(chunks: Sequence[Chunk]) -> torch.Tensor | None:
+    """How the wanted tokens are drawn, if nothing else is wanted of any request."""
+    drawn = [chunk.sequence for chunk in chunks if chunk.is_last]
+    if not drawn or not all(chunk.sequence.request.is_plain for chunk in chunks):
+        return None
+    rows = array("d")
+    for sequence in drawn:
+        sampling = sequence.request.sampling
+        filters = (sampling.temperature, sampling.top_k, sampling.top_p or 1.0, sampling.min_p)
+        rows.extend((*filters, *sequence.random.coming(2)) if sampling.draws else LARGEST)
+    return _tensor(rows).view(len(drawn), len(LARGEST))
 
 
 def num_logits(chunk: Chunk) -> int:

@@ -48,6 +48,6 @@ class Executor:
 
 
 def _copy(copies: Copies, kv_cache: Sequence[torch.Tensor]) -> None:
-    sources, targets = torch.tensor(copies).T
+    sources, targets = torch.tensor(copies, device=kv_cache[0].device).T  # once, not for each layer anew
     for layer in kv_cache:
         layer[targets] = layer[sources]

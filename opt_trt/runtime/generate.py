@@ -16,7 +16,7 @@ from opt_trt.runtime.contrastive import ContrastiveSearch
 from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.plan import Plan
 from opt_trt.runtime.request import Result, TokenEvent
-from opt_trt.runtime.sampling import choose
+from opt_trt.runtime.sampling import accept_choice, choose
 from opt_trt.runtime.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import TokenSequence
 
@@ -28,7 +28,7 @@ class Generation:
         spec = executor.spec
         self._executor = executor
         self._copies: list[tuple[int, int]] = []  # blocks of beams to copy before the next step
-        limits = StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block)
+        limits = StepLimits(spec.max_batch_size, spec.max_num_tokens, spec.tokens_per_block, spec.begins_early)
         self._scheduler = Scheduler(limits, pool, scheduling)
 
     def submit(self, sequence: TokenSequence) -> None:
@@ -54,8 +54,9 @@ class Generation:
             raise
 
     def _step(self) -> Sequence[TokenSequence]:
-        chunks = self._scheduler.schedule()
-        plan = Plan(step_inputs(chunks, self._executor.spec.tokens_per_block), self._copies)
+        chunks, spec = self._scheduler.schedule(), self._executor.spec
+        goes_on = spec.begins_early and self._scheduler.goes_on(chunks)
+        plan = Plan(step_inputs(chunks, spec, goes_on), self._copies)
         self._copies = []
         outputs = self._executor.run(plan)
         self._scheduler.advance(chunks)
@@ -91,9 +92,12 @@ class Generation:
 
 def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence], token_ids: torch.Tensor | None) -> None:
     """Give each sequence the token its row of fp32 `[S, V]` chooses; `[S, C]` are those of `token_ids` alone."""
-    newest_ids = choose(logits, sequences)
-    if token_ids is not None:
-        newest_ids = token_ids.gather(1, newest_ids.unsqueeze(1)).squeeze(1)
+    if token_ids is None:
+        newest_ids = choose(logits, sequences)
+    elif token_ids.shape[1] == 1:
+        newest_ids = accept_choice(logits, token_ids, sequences)
+    else:
+        newest_ids = token_ids.gather(1, choose(logits, sequences).unsqueeze(1)).squeeze(1)
     log_probs.record(logits, newest_ids, sequences)
     for row, (sequence, token_id) in enumerate(zip(sequences, newest_ids.tolist(), strict=True)):
         if sequence.error is not None:

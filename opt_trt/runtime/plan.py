@@ -24,8 +24,12 @@ class Plan:
 
 
 def pack(plan: Plan) -> bytes:
-    """The plan as bytes: sizes, then its tensors, those of 8 bytes a number first, so that all are aligned."""
+    """The plan as bytes: sizes, then its tensors, those of 8 bytes a number first, so that all are aligned.
+
+    No decoder of several ranks draws tokens, so of that nothing is told.
+    """
     inputs = plan.inputs
+    assert inputs.draws is None, "several ranks"
     hidden = torch.empty(0, dtype=torch.int64) if inputs.hidden_token_ids is None else inputs.hidden_token_ids
     sizes = (
         len(inputs.input_ids), len(inputs.last_token_ids), len(hidden), *inputs.block_tables.shape, inputs.greedy

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import GREEDY, PENALTIES, SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.runtime.rows import describe_rows, rows_problem
 from opt_trt.runtime.stopping import Stop, StopWords
@@ -46,12 +46,17 @@ class Request:
     stop_words: StopWords | None = None
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether of logits nothing but the next token matters, and that is theirs and the filters' alone to say."""
+        sampling = self.sampling
+        changed = not PENALTIES.keys().isdisjoint(sampling.processors) or sampling.num_rows > 1
+        shown = self.return_context_logits or self.return_generation_logits or sampling.log_probs is not None
+        return not (changed or shown)
+
+    @cached_property
     def is_greedy(self) -> bool:
         """Whether nothing but the largest logit matters, and that only for the next token."""
-        sampling = self.sampling
-        chosen = sampling.draws or sampling.processors or sampling.num_rows > 1
-        shown = self.return_context_logits or self.return_generation_logits or sampling.log_probs is not None
-        return not (chosen or shown)
+        return self.is_plain and not self.sampling.draws
 
     @property
     def keeps_parts(self) -> bool:

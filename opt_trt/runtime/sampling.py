@@ -35,15 +35,28 @@ def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Te
     return token_ids
 
 
+def accept_choice(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """The next tokens, int64 `[S]`, where the decoder has chosen them: `StepOutputs` of a token a row, `[S, 1]`.
+
+    A drawn token uses up its sequence's number here, too. `UserError` if a row has no finite largest logit.
+    """
+    require_numbers(logits.squeeze(1).tolist())
+    for sequence in sequences:
+        if sequence.request.sampling.draws:
+            sequence.random.random()
+    return token_ids.squeeze(1)
+
+
 def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     """A token of each row of fp32 `[R, V]` by its softmax, found where a number from `[0, 1)` falls: int64 `[R]`."""
     rows_at_once = max(1, SUMS_AT_ONCE // logits.shape[1])
     numbers = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1)
     parts = [slice(first, first + rows_at_once) for first in range(0, len(uniforms), rows_at_once)]
-    return torch.cat([_draw(logits[part], numbers[part]) for part in parts])
+    return torch.cat([draw_rows(logits[part], numbers[part]) for part in parts])
 
 
-def _draw(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def draw_rows(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The same on any device, for numbers fp64 `[R, 1]` there."""
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))  # a product rounded up would fall behind the last one

@@ -13,11 +13,12 @@ from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The most one step may hold, and the size of a block in tokens."""
+    """The most one step may hold, the size of a block in tokens, and whether the decoder begins steps early."""
 
     max_batch_size: int
     max_num_tokens: int
     tokens_per_block: int
+    begins_early: bool = False
 
 
 class Scheduler:
@@ -59,7 +60,15 @@ class Scheduler:
                 budget -= count * is_context
         if len(self.running) == num_running:  # whoever has to start over lets others finish first
             chunks += self._admit(budget)
+        if self.limits.begins_early:
+            for chunk in chunks:
+                self._look_ahead(chunk)
         return chunks
+
+    def goes_on(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether the next step is one of the same sequences, as far as can be known: nobody takes the place of one."""
+        final = sum(chunk.is_final for chunk in chunks)
+        return final == 0 or (final < len(chunks) and not self._waiting)
 
     def advance(self, chunks: Sequence[Chunk]) -> None:
         """The tokens of a step are in the KV cache now."""
@@ -181,6 +190,18 @@ class Scheduler:
                 return False
         sequence.blocks += self._pool.take(missing)
         return True
+
+    def _look_ahead(self, chunk: Chunk) -> None:
+        """Give a sequence the block of its next step already, if it is sure to need one then and nobody goes without.
+
+        A search's rows go on from blocks they share.
+        """
+        sequence = chunk.sequence
+        if not chunk.is_last or chunk.is_final or sequence.leader or sequence.num_rows > 1:
+            return
+        missing = blocks_for(chunk.end + 1, self.limits.tokens_per_block) - len(sequence.blocks)
+        if missing > 0 and (sequence.reserved or self._pool.num_free > self._promised()):
+            sequence.blocks += self._pool.take(missing)
 
     def _free(self, sequence: TokenSequence) -> None:
         self._pool.give_back(sequence.blocks)

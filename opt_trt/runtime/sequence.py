@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from random import Random
 from typing import TYPE_CHECKING
 
+from opt_trt.runtime.random_numbers import RandomNumbers
 from opt_trt.runtime.request import FinishReason, Request, TokenEvent, TokenLogProbs
 from opt_trt.runtime.stopping import Stop, StopWatch
 
@@ -78,9 +78,9 @@ class TokenSequence:
         return [*self.request.prompt_ids[start:end], *output]
 
     @cached_property
-    def random(self) -> Random:
+    def random(self) -> RandomNumbers:
         """Its own random numbers: they depend on its seed alone, not on what runs beside it."""
-        return Random(f"{self.request.sampling.random_seed}/{self.request.sampling.sequence}")
+        return RandomNumbers(f"{self.request.sampling.random_seed}/{self.request.sampling.sequence}")
 
     @cached_property
     def _stop_watch(self) -> StopWatch | None:
@@ -116,6 +116,11 @@ class Chunk:
     def num_tokens(self) -> int:
         """Tokens it packs into the step."""
         return self.end - self.start
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the token that comes after it is the last one asked for."""
+        return self.is_last and self.end + 1 >= self.sequence.request.max_tokens
 
     @property
     def has_hidden(self) -> bool:

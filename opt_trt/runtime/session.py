@@ -67,7 +67,7 @@ class DecoderSession:
     ) -> None:
         self.spec = decoder.spec
         scheduling = scheduling or Scheduling()
-        free = free_bytes(self.spec.device) // ranks.local_size
+        free = free_bytes(self.spec.device) // (self.spec.sharers or ranks.local_size)
         num_blocks = ranks.fewest(kv_cache.pool_blocks(self.spec, limit, free))
         cache = kv_cache.allocate(self.spec, num_blocks)
         prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,10 +13,16 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.backends import open_engine
+from opt_trt.backends.inductor.cpu_maker import _choose_tactics
+from opt_trt.backends.inductor.isa import target_isa
 from opt_trt.build import build
+from opt_trt.cache import cache_dir
+from opt_trt.checkpoint import Checkpoint
 from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
+from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.tactic import winners
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 
@@ -74,28 +81,44 @@ def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def build_engine(hf_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> BuildEngine:
-    """Convert and build a kind of model; equal requests share one engine. `precision` quantizes its linears."""
+def checkpoint_of(hf_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Convert a kind of model; equal requests share one checkpoint. `precision` quantizes its linears."""
+
+    @functools.cache
+    def make(kind: str = "pre-norm", dtype: str = "float32", precision: str | None = None) -> Path:
+        out = tmp_path_factory.mktemp("converted") / "checkpoint"
+        quantize = {"use_weight_only": True, "weight_only_precision": precision, "defer_quantization": True}
+        files = {"model_dir": str(hf_model(kind)), "output_dir": str(out)}
+        convert(ConvertConfig(**files, dtype=dtype, **(quantize if precision else {})))
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_engine(checkpoint_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> BuildEngine:
+    """Build a kind of model; equal requests share one engine."""
     made: dict[str, Path] = {}
 
     def make(kind: str = "pre-norm", dtype: str = "float32", precision: str | None = None, **flags: object) -> Path:
         key = repr((kind, dtype, precision, sorted(flags.items())))
         if key not in made:
             root = tmp_path_factory.mktemp("engine")
-            checkpoint, engine = root / "checkpoint", root / "engine"
-            quantize = {"use_weight_only": True, "weight_only_precision": precision, "defer_quantization": True}
-            convert(
-                ConvertConfig(
-                    model_dir=str(hf_model(kind)), output_dir=str(checkpoint), dtype=dtype,
-                    **(quantize if precision else {}),
-                )
-            )  # fmt: skip
             flags.setdefault("output_timing_cache", str(root / "model.cache"))
-            build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), **flags))
-            made[key] = engine
+            checkpoint = checkpoint_of(kind, dtype, precision)
+            build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(root / "engine"), **flags))
+            made[key] = root / "engine"
         return made[key]
 
     return make
+
+
+def choose_tactics(checkpoint: Path, timing_cache: Path, **flags: object) -> dict[str, list[str]]:
+    """What a build would choose, by site; it leaves the times it knows in `timing_cache` and compiles no program."""
+    config = BuildConfig(checkpoint_dir=str(checkpoint), output_timing_cache=str(timing_cache), **flags)
+    library = compile_library(target_isa().march, cache_dir() / "plugins")
+    plan, _ = _choose_tactics(Checkpoint(checkpoint).config, config, library, target_isa())
+    return winners(plan.choices())
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from opt_trt.backends.inductor.isa import runnable_isas
+from opt_trt.cache import cache_dir
 from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.native import compile_library
 from tests.engine._mpi import MPIRUN, mpirun
@@ -26,8 +27,8 @@ SHAPES = ((1, 1), (3, 7), (1, 2048), (1, 20_000), (5, 9001), (2, 60_000))
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory):
-    return tmp_path_factory.mktemp("plugins")
+def plugins():
+    return cache_dir() / "plugins"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.backends import open_engine
+from opt_trt.backends.inductor.device_sampling import drawn
+from opt_trt.backends.inductor.launch import Launch
 from opt_trt.backends.inductor.variants import Variants
 from opt_trt.build import build
 from opt_trt.config.build import BuildConfig
@@ -20,6 +22,7 @@ from opt_trt.config.convert import ConvertConfig
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.config.sampling import GREEDY
 from opt_trt.convert import convert
+from opt_trt.plugins.cuda_graphs import capture
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 
@@ -110,13 +113,67 @@ def test_captured_steps_say_what_plain_ones_say(engine_of, monkeypatch):
     """Greedy tokens come of replays; steps that are not captured give whole logits."""
     requests = [Request(prompt, 12) for prompt in prompts(*range(3, 73))]  # 70 at a time: beyond the last bucket
     replayed = open_engine(engine_of(), POOL).generate(requests)
-    monkeypatch.setattr("opt_trt.backends.inductor.cuda_decoder.replayed_rows", lambda inputs: None)
+    for module in ("cuda_decoder", "foresight"):
+        monkeypatch.setattr(f"opt_trt.backends.inductor.{module}.replayed_rows", lambda inputs: None)
     plain = open_engine(engine_of(), POOL).generate(requests)
     # Rows that fill a step up, and other buckets as sequences end, may turn a tie of rounded numbers.
     same = sum(a.output_ids == b.output_ids for a, b in zip(replayed, plain, strict=True))
     assert same >= 68
     again = open_engine(engine_of(), POOL).generate(requests)
     assert [r.output_ids for r in again] == [r.output_ids for r in replayed]
+
+
+def test_steps_begun_early_change_no_token(engine_of, monkeypatch):
+    """Sequences of all lengths end at different times and others take their place and their blocks."""
+    requests = [Request(prompt, 4 + number % 40) for number, prompt in enumerate(prompts(*range(3, 103)))]
+    early = open_engine(engine_of(), POOL).generate(requests)
+    monkeypatch.setattr("opt_trt.backends.inductor.foresight.Foresight.is_good", False)
+    plain = open_engine(engine_of(), POOL).generate(requests)
+    # Whoever has ended is still in the step that was begun, whose bucket may be another: a tie may turn.
+    assert sum(a.output_ids == b.output_ids for a, b in zip(early, plain, strict=True)) >= 96
+
+
+def test_drawn_tokens_are_those_of_whole_logits(engine_of):
+    """Where a number falls between two tokens may be a matter of rounding; from there on a sequence is another."""
+    rules = ({"top_k": 0, "top_p": 1.0}, {"top_k": 20, "temperature": 0.7}, {"top_k": 0, "top_p": 0.8, "min_p": 0.05})
+    requests = [
+        Request(prompt, 8, sampling=replace(GREEDY, random_seed=number, **rules[number % 3]))
+        for number, prompt in enumerate(prompts(*range(3, 73)))
+    ]
+    on_gpu, on_cpu = open_engine(engine_of(), POOL), open_engine(engine_of(), POOL)
+    on_cpu.executor.spec = replace(on_cpu.executor.spec, draws=False)
+    found, expected = (session.generate(requests) for session in (on_gpu, on_cpu))
+    assert sum(a.output_ids == b.output_ids for a, b in zip(found, expected, strict=True)) >= 66
+
+
+def test_drawing_among_a_whole_vocabulary_can_be_captured():
+    logits = 4 * torch.randn(64, 50272, device="cuda")
+    rule = torch.tensor([0.9, 0.0, 0.9, 0.01, 0.5, 0.0], dtype=torch.float64)
+    draws = rule.repeat(64, 1).cuda()
+    for rows in (1, 2, 64):
+        captured = capture(lambda: drawn(logits[:rows], draws[:rows]))  # noqa: B023, it runs here
+        for uniform in (0.0, 0.3, 0.999):
+            draws[:, 4] = uniform
+            captured.replay()
+            expected = drawn(logits[:rows].cpu(), draws[:rows].cpu())
+            assert (captured.result.cpu() == expected).float().mean() > 0.98
+
+
+def test_a_step_is_launched_before_the_last_one_is_read(engine_of, monkeypatch):
+    """Reading waits for an event, not for all the GPU has to do."""
+    session = open_engine(engine_of(), POOL)
+    session.generate([Request(*prompts(5), 30)])  # captures
+    under_way = []
+    read = Launch.read
+
+    def watched(self):
+        found = read(self)
+        under_way.append(not torch.cuda.current_stream().query())
+        return found
+
+    monkeypatch.setattr(Launch, "read", watched)
+    session.generate([Request(*prompts(5), 30)])
+    assert sum(under_way) > len(under_way) // 2
 
 
 def test_sampling_and_beams_run(engine_of):

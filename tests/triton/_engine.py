@@ -13,7 +13,7 @@ from opt_trt.backends.engine import EngineConfig
 from opt_trt.backends.inductor.cuda_decoder import CudaDecoder
 from opt_trt.backends.inductor.cuda_specs import CudaPrograms
 from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.parts import weighted_parts
+from opt_trt.backends.inductor.parts import Parts, weighted_parts
 from opt_trt.backends.inductor.plan import resolve_limits
 from opt_trt.backends.inductor.variants import Variants
 from opt_trt.checkpoint import Checkpoint
@@ -21,14 +21,18 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.convert import ConvertConfig
 from opt_trt.convert import convert
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
+from opt_trt.ops import Collectives
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda_buckets import Bound, bounds_for
+from opt_trt.plugins.cuda_graphs import put
+from opt_trt.plugins.cuda_ops import ALONE
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import padded
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import Choice, Tactic
 from opt_trt.plugins.tune import gemm_problems
 from tests.triton._problems import on_gpu
+from tests.unit._cuda_engine import AtOnce, Rerun
 
 
 class Eager:
@@ -42,19 +46,6 @@ class Eager:
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         self.runs += 1
         return self._module(*tree_unflatten(inputs, self._tree))
-
-
-class Rerun:
-    """Stands for a captured graph: computes anew from the same inputs, into the same memory."""
-
-    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
-        self._run = run
-        self.result = torch.full_like(run(), torch.nan)
-        self.replays = 0
-
-    def replay(self) -> None:
-        self.replays += 1
-        self.result.copy_(self._run())
 
 
 @dataclass(frozen=True)
@@ -81,23 +72,45 @@ def uncompiled(
             **(quantize if weight_only else {}),
         )
     )  # fmt: skip
-    checkpoint = Checkpoint(work)
-    limits = resolve_limits(checkpoint.config, BuildConfig(checkpoint_dir=str(work), **flags))
-    variants, plan = Variants.of(limits.model, limits.build_config), fixed_plan(checkpoint, limits)
-    tensors = {name: (spec.shape, spec.dtype) for name, spec in engine_tensors(checkpoint, plan).items()}
-    shapes = GraphShapes(limits.build_config.tokens_per_block, tensors, torch.float16, device)
-    programs = {spec.name: Eager(spec) for spec in CudaPrograms(limits.model, variants, plan, shapes).specs()}
-    assert tuple(programs) == variants.names()
-    weights = {name: tensor.to(device) for name, tensor in packed_tensors(checkpoint, plan)}
-    config = EngineConfig(limits.model, limits.build_config, "inductor", {"type": "cuda"}, "", {}, "")
+    prepared = Prepared(work, 0, **flags)
+    programs = prepared.programs(device)
+    assert tuple(programs) == prepared.variants.names()
     captured: list[Rerun] = []
 
     def capture(run: Callable[[], torch.Tensor]) -> Rerun:
         captured.append(Rerun(run))
         return captured[-1]
 
-    parts = weighted_parts(programs, weights, config, 0)
-    return Uncompiled(CudaDecoder(config, parts, context, capture), programs, captured)
+    parts = prepared.parts(programs, device)
+    decoder = CudaDecoder(prepared.config, parts, context, capture, put if device == "cuda" else AtOnce())
+    return Uncompiled(decoder, programs, captured)
+
+
+class Prepared:
+    """What a build makes of a rank of a checkpoint, but for the compiler's part."""
+
+    def __init__(self, directory: Path, rank: int, **flags: object) -> None:
+        self.rank, self.checkpoint = rank, Checkpoint(directory, rank)
+        self.limits = resolve_limits(self.checkpoint.config, BuildConfig(checkpoint_dir=str(directory), **flags))
+        model, build = self.limits.model, self.limits.build_config
+        self.variants, self.plan = Variants.of(model, build), fixed_plan(self.checkpoint, self.limits)
+        self.config = EngineConfig(model, build, "inductor", {"type": "cuda"}, "", {}, "")
+
+    def programs(self, device: str, collectives: Collectives = ALONE) -> dict[str, Eager]:
+        """All of the engine, by name."""
+        model, directory = self.limits.model, self.checkpoint.directory
+        ends = [Checkpoint(directory, rank) for rank in (0, model.mapping.world_size - 1)]
+        tensors = {
+            name: (spec.shape, spec.dtype) for end in ends for name, spec in engine_tensors(end, self.plan).items()
+        }
+        shapes = GraphShapes(self.limits.build_config.tokens_per_block, tensors, torch.float16, device)
+        specs = CudaPrograms(model, self.variants, self.plan, shapes, collectives).specs()
+        return {spec.name: Eager(spec) for spec in specs}
+
+    def parts(self, programs: dict[str, Eager], device: str) -> Parts:
+        """Programs and the rank's weights."""
+        weights = {name: tensor.to(device) for name, tensor in packed_tensors(self.checkpoint, self.plan)}
+        return weighted_parts(programs, weights, self.config, self.rank)
 
 
 def fixed_plan(checkpoint: Checkpoint, limits) -> Plan:

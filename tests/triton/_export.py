@@ -1,11 +1,14 @@
 """Export an engine's programs for a GPU where there is none: `python -m tests.triton._export` prints their operations.
 
+`python -m tests.triton._export 2` prints those of two tensor-parallel ranks that share the vocabulary.
+
 A process of its own: kernels that are interpreted become no part of a program.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import torch
@@ -17,8 +20,11 @@ from opt_trt.backends.inductor.variants import Variants
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
+from opt_trt.mapping import Mapping
 from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.collectives.functional import GroupCollectives
 from opt_trt.plugins.cuda_buckets import bounds_for
+from opt_trt.plugins.cuda_ops import ALONE
 from opt_trt.plugins.gemm import STORED, GemmProblem, padded
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import Choice
@@ -26,6 +32,7 @@ from opt_trt.plugins.tune import gemm_problems
 from tests.triton._engine import product_of
 from tests.triton._layers import HIDDEN, model
 
+OURS = ("opt_trt.", "_c10d_functional.all_")  # operations that are ours, and those between ranks
 VARIANTS = Variants(sequences=2, tokens=100, logits=2, has_half_sums=True)
 
 
@@ -40,9 +47,11 @@ def shape_of(name: str, problems: dict[str, GemmProblem]) -> tuple[tuple[int, ..
     return (problems[site].n if site else HIDDEN,), torch.float32
 
 
-def programs(weight_type: str | None) -> list[ProgramSpec]:
+def programs(weight_type: str | None, tp_size: int) -> list[ProgramSpec]:
     """All of an engine; to be called where tensors are fake."""
-    config = model("float16", weight_type, True)
+    config = replace(
+        model("float16", weight_type, True), mapping=Mapping(tp_size, tp_size), use_parallel_embedding=tp_size > 1
+    )
     problems = {site: replace(problem, device="cuda") for site, problem in gemm_problems(config).items()}
     products = {
         site: Choice(
@@ -54,18 +63,19 @@ def programs(weight_type: str | None) -> list[ProgramSpec]:
     plan = Plan(problems, products, Choice(attention.PAGED, attention.SPLIT_KEYS[:2]))
     names = (*EMBEDDING_WEIGHTS, *layer_weight_names(config, 0), *head_weight_names(config))
     shapes = GraphShapes(32, {name: shape_of(name, problems) for name in names}, torch.float16, "cuda")
-    return list(CudaPrograms(config, VARIANTS, plan, shapes).specs())
+    collectives = GroupCollectives(tp_size) if tp_size > 1 else ALONE
+    return list(CudaPrograms(config, VARIANTS, plan, shapes, collectives).specs())
 
 
-def main() -> None:
+def main(tp_size: int) -> None:
     found = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for spec in programs("int8"):
+        for spec in programs("int8", tp_size):
             exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
             calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
-            found[spec.name] = [call.removesuffix(".default") for call in calls if call.startswith("opt_trt.")]
+            found[spec.name] = [call.removesuffix(".default") for call in calls if call.startswith(OURS)]
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)

@@ -61,6 +61,16 @@ def test_every_program_of_an_engine_exports_for_a_gpu_with_any_number_of_tokens(
 
 
 @pytest.mark.slow
+def test_programs_of_tensor_parallel_ranks_export_with_their_sums(tmp_path):
+    found = said("_export", tmp_path, "2")
+    norm, gemv, summed = "opt_trt.layer_norm", "opt_trt.gemv", "_c10d_functional.all_reduce"
+    few = [norm, gemv, "opt_trt.generation_attention", gemv, summed, norm, gemv, gemv, summed]
+    assert found["embedding"] == [summed] and found["head_1"] == [norm, gemv]
+    assert found["layer_generation_1"] == found["layer_generation_2"] == few
+    assert all(calls.count(summed) == 2 for name, calls in found.items() if name.startswith("layer"))
+
+
+@pytest.mark.slow
 def test_every_variant_of_every_kernel_compiles(tmp_path):
     found = said("_ahead", tmp_path, *map(str, SHARED_BYTES), "--whole")
     assert len(found) > 200

@@ -28,6 +28,7 @@ from opt_trt.runtime.request import Request
 from tests.triton._engine import Eager, Rerun
 from tests.triton.test_engine import greedy, oracle
 from tests.triton.test_tune import Turns
+from tests.unit._cuda_engine import AtOnce
 from tests.unit._reference_decoder import random_model
 
 H200 = Gpu("NVIDIA H200", "9.0")
@@ -63,6 +64,7 @@ def programs(device, monkeypatch, tmp_path):
         monkeypatch.setattr(module, "visible_gpu", lambda: H200)
     monkeypatch.setattr(cuda_decoder, "on_gpu", lambda weight: weight.to(device))
     monkeypatch.setattr(cuda_decoder, "capture", lambda run, pool: Rerun(run))
+    monkeypatch.setattr(cuda_decoder, "put", AtOnce())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     return made
 
@@ -89,3 +91,21 @@ def test_an_engine_is_built_recorded_opened_and_says_what_transformers_says(prog
     assert {name for name, program in programs.items() if program.runs} == {
         "embedding", "layer_context_4", "layer_generation_1", "head_1"
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ranks_share_the_programs_of_their_stage(programs, tmp_path):
+    """Tactics are tried on a rank's own sizes, programs are made once."""
+    model_dir, checkpoint, engine = random_model("pre-norm", tmp_path / "model"), tmp_path / "c", tmp_path / "e"
+    converting = {"dtype": "float16", "log_level": "error", "tp_size": 2, "pp_size": 2}
+    convert(ConvertConfig(model_dir=str(model_dir), output_dir=str(checkpoint), **converting))
+    flags = {"backend": "inductor", "output_timing_cache": str(tmp_path / "model.cache"), "log_level": "error"}
+    build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), **flags, **LIMITS))
+
+    each = {f"rank{rank}.{kind}" for rank in range(4) for kind in ("engine", "weights.safetensors")}
+    assert {file.name for file in engine.iterdir()} == {"config.json", *each}
+    packaged = [(engine / f"rank{rank}.engine").read_text().split() for rank in range(4)]
+    assert packaged[0] == packaged[1] == [name for name in programs if not name.startswith("head")]
+    assert packaged[2] == packaged[3] == [name for name in programs if name != "embedding"]
+    timed = (tmp_path / "model.cache").read_text()
+    assert "n=48 k=32" in timed and "n=96" not in timed  # a half of q, k and v of 32 features

@@ -72,7 +72,6 @@ def test_a_dry_run_names_the_gpu(tmp_path, of_machine, capsys):
         (["--gpt_attention_plugin", "disable"], {}, "--gpt_attention_plugin disable is not supported: no library"),
         (["--context_fmha_fp32_acc"], {}, "give run.py --enable_context_fmha_fp32_acc"),
         ([], {"dtype": "float32"}, "is of float32, .* compute in float16 or bfloat16; convert .* or give --device cpu"),
-        ([], {"tp_size": 2}, "is cut for 2 ranks, engines on GPUs have one; convert it without --tp_size"),
     ],
     ids=str,
 )

@@ -114,10 +114,11 @@ def test_an_engine_has_the_programs_its_steps_can_take_and_no_more():
 
 
 def test_captured_steps_read_a_step_and_rows_that_change_nothing():
-    buffers = StepBuffers(rows=4, width=3, device="cpu")
+    buffers = StepBuffers(rows=4, width=3, device=torch.device("cpu"))
     fixed, pointers = buffers.inputs, [t.data_ptr() for t in (buffers.inputs.input_ids, buffers.inputs.block_tables)]
-    buffers.fill(step([1] * 4))
-    buffers.fill(step([1, 1]))
+    waiting = buffers.packed(step([1] * 4)), buffers.packed(step([1, 1]))  # as on a GPU that is not done yet
+    for packed in waiting:
+        buffers.load(packed)
     assert fixed.input_ids.tolist() == [10, 11, 0, 0]
     assert fixed.position_ids.tolist() == [20, 21, 0, 0]
     assert fixed.slot_mapping.tolist() == [30, 31, NO_SLOT, NO_SLOT]
@@ -130,7 +131,7 @@ def test_captured_steps_read_a_step_and_rows_that_change_nothing():
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (4, 5)])
 def test_captured_inputs_begin_at_16_bytes(rows, width):
-    inputs = StepBuffers(rows, width, "cpu").inputs
+    inputs = StepBuffers(rows, width, torch.device("cpu")).inputs
     first = inputs.input_ids.data_ptr()
     for name in ("position_ids", "slot_mapping", "kv_lens", "block_tables"):
         assert (getattr(inputs, name).data_ptr() - first) % 16 == 0

@@ -49,6 +49,7 @@ THIRD_PARTY = {
     "rouge_score": ("evaluate/rouge.py",),
     "numpy": ("run/", "evaluate/rouge.py"),
     "mpi4py": ("runtime/world/", "plugins/collectives/"),
+    "torch.distributed": ("plugins/collectives/",),
     "torch._inductor": ("backends/inductor/",),
     "tensorrt_llm": ("backends/trtllm/",),
     "triton": ("plugins/",),

@@ -10,6 +10,7 @@ import torch
 from opt_trt.backends.inductor.rank_logits import RankLogits
 from opt_trt.errors import UserError
 from opt_trt.mapping import Mapping
+from opt_trt.ops import ReferenceOps
 from opt_trt.runtime.sampling import greedy
 from opt_trt.step import StepInputs
 from tests.unit._rank_decoder import Threads
@@ -58,3 +59,10 @@ def test_one_rank_leaves_its_logits_as_they_are():
     (rank,), logits = of_ranks(Mapping()), torch.randn(1, 5)
     outputs = rank.outputs(rank.join(logits, step(greedy=True)), step(greedy=True), None)
     assert outputs.logits is logits and outputs.token_ids is None
+
+
+def test_nobody_waits_for_a_gpu_within_a_step():
+    """As a capture demands: tensors without memory have nothing to wait for."""
+    logits, inputs = RankLogits(Mapping(), 0, 5, ReferenceOps(), is_local=False), step(greedy=True)
+    joined = logits.join(torch.empty(3, 5, device="meta"), inputs)
+    assert (joined.shape, joined.dtype, joined.device.type) == ((3, 2), torch.float32, "meta")

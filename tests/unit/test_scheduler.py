@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.block_pool import BlockPool
@@ -32,9 +33,11 @@ def scheduler(
     limits: tuple[int, int] = (8, 64),
     pool: BlockPool | None = None,
     scheduling: Scheduling | None = None,
+    begins_early: bool = False,
 ) -> Scheduler:
     """`limits` are sequences and tokens of a step; blocks hold four tokens."""
-    made = Scheduler(StepLimits(*limits, tokens_per_block=4), pool or BlockPool(64), scheduling or Scheduling())
+    of_step = StepLimits(*limits, tokens_per_block=4, begins_early=begins_early)
+    made = Scheduler(of_step, pool or BlockPool(64), scheduling or Scheduling())
     for one in sequences:
         made.submit(one)
     return made
@@ -123,6 +126,48 @@ def test_blocks_are_taken_when_their_first_token_comes() -> None:
     assert one.blocks == (0,)
     step(of)
     assert one.blocks == (0, 1)
+
+
+def test_for_a_decoder_that_begins_early_blocks_are_taken_a_step_before() -> None:
+    going_on, ending = sequence(0, 4), sequence(1, 4, max_new_tokens=1)
+    of = scheduler(going_on, ending, begins_early=True)
+    of.schedule()
+    assert (going_on.blocks, ending.blocks) == ((0, 2), (1,))  # the other's token is its last
+
+
+def test_nobody_goes_without_for_a_block_that_is_not_needed_yet() -> None:
+    old, new = sequence(0, 4, 8), sequence(1, 4, 8)
+    of = scheduler(old, new, pool=BlockPool(3), scheduling=OVERCOMMIT, begins_early=True)
+    of.schedule()
+    assert (old.blocks, new.blocks) == ((0, 2), (1,))
+    half, whole = sequence(0, 5), sequence(1, 4)
+    of = scheduler(half, whole, pool=BlockPool(5), begins_early=True)
+    of.schedule()
+    assert (half.blocks, whole.blocks) == ((0, 1), (2, 3))  # the last one is promised to the first sequence
+
+
+def test_rows_of_a_search_get_no_block_they_would_share() -> None:
+    leader = TokenSequence(0, Request((5,) * 4, 8, sampling=SamplingParams(num_beams=2)))
+    of = scheduler(leader, begins_early=True)
+    of.advance(of.schedule())
+    assert leader.blocks == (0,)
+    beams = [leader.fork(), leader.fork()]
+    of.replace([leader], beams)
+    for beam in beams:
+        beam.output_ids += [7, 7, 7, 7]
+        beam.num_cached = 7
+    of.schedule()
+    assert [len(beam.blocks) for beam in beams] == [2, 2]
+
+
+def test_the_next_step_is_foreseen_unless_somebody_takes_a_place() -> None:
+    of = scheduler(sequence(0, 1, 3), sequence(1, 1, 2), sequence(2, 1, 2), limits=(2, 64))
+    foreseen = []
+    while chunks := of.schedule():
+        foreseen.append(of.goes_on(chunks))
+        finish_step(of, chunks)
+    # Two generate; the second ends and the third comes; the first ends; the last one does.
+    assert foreseen == [True, False, True, False]
 
 
 def test_a_sequence_without_room_for_its_last_token_waits() -> None:
@@ -246,8 +291,10 @@ RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.none() | st.integers
 def test_any_workload_ends_within_the_limits(
     prompts: list[tuple[int, int, int]], batch: int, tokens: int, blocks: int, rules: Scheduling, data: st.DataObject
 ) -> None:
+    """Where a decoder begins steps early, what it wrote for a token that nobody wants is not seen."""
+    early = data.draw(st.booleans())
     pool = BlockPool(blocks, PrefixIndex(4) if rules.enable_block_reuse else None)
-    of = scheduler(limits=(batch, tokens), pool=pool, scheduling=rules)
+    of = scheduler(limits=(batch, tokens), pool=pool, scheduling=rules, begins_early=early)
     arriving = [TokenSequence(i, Request((t,) * n, m, END)) for i, (n, m, t) in enumerate(prompts)]
     content: dict[tuple[int, int], tuple[int, ...]] = {}  # of each slot: all tokens up to its own
     started: list[int] = []
@@ -280,6 +327,11 @@ def test_any_workload_ends_within_the_limits(
                     assert owned[slot[0]] == 1, "a block that others read is written to"
                     content[slot] = tuple(one.ids(0, position + 1))
                 assert content[slot] == tuple(one.ids(0, position + 1)), "another sequence's keys and values"
+        for chunk in chunks:
+            table = chunk.sequence.blocks
+            if early and chunk.is_last and chunk.end // 4 < len(table):
+                assert owned[table[chunk.end // 4]] == 1, "a block that others read is written to"
+                content[table[chunk.end // 4], chunk.end % 4] = (-1,)
         of.advance(chunks)
         for one in (c.sequence for c in chunks if c.is_last):
             started += [one.index] if not one.output_ids else []

@@ -79,6 +79,15 @@ def test_another_device_is_timed_anew(tmp_path):
     assert sorted(json.loads(json.dumps(other.times))) == ["one | problem", "other | problem"]
 
 
+def test_of_two_builds_at_once_the_second_keeps_what_the_first_has_timed(tmp_path):
+    first, second = (TimingCache("d", {"d | both": {"x": us}, f"d | {us}": {"x": us}}) for us in (1.0, 2.0))
+    first.times["d | both"]["y"] = 1.5
+    for cache in (first, second):
+        cache.join(tmp_path / "timing.cache").save(tmp_path / "timing.cache")
+    found = TimingCache.load("d", tmp_path / "timing.cache").times
+    assert found == {"d | both": {"x": 1.0, "y": 1.5}, "d | 1.0": {"x": 1.0}, "d | 2.0": {"x": 2.0}}
+
+
 def test_a_missing_timing_cache_is_empty_and_a_damaged_one_is_named(tmp_path):
     assert TimingCache.load("d", tmp_path / "none").times == {}
     (tmp_path / "bad").write_text('{"d | p": [1]}')

@@ -9,6 +9,7 @@ import torch
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.backends.gpu import visible_gpu
 from opt_trt.backends.inductor.cuda_decoder import open_cuda_decoder
+from opt_trt.backends.inductor.cuda_ranks import open_cuda_rank
 from opt_trt.backends.inductor.decoder import open_decoder
 from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.checkpoint import Checkpoint
@@ -57,8 +58,10 @@ def open(opening: Opening, ranks: Ranks) -> Session:
     config = read_engine_config(opening.engine_dir)
     device = config.device.get("type", "cpu")
     check_embedded(opening.options, device)
-    if device == "cuda":
-        decoder: Decoder = open_cuda_decoder(opening.engine_dir, config, opening.options)
+    if device == "cuda" and config.pretrained_config.mapping.world_size > 1:
+        decoder: Decoder = open_cuda_rank(opening.engine_dir, config, opening.options, ranks.step_timeout)
+    elif device == "cuda":
+        decoder = open_cuda_decoder(opening.engine_dir, config, opening.options)
     else:
         decoder = open_decoder(opening.engine_dir, ranks.rank, ranks.step_timeout)
     return DecoderSession(decoder, opening.limit, opening.scheduling, ranks)

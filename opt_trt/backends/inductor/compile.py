@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 from torch._inductor import aot_compile
+from torch._inductor.config import aot_inductor
 from torch._inductor.cpp_builder import CppBuilder
 
 from opt_trt import ops
@@ -33,6 +34,8 @@ from opt_trt.plugins.native import compiler_version, find_compiler
 from opt_trt.quant import nibbles
 
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
+if hasattr(aot_inductor, "enable_line_tables"):  # of newer torch; for profilers, a tenth of a compiler's time
+    COMMON["aot_inductor.enable_line_tables"] = False
 
 
 @contextmanager

@@ -25,7 +25,9 @@ from opt_trt.config.flags import Refusal, refuse_given
 from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import GraphShapes
+from opt_trt.plugins.collectives.functional import GroupCollectives, group_in_name_only
 from opt_trt.plugins.cuda_graphs import GraphClock
+from opt_trt.plugins.cuda_ops import ALONE
 from opt_trt.plugins.launch import TRITON_VERSION
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tune import TunedProblem
@@ -69,13 +71,16 @@ class CudaMaker:
         variants = Variants.of(limits.model, limits.build_config)
         plan, table = self._choose_tactics(limits, config, variants)
         progress.done()
-        weights = {name: (t.shape, t.dtype) for name, t in engine_tensors(ranks[0], plan).items()}
+        ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
+        weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
         activations = getattr(torch, limits.model.dtype)
         shapes = GraphShapes(limits.build_config.tokens_per_block, weights, activations, self.device)
-        with open_inductor(compilation, cache_dir()) as compilers:
+        tp_size = limits.model.mapping.tp_size
+        collectives = GroupCollectives(tp_size) if tp_size > 1 else ALONE
+        with open_inductor(compilation, cache_dir()) as compilers, group_in_name_only(tp_size):
             programs = {
                 spec.name: compilers.compile(spec, tactics_of(spec))
-                for spec in CudaPrograms(limits.model, variants, plan, shapes).specs()
+                for spec in CudaPrograms(limits.model, variants, plan, shapes, collectives).specs()
             }
         device = {
             "type": "cuda", "gpu": self.gpu.name, "capability": self.gpu.capability, "torch": torch.__version__,
@@ -111,11 +116,6 @@ def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
         raise UserError(
             f"{config.checkpoint_dir} has heads of {model.head_size}, kernels of a GPU take up to {MOST_HEAD_SIZE}; "
             "give --device cpu"
-        )
-    if model.mapping.world_size > 1:
-        raise UserError(
-            f"{config.checkpoint_dir} is cut for {model.mapping.world_size} ranks, engines on GPUs have one; "
-            f"convert it without --tp_size and --pp_size, {advice}"
         )
 
 

@@ -10,9 +10,10 @@ from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec, embedding_program, head_program, layer_program
+from opt_trt.ops import Collectives
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda_buckets import Bound, bounds_for
-from opt_trt.plugins.cuda_ops import BucketPlan, CudaOps
+from opt_trt.plugins.cuda_ops import ALONE, BucketPlan, CudaOps
 from opt_trt.plugins.ops import Plan
 from opt_trt.plugins.tactic import Tactic
 
@@ -27,20 +28,21 @@ class CudaPrograms:
     variants: Variants
     plan: Plan
     shapes: GraphShapes
+    collectives: Collectives = ALONE
 
     def specs(self) -> Iterator[ProgramSpec]:
         """Named as `Variants` names them."""
-        first = CudaOps(self.bucket(GENERATION, bounds_for(self.variants.sequences)[0]))
+        first = self._ops(self.bucket(GENERATION, bounds_for(self.variants.sequences)[0]))
         yield embedding_program(self.model, first, self.shapes, EMBEDDING_WEIGHTS)
         for name, (phase, bound) in self.variants.layers().items():
-            ops = CudaOps(self.bucket(phase, bound))
+            ops = self._ops(self.bucket(phase, bound))
             # A compiler runs kernels on examples of these shapes: generation's read a length for every token.
             shapes = replace(self.shapes, one_token_each=phase == GENERATION)
             yield replace(layer_program(self.model, ops, shapes, layer_weight_names(self.model, 0)), name=name)
         weights = head_weight_names(self.model, self.plan.problems["head"].quantized)
         for name, bound in self.variants.heads().items():
             head = self.plan.gemm["head"].tactics[bounds_for(self.variants.logits).index(bound)]
-            ops = CudaOps(BucketPlan(bound, self.plan.problems, {"head": head}, attention.FLASH))
+            ops = self._ops(BucketPlan(bound, self.plan.problems, {"head": head}, attention.FLASH))
             yield replace(head_program(self.model, ops, self.shapes, weights), name=name)
 
     def bucket(self, phase: str, bound: Bound) -> BucketPlan:
@@ -48,6 +50,9 @@ class CudaPrograms:
         place = bounds_for(self.variants.tokens).index(bound)
         products = {site: choice.tactics[place] for site, choice in self.plan.gemm.items() if site != "head"}
         return BucketPlan(bound, self.plan.problems, products, self._attention(phase, bound))
+
+    def _ops(self, plan: BucketPlan) -> CudaOps:
+        return CudaOps(plan, self.collectives)
 
     def _attention(self, phase: str, bound: Bound) -> Tactic:
         if phase in CONTEXT_TACTICS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,17 +13,16 @@ from opt_trt.backends.inductor.isa import processor_flags
 from opt_trt.backends.inductor.micro_batches import micro_batches
 from opt_trt.backends.inductor.parts import Parts, Runnable, load_parts
 from opt_trt.backends.inductor.rank_logits import RankLogits
+from opt_trt.backends.inductor.stages import Found, joined_and_hidden
 from opt_trt.errors import UserError
 from opt_trt.graph.decoder import Head
 from opt_trt.graph.embedding import embedding_constants
 from opt_trt.graph.programs import stage_programs
-from opt_trt.ops import Ops, ReferenceOps
+from opt_trt.ops import Collectives, ReferenceOps
 from opt_trt.plugins.collectives import CollectiveOps
+from opt_trt.plugins.collectives.links import StageLink
 from opt_trt.plugins.native import NativeLibrary
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
-
-if TYPE_CHECKING:
-    from opt_trt.plugins.collectives.pipeline import Pipeline
 
 TIMEOUT_S = 3600.0  # longer than the longest step: a rank that waits longer for another has lost it
 
@@ -32,7 +30,7 @@ TIMEOUT_S = 3600.0  # longer than the longest step: a rank that waits longer for
 class CompiledDecoder:
     """`Decoder` of one rank. Holds programs and weights; the KV cache is the caller's."""
 
-    def __init__(self, config: EngineConfig, parts: Parts, rank: int = 0, ops: Ops | None = None) -> None:
+    def __init__(self, config: EngineConfig, parts: Parts, rank: int = 0, ops: Collectives | None = None) -> None:
         model = config.pretrained_config
         self.spec = decoder_spec(config, rank)
         self._stages = model.mapping.pp_size
@@ -78,7 +76,7 @@ class CompiledDecoder:
     def _joined(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         """See `RankLogits.join`; no rows where no logits are wanted, as of a part of a step that ends no prompt."""
         if not inputs.last_token_ids.numel():  # not len(), which is Python's: 15 µs behind a step's weights
-            return torch.empty(0, self._logits.width(inputs))
+            return torch.empty(0, self._logits.width(inputs), device=x.device)
         part = self._program("head", inputs).run([x, inputs.last_token_ids, *self._head_weights]).float()
         return self._logits.join(part, inputs)
 
@@ -90,13 +88,13 @@ class CompiledDecoder:
 class StageDecoder(CompiledDecoder):
     """`Decoder` of a rank of a pipeline stage: what comes in and goes out are hidden states."""
 
-    def __init__(self, config: EngineConfig, parts: Parts, rank: int, ops: Ops, pipeline: Pipeline) -> None:
+    def __init__(self, config: EngineConfig, parts: Parts, rank: int, ops: Collectives, pipeline: StageLink) -> None:
         super().__init__(config, parts, rank, ops)
         self._pipeline = pipeline
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`; the outputs are rank 0's, other ranks return some of them or no rows."""
-        pipeline, found = self._pipeline, []
+        pipeline, found = self._pipeline, list[Found]()
         parts = micro_batches(inputs, self._stages)
         arriving = [] if pipeline.is_first else [pipeline.expect(len(p.input_ids), self._hidden_size) for p in parts]
         for index, part in enumerate(parts):
@@ -106,19 +104,12 @@ class StageDecoder(CompiledDecoder):
                 found.append((self._joined(x, part), self._hidden(x, part)))
             else:
                 pipeline.send(x)
-        return self._answer(found, inputs)
+        sizes = (self._logits.width(inputs), self._hidden_size)
+        joined, hidden = joined_and_hidden(pipeline, found, inputs, sizes)
+        return self._logits.outputs(joined, inputs, hidden)
 
     def _after_layer(self) -> None:
         self._pipeline.progress()
-
-    def _answer(self, found: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inputs: StepInputs) -> StepOutputs:
-        """What the last stage made of the parts of a step, where rank 0 needs it."""
-        shapes = [(len(inputs.last_token_ids), self._logits.width(inputs))]
-        if inputs.hidden_token_ids is not None:
-            shapes.append((len(inputs.hidden_token_ids), self._hidden_size))
-        kinds = [[tensor for tensor in kind if tensor is not None] for kind in zip(*found, strict=True)]
-        joined, *hidden = self._pipeline.answer([torch.cat(kind) for kind in kinds if kind], shapes)
-        return self._logits.outputs(joined, inputs, hidden[0] if hidden else None)
 
 
 def decoder_spec(config: EngineConfig, rank: int = 0) -> DecoderSpec:

@@ -51,4 +51,4 @@ def timings(config: BuildConfig, device: str, clock: Clock = wall_us) -> Iterato
     yield cache
     cache.save(Path(config.output_timing_cache))
     if earlier == own:
-        cache.save(own)
+        cache.join(own).save(own)

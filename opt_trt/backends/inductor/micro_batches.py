@@ -14,10 +14,10 @@ LEAST_TOKENS = 64
 PARTS_PER_STAGE = 2
 
 
-def micro_batches(inputs: StepInputs, stages: int) -> list[StepInputs]:
+def micro_batches(inputs: StepInputs, stages: int, least_tokens: int = LEAST_TOKENS) -> list[StepInputs]:
     """Parts of a step, in its order and of about as many tokens; the step itself where cutting it does not pay."""
     ends = inputs.query_start.tolist()
-    count = min(PARTS_PER_STAGE * stages, ends[-1] // LEAST_TOKENS)
+    count = min(PARTS_PER_STAGE * stages, ends[-1] // least_tokens)
     if stages == 1 or count < 2 or len(ends) < 3:
         return [inputs]
     cuts = sorted({bisect_left(ends, ends[-1] * part / count) for part in range(count + 1)})

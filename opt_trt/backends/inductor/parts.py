@@ -36,6 +36,11 @@ class Parts:
     layers: list[list[torch.Tensor]]
     head: list[torch.Tensor]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(weight.device for weights in (*self.layers, self.tables, self.head) for weight in weights)
+
 
 def load_parts(engine_dir: Path, config: EngineConfig, rank: int, names: Sequence[str], place: Place) -> Parts:
     """The programs `names` of a rank and its weights, each put where `place` wants it; `UserError` names what lacks."""

@@ -5,6 +5,7 @@ Tactics differ between buckets of tokens, and so do programs; names are a kind, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_trt.backends.engine import Limits
@@ -13,6 +14,7 @@ from opt_trt.plugins.cuda_buckets import BUCKETS, Bound, bound_of, bounds_for
 from opt_trt.step import StepInputs
 
 GENERATION, CONTEXT, HALF_CONTEXT = "generation", "context", "half_context"  # of half: products summed in fp16
+KINDS = ("embedding", "layer", "head")
 MOST_REPLAYED = 256  # sequences; launching a step of more takes less time than computing it
 
 
@@ -54,9 +56,9 @@ class Variants:
         """Names of the programs of the head, with their bounds."""
         return {_name("head", bound): bound for bound in bounds_for(self.logits)}
 
-    def names(self) -> tuple[str, ...]:
-        """All programs."""
-        return ("embedding", *self.layers(), *self.heads())
+    def names(self, kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
+        """All programs of some kinds, as those of a pipeline stage."""
+        return tuple(name for name in ("embedding", *self.layers(), *self.heads()) if name.split("_")[0] in kinds)
 
     def layer_of(self, inputs: StepInputs, context: str) -> str:
         """The program of a step's layers, whose prompts are attended to as `context` says."""

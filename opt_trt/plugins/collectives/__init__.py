@@ -18,7 +18,7 @@ class CollectiveOps(ReferenceOps):
         self.tp_size = tp_size
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`."""
+        """See `Ops.all_reduce`; parts are added in the order of the ranks."""
         total: torch.Tensor = self.native.all_reduce(x, self.tp_size)
         return total
 

@@ -1,0 +1,54 @@
+"""What each rank of `test_ranks` runs as a process: the connections of ranks on one GPU, with a CPU in its place."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from opt_trt.backends.inductor import cuda_ranks
+from opt_trt.backends.inductor.cuda_ranks import CudaRankDecoder, Launched
+from opt_trt.backends.inductor.variants import HALF_CONTEXT
+from opt_trt.plugins.collectives import gpus
+from opt_trt.plugins.collectives.links import Seat
+from opt_trt.runtime import kv_cache
+from tests.engine._stepping_ranks import TOKENS_EACH, _inputs
+from tests.triton._engine import Prepared
+from tests.triton._ranks import GIVEN, NEXT
+
+LIMITS = {"max_batch_size": 2, "max_num_tokens": 12, "max_seq_len": 64, "tokens_per_block": 4}
+
+
+def found_by(decoder: CudaRankDecoder, greedy: bool) -> list[torch.Tensor]:
+    """Logits, or the tokens of the largest, of both prompts and of a token of each that follows."""
+    caches = kv_cache.allocate(decoder.spec, len(GIVEN) * TOKENS_EACH // 4)
+    found = []
+    for step, past in ((GIVEN, [0, 0]), (NEXT, [len(prompt) for prompt in GIVEN])):
+        inputs = replace(_inputs([*step], past, 4), greedy=greedy)
+        outputs = decoder.step(inputs, caches)
+        places = outputs.logits.argmax(1, keepdim=True)
+        found.append(outputs.logits if outputs.token_ids is None else outputs.token_ids.gather(1, places))
+    return found
+
+
+def main(checkpoint: Path, out: Path) -> None:
+    with (
+        mock.patch.object(gpus, "own_seat", lambda: Seat("here", 0, "one GPU")),
+        mock.patch.object(cuda_ranks, "LEAST_TOKENS", 4),  # a stage works on a prompt while the next one has another
+    ):
+        rank = gpus.MPI.COMM_WORLD.Get_rank()
+        prepared = Prepared(checkpoint, rank, **LIMITS)
+        joined = gpus.connect(prepared.limits.model.mapping, torch.float16, 500, "cpu")
+        assert not joined.is_capturable and joined.sharers == gpus.MPI.COMM_WORLD.Get_size()
+        parts = prepared.parts(prepared.programs("cpu", joined.collectives), "cpu")
+        decoder = CudaRankDecoder(prepared.config, parts, HALF_CONTEXT, Launched, joined)
+        found = found_by(decoder, greedy=False), found_by(decoder, greedy=True)
+        if rank == 0:
+            torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

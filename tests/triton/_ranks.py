@@ -1,0 +1,162 @@
+"""All ranks of a GPU's engine in one process, uncompiled: threads that take turns, for triton's interpreter is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Barrier, Lock
+from typing import Any
+
+import torch
+
+from opt_trt.backends.inductor.cuda_ranks import CudaRankDecoder
+from opt_trt.mapping import Mapping
+from opt_trt.ops import ReferenceOps
+from opt_trt.plugins.collectives.links import Joined, Seat, Seats
+from opt_trt.runtime import kv_cache
+from opt_trt.step import StepInputs, StepOutputs
+from tests.triton._engine import Eager, Prepared, Rerun
+
+GIVEN, NEXT = ([5, 9, 17, 8], [40, 3, 8, 22, 31, 7]), ([12], [33])  # prompts, and a token that follows each
+PATIENCE_S = 60  # a rank that waits longer has lost the others
+
+
+class Turns:
+    """One rank computes at a time; those that wait for others let them."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+
+    @contextmanager
+    def given_away(self) -> Iterator[None]:
+        self.lock.release()
+        try:
+            yield
+        finally:
+            self.lock.acquire()
+
+
+class Meeting:
+    """What a tensor-parallel group exchanges."""
+
+    def __init__(self, size: int, turns: Turns) -> None:
+        self._barrier, self._turns = Barrier(size), turns
+        self._parts = [torch.empty(0)] * size
+
+    def ops(self, tp_rank: int) -> ReferenceOps:
+        def exchange(x: torch.Tensor) -> Sequence[torch.Tensor]:
+            self._parts[tp_rank] = x
+            with self._turns.given_away():
+                self._barrier.wait(PATIENCE_S)
+                parts = list(self._parts)
+                self._barrier.wait(PATIENCE_S)  # before the next parts come
+            return parts
+
+        return ReferenceOps(exchange)
+
+
+@dataclass
+class Mailboxes:
+    """`StageLink` of a rank; keeps the shapes of what it sent."""
+
+    mapping: Mapping
+    rank: int
+    turns: Turns
+    boxes: dict[tuple[int, int], Queue[Any]]
+    sent: list[tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        stage = self.mapping.pp_rank(self.rank)
+        self.is_first, self.is_last = stage == 0, stage == self.mapping.pp_size - 1
+
+    def expect(self, tokens: int, features: int) -> tuple[int, int]:
+        return tokens, features
+
+    def receive(self, coming: tuple[int, int]) -> torch.Tensor:
+        x = self._take(self.rank - self.mapping.tp_size)
+        assert tuple(x.shape) == coming and x.dtype == torch.float16, (x.shape, x.dtype, coming)
+        return x
+
+    def send(self, x: torch.Tensor) -> None:
+        self.sent.append(tuple(x.shape))
+        self.boxes[self.rank, self.rank + self.mapping.tp_size].put(x.clone())
+
+    def progress(self) -> None:
+        pass
+
+    def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        speaker = self.mapping.world_size - self.mapping.tp_size
+        if self.is_first and self.is_last:
+            return list(found)
+        if self.rank == speaker:
+            self.boxes[speaker, 0].put([x.clone() for x in found])
+        elif self.rank == 0:
+            answers = self._take(speaker)
+            assert [tuple(x.shape) for x in answers] == list(shapes), (answers, shapes)
+            return answers
+        return [torch.empty(0, features) for _, features in shapes]
+
+    def _take(self, source: int) -> Any:
+        with self.turns.given_away():
+            return self.boxes[source, self.rank].get(timeout=PATIENCE_S)
+
+
+class Ranks:
+    """`Decoder` of all ranks of a checkpoint, each with a KV cache of its own."""
+
+    def __init__(self, checkpoint: Path, context: str, device: str, **flags: object) -> None:
+        first = Prepared(checkpoint, 0, **flags)
+        mapping, self._turns = first.limits.model.mapping, Turns()
+        boxes: dict[tuple[int, int], Queue[Any]] = {
+            (a, b): Queue() for a in range(mapping.world_size) for b in range(mapping.world_size)
+        }
+        meetings = [Meeting(mapping.tp_size, self._turns) for _ in range(mapping.pp_size)]
+        seats = Seats(tuple(Seat("here", rank, f"gpu {rank}") for rank in range(mapping.world_size)))
+        self.ranks: list[CudaRankDecoder] = []
+        self.programs: list[dict[str, Eager]] = []
+        self.captured: list[list[Rerun]] = [[] for _ in range(mapping.world_size)]
+        self.links = [Mailboxes(mapping, rank, self._turns, boxes, []) for rank in range(mapping.world_size)]
+        for rank, link in enumerate(self.links):
+            ops = meetings[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank))
+            prepared = Prepared(checkpoint, rank, **flags)
+            programs = prepared.programs(device, ops)
+            joined = Joined(rank, seats, ops, link)
+            capture = capturing(self.captured[rank])
+            self.ranks.append(
+                CudaRankDecoder(prepared.config, prepared.parts(programs, device), context, capture, joined)
+            )
+            self.programs.append(programs)
+        self.spec = self.ranks[0].spec
+        self._caches: dict[int, list[list[torch.Tensor]]] = {}
+
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
+        if id(kv_cache[0]) not in self._caches:
+            blocks = kv_cache[0].shape[0]
+            self._caches[id(kv_cache[0])] = [kv_cache_of(rank, blocks) for rank in self.ranks]
+        caches = self._caches[id(kv_cache[0])]
+
+        def run(rank: int) -> StepOutputs:
+            with self._turns.lock:
+                return self.ranks[rank].step(inputs, caches[rank])
+
+        with ThreadPoolExecutor(len(self.ranks)) as pool:
+            leaders, *_ = pool.map(run, range(len(self.ranks)))
+        return leaders
+
+
+def kv_cache_of(decoder: CudaRankDecoder, blocks: int) -> list[torch.Tensor]:
+    return kv_cache.allocate(decoder.spec, blocks)
+
+
+def capturing(captured: list[Rerun]) -> Any:
+    """Captures a rank's steps, and keeps them."""
+
+    def capture(run: Any) -> Rerun:
+        captured.append(Rerun(run))
+        return captured[-1]
+
+    return capture
