@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -40,6 +40,22 @@ def capture(run: Callable[[], Result], pool: Any = None) -> Captured[Result]:
     with CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
     return Captured(graph, result)
+
+
+class SharedCaptures:
+    """Captures whose graphs share memory, as no two of them are ever replayed together.
+
+    Once none of them is left the memory is gone, and the next one has some of its own: torch takes no dead pool again.
+    """
+
+    def __init__(self) -> None:
+        self._living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    def __call__(self, run: Callable[[], Result]) -> Captured[Result]:
+        """See `capture`."""
+        captured = capture(run, next((graph.pool() for graph in self._living), None))
+        self._living.add(captured.graph)
+        return captured
 
 
 def put(work: Callable[[], object]) -> torch.cuda.Event:

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from opt_trt.plugins.cuda_graphs import WARM_UP, capture
+from opt_trt.plugins.cuda_graphs import WARM_UP, SharedCaptures, capture
 
 
 @pytest.fixture
@@ -43,3 +43,21 @@ def test_threads_capture_one_after_the_other(captures):
     assert capture(slow, "first").result == ["first"]
     others[0].join()
     assert captures == ["first", "second"]
+
+
+def test_graphs_share_memory_as_long_as_one_of_them_is_left(captures, monkeypatch):
+    """Torch frees a pool with its last graph, and stops at a capture into one that is gone."""
+
+    class Graph:
+        def pool(self):
+            return "shared"
+
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Graph)
+    shared = SharedCaptures()
+    graphs = [shared(lambda: None) for _ in range(3)]
+    del graphs[0]
+    graphs.append(shared(lambda: None))
+    assert captures == [None, "shared", "shared", "shared"]
+    graphs.clear()
+    shared(lambda: None)
+    assert captures[4:] == [None]

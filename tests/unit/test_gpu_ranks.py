@@ -145,7 +145,7 @@ def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
     monkeypatch.setattr(cuda_ranks, "visible_gpu", lambda: order.append("look"))
     monkeypatch.setattr(cuda_ranks, "check_gpu", lambda *_: order.append("check"))
     monkeypatch.setattr(cuda_ranks, "gpu_parts", lambda directory, config, rank: f"parts of {rank}")
-    monkeypatch.setattr(cuda_ranks, "graphs", lambda: "graphs")
+    monkeypatch.setattr(cuda_ranks, "SharedCaptures", lambda: "graphs")
     monkeypatch.setattr(cuda_ranks, "CudaRankDecoder", lambda *given: given)
     config = write_engine_config(tmp_path)
     opened = cuda_ranks.open_cuda_rank(tmp_path, config, RuntimeOptions(), 60.0)

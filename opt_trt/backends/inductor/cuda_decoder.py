@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
 from opt_trt.ops import Collectives, ReferenceOps
-from opt_trt.plugins.cuda_graphs import capture, put
+from opt_trt.plugins.cuda_graphs import SharedCaptures, put
 from opt_trt.runtime.block_pool import blocks_for
 from opt_trt.step import StepInputs, StepOutputs
 
@@ -179,12 +178,7 @@ def gpu_parts(engine_dir: Path, config: EngineConfig, rank: int) -> Parts:
         ) from error
 
 
-def graphs() -> Capture:
-    """Captures steps into memory that they share: no two of them are ever replayed together."""
-    return functools.partial(capture, pool=torch.cuda.graph_pool_handle())
-
-
 def open_cuda_decoder(engine_dir: Path, config: EngineConfig, options: RuntimeOptions) -> CudaDecoder:
     """Open an engine on the current GPU after checking that it was built for such a one; weights are copied there."""
     check_gpu(engine_dir, config, visible_gpu())
-    return CudaDecoder(config, gpu_parts(engine_dir, config, 0), context_phase(config, options), graphs(), put)
+    return CudaDecoder(config, gpu_parts(engine_dir, config, 0), context_phase(config, options), SharedCaptures(), put)

@@ -19,7 +19,6 @@ from opt_trt.backends.inductor.cuda_decoder import (
     ReplayingDecoder,
     context_phase,
     gpu_parts,
-    graphs,
     moved,
 )
 from opt_trt.backends.inductor.micro_batches import micro_batches
@@ -28,6 +27,7 @@ from opt_trt.backends.inductor.stages import Found, joined_and_hidden
 from opt_trt.backends.inductor.variants import replayed_rows
 from opt_trt.config.runtime import RuntimeOptions
 from opt_trt.plugins.collectives.links import Joined
+from opt_trt.plugins.cuda_graphs import SharedCaptures
 from opt_trt.step import StepInputs, StepOutputs
 
 # Packed tokens of a part at least: reading weights takes an H200 as long as multiplying some 200 tokens by them.
@@ -121,5 +121,5 @@ def open_cuda_rank(
     if joined.rank == 0:
         print(joined.seats, file=sys.stderr)
     parts = gpu_parts(engine_dir, config, joined.rank)
-    captured = graphs() if joined.is_capturable else Launched
+    captured = SharedCaptures() if joined.is_capturable else Launched
     return CudaRankDecoder(config, parts, context_phase(config, options), captured, joined)
