@@ -63,9 +63,8 @@ def programs(device, monkeypatch, tmp_path):
     for module in (builder, cuda_decoder):
         monkeypatch.setattr(module, "visible_gpu", lambda: H200)
     monkeypatch.setattr(cuda_decoder, "on_gpu", lambda weight: weight.to(device))
-    monkeypatch.setattr(cuda_decoder, "capture", lambda run, pool: Rerun(run))
+    monkeypatch.setattr(cuda_decoder, "SharedCaptures", lambda: Rerun)
     monkeypatch.setattr(cuda_decoder, "put", AtOnce())
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     return made
 
 
