@@ -56,11 +56,14 @@ def decode(args: argparse.Namespace) -> None:
         hidden, layers, heads, _ = SHAPES[shape]
         for batch_size, context in ((b, c) for b in args.batch_size for c in args.context):
             load = Load(batch_size, context)
+            torch.cuda.reset_peak_memory_stats()
             us = decoder.generation_us(load, fewest_splits(load, heads, processors))
             read = decoder.weight_bytes() + batch_size * context * 2 * layers * hidden * decoder.dtype.itemsize
             rate = batch_size / us * 1e6
-            print(f"{shape} {weights} batch {batch_size} context {context}: {us / 1e3:.3f} ms, {rate:.0f} tokens/s, "
-                  f"{read / us / 1e6:.2f} TB/s, {read / us / ceiling:.2f} of reading")  # fmt: skip
+            print(
+                f"{shape} {weights} batch {batch_size} context {context}: {us / 1e3:.3f} ms, {rate:.0f} tokens/s, "
+                f"{read / us / 1e6:.2f} TB/s, {read / us / ceiling:.2f} of reading, {peak_gib():.2f} GiB"
+            )
         del decoder
 
 
@@ -96,8 +99,15 @@ def transformers(args: argparse.Namespace) -> None:
         for mode, options in MODES.items():
             for batch_size, length in ((b, c) for b in args.batch_size for c in args.context):
                 ids = torch.randint(3, VOCAB, (batch_size, length), device="cuda")
-                print(f"{shape} {mode} batch {batch_size} context {length}: {ms_a_token(model, ids, options):.2f} ms")
+                torch.cuda.reset_peak_memory_stats()
+                ms = ms_a_token(model, ids, options)
+                print(f"{shape} {mode} batch {batch_size} context {length}: {ms:.2f} ms, {peak_gib():.2f} GiB")
         del model
+
+
+def peak_gib() -> float:
+    """The most memory that was in use since the last reset."""
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def ms_a_token(model: torch.nn.Module, ids: torch.Tensor, options: dict[str, str]) -> float:
