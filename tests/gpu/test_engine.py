@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.inductor.device_sampling import drawn
@@ -25,25 +25,10 @@ from opt_trt.convert import convert
 from opt_trt.plugins.cuda_graphs import capture
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from tests.gpu.conftest import VOCAB
 
-VOCAB, POSITIONS = 1003, 256
 LIMITS = {"max_batch_size": 80, "max_num_tokens": 300, "gather_all_token_logits": True}
 POOL = KvCacheLimit(max_tokens=8192)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """Two layers of 125M's sizes."""
-    config = OPTConfig(
-        vocab_size=VOCAB, num_hidden_layers=2, hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072,
-        num_attention_heads=12, max_position_embeddings=POSITIONS, dropout=0.0,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    model = OPTForCausalLM(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.06)
-    model.save_pretrained(directory := tmp_path_factory.mktemp("model"))
-    return directory
 
 
 @pytest.fixture(scope="module")

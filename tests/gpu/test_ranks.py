@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
 from opt_trt.build import build
 from opt_trt.config.build import BuildConfig
@@ -24,21 +24,6 @@ MAPPINGS = {  # tp_size, pp_size, embedding_sharding_dim
     "tp2": (2, 1, None), "pp2": (1, 2, None), "tp2 vocabulary": (2, 1, 0), "tp2 hidden": (2, 1, 1),
     "tp2 pp2": (2, 2, None),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """Two layers of 125M's sizes."""
-    config = OPTConfig(
-        vocab_size=1003, num_hidden_layers=2, hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072,
-        num_attention_heads=12, max_position_embeddings=256, dropout=0.0,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    model = OPTForCausalLM(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.06)
-    model.save_pretrained(directory := tmp_path_factory.mktemp("model"))
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from opt_trt.backends.inductor.foresight import LOOKED_BACK, Foresight, next_ste
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.step import StepInputs
+from tests.unit._arrivals import require_expected_outputs
 from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder
 from tests.unit._decoders import expected_output
 
@@ -78,27 +78,7 @@ def test_tokens_do_not_depend_on_what_was_begun(requests, max_tokens, max_num_to
 @CALM
 @given(REQUESTS, st.integers(24, 96), RULES, st.data())
 def test_arrivals_and_cancellations_change_no_other_request(requests, max_tokens, rules, data):
-    of = session_of(sum_decoder(Later()), max_tokens, rules)
-    streams: dict[int, TokenStream] = {}
-    outputs: list[list[int]] = [[] for _ in requests]
-    arriving, cancelled = list(range(len(requests))), set()
-    while arriving or streams:
-        if arriving and (not streams or data.draw(st.booleans())):
-            newcomer = arriving.pop(0)
-            streams[newcomer] = of.stream([requests[newcomer]])
-        number = data.draw(st.sampled_from(sorted(streams)))
-        if data.draw(st.integers(0, 9)) == 9:
-            streams[number].cancel(0)
-            cancelled.add(number)
-        event = next(streams[number], None)
-        if event is None:
-            del streams[number]
-        else:
-            outputs[number].append(event.token_id)
-    for number, request in enumerate(requests):
-        whole = expected(request)
-        assert tuple(outputs[number]) == (whole[: len(outputs[number])] if number in cancelled else whole)
-    assert of._pool.num_free == of._pool.num_blocks
+    require_expected_outputs(session_of(sum_decoder(Later()), max_tokens, rules), requests, expected, data)
 
 
 @pytest.mark.parametrize(

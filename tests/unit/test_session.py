@@ -20,8 +20,8 @@ from opt_trt.runtime.ranks import Alone
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
+from tests.unit._arrivals import require_expected_outputs
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 
 CALM = settings(deadline=None, max_examples=40)  # the machine may be busy
@@ -90,28 +90,10 @@ def test_batched_in_flight_equals_alone(
 def test_arrivals_and_cancellations_change_no_other_request(
     requests: list[Request], max_tokens: int, scheduling: Scheduling, data: st.DataObject
 ) -> None:
-    of = session(max_tokens=max_tokens, scheduling=scheduling)
-    streams: dict[int, TokenStream] = {}
-    outputs: dict[int, list[int]] = {number: [] for number in range(len(requests))}
-    arriving = list(range(len(requests)))
-    cancelled: set[int] = set()
-    while arriving or streams:
-        if arriving and (not streams or data.draw(st.booleans())):
-            newcomer = arriving.pop(0)
-            streams[newcomer] = of.stream([requests[newcomer]])
-        number = data.draw(st.sampled_from(sorted(streams)))
-        if data.draw(st.integers(0, 9)) == 9:
-            streams[number].cancel(0)
-            cancelled.add(number)
-        event = next(streams[number], None)
-        if event is None:
-            del streams[number]
-        else:
-            outputs[number].append(event.token_id)
-    for number, request in enumerate(requests):
-        whole = expected_output(request.prompt_ids, request.max_new_tokens, request.end_id)
-        assert tuple(outputs[number]) == (whole[: len(outputs[number])] if number in cancelled else whole)
-    assert of._pool.num_free == of._pool.num_blocks
+    def expected(request: Request) -> tuple[int, ...]:
+        return expected_output(request.prompt_ids, request.max_new_tokens, request.end_id)
+
+    require_expected_outputs(session(max_tokens=max_tokens, scheduling=scheduling), requests, expected, data)
 
 
 @CALM
