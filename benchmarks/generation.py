@@ -18,7 +18,6 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
@@ -27,30 +26,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, noth
 
 from ceilings import measure_ceilings
 from costs import context_flops, step_bytes, step_flops, weight_bytes
-from engine import PRECISIONS, EngineRunner, make_engine, precision_of, shape_of
-from models import SHAPES, random_model
-from peers import Choice, parse_choices
-from peers.environment import PeerUnavailable
-from peers.process import PeerProcess, converted
-from report import OURS, Measurement, ceilings_line, rows_of, table
+from engine import PRECISIONS, precision_of, shape_of
+from models import SHAPES
+from participants import Participant, Subject, engines, ready_peers, shared_model, started_peers
+from peers import parse_choices
+from report import Measurement, ceilings_line, rows_of, table
 from roofline import Point, draw
 from turns import Load, take_turns
 
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.cache import cache_dir
 from opt_trt.errors import UserError
-
-Participant = EngineRunner | PeerProcess
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a shape and a precision, an engine that exists or flags to build one with."""
-
-    shape: str
-    precision: str
-    engine_dir: Path | None
-    build_flags: tuple[str, ...]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,53 +85,6 @@ def subject_of(a: argparse.Namespace) -> Subject:
             "--precision, --lm_head_precision, --context_int8 and --beside_deterministic"
         )
     return subject
-
-
-def shared_model(shape: str, cache: Path) -> Path:
-    """The Hugging Face directory everybody starts from, written once."""
-    hf = cache / "models" / shape / "hf"
-    if not hf.exists():
-        unfinished = hf.with_suffix(".unfinished")
-        random_model(shape, unfinished)
-        unfinished.rename(hf)
-    return hf
-
-
-def ready_peers(choices: list[Choice], hf: Path, cache: Path) -> tuple[dict[Choice, Path], dict[str, str]]:
-    """The model of each peer that can be installed and convert it; the reason of each that cannot."""
-    models, absent = {}, {}
-    for choice in choices:
-        try:
-            models[choice] = converted(choice, hf, cache)
-        except PeerUnavailable as why:
-            absent[choice.label] = str(why)
-    return models, absent
-
-
-def started_peers(
-    models: dict[Choice, Path], cache: Path, absent: dict[str, str], stack: ExitStack
-) -> dict[str, PeerProcess]:
-    """A process for each; those that cannot open their model join the absent."""
-    started = {}
-    for choice, model in models.items():
-        try:
-            process = PeerProcess(choice, model, cache, cache / f"{choice.label.replace(':', '-')}.log")
-        except PeerUnavailable as why:
-            absent[choice.label] = str(why)
-            continue
-        stack.callback(process.close)
-        started[choice.label] = process
-    return started
-
-
-def engines(subject: Subject, beside_deterministic: bool, hf: Path, work: Path) -> dict[str, Participant]:
-    """Our engine, and where it was asked for the same built with `--deterministic`; made under `work` unless given."""
-    made = subject.engine_dir or make_engine(hf, subject.precision, work / OURS, subject.build_flags)
-    runners: dict[str, Participant] = {OURS: EngineRunner(made)}
-    if beside_deterministic:
-        flags = (*subject.build_flags, "--deterministic")
-        runners["deterministic"] = EngineRunner(make_engine(hf, subject.precision, work / "deterministic", flags))
-    return runners
 
 
 def measured(
