@@ -28,7 +28,10 @@ PRECISIONS = {  # how a checkpoint is converted
     "bfloat16": ("--dtype", "bfloat16"),
     "int8": ("--dtype", "float16", "--use_weight_only"),
     "int4": ("--dtype", "float16", "--use_weight_only", "--weight_only_precision", "int4"),
+    "int8-bfloat16": ("--dtype", "bfloat16", "--use_weight_only"),
+    "int4-bfloat16": ("--dtype", "bfloat16", "--use_weight_only", "--weight_only_precision", "int4"),
 }
+ALGORITHMS = {"W8A16": "int8", "W4A16": "int4"}
 ACTIVATIONS = {  # of a layer's products, by the first letters of its tactic
     "fixed16": "16-bit fixed point", "fixed8": "8-bit fixed point", "pairs": "bfloat16",
 }  # fmt: skip
@@ -102,7 +105,10 @@ def shape_of(config: EngineConfig) -> str:
 
 
 def precision_of(config: EngineConfig) -> str:
-    """The row of `PRECISIONS` an engine belongs to."""
+    """The row of `PRECISIONS` an engine belongs to; `UserError` if it is of none."""
     model = config.pretrained_config
-    algorithms = {"W8A16": "int8", "W4A16": "int4"}
-    return algorithms.get(str(model.quantization["quant_algo"]), model.dtype)
+    quantized = ALGORITHMS.get(str(model.quantization["quant_algo"]))
+    name = "-".join(filter(None, (quantized, model.dtype))).removesuffix("-float16")
+    if name not in PRECISIONS:
+        raise UserError(f"--engine_dir must be of a precision known here ({', '.join(PRECISIONS)}), found {name}")
+    return name

@@ -27,21 +27,26 @@ class Peer:
         return tuple(dict.fromkeys((*self.variants.values(), *self.others)))
 
 
-PLAIN = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "float16", "int4": "float16"}
+PLAIN = {
+    "float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "float16", "int4": "float16",
+    "int8-bfloat16": "bfloat16", "int4-bfloat16": "bfloat16",
+}  # fmt: skip
 PEERS = {
     "transformers": Peer("run_transformers.py", None, PLAIN, converts=False),
     "transformers-compiled": Peer("run_transformers_compiled.py", None, PLAIN, converts=False),
     "ctranslate2": Peer(
         "run_ctranslate2.py",
         "requirements-ctranslate2.txt",
-        {"float32": "float32", "float16": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"},
+        {"float32": "float32", "float16": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8",
+         "int8-bfloat16": "int8", "int4-bfloat16": "int8"},
         ("int8_bfloat16", "int8_float32"),
     ),
     "openvino": Peer(
         "run_openvino.py",
         "requirements-openvino.txt",
-        {"float32": "fp32-f32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8", "int4": "int4"},
-        ("fp16-f32", "int8-bf16", "int8-f32", "int4-bf16", "int4-f32"),
+        {"float32": "fp32-f32", "float16": "fp16", "bfloat16": "fp16", "int8": "int8", "int4": "int4",
+         "int8-bfloat16": "int8-bf16", "int4-bfloat16": "int4-bf16"},
+        ("fp16-f32", "int8-f32", "int4-f32"),
     ),
 }  # fmt: skip
 

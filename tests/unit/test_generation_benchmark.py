@@ -5,11 +5,13 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import generation
 import pytest
 from ceilings import Ceilings
 from costs import Computes, context_flops, step_bytes, step_flops, weight_bytes
+from engine import precision_of
 from models import SHAPES
 from peers import PEERS, Choice, parse_choices
 from peers.environment import PeerUnavailable, last_line, peer_python
@@ -17,7 +19,10 @@ from report import Measurement, ceilings_line, rows_of, table
 from roofline import Point, draw
 from turns import Load, Spread, Turn, ratio, read_shares, step_seconds, take_turns
 
+from opt_trt.cli import parse
+from opt_trt.config.convert import ConvertConfig
 from opt_trt.errors import UserError
+from opt_trt.quant import MODES
 
 ROOT = Path(__file__).parents[2]
 INT8 = Computes("int8", "float16", "float16", "float32")
@@ -162,6 +167,23 @@ def test_options_say_what_is_measured_and_what_the_build_is_given():
     subject = generation.subject_of(generation.parser().parse_args(asked))
     assert (subject.shape, subject.precision) == ("opt-1.3b", "int4")
     assert subject.build_flags == ("--lm_head_precision", "int8")
+
+
+def engine_of(dtype, algorithm):
+    """As much of an engine's configuration as says its precision."""
+    return SimpleNamespace(pretrained_config=SimpleNamespace(dtype=dtype, quantization={"quant_algo": algorithm}))
+
+
+@pytest.mark.parametrize("precision, flags", generation.PRECISIONS.items())
+def test_an_engine_is_of_the_precision_it_was_converted_with(precision, flags):
+    given = parse(ConvertConfig, ["--model_dir", "m", *flags])
+    algorithm = MODES[given.weight_only_precision or "int8"].quant_algo if given.use_weight_only else None
+    assert precision_of(engine_of(given.dtype, algorithm)) == precision
+
+
+def test_an_engine_of_another_precision_is_refused():
+    with pytest.raises(UserError, match=r"--engine_dir must be of a precision known here .*, found int8-float32"):
+        precision_of(engine_of("float32", "W8A16"))
 
 
 ECHO = """
