@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from costs import Computes
 from models import SHAPES
@@ -16,6 +17,7 @@ from turns import Prompts
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import WEIGHTS, EngineConfig, read_engine_config
+from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
@@ -71,6 +73,17 @@ class EngineRunner:
         started = time.perf_counter()
         self._session.generate(requests)
         return time.perf_counter() - started
+
+    def logits(self, prompts: Prompts) -> np.ndarray:
+        """See `Speaker.logits`; as log-probabilities, which engines built without a flag for logits give as well."""
+        everything = SamplingParams(log_probs=self._session.spec.vocab_size)
+        return np.stack([self._log_probs(Request(tuple(row), 1, sampling=everything)) for row in prompts])
+
+    def _log_probs(self, request: Request) -> np.ndarray:
+        [result] = self._session.generate([request])
+        ids, values = zip(*sorted(result.log_probs[0].top), strict=True)
+        assert ids == tuple(range(len(ids))), "log-probabilities of all the vocabulary"
+        return np.array(values, np.float32)
 
 
 def computes(engine_dir: Path) -> Computes:

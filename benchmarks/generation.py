@@ -1,13 +1,13 @@
-"""Milliseconds a token beside other systems and the machine's ceilings, in one run, taking turns.
+"""Milliseconds a token and errors beside other systems and the machine's ceilings, in one run, taking turns.
 
     python benchmarks/generation.py --model_shape opt-125m --precision int8 --batch_size 1 8
     python benchmarks/generation.py --engine_dir ENGINE --peers openvino:int8,openvino:int8-bf16,ctranslate2
     python benchmarks/generation.py --beside_deterministic --peers "" --batch_size 1 8 16
 
-Weights are random at published shapes, the same for all. Peers are installed and the model is converted for them on
-first use (`--prepare` does no more than that). What the machine can do is measured before and after each load; numbers
-are printed and saved only if the two agree within 8 %, else the exit code is 1. `benchmarks/README.md` says how to read
-them.
+Weights are random at published shapes, the same for all; errors are those of logits against transformers in float32.
+Peers are installed and the model is converted for them on first use (`--prepare` does no more than that). What the
+machine can do is measured before and after each load; numbers are printed and saved only if the two agree within 8 %,
+else the exit code is 1. `benchmarks/README.md` says how to read them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, noth
 from ceilings import measure_ceilings
 from costs import context_flops, step_bytes, step_flops, weight_bytes
 from engine import PRECISIONS, precision_of, shape_of
+from errors import compute_reference, errors_of
 from models import SHAPES
 from participants import Participant, Subject, engines, ready_peers, shared_model, started_peers
 from peers import parse_choices
@@ -88,14 +89,19 @@ def subject_of(a: argparse.Namespace) -> Subject:
 
 
 def measured(
-    subject: Subject, load: Load, rounds: int, runners: dict[str, Participant], absent: dict[str, str]
+    subject: Subject,
+    load: Load,
+    rounds: int,
+    runners: dict[str, Participant],
+    errors: dict[str, float],
+    absent: dict[str, str],
 ) -> Measurement:
     """All turns of one load, between two looks at the machine."""
     shape = SHAPES[subject.shape]
     before = measure_ceilings()
     turns = take_turns(runners, load, rounds)
     after = measure_ceilings()
-    rows = rows_of(shape, load, {name: runner.computes for name, runner in runners.items()}, turns)
+    rows = rows_of(shape, load, {name: runner.computes for name, runner in runners.items()}, errors, turns)
     return Measurement(shape, load, before, after, rows, absent)
 
 
@@ -134,12 +140,16 @@ def run(a: argparse.Namespace) -> bool:
         return not absent
     all_count = True
     with ExitStack() as stack:
+        reference = compute_reference(hf, a.input_len, a.cache_dir, absent)  # gone before the others take their memory
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=a.cache_dir)))
         runners = engines(subject, a.beside_deterministic, hf, work)
         runners |= started_peers(models, a.cache_dir, absent, stack)
+        errors = errors_of(runners, reference, absent)
+        runners = {name: runner for name, runner in runners.items() if name not in absent}
         print(f"{subject.shape} {subject.precision}, {a.rounds} rounds")
         for batch_size in a.batch_size:
-            measurement = measured(subject, Load(batch_size, a.input_len, a.output_len), a.rounds, runners, absent)
+            load = Load(batch_size, a.input_len, a.output_len)
+            measurement = measured(subject, load, a.rounds, runners, errors, absent)
             print(ceilings_line(measurement.before, measurement.after), flush=True)
             all_count = all_count and measurement.counts
             if measurement.counts or a.allow_noise:

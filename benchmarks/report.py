@@ -17,7 +17,7 @@ OURS = "engine"
 
 @dataclass(frozen=True)
 class Row:
-    """One runner's phases: seconds, and how many times as long as ours takes."""
+    """One runner's phases: seconds, and how many times as long as ours takes; and how far its logits are off."""
 
     name: str
     computes: Computes
@@ -27,6 +27,7 @@ class Row:
     step_ratio: Spread
     context_gflops: float  # useful ones, a second
     step_gflops: float
+    error: float | None  # of its logits, as a share of float32's; None where that could not be computed
     read_share: Spread  # bytes a step has to read a second, as a share of reading alone beside it
     turns: Sequence[Turn]
 
@@ -58,7 +59,11 @@ class Measurement:
 
 
 def rows_of(
-    shape: Shape, load: Load, computes: Mapping[str, Computes], turns: Mapping[str, Sequence[Turn]]
+    shape: Shape,
+    load: Load,
+    computes: Mapping[str, Computes],
+    errors: Mapping[str, float],
+    turns: Mapping[str, Sequence[Turn]],
 ) -> list[Row]:
     """All runners, ours first."""
     steps = {name: step_seconds(taken, load.output_len) for name, taken in turns.items()}
@@ -69,7 +74,7 @@ def rows_of(
         rows.append(Row(
             name, computes[name], Spread.of(contexts[name]), ratio(contexts[name], contexts[OURS]),
             Spread.of(steps[name]), ratio(steps[name], steps[OURS]),
-            context_flops(shape, load) / context / 1e9, step_flops(shape, load) / step / 1e9,
+            context_flops(shape, load) / context / 1e9, step_flops(shape, load) / step / 1e9, errors.get(name),
             Spread.of(read_shares(taken, step_bytes(shape, computes[name], load), load.output_len)), taken,
         ))  # fmt: skip
     return rows
@@ -89,14 +94,20 @@ def table(measurement: Measurement) -> str:
     load, ceilings = measurement.load, measurement.ceilings
     lines = [
         f"batch {load.batch_size}, {load.input_len} + {load.output_len} tokens; median (min-max)",
-        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>22}{'x ours':>18}{'of read':>18}",
+        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>22}{'x ours':>18}{'of read':>18}"
+        f"{'error':>11}",
     ]
     for row in measurement.rows:
         lines.append(
             f"{row.name:<26}{row.context.text(1, 1e3):>24}{row.context_ratio.text(2):>18}"
             f"{row.context_gflops / ceilings.bf16_gflops:>9.2f}{row.step.text(2, 1e3):>22}"
-            f"{row.step_ratio.text(2):>18}{row.read_share.text(2):>18}"
+            f"{row.step_ratio.text(2):>18}{row.read_share.text(2):>18}{percent(row.error):>11}"
         )
     lines += [f"  {row.name}: {row.computes}" for row in measurement.rows]
     lines += [f"  {name}: NOT MEASURED, {why}" for name, why in measurement.absent.items()]
     return "\n".join(lines)
+
+
+def percent(share: float | None) -> str:
+    """With thousandths, or a dash for what is not known."""
+    return "-" if share is None else f"{share:.3%}".replace("%", " %")

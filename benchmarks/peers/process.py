@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from costs import Computes
 from turns import Prompts
 
@@ -63,15 +65,23 @@ class PeerProcess:
 
     def seconds(self, prompts: Prompts, output_len: int) -> float:
         """See `Runner.seconds`; by the peer's own clock."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "output_len": output_len}) + "\n")
-        self._process.stdin.flush()
-        return float(self._answer()["seconds"])
+        return float(self._ask("seconds", prompts=prompts, output_len=output_len))
+
+    def logits(self, prompts: Prompts) -> np.ndarray:
+        """See `Speaker.logits`."""
+        numbers = np.frombuffer(base64.b64decode(self._ask("logits", prompts=prompts)), np.float32)
+        return numbers.reshape(len(prompts), -1)
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.communicate()
+
+    def _ask(self, question: str, **asked: object) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({question: asked}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()[question]
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import ctranslate2
+import numpy as np
 from worker import Opened, Prompts, run
 
 # Compute types by what they multiply in; whatever this processor lacks, the library would replace without a word.
@@ -39,10 +40,14 @@ def open_model(model: str, variant: str) -> Opened:
         )
         return [answer.sequences_ids[0] for answer in answers]
 
+    def logits(prompts: Prompts) -> np.ndarray:
+        rows = (generator.forward_batch([row]).to(ctranslate2.DataType.float32) for row in prepare(prompts))
+        return np.concatenate([np.array(row)[:, -1] for row in rows])
+
     weights, _, rest = variant.partition("_")
     plain = rest or ("float32" if weights == "int8" else weights)
     computes = {"weights": weights, "head": weights, "kv_cache": plain, "activations": ACTIVATIONS[variant]}
-    return Opened(computes, prepare, generate)
+    return Opened(computes, prepare, generate, logits)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from transformers import OPTForCausalLM
 from worker import Opened, Prompts, run
@@ -15,15 +18,22 @@ def load(model: str, dtype: str) -> OPTForCausalLM:
 def opened(model: OPTForCausalLM, dtype: str, **options: object) -> Opened:
     """The model behind `generate` with further options."""
 
-    def generate(ids: torch.Tensor, output_len: int) -> list[list[int]]:
-        with torch.inference_mode():
-            answer = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=output_len, do_sample=False,
-                eos_token_id=None, pad_token_id=1, **options,
-            )  # fmt: skip
-        return answer[:, ids.shape[1] :].tolist()
+    @torch.inference_mode()
+    def answer(ids: torch.Tensor, output_len: int, **further: bool) -> Any:
+        return model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=output_len, do_sample=False,
+            eos_token_id=None, pad_token_id=1, **options, **further,
+        )  # fmt: skip
 
-    return Opened({"weights": dtype, "head": dtype, "kv_cache": dtype, "activations": dtype}, prepare, generate)
+    def generate(ids: torch.Tensor, output_len: int) -> list[list[int]]:
+        return answer(ids, output_len)[:, ids.shape[1] :].tolist()
+
+    def logits(prompts: Prompts) -> np.ndarray:
+        told = (answer(prepare([row]), 1, return_dict_in_generate=True, output_logits=True) for row in prompts)
+        return np.concatenate([one.logits[0] for one in told])
+
+    computes = {"weights": dtype, "head": dtype, "kv_cache": dtype, "activations": dtype}
+    return Opened(computes, prepare, generate, logits)
 
 
 def prepare(prompts: Prompts) -> torch.Tensor:

@@ -10,7 +10,7 @@ LONGEST = 2048  # one cache for all lengths, or each would be compiled anew
 
 
 def open_model(model: str, dtype: str) -> Opened:
-    """Compiled on the first call of each shape, which the warming round pays."""
+    """Compiled on the first call of each shape, which its logits and the warming round pay."""
     torch._dynamo.config.recompile_limit = 64
     loaded = load(model, dtype)
     loaded.forward = torch.compile(loaded.forward, dynamic=False)

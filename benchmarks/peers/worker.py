@@ -3,12 +3,15 @@
     python run_NAME.py convert HF_DIR OUT_DIR VARIANT
     python run_NAME.py serve MODEL_DIR VARIANT
 
-Serving, it says once what it computes with, then answers each line `{"prompts": ..., "output_len": ...}` with
-`{"seconds": ...}`, until the input ends.
+Serving, it says once what it computes with, then answers questions, a line each, until the input ends:
+
+    {"seconds": {"prompts": ..., "output_len": ...}}    {"seconds": ...}
+    {"logits": {"prompts": ...}}                        {"logits": fp32 in base64}
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -22,14 +25,16 @@ Prompts = list[list[int]]
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded model: what it computes with (the fields of `Computes`), and how it generates.
+    """A loaded model: what it computes with (the fields of `Computes`), how it generates, what its logits are.
 
     `prepare` turns prompts into what the peer takes, before the clock starts; `generate` answers one list of ids a row.
+    `logits` answers fp32 `[N, V]`, the prompts taken one at a time: some peers compute those of all their tokens.
     """
 
     computes: dict[str, str]
     prepare: Callable[[Prompts], Any]
     generate: Callable[[Any, int], list[list[int]]]
+    logits: Callable[[Prompts], Any]
 
 
 def run(open_model: Callable[[str, str], Opened], convert: Callable[[str, str, str], None] | None = None) -> None:
@@ -48,8 +53,8 @@ def serve(open_model: Callable[[str, str], Opened], model: str, variant: str) ->
     opened = open_model(model, variant)
     print(json.dumps(opened.computes), file=replies, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps({"seconds": seconds(opened, **asked)}), file=replies, flush=True)
+        [(question, asked)] = json.loads(line).items()
+        print(json.dumps({question: ANSWERS[question](opened, **asked)}), file=replies, flush=True)
 
 
 def seconds(opened: Opened, prompts: Prompts, output_len: int) -> float:
@@ -64,3 +69,11 @@ def seconds(opened: Opened, prompts: Prompts, output_len: int) -> float:
             f"expected {len(prompts)} rows of {output_len} new ids, found {len(ids)} of {sorted(lengths)}"
         )
     return taken
+
+
+def logits(opened: Opened, prompts: Prompts) -> str:
+    """Of the token that follows each prompt, in base64."""
+    return base64.b64encode(opened.logits(prompts)).decode()
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {"seconds": seconds, "logits": logits}

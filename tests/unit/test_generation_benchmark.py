@@ -90,19 +90,22 @@ def test_bytes_and_operations_of_a_step_are_those_counted_by_hand():
 def measurement(after=CALM):
     turns = {"engine": [Turn(0.1, 0.5, 8.0)] * 2, "other:int8": [Turn(0.2, 1.0, 8.0), Turn(0.2, 1.2, 8.0)]}
     shape = SHAPES["opt-125m"]
-    rows = rows_of(shape, LOAD, dict.fromkeys(turns, INT8), turns)
+    rows = rows_of(shape, LOAD, dict.fromkeys(turns, INT8), {"engine": 0.02064}, turns)
     return Measurement(shape, LOAD, CALM, after, rows, {"gone": "it cannot be installed: no such version"})
 
 
-def test_the_table_names_ratios_computation_and_those_who_are_absent():
+def test_the_table_names_ratios_errors_computation_and_those_who_are_absent():
     text = table(measurement())
     assert "2.25 (2.00-2.50)" in text and "2.00 (2.00-2.00)" in text
+    ours, other = text.splitlines()[2:4]
+    assert ours.endswith(" 2.064 %") and other.endswith("  -")
     assert "  other:int8: weights int8, head float16, KV cache float16, activations float32" in text
     assert "  gone: NOT MEASURED, it cannot be installed: no such version" in text
 
 
 def test_the_saved_numbers_are_plain_json_and_say_whether_they_count():
-    assert json.loads(json.dumps(measurement().to_dict()))["counts"] is True
+    saved = json.loads(json.dumps(measurement().to_dict()))
+    assert saved["counts"] is True and [row["error"] for row in saved["rows"]] == [0.02064, None]
     noisy = measurement(Ceilings(30.0, 200.0, 900.0))
     assert noisy.to_dict()["counts"] is False
     assert "moved by 25.0%, more than 8%: the run does NOT count" in ceilings_line(noisy.before, noisy.after)
@@ -192,7 +195,7 @@ from worker import Opened, run
 def open_model(model, variant):
     print("noise of a library")
     return Opened({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": model},
-                  lambda prompts: prompts, lambda prompts, n: [row[:n] for row in prompts])
+                  lambda prompts: prompts, lambda prompts, n: [row[:n] for row in prompts], None)
 
 run(open_model)
 """
@@ -201,7 +204,7 @@ run(open_model)
 def asked_of_echo(tmp_path, output_len):
     """A worker that answers prompts with themselves, asked once for so many new tokens."""
     (tmp_path / "run_echo.py").write_text(ECHO)
-    asked = json.dumps({"prompts": [[1, 2, 3]], "output_len": output_len}) + "\n"
+    asked = json.dumps({"seconds": {"prompts": [[1, 2, 3]], "output_len": output_len}}) + "\n"
     command = [sys.executable, tmp_path / "run_echo.py", "serve", "m", "int4"]
     paths = {"PYTHONPATH": str(ROOT / "benchmarks" / "peers")}
     return subprocess.run(command, input=asked, capture_output=True, text=True, env=paths)
