@@ -18,7 +18,7 @@ def product_errors(plan: Plan, native: Any) -> dict[str, float]:
     """Root mean square of the error as a share of the result's, by site that rounds; everything random is normal."""
     errors = {}
     for site, problem in plan.problems.items():
-        rounding = [tactic for tactic in plan.gemm[site].tactics if tactic in gemm.asked_for(problem)]
+        rounding = [tactic for tactic in plan.gemm[site].tactics if tactic in gemm.FIXED8]
         if rounding:
             call, linears = random_call(problem, TOKENS, torch.Generator().manual_seed(0)), random_linears(problem)
             exact, rounded = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Packed tokens a step may have, by their upper bounds; the last bucket is open.
-BUCKETS = (1, 4, 16, 64, 256)
+BUCKETS = (1, 4, 8, 16, 64, 256)
 
 
 @dataclass(frozen=True)

@@ -112,11 +112,11 @@ def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> dic
     """Why the problem, the processor or the builder's flags keep a tactic out, or None."""
     reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
     if tokens == 1 or not policy.context_int8:
-        reasons |= dict.fromkeys(gemm.asked_for(problem), ROUNDED_FURTHER)
+        reasons |= dict.fromkeys(gemm.FIXED8, ROUNDED_FURTHER)
     if not policy.gemm:
         reasons |= dict.fromkeys(set(gemm.TACTICS) - {gemm.LIBRARY}, "--gemm_plugin disable")
     if policy.deterministic:
-        reasons |= {gemm.LIBRARY: DETERMINISTIC} | dict.fromkeys(gemm.PAIRS, ROUNDS)
+        reasons |= {gemm.LIBRARY: DETERMINISTIC} | dict.fromkeys((*gemm.PAIRS, *gemm.WORDS), ROUNDS)
     return reasons
 
 

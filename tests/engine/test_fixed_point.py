@@ -12,7 +12,6 @@ from opt_trt.backends import open_engine
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.backends.inductor.isa import target_isa
 from opt_trt.plugins import gemm
-from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import choose_tactics, random_prompts
@@ -60,8 +59,9 @@ def chosen(engine):
 
 @pytest.mark.parametrize("case", [INT8, pytest.param(INT4, marks=SLOW)], ids="-".join)
 def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
-    fixed, plain = forced(case, gemm.FIXED16), forced(case, gemm.OWN)
+    fixed, plain = forced(case, (*gemm.FIXED16, *gemm.WORDS)), forced(case, gemm.OWN)
     assert all(name.startswith("fixed16") for names in chosen(fixed) for name in names)
+    assert set(read_engine_config(fixed).tactics["head"]) == {"words_4"}  # its weights are fp16
     assert all(name.startswith("rows") for names in chosen(plain) for name in names)
     assert "avx512_vnni" in read_engine_config(fixed).device["flags"].split()
     assert "avx512_vnni" not in read_engine_config(plain).device["flags"].split()
@@ -72,16 +72,12 @@ def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
 
 @pytest.mark.parametrize("case", [pytest.param(INT8, marks=SLOW), INT4], ids="-".join)
 def test_context_int8_rounds_several_tokens_only_and_says_by_how_much(case, forced, capsys):
-    rounded = forced(case, gemm.FIXED16, gemm.FIXED8, gemm.PAIRS, context_int8=True)
+    rounded = forced(case, (*gemm.FIXED16, *gemm.WORDS), gemm.FIXED8, context_int8=True)
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--context_int8")]
     errors = [float(word.rstrip(",%")) for word in line.split() if word.rstrip(",").endswith("%")]
     # Steps of largest / 127 of 128 normal values, whose largest is some 2.7: 0.6 % of an activation.
-    assert all(0.3 < error < 1.0 for error in errors[:4]), line
-    config, has_bf16 = read_engine_config(rounded), "avx512_bf16" in target_isa().extras
-    # The head's weights and activations are rounded to eight bits each, 0.17 % of a value that is anywhere between two.
-    assert [0.1 < error < 0.4 for error in errors[4:]] == [True] * has_bf16, line
-    assert [name.startswith("pairs") for name in config.tactics["head"]] == [False] + [has_bf16] * len(BUCKETS)
-    assert config.build_config.context_int8
+    assert [0.3 < error < 1.0 for error in errors] == [True] * 4, line
+    assert read_engine_config(rounded).build_config.context_int8
     for first, *others in chosen(rounded):
         assert first.startswith("fixed16") and all(name.startswith("fixed8") for name in others)
     (found, alone), (expected, exact) = context_logits(rounded), context_logits(forced(case, gemm.OWN))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,11 +69,15 @@ def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, 
             assert (found - expected).abs().max() < bound
 
 
+BY_BLOCKS = (*gemm.PAIRS, *gemm.WORDS)  # they take 1,024 tokens at once, whatever K is
+
+
 @pytest.mark.parametrize("tactic", gemm.TACTICS[1:], ids=lambda t: t.name)
 def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa, tactic):
-    n, k, tokens = 32, 4096, 77  # two or three parts, the last one not of whole tiles
-    weight_type = "int8" if tactic.layout == gemm.QUADS else "bfloat16"
-    problem = gemm.GemmProblem("proj", n, k, weight_type, "bfloat16", True, True)
+    n, k, tokens = 32, 4096, 1045 if tactic in BY_BLOCKS else 77  # two or three parts, the last one not of whole tiles
+    weight_type = "int8" if tactic.layout == gemm.QUADS else "float16" if tactic in gemm.WORDS else "bfloat16"
+    dtype = "float16" if tactic in gemm.WORDS else "bfloat16"
+    problem = gemm.GemmProblem("proj", n, k, weight_type, dtype, True, True)
     if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(0)
@@ -83,8 +89,8 @@ def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa
         call = gemm.GemmCall(x[rows], linear, residual[rows])
         return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
 
-    alone = [product(slice(row, row + 1)) for row in range(tokens)]
-    assert torch.equal(product(slice(0, tokens)), torch.cat(alone))
+    alone = [product(slice(row, row + 1)) for row in range(tokens - 77, tokens)]
+    assert torch.equal(product(slice(0, tokens))[-77:], torch.cat(alone))
 
 
 FIXED = {**dict.fromkeys(gemm.FIXED16, 2**15 - 129), **dict.fromkeys(gemm.FIXED8, 127)}  # largest value of a group
@@ -120,6 +126,62 @@ def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, value):
     for tactic in FIXED:
         finite = run_gemm(native, problem, (x, weight, scale), tactic).isfinite()
         assert not finite[1].any() and finite[[0, 2]].all(), tactic.name
+
+
+WORDS_PROBLEM = gemm.GemmProblem("head", 40, 300, "float16", "float16", False, False)
+
+
+@pytest.fixture
+def words(native, isa):
+    """The tactic that multiplies words, as a function of activations and fp16 weights."""
+    [tactic] = gemm.WORDS
+    if (reason := gemm.refusal(tactic, WORDS_PROBLEM, isa.extras)) is not None:
+        pytest.skip(reason)
+
+    def run(x, weight):
+        problem = replace(WORDS_PROBLEM, n=weight.shape[0], k=weight.shape[1])
+        return run_gemm(native, problem, (x, weight, None), tactic)
+
+    return run
+
+
+def test_words_round_activations_and_weights_by_groups_that_share_a_scale(words):
+    """With both rounded as it says, the product is exact but for fp32 sums: outliers, zeros, subnormal and huge."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(40, 300, generator=generator)
+    weight[:4] *= torch.tensor([6e-8, 1e-4, 1e4, 0.0])[:, None]
+    weight[4, 7] = 1000.0
+    weight = weight.half()
+    x = torch.randn(5, 300, generator=generator) * torch.tensor([1.0, 1e30, 1e-30, 1.0, 0.0])[:, None]
+    x[3, 7] = 60.0
+    meant = rounded_to_words(weight.float())
+    expected = rounded_to_fixed_point(x, 32767) @ meant.T
+    error = (words(x, weight) - expected).abs() / (x.abs() @ meant.abs().T).clamp(min=1e-38)
+    assert error.max() < 1e-6
+
+
+def test_words_at_their_largest_do_not_overflow(words):
+    largest = torch.finfo(torch.float16).max  # all bits of its significand are set
+    for sign in (1.0, -1.0):
+        weight, x = torch.full((16, 256), sign * largest).half(), torch.full((4, 256), 3.0)
+        assert (words(x, weight) / (256 * 3.0 * largest * sign) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_words_hide_nothing_that_is_not_finite(words, value):
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(3, 256, generator=generator), torch.randn(16, 256, generator=generator).half()
+    x[1, 200], weight[5, 3] = value, value
+    finite = words(x, weight).isfinite()
+    assert not finite[1].any() and not finite[:, 5].any()
+    assert finite[[0, 2]][:, [i for i in range(16) if i != 5]].all()
+
+
+def rounded_to_words(weight):
+    """What words make of weights: multiples of 2^-13 of the largest power of two in a group."""
+    groups = torch.nn.functional.pad(weight, (0, -weight.shape[1] % gemm.GROUP)).view(weight.shape[0], -1, gemm.GROUP)
+    step = 2.0 ** (groups.abs().amax(2, keepdim=True).log2().floor() - 13)
+    return torch.where(step > 0, (groups / step).round() * step, 0.0).flatten(1)[:, : weight.shape[1]]
 
 
 def rounded_to_fixed_point(x, largest):

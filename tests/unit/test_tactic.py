@@ -47,9 +47,9 @@ def test_a_tie_goes_to_the_earlier_tactic():
 
 def test_opt_num_tokens_weighs_its_own_bucket_only():
     assert bucket_weights(None) == [1.0] * (len(BUCKETS) + 1)
-    assert bucket_weights(1) == [1.0, 0, 0, 0, 0, 0]
-    assert bucket_weights(5) == [0, 0, 1.0, 0, 0, 0]
-    assert bucket_weights(9999) == [0, 0, 0, 0, 0, 1.0]
+    assert bucket_weights(1) == [1.0, 0, 0, 0, 0, 0, 0]
+    assert bucket_weights(5) == [0, 0, 1.0, 0, 0, 0, 0]
+    assert bucket_weights(9999) == [0, 0, 0, 0, 0, 0, 1.0]
 
 
 def nothing(name, result):
@@ -137,10 +137,10 @@ def test_who_takes_long_and_twice_as_long_as_the_best_has_one_turn(monkeypatch):
 @pytest.mark.parametrize(
     ("flops_per_token", "max_num_tokens", "tokens"),
     [
-        (10**6, 8192, [1, 4, 16, 64, 256, 512]),
-        (40 * 10**6, 8192, [1, 4, 16, 50, 65, 257]),  # 2 GFLOP are 50 tokens
-        (10**9, 8192, [1, 2, 5, 17, 65, 257]),  # never outside of the bucket
-        (10**6, 30, [1, 4, 16, 30, 30, 30]),
+        (10**6, 8192, [1, 4, 8, 16, 64, 256, 512]),
+        (40 * 10**6, 8192, [1, 4, 8, 16, 50, 65, 257]),  # 2 GFLOP are 50 tokens
+        (10**9, 8192, [1, 2, 5, 9, 17, 65, 257]),  # never outside of the bucket
+        (10**6, 30, [1, 4, 8, 16, 30, 30, 30]),
     ],
 )
 def test_a_bucket_is_timed_at_its_largest_step_that_does_not_take_long(flops_per_token, max_num_tokens, tokens):

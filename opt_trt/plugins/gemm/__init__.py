@@ -20,15 +20,17 @@ LIBRARY = Tactic("library", ROW_MAJOR, 0)
 # Tokens held in registers while weights stream past; the values are run_gemm's in tactics.h. Sums of a token are taken
 # in one order, whatever comes with it.
 OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
-# Instructions that multiply bf16: activations are rounded by up to 2^-8 of their value, and so are weights of fp16. For
-# models of bfloat16; for floating weights of float16 models, too, if --context_int8 asks for it.
+# Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
 PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-7, "avx512_bf16") for rows in (4, 8))
+# Instructions that multiply words, for weights of fp16. Activations move as they do by FIXED16; weights by up to 2^-14
+# of the largest power of two in 128 neighbours, those of an eighth of it and more not at all.
+WORDS = (Tactic("words_4", INTERLEAVED, 192 + 4, 2**-13, "avx512_vnni"),)
 # Instructions that multiply bytes, for weights of integers. Activations become two bytes, and 128 neighbours share a
 # scale: they move by up to 2^-16 of the largest one, which is less than fp16 moves them in the mean square of a group.
 FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnni") for rows in (1, 2, 4, 8))
 # The same with one byte, if --context_int8 asks for it.
 FIXED8 = tuple(Tactic(f"fixed8_{rows}", QUADS, 512 + rows, 2**-6, "avx512_vnni") for rows in (4, 8))
-TACTICS = (LIBRARY, *OWN, *PAIRS, *FIXED16, *FIXED8)
+TACTICS = (LIBRARY, *OWN, *PAIRS, *WORDS, *FIXED16, *FIXED8)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -68,18 +70,15 @@ def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> st
         return f"needs a CPU, found {problem.device}"
     if tactic.layout == QUADS and not problem.quantized:
         return f"{problem.weight_type} weights are no integers"
-    if tactic in PAIRS and (problem.dtype == "float32" or (problem.dtype == "float16" and problem.quantized)):
+    if tactic in PAIRS and problem.dtype != "bfloat16":
         return f"{problem.dtype} activations are not rounded to bf16"
+    if tactic in WORDS and problem.weight_type != "float16":
+        return f"{problem.weight_type} weights are not fp16"
     if tactic.layout == QUADS and problem.dtype == "float32":
         return "float32 activations are not rounded"
     if tactic.needs and tactic.needs not in extras:
         return f"needs {tactic.needs}"
     return None
-
-
-def asked_for(problem: GemmProblem) -> tuple[Tactic, ...]:
-    """The tactics that round more than the model's type does, and take part only where `--context_int8` asks for it."""
-    return (*FIXED8, *PAIRS) if problem.dtype == "float16" else FIXED8
 
 
 def pack(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tensor:

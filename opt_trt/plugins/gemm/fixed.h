@@ -4,11 +4,10 @@
 // sign, 8 or 128 is added to each; what that adds to a sum is known from the activations alone and taken off before.
 // Sums of a group are exact; groups are added in fp32 in the order of K, whatever the number of tokens.
 #pragma once
-#include "interleaved.h"
+#include "integers.h"
 
 namespace opt_trt {
 
-constexpr int64_t kGroup = 128;  // features that share a scale
 constexpr int64_t kQuad = 4;     // bytes one instruction multiplies and adds in a lane
 
 template <typename W> constexpr int kOffset = 0;  // what is added to a stored weight
@@ -16,8 +15,6 @@ template <> constexpr int kOffset<int8_t> = 128;
 template <> constexpr int kOffset<int4x2> = 8;
 template <typename W> constexpr bool kIntegers = kOffset<W> != 0;
 template <typename W> constexpr int kQuads = kSteps<W>;  // quads of features in a stored row: 64 bytes, 16 outputs
-
-constexpr int64_t num_groups(int64_t k) { return (k + kGroup - 1) / kGroup; }
 
 // Activations of all tokens, PARTS bytes each, the more significant first. Tokens of a tile lie together: [groups of K,
 // tokens of the tile], tile after tile. Were it all tokens instead, lines a power of two apart would evict one another.
@@ -55,32 +52,21 @@ inline FixedPoint kept_activations(int64_t groups, int64_t parts) {
 
 template <int PARTS> constexpr float kLargest = PARTS == 2 ? 127 * 256 + 127 : 127;
 
-// One group of one token. A scale of infinity or NaN makes every result non-finite, as in fp32.
+// One group of one token.
 template <int PARTS>
 OPT_TRT_VNNI void round_group(const float* x, int64_t count, int8_t* parts, float* scale, int32_t* total) {
-  __m512 values[kGroup / kLanes];
-  __m512i largest = _mm512_setzero_si512();  // the order of absolute values is that of their bits
-  for (int i = 0; i < kGroup / kLanes; ++i) {
-    const int64_t left = count - i * kLanes;
-    const __mmask16 mask = left >= kLanes ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
-    values[i] = _mm512_maskz_loadu_ps(mask, x + i * kLanes);
-    largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(values[i])));
-  }
-  const int32_t bits = _mm512_reduce_max_epi32(largest);
-  std::memcpy(scale, &bits, sizeof(bits));
-  *scale /= kLargest<PARTS>;
-  const __m512 inverse = _mm512_set1_ps(*scale >= 0x1p-126f && *scale < INFINITY ? 1.0f / *scale : 0.0f);
+  __m512i values[kGroup / kLanes];
+  *scale = to_integers(x, count, kLargest<PARTS>, values);
   __m512i sum = _mm512_setzero_si512();
   for (int i = 0; i < kGroup / kLanes; ++i) {
-    const __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], inverse));
-    sum = _mm512_add_epi32(sum, value);
+    sum = _mm512_add_epi32(sum, values[i]);
     if constexpr (PARTS == 2) {
-      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
+      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(values[i], _mm512_set1_epi32(128)), 8);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(parts + i * kLanes), _mm512_cvtepi32_epi8(high));
     }
     // The lowest byte, read with a sign, is what the high part leaves.
     _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(parts + (PARTS - 1) * kGroup + i * kLanes), _mm512_cvtepi32_epi8(value));
+        reinterpret_cast<__m128i*>(parts + (PARTS - 1) * kGroup + i * kLanes), _mm512_cvtepi32_epi8(values[i]));
   }
   *total = _mm512_reduce_add_epi32(sum);
 }

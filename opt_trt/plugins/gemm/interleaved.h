@@ -69,7 +69,8 @@ struct Gemm {
   if (g.bias) value += lanes(g.bias + first);
   if (g.relu) value = max(value, vec{});
   if (g.residual) value += lanes(g.residual + at);
-  std::memcpy(g.y + at, &value, count * sizeof(float));
+  if (count == kLanes) store(g.y + at, value);
+  else std::memcpy(g.y + at, &value, count * sizeof(float));
 }
 
 // Input features a stored row of 16 elements holds.

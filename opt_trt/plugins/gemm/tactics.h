@@ -3,24 +3,25 @@
 #include "fixed.h"
 #include "interleaved.h"
 #include "pairs.h"
+#include "words.h"
 
 #include <type_traits>
 
 namespace opt_trt {
 
-constexpr int64_t kPairs = 128, kFixed16 = 256, kFixed8 = 512;
+constexpr int64_t kPairs = 128, kWords = 192, kFixed16 = 256, kFixed8 = 512;
 
 // Rows of stored elements that a tactic reads for every group of 16 outputs.
 template <typename W>
 int64_t stored_rows(int64_t tactic, int64_t k) {
-  return tactic < kFixed16 ? (k + kSteps<W> - 1) / kSteps<W> : num_groups(k) * kGroup / (kQuad * kSteps<W>);
+  return tactic < kFixed16 ? stored_rows_of<W>(k) : num_groups(k) * kGroup / (kQuad * kSteps<W>);
 }
 
 #if defined(__AVX512F__)
 template <typename W>
 void run_pairs(const Gemm& g, int64_t tactic) {
-  if (tactic == kPairs + 4) gemm_pairs<W, 4, 4>(g);
-  else gemm_pairs<W, 8, 3>(g);
+  if (tactic == kPairs + 4) gemm_blocks<Bf16, W, 4, 4>(g);
+  else gemm_blocks<Bf16, W, 8, 3>(g);
 }
 
 template <typename W>
@@ -41,8 +42,11 @@ void run_gemm(const Gemm& g, int64_t tactic) {
 #if defined(__AVX512F__)
   if constexpr (kIntegers<W>)
     if (tactic >= kFixed16) return run_fixed<W>(g, tactic);
-  if constexpr (!std::is_same_v<W, float>)
+  if constexpr (std::is_same_v<W, fp16>) {
+    if (tactic >= kWords) return gemm_blocks<Words, W, 4, 3>(g);
+  } else if constexpr (!std::is_same_v<W, float>) {
     if (tactic >= kPairs) return run_pairs<W>(g, tactic);
+  }
 #endif
   switch (tactic) {
     case 1: return gemm<W, 1, 8>(g);
