@@ -96,8 +96,7 @@ void block_panel(const Gemm& g, const TokenPairs& x, int64_t group) {
     const TokenPairs block = x.from(at * g.tokens);
     pass_tokens<Form, W, ROWS, GROUPS>(g.tokens, block, w, {next, stride}, total);
   }
-  for (int64_t token = 0; token < g.tokens; ++token)
-    for (int j = 0; j < GROUPS; ++j) finish(g, token, group + j, total[token][j]);
+  finish(g, {0, g.tokens}, {group, GROUPS}, total[0]);
 }
 
 // For so many blocks of tokens.

@@ -24,12 +24,8 @@ struct FixedPoint {
   int32_t* totals;  // [...]: sums of the group's values
 };
 
-struct Tile {
-  int64_t first, rows;
-};
-
-// That a token belongs to: tiles of `most` rows as long as there are tokens, then of half as many, and so on.
-inline Tile tile_of(int64_t token, int64_t tokens, int64_t most) {
+// The tile that a token belongs to: tiles of `most` rows as long as there are tokens, then of half as many, and so on.
+inline Span tile_of(int64_t token, int64_t tokens, int64_t most) {
   int64_t first = 0, whole = tokens / most * most;
   while (token >= first + whole) {
     first += whole;
@@ -137,8 +133,7 @@ OPT_TRT_VNNI void fixed_tile(const Gemm& g, const FixedPoint& x, int64_t token, 
     const int64_t ahead = tiles == 1 ? bytes_ahead(at * kBytes, stride, GROUPS) : next;
     add_group<W, PARTS, ROWS, GROUPS>(x, token * k_groups + at * ROWS, {weight + at * kBytes, stride, ahead}, total);
   }
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < GROUPS; ++j) finish(g, token + i, group + j, total[i][j]);
+  finish(g, {token, ROWS}, {group, GROUPS}, total[0]);
 }
 
 // All tokens from `token` on, ROWS at a time, the rest by smaller tiles.
@@ -157,8 +152,8 @@ void multiply_fixed(const Gemm& g) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rounded; ++i) {
       const int64_t token = i / k_groups, group = i % k_groups, k = group * kGroup;
-      const Tile tile = tile_of(token, g.tokens, ROWS);
-      const int64_t at = tile.first * k_groups + group * tile.rows + token - tile.first;
+      const Span tile = tile_of(token, g.tokens, ROWS);
+      const int64_t at = tile.first * k_groups + group * tile.count + token - tile.first;
       round_group<PARTS>(g.x + token * g.k + k, g.k - k, x.parts + at * PARTS * kGroup, x.scales + at, x.totals + at);
     }
 #pragma omp for schedule(static) nowait

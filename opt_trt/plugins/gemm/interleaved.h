@@ -55,8 +55,11 @@ struct Gemm {
   }
 };
 
-// Called once per tile, not inlined: copies of it in every tile were most of the compilation.
-[[gnu::noinline]] inline void finish(const Gemm& g, int64_t token, int64_t group, const vec& total) {
+struct Span {
+  int64_t first, count;
+};
+
+inline void finish_lanes(const Gemm& g, int64_t token, int64_t group, vec value) {
   const int64_t first = group * kLanes, at = token * g.n + first;
   const int64_t count = g.n - first < kLanes ? g.n - first : kLanes;
   const auto lanes = [&](const float* p) {
@@ -65,12 +68,18 @@ struct Gemm {
     std::memcpy(&some, p, count * sizeof(float));
     return some;
   };
-  vec value = g.scale ? total * lanes(g.scale + first) : total;
+  if (g.scale) value *= lanes(g.scale + first);
   if (g.bias) value += lanes(g.bias + first);
   if (g.relu) value = max(value, vec{});
   if (g.residual) value += lanes(g.residual + at);
   if (count == kLanes) store(g.y + at, value);
   else std::memcpy(g.y + at, &value, count * sizeof(float));
+}
+
+// From sums [tokens, groups] to results. Not inlined: copies of it in every tile were most of the compilation.
+[[gnu::noinline]] inline void finish(const Gemm& g, Span tokens, Span groups, const vec* total) {
+  for (int64_t i = 0; i < tokens.count; ++i)
+    for (int64_t j = 0; j < groups.count; ++j) finish_lanes(g, tokens.first + i, groups.first + j, *total++);
 }
 
 // Input features a stored row of 16 elements holds.
@@ -113,8 +122,7 @@ void tile(const Gemm& g, int64_t token, int64_t group) {
   vec total[ROWS][GROUPS] = {};
   for (int64_t row = 0; row < whole; ++row) accumulate<W, kSteps<W>>(g, weight, x, row, total);
   if (g.k % kSteps<W>) accumulate<W, 1>(g, weight, x, whole, total);
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < GROUPS; ++j) finish(g, token + i, group + j, total[i][j]);
+  finish(g, {token, ROWS}, {group, GROUPS}, total[0]);
 }
 
 // Tokens from `token` on of the groups [group, group + GROUPS), ROWS at a time, the rest by smaller tiles.
