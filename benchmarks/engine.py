@@ -35,7 +35,7 @@ PRECISIONS = {  # how a checkpoint is converted
 }
 ALGORITHMS = {"W8A16": "int8", "W4A16": "int4"}
 ACTIVATIONS = {  # of a layer's products, by the first letters of its tactic
-    "fixed16": "16-bit fixed point", "fixed8": "8-bit fixed point", "pairs": "bfloat16",
+    "fixed16": "16-bit fixed point", "words": "16-bit fixed point", "fixed8": "8-bit fixed point", "pairs": "bfloat16",
 }  # fmt: skip
 STORED = {
     torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.int8: "int8",
