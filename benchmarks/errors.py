@@ -1,4 +1,4 @@
-"""How far the logits of each runner are from those of float32 on the same weights: all its rounding in one number.
+"""How far the logits of each runner are from those of float32 on the same weights: what rounding does to a prompt.
 
 The reference is transformers in float32, of the Hugging Face directory everybody starts from; asked for is the token
 that follows each of a few prompts. A row of logits counts less its mean: softmax does not see that, and the
@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from peers import Choice
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess
+from safetensors import safe_open
 from turns import Load, Prompts
 
+from opt_trt.backends.engine import WEIGHTS
+
 PROMPTS = 4
+EMBEDDING, ROWS = "model.decoder.embed_tokens.weight", 16
 SEED = 2**32  # of no turn: nobody meets these prompts again
 ORACLE = Choice("transformers", "float32")
 
@@ -48,6 +53,20 @@ class Reference:
 def centred(logits: np.ndarray) -> np.ndarray:
     """Each row less its mean, in fp64."""
     return logits - logits.mean(-1, keepdims=True, dtype=np.float64)
+
+
+def is_of_other_weights(engine_dir: Path | None, hf: Path, absent: dict[str, str]) -> bool:
+    """Whether an engine was made of another model than `hf`, by the head of the embedding, which nothing quantizes."""
+    if engine_dir is None:
+        return False
+    with safe_open(engine_dir / WEIGHTS.format(rank=0), framework="pt") as file:
+        found = file.get_slice("transformer.vocab_embedding.weight")[:ROWS]
+    for path in hf.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if EMBEDDING in set(file.keys()) and torch.equal(file.get_slice(EMBEDDING)[:ROWS].to(found.dtype), found):
+                return False
+    absent["error"] = f"{engine_dir} is of other weights than {hf}"
+    return True
 
 
 def compute_reference(hf: Path, input_len: int, cache: Path, absent: dict[str, str]) -> Reference | None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, noth
 from ceilings import measure_ceilings
 from costs import context_flops, step_bytes, step_flops, weight_bytes
 from engine import PRECISIONS, precision_of, shape_of
-from errors import compute_reference, errors_of
+from errors import compute_reference, errors_of, is_of_other_weights
 from models import SHAPES
 from participants import Participant, Subject, engines, ready_peers, shared_model, started_peers
 from peers import parse_choices
@@ -140,7 +140,9 @@ def run(a: argparse.Namespace) -> bool:
         return not absent
     all_count = True
     with ExitStack() as stack:
-        reference = compute_reference(hf, a.input_len, a.cache_dir, absent)  # gone before the others take their memory
+        foreign = is_of_other_weights(subject.engine_dir, hf, absent)
+        # A process that is gone before the others take their memory.
+        reference = None if foreign else compute_reference(hf, a.input_len, a.cache_dir, absent)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=a.cache_dir)))
         runners = engines(subject, a.beside_deterministic, hf, work)
         runners |= started_peers(models, a.cache_dir, absent, stack)

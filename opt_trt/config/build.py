@@ -64,8 +64,7 @@ class BuildConfig(TensorRtOptions):
     )
     context_int8: bool = flag(
         False,
-        "products of several tokens may round activations to int8 where weights are integers, to bf16 in the head: "
-        "faster, less exact",
+        "products of several tokens may round activations to int8 where weights are integers: faster, less exact",
     )
     logits_dtype: str | None = flag(
         None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")

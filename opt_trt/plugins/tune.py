@@ -13,6 +13,7 @@ from opt_trt.config.model import ModelConfig
 from opt_trt.plugins import attention, gemm
 from opt_trt.plugins.cpu_trials import attention_run, gemm_run, random_call, random_linears
 from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.policy import Policy, attention_reasons, gemm_reasons
 from opt_trt.plugins.tactic import BUCKETS, Choice, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.timing import Check, TimingCache
 from opt_trt.quant import ALGORITHMS
@@ -22,25 +23,6 @@ LAST_BUCKET_TOKENS = 512
 MOST_FLOPS = 2 * 10**9  # of one timing: a hundredth of a second or two, beyond which tactics keep their order
 PART_FEATURES = 2**10  # a part of a product's outputs has a multiple of so many: whole tiles, and work for all threads
 ATTENTION_KV_LEN = 512
-DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
-ROUNDED_FURTHER = "activations of several tokens only, and with --context_int8"
-ROUNDS = "--deterministic: tokens that come alone are not rounded"
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the builder's flags say of problems and tactics."""
-
-    gemm: bool
-    attention: bool
-    context_fmha: bool
-    deterministic: bool
-    max_num_tokens: int
-    opt_num_tokens: int | None
-    tokens_per_block: int
-    extras: frozenset[str]  # processor flags beyond the instruction set that is compiled for
-    lm_head_precision: str | None = None
-    context_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +80,7 @@ def _tune_gemm(
     for tokens in representatives(2 * problem.n * problem.k, policy.max_num_tokens):
         part = affordable(problem, tokens)
         call, linears = random_call(part, tokens, generator), functools.partial(weights, part)
-        reasons = _gemm_reasons(problem, policy, tokens)
+        reasons = gemm_reasons(problem, policy, tokens)
         runs = {
             tactic: gemm_run(native, part, call, linears, tactic) for tactic in gemm.TACTICS if reasons[tactic] is None
         }
@@ -106,18 +88,6 @@ def _tune_gemm(
         rows.append(timings_of(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, table_lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
-
-
-def _gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> dict[Tactic, str | None]:
-    """Why the problem, the processor or the builder's flags keep a tactic out, or None."""
-    reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
-    if tokens == 1 or not policy.context_int8:
-        reasons |= dict.fromkeys(gemm.FIXED8, ROUNDED_FURTHER)
-    if not policy.gemm:
-        reasons |= dict.fromkeys(set(gemm.TACTICS) - {gemm.LIBRARY}, "--gemm_plugin disable")
-    if policy.deterministic:
-        reasons |= {gemm.LIBRARY: DETERMINISTIC} | dict.fromkeys((*gemm.PAIRS, *gemm.WORDS), ROUNDS)
-    return reasons
 
 
 def _tune_attention(
@@ -130,13 +100,7 @@ def _tune_attention(
             phase, config.local_heads, config.head_size, getattr(torch, config.dtype), policy.tokens_per_block,
             queries, kv_len,
         )  # fmt: skip
-        reasons = {t: attention.refusal(t, problem) for t in attention.TACTICS}
-        if not policy.context_fmha:
-            reasons[attention.FLASH] = reasons[attention.FLASH] or "--context_fmha disable"
-        if not policy.attention:
-            reasons |= {t: "--gpt_attention_plugin disable" for t in (attention.ROWS, attention.FLASH)}
-        if policy.deterministic:
-            reasons |= dict.fromkeys((attention.LIBRARY, attention.FLASH), DETERMINISTIC)
+        reasons = attention_reasons(problem, policy)
         runs = {t: attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
         rows.append(timings_of(problem.key(), attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
     choice = choose(rows, [1.0, 1.0])

@@ -32,7 +32,7 @@ def forced(checkpoint_of, build_engine, tmp_path_factory):
         wanted = {tactic.name: 1e-3 / 10**order for order, family in enumerate(families) for tactic in family}
         times = json.loads(cache.read_text())
         for problem, row in times.items():
-            if wanted.keys() & row.keys():  # what has no such tactic, as the head, keeps the program of other engines
+            if wanted.keys() & row.keys():  # what has no such tactic keeps the program of other engines
                 times[problem] = {name: wanted.get(name, 1.0) for name in row}
         doctored = cache.with_name("doctored.cache")
         doctored.write_text(json.dumps(times))
@@ -61,7 +61,7 @@ def chosen(engine):
 def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
     fixed, plain = forced(case, (*gemm.FIXED16, *gemm.WORDS)), forced(case, gemm.OWN)
     assert all(name.startswith("fixed16") for names in chosen(fixed) for name in names)
-    assert set(read_engine_config(fixed).tactics["head"]) == {"words_4"}  # its weights are fp16
+    assert set(read_engine_config(fixed).tactics["head"][-3:]) == {"words_4"}  # its weights are fp16
     assert all(name.startswith("rows") for names in chosen(plain) for name in names)
     assert "avx512_vnni" in read_engine_config(fixed).device["flags"].split()
     assert "avx512_vnni" not in read_engine_config(plain).device["flags"].split()
@@ -76,7 +76,7 @@ def test_context_int8_rounds_several_tokens_only_and_says_by_how_much(case, forc
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--context_int8")]
     errors = [float(word.rstrip(",%")) for word in line.split() if word.rstrip(",").endswith("%")]
     # Steps of largest / 127 of 128 normal values, whose largest is some 2.7: 0.6 % of an activation.
-    assert [0.3 < error < 1.0 for error in errors] == [True] * 4, line
+    assert len(errors) == 4 and all(0.3 < error < 1.0 for error in errors), line
     assert read_engine_config(rounded).build_config.context_int8
     for first, *others in chosen(rounded):
         assert first.startswith("fixed16") and all(name.startswith("fixed8") for name in others)

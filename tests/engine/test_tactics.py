@@ -74,7 +74,7 @@ BY_BLOCKS = (*gemm.PAIRS, *gemm.WORDS)  # they take 1,024 tokens at once, whatev
 
 @pytest.mark.parametrize("tactic", gemm.TACTICS[1:], ids=lambda t: t.name)
 def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa, tactic):
-    n, k, tokens = 32, 4096, 1045 if tactic in BY_BLOCKS else 77  # two or three parts, the last one not of whole tiles
+    n, k, tokens = 32, 4096, 1047 if tactic in BY_BLOCKS else 79  # two or three parts, the last one not of whole tiles
     weight_type = "int8" if tactic.layout == gemm.QUADS else "float16" if tactic in gemm.WORDS else "bfloat16"
     dtype = "float16" if tactic in gemm.WORDS else "bfloat16"
     problem = gemm.GemmProblem("proj", n, k, weight_type, dtype, True, True)
@@ -89,8 +89,8 @@ def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa
         call = gemm.GemmCall(x[rows], linear, residual[rows])
         return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
 
-    alone = [product(slice(row, row + 1)) for row in range(tokens - 77, tokens)]
-    assert torch.equal(product(slice(0, tokens))[-77:], torch.cat(alone))
+    alone = [product(slice(row, row + 1)) for row in range(tokens - 79, tokens)]
+    assert torch.equal(product(slice(0, tokens))[-79:], torch.cat(alone))
 
 
 FIXED = {**dict.fromkeys(gemm.FIXED16, 2**15 - 129), **dict.fromkeys(gemm.FIXED8, 127)}  # largest value of a group
@@ -115,8 +115,9 @@ def test_fixed_point_rounds_activations_by_groups_that_share_a_scale(native, isa
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, value):
-    problem = gemm.GemmProblem("head", 16, 256, "int8", "float16", False, False)
+@pytest.mark.parametrize("site", ["head", "fc"])  # without and with ReLU
+def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, site, value):
+    problem = gemm.GemmProblem(site, 16, 256, "int8", "float16", False, False)
     if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(1)
@@ -138,8 +139,8 @@ def words(native, isa):
     if (reason := gemm.refusal(tactic, WORDS_PROBLEM, isa.extras)) is not None:
         pytest.skip(reason)
 
-    def run(x, weight):
-        problem = replace(WORDS_PROBLEM, n=weight.shape[0], k=weight.shape[1])
+    def run(x, weight, site="head"):
+        problem = replace(WORDS_PROBLEM, site=site, n=weight.shape[0], k=weight.shape[1])
         return run_gemm(native, problem, (x, weight, None), tactic)
 
     return run
@@ -168,11 +169,12 @@ def test_words_at_their_largest_do_not_overflow(words):
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_words_hide_nothing_that_is_not_finite(words, value):
+@pytest.mark.parametrize("site", ["head", "fc"])  # without and with ReLU
+def test_words_hide_nothing_that_is_not_finite(words, site, value):
     generator = torch.Generator().manual_seed(3)
     x, weight = torch.randn(3, 256, generator=generator), torch.randn(16, 256, generator=generator).half()
     x[1, 200], weight[5, 3] = value, value
-    finite = words(x, weight).isfinite()
+    finite = words(x, weight, site).isfinite()
     assert not finite[1].any() and not finite[:, 5].any()
     assert finite[[0, 2]][:, [i for i in range(16) if i != 5]].all()
 

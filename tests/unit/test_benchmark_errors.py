@@ -13,10 +13,11 @@ import pytest
 import torch
 from costs import Computes
 from engine import EngineRunner
-from errors import PROMPTS, Reference, compute_reference, errors_of
+from errors import EMBEDDING, PROMPTS, Reference, compute_reference, errors_of, is_of_other_weights
 from peers import PEERS, Choice, Peer
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess
+from safetensors.torch import save_file
 from transformers import OPTForCausalLM
 
 from opt_trt.runtime.request import TokenLogProbs
@@ -54,6 +55,22 @@ def test_runners_that_end_when_asked_join_the_absent():
     found = errors_of({"exact": Echo(REFERENCE.logits), "dead": Echo(None)}, REFERENCE, absent)
     assert found == {"exact": 0.0}
     assert absent == {"gone": "not installed", "dead": "ended: out of memory"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_an_engine_of_other_weights_is_told_by_its_embedding(tmp_path, dtype):
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    embedding = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).half()
+    save_file({"of.another.shard": torch.zeros(1)}, hf / "model-1.safetensors")
+    save_file({EMBEDDING: embedding}, hf / "model-2.safetensors")
+    weights = tmp_path / "rank0.weights.safetensors"
+    absent: dict[str, str] = {}
+    save_file({"transformer.vocab_embedding.weight": embedding.to(dtype)}, weights)
+    assert not is_of_other_weights(tmp_path, hf, absent) and not is_of_other_weights(None, hf, absent) and not absent
+    save_file({"transformer.vocab_embedding.weight": -embedding.to(dtype)}, weights)
+    assert is_of_other_weights(tmp_path, hf, absent)
+    assert absent == {"error": f"{tmp_path} is of other weights than {hf}"}
 
 
 def test_nobody_is_asked_without_a_reference():

@@ -20,8 +20,9 @@ from opt_trt.config.build import BuildConfig
 from opt_trt.config.model import ModelConfig
 from opt_trt.plugins.native import NativeLibrary, compile_library
 from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.policy import Policy
 from opt_trt.plugins.rounding import product_errors
-from opt_trt.plugins.tune import Policy, TunedProblem, tune
+from opt_trt.plugins.tune import TunedProblem, tune
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ WORDS = (Tactic("words_4", INTERLEAVED, 192 + 4, 2**-13, "avx512_vnni"),)
 FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnni") for rows in (1, 2, 4, 8))
 # The same with one byte, if --context_int8 asks for it.
 FIXED8 = tuple(Tactic(f"fixed8_{rows}", QUADS, 512 + rows, 2**-6, "avx512_vnni") for rows in (4, 8))
-TACTICS = (LIBRARY, *OWN, *PAIRS, *WORDS, *FIXED16, *FIXED8)
+ROUNDING = (*PAIRS, *WORDS, *FIXED16, *FIXED8)  # activations, at least
+TACTICS = (LIBRARY, *OWN, *ROUNDING)
 
 STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -70,11 +71,11 @@ def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> st
         return f"needs a CPU, found {problem.device}"
     if tactic.layout == QUADS and not problem.quantized:
         return f"{problem.weight_type} weights are no integers"
-    if tactic in PAIRS and problem.dtype != "bfloat16":
-        return f"{problem.dtype} activations are not rounded to bf16"
+    if tactic in PAIRS and (problem.dtype != "bfloat16" or problem.weight_type == "float16"):
+        return f"{problem.dtype} activations and {problem.weight_type} weights are not rounded to bf16"
     if tactic in WORDS and problem.weight_type != "float16":
         return f"{problem.weight_type} weights are not fp16"
-    if tactic.layout == QUADS and problem.dtype == "float32":
+    if tactic in ROUNDING and problem.dtype == "float32":
         return "float32 activations are not rounded"
     if tactic.needs and tactic.needs not in extras:
         return f"needs {tactic.needs}"

@@ -10,10 +10,10 @@ namespace opt_trt {
 
 typedef uint32_t pair;  // the earlier feature in the low bits
 
-constexpr int64_t kBlock = kGroup;
+constexpr int64_t kBlock = kGroup;  // so that a block has one scale
 constexpr int64_t kBlockPairs = kBlock / 2;
 constexpr int64_t kTokensAtOnce = 1024;  // whose sums for a panel the second cache holds
-constexpr int kFirstLevel = 3;           // the cache to prefetch into, as weights of the next block are
+constexpr int kFirstLevel = 3;           // the cache to prefetch into: of the second, widening waits for weights
 
 // One block of all tokens.
 struct TokenPairs {

@@ -8,7 +8,7 @@
 
 namespace opt_trt {
 
-constexpr int64_t kQuad = 4;     // bytes one instruction multiplies and adds in a lane
+constexpr int64_t kQuad = 4;  // bytes one instruction multiplies and adds in a lane
 
 template <typename W> constexpr int kOffset = 0;  // what is added to a stored weight
 template <> constexpr int kOffset<int8_t> = 128;

@@ -17,7 +17,7 @@ inline __m512 lanes_of(const float* x, int64_t count, int64_t i) {
 }
 
 // One group of one token, zeros beyond `count`: the largest value becomes `most`; returns the scale. One of infinity or
-// NaN makes every result non-finite, as in fp32.
+// NaN makes every result non-finite; what is too small for a normal scale, 1e-33 and less, becomes zero.
 inline float to_integers(const float* x, int64_t count, float most, __m512i (&integers)[kGroup / kLanes]) {
   __m512 values[kGroup / kLanes];
   __m512i largest = _mm512_setzero_si512();  // the order of absolute values is that of their bits

@@ -70,7 +70,7 @@ inline void finish_lanes(const Gemm& g, int64_t token, int64_t group, vec value)
   };
   if (g.scale) value *= lanes(g.scale + first);
   if (g.bias) value += lanes(g.bias + first);
-  if (g.relu) value = max(value, vec{});
+  if (g.relu) value = max(vec{}, value);  // this way round NaN stays, as in torch
   if (g.residual) value += lanes(g.residual + at);
   if (count == kLanes) store(g.y + at, value);
   else std::memcpy(g.y + at, &value, count * sizeof(float));

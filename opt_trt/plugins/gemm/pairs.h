@@ -4,12 +4,6 @@
 
 namespace opt_trt {
 
-inline uvec bits_of(vec v) {
-  uvec bits;
-  std::memcpy(&bits, &v, sizeof(bits));
-  return bits;
-}
-
 #if defined(__AVX512F__)
 struct Bf16 {
   static void round(const float* x, int64_t count, const TokenPairs& out) {
@@ -22,7 +16,7 @@ struct Bf16 {
     for (int64_t p = 0; p < kBlockPairs; ++p) {
       vec two[2];
       load_two(block, p, two);
-      const uvec both = (bits_of(two[0]) >> 16) | (bits_of(two[1]) & 0xffff0000u);
+      const uvec both = ((uvec)two[0] >> 16) | ((uvec)two[1] & 0xffff0000u);
       std::memcpy(out + p * stride, &both, sizeof(both));
     }
     return vec{};

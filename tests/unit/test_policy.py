@@ -1,0 +1,66 @@
+"""Who takes part in a choice of tactics is said by the model, the processor and the flags, each with its reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from opt_trt.plugins import gemm
+from opt_trt.plugins.policy import MOST_UNWIDENED, ROUNDED_FURTHER, ROUNDS, WIDENED, Policy, gemm_reasons
+
+EXTRAS = frozenset({"avx512_vnni", "avx512_bf16"})
+OF_FLOATS, OF_INTEGERS = {gemm.LIBRARY, *gemm.OWN}, {gemm.LIBRARY, *gemm.OWN, *gemm.FIXED16}
+ADMITTED = {  # weights and model: who takes part in long prompts
+    ("float32", "float32"): OF_FLOATS,
+    ("float16", "float16"): {*OF_FLOATS, *gemm.WORDS},
+    ("bfloat16", "bfloat16"): {*OF_FLOATS, *gemm.PAIRS},
+    ("int8", "float32"): OF_FLOATS,
+    ("int8", "float16"): OF_INTEGERS,
+    ("int4", "float16"): OF_INTEGERS,
+    ("int8", "bfloat16"): {*OF_INTEGERS, *gemm.PAIRS},
+    ("int4", "bfloat16"): {*OF_INTEGERS, *gemm.PAIRS},
+}
+
+
+def policy(**flags):
+    usual = {
+        "gemm": True, "attention": True, "context_fmha": True, "deterministic": False, "max_num_tokens": 8192,
+        "opt_num_tokens": None, "tokens_per_block": 64, "extras": EXTRAS,
+    }  # fmt: skip
+    return Policy(**(usual | flags))
+
+
+def admitted(weight_type, dtype, tokens=512, **flags):
+    problem = gemm.GemmProblem("fc", 64, 64, weight_type, dtype, True, False)
+    reasons = gemm_reasons(problem, policy(**flags), tokens)
+    assert reasons.keys() == set(gemm.TACTICS)
+    return {tactic for tactic, reason in reasons.items() if reason is None}, reasons
+
+
+@pytest.mark.parametrize("types", ADMITTED, ids="-".join)
+def test_nothing_is_rounded_further_than_the_model_says(types):
+    assert admitted(*types)[0] == ADMITTED[types]
+    assert admitted(*types, extras=frozenset())[0] == OF_FLOATS
+
+
+@pytest.mark.parametrize("types", ADMITTED, ids="-".join)
+def test_a_tactic_that_rounds_tokens_in_company_only_is_not_deterministic(types):
+    found, reasons = admitted(*types, deterministic=True)
+    assert found == ADMITTED[types] - {gemm.LIBRARY, *gemm.PAIRS, *gemm.WORDS}
+    assert all(reasons[tactic] == ROUNDS for tactic in (*gemm.PAIRS, *gemm.WORDS))
+
+
+@pytest.mark.parametrize("tokens", [1, 16, MOST_UNWIDENED + 1])
+def test_words_are_made_of_weights_for_many_tokens_only(tokens):
+    found, reasons = admitted("float16", "float16", tokens)
+    assert (gemm.WORDS[0] in found) == (tokens > MOST_UNWIDENED) == (reasons[gemm.WORDS[0]] != WIDENED)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_bytes_are_made_of_activations_of_several_tokens_where_they_are_asked_for(tokens):
+    found, _ = admitted("int8", "float16", tokens, context_int8=True)
+    assert found - OF_INTEGERS == (set(gemm.FIXED8) if tokens > 1 else set())
+    assert admitted("int8", "float16", tokens)[1][gemm.FIXED8[0]] == ROUNDED_FURTHER
+
+
+def test_without_the_gemm_plugin_the_library_is_left():
+    assert admitted("float16", "float16", gemm=False)[0] == {gemm.LIBRARY}
