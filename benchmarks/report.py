@@ -94,13 +94,13 @@ def table(measurement: Measurement) -> str:
     load, ceilings = measurement.load, measurement.ceilings
     lines = [
         f"batch {load.batch_size}, {load.input_len} + {load.output_len} tokens; median (min-max)",
-        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>22}{'x ours':>18}{'of read':>18}"
+        f"{'':<26}{'context ms':>24}{'x ours':>18}{'of bf16':>9}{'ms/step':>24}{'x ours':>18}{'of read':>18}"
         f"{'error':>11}",
     ]
     for row in measurement.rows:
         lines.append(
             f"{row.name:<26}{row.context.text(1, 1e3):>24}{row.context_ratio.text(2):>18}"
-            f"{row.context_gflops / ceilings.bf16_gflops:>9.2f}{row.step.text(2, 1e3):>22}"
+            f"{row.context_gflops / ceilings.bf16_gflops:>9.2f}{row.step.text(2, 1e3):>24}"
             f"{row.step_ratio.text(2):>18}{row.read_share.text(2):>18}{percent(row.error):>11}"
         )
     lines += [f"  {row.name}: {row.computes}" for row in measurement.rows]
