@@ -6,9 +6,21 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
+from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
+
+REQUESTS = st.lists(
+    st.builds(
+        Request,
+        st.lists(st.integers(0, 15), min_size=1, max_size=16).map(tuple),
+        st.integers(1, 8),
+        st.sampled_from([None, 0, 2]),
+    ),
+    max_size=12,
+)
+RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.booleans())
 
 
 def require_expected_outputs(

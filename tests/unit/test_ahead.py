@@ -9,25 +9,13 @@ from hypothesis import strategies as st
 
 from opt_trt.backends.inductor.foresight import LOOKED_BACK, Foresight, next_step, rows_within
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.runtime.request import Request
 from opt_trt.step import StepInputs
-from tests.unit._arrivals import require_expected_outputs
+from tests.unit._arrivals import REQUESTS, RULES, require_expected_outputs
 from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder
 from tests.unit._decoders import expected_output
 
 CALM = settings(deadline=None, max_examples=15)  # the machine may be busy
-REQUESTS = st.lists(
-    st.builds(
-        Request,
-        st.lists(st.integers(0, 15), min_size=1, max_size=16).map(tuple),
-        st.integers(1, 8),
-        st.sampled_from([None, 0, 2]),
-    ),
-    min_size=1,
-    max_size=8,
-)
-RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.booleans())
 
 
 def expected(request: Request) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.config.scheduling import POLICIES, Scheduling
+from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.generate import Generation
 from opt_trt.runtime.kv_cache import KvCacheLimit
@@ -21,7 +21,7 @@ from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
-from tests.unit._arrivals import require_expected_outputs
+from tests.unit._arrivals import REQUESTS, RULES, require_expected_outputs
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 
 CALM = settings(deadline=None, max_examples=40)  # the machine may be busy
@@ -57,20 +57,6 @@ def test_the_end_id_in_a_prompt_ends_nothing() -> None:
 
 def test_no_requests_no_results() -> None:
     assert session().generate([]) == []
-
-
-REQUESTS = st.lists(
-    st.builds(
-        Request,
-        st.lists(st.integers(0, 15), min_size=1, max_size=16).map(tuple),
-        st.integers(1, 8),
-        st.sampled_from([None, 0, 2]),
-    ),
-    max_size=12,
-)
-
-
-RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.booleans())
 
 
 @CALM
