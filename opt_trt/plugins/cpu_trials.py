@@ -79,5 +79,4 @@ def attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tact
         kv_lens=torch.tensor([problem.kv_len], dtype=torch.int32),
         block_tables=torch.arange(blocks, dtype=torch.int32)[None],
     )
-    threshold = attention.fused_from(tactic)
-    return lambda: attention.run_attention(native, tactic.layout, threshold, (qkv, kv_cache), step)
+    return lambda: attention.run_attention(native, tactic, (qkv, kv_cache), step)

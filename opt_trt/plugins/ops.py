@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from opt_trt.ops import AttentionInputs, Linear
-from opt_trt.plugins.attention import fused_from, run_attention
+from opt_trt.plugins.attention import run_attention
 from opt_trt.plugins.collectives import CollectiveOps
 from opt_trt.plugins.gemm import GemmCall, GemmProblem, run_gemm
 from opt_trt.plugins.tactic import Choice
@@ -43,8 +43,7 @@ class PluginOps(CollectiveOps):
 
     def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
         """See `Ops.attention`."""
-        choice = self.plan.attention
-        return run_attention(self.native, choice.layout, fused_from(choice.tactics[-1]), (qkv, kv_cache), step)
+        return run_attention(self.native, self.plan.attention.tactics[-1], (qkv, kv_cache), step)
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
         """See `Ops.layer_norm`."""

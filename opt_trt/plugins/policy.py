@@ -48,11 +48,11 @@ def gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> Reas
 
 def attention_reasons(problem: attention.AttentionProblem, policy: Policy) -> Reasons:
     """Of attention in a phase."""
-    reasons = {t: attention.refusal(t, problem) for t in attention.TACTICS}
+    reasons = {t: attention.refusal(t, problem, policy.extras) for t in attention.TACTICS}
     if not policy.context_fmha:
-        reasons[attention.FLASH] = reasons[attention.FLASH] or "--context_fmha disable"
+        reasons |= {t: reasons[t] or "--context_fmha disable" for t in attention.FUSED}
     if not policy.attention:
-        reasons |= {t: "--gpt_attention_plugin disable" for t in (attention.ROWS, attention.FLASH)}
+        reasons |= dict.fromkeys((attention.ROWS, *attention.FUSED), "--gpt_attention_plugin disable")
     if policy.deterministic:
-        reasons |= dict.fromkeys((attention.LIBRARY, attention.FLASH), DETERMINISTIC)
+        reasons |= dict.fromkeys((attention.LIBRARY, *attention.FUSED), DETERMINISTIC)
     return reasons

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from opt_trt.plugins import gemm
-from opt_trt.plugins.policy import MOST_UNWIDENED, ROUNDED_FURTHER, ROUNDS, WIDENED, Policy, gemm_reasons
+from opt_trt.plugins import attention, gemm
+from opt_trt.plugins.policy import (
+    DETERMINISTIC,
+    MOST_UNWIDENED,
+    ROUNDED_FURTHER,
+    ROUNDS,
+    WIDENED,
+    Policy,
+    attention_reasons,
+    gemm_reasons,
+)
 
 EXTRAS = frozenset({"avx512_vnni", "avx512_bf16"})
 OF_FLOATS, OF_INTEGERS = {gemm.LIBRARY, *gemm.OWN}, {gemm.LIBRARY, *gemm.OWN, *gemm.FIXED16}
@@ -64,3 +74,29 @@ def test_bytes_are_made_of_activations_of_several_tokens_where_they_are_asked_fo
 
 def test_without_the_gemm_plugin_the_library_is_left():
     assert admitted("float16", "float16", gemm=False)[0] == {gemm.LIBRARY}
+
+
+def admitted_to_attention(phase="context", head_size=64, dtype=torch.bfloat16, **flags):
+    problem = attention.AttentionProblem(phase, 12, head_size, dtype, 64, 512, 512)
+    reasons = attention_reasons(problem, policy(**flags))
+    assert reasons.keys() == set(attention.TACTICS)
+    return {tactic for tactic, reason in reasons.items() if reason is None}, reasons
+
+
+def test_attention_is_fused_over_many_queries_and_rounded_in_models_of_bfloat16():
+    unfused = {attention.LIBRARY, attention.ROWS}
+    assert admitted_to_attention()[0] == {*unfused, *attention.FUSED}
+    assert admitted_to_attention(extras=frozenset())[0] == {*unfused, attention.FLASH}
+    for dtype in (torch.float32, torch.float16):
+        assert admitted_to_attention(dtype=dtype)[0] == {*unfused, attention.FLASH}
+    assert admitted_to_attention("generation")[0] == unfused == admitted_to_attention(head_size=20)[0]
+
+
+def test_flags_keep_attention_s_tactics_out_by_name():
+    unfused, reasons = admitted_to_attention(context_fmha=False)
+    assert unfused == {attention.LIBRARY, attention.ROWS}
+    assert {reasons[tactic] for tactic in attention.FUSED} == {"--context_fmha disable"}
+    assert admitted_to_attention(attention=False)[0] == {attention.LIBRARY}
+    found, reasons = admitted_to_attention(deterministic=True)
+    assert found == {attention.ROWS}
+    assert {reasons[tactic] for tactic in (attention.LIBRARY, *attention.FUSED)} == {DETERMINISTIC}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ LIBRARY_LAYOUT, OWN_LAYOUT = "library", "own"
 LIBRARY = Tactic("library", LIBRARY_LAYOUT, 0)
 ROWS = Tactic("rows", OWN_LAYOUT, 0)  # whole rows of scores, unfused
 FLASH = Tactic("flash", OWN_LAYOUT, 1)  # tiles with a running softmax, fused (FMHA)
-TACTICS = (LIBRARY, ROWS, FLASH)
+# The same with queries and weights rounded to bf16, each by up to 2^-9 of its value: scores of a few move by some 2^-8.
+FLASH_PAIRS = Tactic("flash_pairs", OWN_LAYOUT, 2, 2**-6, "avx512_bf16")
+FUSED = (FLASH, FLASH_PAIRS)
+TACTICS = (LIBRARY, ROWS, *FUSED)  # the values are run_attention's in paged.h
 PHASES = ("generation", "context")  # the buckets: one query per sequence, or many
 
 
@@ -32,38 +36,42 @@ class AttentionProblem:
     kv_len: int
     device: str = "cpu"  # or "cuda"
 
+    @property
+    def stored(self) -> str:
+        """The cache's type by its name."""
+        return str(self.dtype).removeprefix("torch.")
+
     def key(self) -> str:
         """The problem's name in timing caches."""
         return (
             f"attention {self.phase} heads={self.heads} head_size={self.head_size} q={self.queries} kv={self.kv_len} "
-            f"block={self.tokens_per_block} {str(self.dtype).removeprefix('torch.')}"
+            f"block={self.tokens_per_block} {self.stored}"
         )
 
 
-def refusal(tactic: Tactic, problem: AttentionProblem) -> str | None:
-    """None, or why a tactic cannot take part."""
+def refusal(tactic: Tactic, problem: AttentionProblem, extras: Collection[str]) -> str | None:
+    """None, or why a tactic cannot take part; `extras` are the flags the processor has beyond its instruction set."""
     if problem.device != "cpu":
         return f"needs a CPU, found {problem.device}"
-    if tactic == FLASH and problem.phase == "generation":
+    if tactic in FUSED and problem.phase == "generation":
         return "one query per sequence has nothing to tile"
-    if tactic == FLASH and problem.head_size % LANES:
+    if tactic in FUSED and problem.head_size % LANES:
         return f"needs head_size % {LANES} == 0, found {problem.head_size}"
+    if tactic == FLASH_PAIRS and problem.dtype != torch.bfloat16:
+        return f"{problem.stored} queries are not rounded to bf16"
+    if tactic.needs and tactic.needs not in extras:
+        return f"needs {tactic.needs}"
     return None
 
 
-def fused_from(context: Tactic) -> int:
-    """What the operator is told: the least number of queries that takes the fused kernel, 0 for none."""
-    return 2 if context == FLASH else 0
-
-
 def run_attention(
-    native: Any, layout: str, threshold: int, tensors: tuple[torch.Tensor, torch.Tensor], step: AttentionInputs
+    native: Any, context: Tactic, tensors: tuple[torch.Tensor, torch.Tensor], step: AttentionInputs
 ) -> torch.Tensor:
-    """Attention on `tensors` = (qkv, kv_cache) with the winners of both phases."""
+    """Attention on `tensors` = (qkv, kv_cache), by `context` where a sequence has several queries."""
     qkv, kv_cache = tensors
-    if layout == LIBRARY_LAYOUT:
+    if context.layout == LIBRARY_LAYOUT:
         return ReferenceOps().attention(qkv, kv_cache, step)
     out: torch.Tensor = native.attention(
-        qkv, kv_cache, step.slot_mapping, step.query_start, step.kv_lens, step.block_tables, threshold
+        qkv, kv_cache, step.slot_mapping, step.query_start, step.kv_lens, step.block_tables, context.value
     )
     return out

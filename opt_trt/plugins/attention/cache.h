@@ -37,8 +37,10 @@ struct Scratch {
   std::vector<float> q, k, v, top, denominator;
 };
 
+inline float query_scale(const Attention& a) { return 1.0f / std::sqrt(float(a.head_size)); }
+
 inline void scale_query(const Attention& a, int64_t t, int64_t h, float* q) {
-  const float scale = 1.0f / std::sqrt(float(a.head_size));
+  const float scale = query_scale(a);
   const float* query = a.query(t, h);
   for (int64_t d = 0; d < a.head_size; ++d) q[d] = query[d] * scale;
 }

@@ -5,11 +5,15 @@
 #pragma once
 #include <omp.h>
 
-#include "flash.h"
+#include <type_traits>
+
+#include "floats.h"
+#include "pairs.h"
 #include "rows.h"
 
 namespace opt_trt {
 
+constexpr int64_t kFlash = 1, kFlashPairs = 2;  // tactics for several queries, by their values in attention/__init__.py
 constexpr int64_t kPiecesPerThread = 2;  // of work at least, so that threads share it evenly
 
 struct Work {
@@ -87,9 +91,22 @@ void append_newest(const Attention& a, const Work& w) {
     append<C>(a, w.sequence, w.heads.first, w.heads.first + w.heads.count);
 }
 
-// `fused_from`: sequences with at least this many queries take the fused kernel (0: none do).
+// All keys of some queries, by the tactic for several where there are several.
 template <typename C>
-void run_attention(const Attention& a, int64_t fused_from) {
+void attend(const Attention& a, const Work& w, int64_t tactic, Scratch& scratch) {
+  const bool several = a.queries(w.sequence) > 1;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<C, bf16>)
+    if (several && tactic == kFlashPairs)
+      return attend_flash<Pairs, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
+#endif
+  if (several && tactic == kFlash)
+    return attend_flash<Floats, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
+  attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
+}
+
+template <typename C>
+void run_attention(const Attention& a, int64_t tactic) {
   Parts parts{a.head_size};
   const std::vector<Work> work = divide(a, parts);
   const bool generation = a.tokens == a.sequences;
@@ -105,9 +122,7 @@ void run_attention(const Attention& a, int64_t fused_from) {
       const Work& w = work[i];
       if (generation) append_newest<C>(a, w);
       if (w.part >= 0) attend_one_part<C>(a, w, parts, scratch);
-      else if (fused_from > 0 && a.queries(w.sequence) >= fused_from)
-        attend_flash<C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
-      else attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
+      else attend<C>(a, w, tactic, scratch);
     }
     if (parts.count) {
 #pragma omp barrier

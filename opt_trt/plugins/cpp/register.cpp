@@ -103,7 +103,7 @@ AtenTensorHandle run_gemm(
 
 struct AttentionTensors { View qkv, cache, slot_mapping, query_start, kv_lens, block_tables; };
 
-AtenTensorHandle run_attention(const AttentionTensors& t, int64_t fused_from) {
+AtenTensorHandle run_attention(const AttentionTensors& t, int64_t tactic) {
   const opt_trt::Recorded recorded(opt_trt::kAttention);
   const int64_t tokens = t.qkv.size(0), heads = t.cache.size(2), head_size = t.cache.size(4);
   STD_TORCH_CHECK(t.qkv.size(1) == 3 * heads * head_size, "attention: qkv has ", t.qkv.size(1), " features");
@@ -112,7 +112,7 @@ AtenTensorHandle run_attention(const AttentionTensors& t, int64_t fused_from) {
       t.qkv.data<const float>(), t.cache.data<void>(), t.slot_mapping.data<const int64_t>(),
       t.query_start.data<const int32_t>(), t.kv_lens.data<const int32_t>(), t.block_tables.data<const int32_t>(),
       View{out}.data<float>(), tokens, t.kv_lens.size(0), t.block_tables.size(1), heads, head_size, t.cache.size(3)};
-  dispatch(t.cache.type(), [&](auto c) { opt_trt::run_attention<decltype(c)>(a, fused_from); });
+  dispatch(t.cache.type(), [&](auto c) { opt_trt::run_attention<decltype(c)>(a, tactic); });
   return out;
 }
 
@@ -137,10 +137,10 @@ Tensor gemm(
 
 Tensor attention(
     Tensor qkv, Tensor cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens, Tensor block_tables,
-    int64_t fused_from) {
+    int64_t tactic) {
   return Tensor(run_attention(
       {{qkv.get()}, {cache.get()}, {slot_mapping.get()}, {query_start.get()}, {kv_lens.get()}, {block_tables.get()}},
-      fused_from));
+      tactic));
 }
 
 Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double epsilon) {
@@ -215,7 +215,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
       " int[] rows) -> Tensor");
   m.def(
       "attention(Tensor qkv, Tensor(a!) cache, Tensor slot_mapping, Tensor query_start, Tensor kv_lens,"
-      " Tensor block_tables, int fused_from) -> Tensor");
+      " Tensor block_tables, int tactic) -> Tensor");
   m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float epsilon) -> Tensor");
   m.def("record(Tensor events, bool on) -> int");
   m.def("sum_words(Tensor data) -> int");
@@ -270,9 +270,9 @@ OPT_TRT_EXPORT(_gemm)(
 
 OPT_TRT_EXPORT(_attention)(
     AtenTensorHandle qkv, AtenTensorHandle cache, AtenTensorHandle slot_mapping, AtenTensorHandle query_start,
-    AtenTensorHandle kv_lens, AtenTensorHandle block_tables, int64_t fused_from, AtenTensorHandle* out) {
+    AtenTensorHandle kv_lens, AtenTensorHandle block_tables, int64_t tactic, AtenTensorHandle* out) {
   return as_error_code([&] {
-    *out = run_attention({{qkv}, {cache}, {slot_mapping}, {query_start}, {kv_lens}, {block_tables}}, fused_from);
+    *out = run_attention({{qkv}, {cache}, {slot_mapping}, {query_start}, {kv_lens}, {block_tables}}, tactic);
   });
 }
 

@@ -23,7 +23,7 @@ struct fp16 { uint16_t bits; };
 struct bf16 { uint16_t bits; };
 struct int4x2 { uint8_t pair; };  // the earlier value in the low bits, each plus 8
 
-inline vec splat(float value) { return vec{} + value; }
+inline vec splat(float value) { return value - vec{}; }
 
 inline vec load(const float* p) {
   vec v;
@@ -170,18 +170,6 @@ inline void store(fp16* p, vec v) {
 
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
-inline float largest(vec v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
-}
-
-inline float sum(vec v) {
-  float total = 0.0f;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
-}
-
 // Chosen lanes of two vectors: 0 to 15 are a's, 16 to 31 b's.
 template <int... I>
 vec pick(vec a, vec b) {
@@ -191,6 +179,20 @@ vec pick(vec a, vec b) {
   return __builtin_shuffle(a, b, ivec{I...});
 #endif
 }
+
+// Lanes combined with those S away, S, 2 S ... 8: the result of all is in each.
+template <int S = 8, typename Combine>
+vec fold(vec v, Combine combine) {
+  if constexpr (S == 8) v = combine(v, pick<8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7>(v, v));
+  if constexpr (S == 4) v = combine(v, pick<4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11>(v, v));
+  if constexpr (S == 2) v = combine(v, pick<2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13>(v, v));
+  if constexpr (S == 1) v = combine(v, pick<1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14>(v, v));
+  if constexpr (S > 1) return fold<S / 2>(v, combine);
+  return v;
+}
+
+inline float largest(vec v) { return fold(v, [](vec a, vec b) { return max(a, b); })[0]; }
+inline float sum(vec v) { return fold(v, [](vec a, vec b) { return a + b; })[0]; }
 
 // One of the four steps by which a square of 16 x 16 changes rows for columns: blocks of S lanes change places.
 template <int S>
@@ -244,21 +246,20 @@ inline vec sums(vec (&rows)[kLanes]) {
   return rows[0];
 }
 
-// e^x for x <= 0 in sixteen lanes, to 2 ulp: 2^n times a polynomial on the rest (Cephes' expf); 0 for -inf.
+// e^x for x <= 0 in sixteen lanes, to 2 ulp: 2^n times a polynomial on the rest (Cephes' expf); 0 where n is -127, below -87.7.
 inline vec exp_nonpositive(vec x) {
-  const auto nothing = x == splat(-INFINITY);
-  x = x < splat(-87.0f) ? splat(-87.0f) : x;
-  const vec n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, ivec), vec);
-  x = x - n * 0.693359375f + n * 2.12194440e-4f;
+  x = max(splat(-88.0f), x);  // this way round NaN stays
+  const ivec n = __builtin_convertvector(x * 1.44269504f - 0.5f, ivec);
+  const vec whole = __builtin_convertvector(n, vec);
+  x = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   vec p = splat(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
     p = p * x + c;
   p = p * x * x + x + 1.0f;
-  const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
+  const ivec bits = (n + 127) << 23;
   vec power;
   std::memcpy(&power, &bits, sizeof(power));
-  return nothing ? vec{} : p * power;
+  return p * power;
 }
-
 
 }  // namespace opt_trt

@@ -1,0 +1,39 @@
+// Fused attention in fp32, whatever the cache stores.
+#pragma once
+#include "flash.h"
+
+namespace opt_trt {
+
+struct Floats {
+  static constexpr int64_t kNumbers = 1;  // in an item
+
+  static void pack(vec numbers, float* items) { store(items, numbers); }
+
+  template <typename C>
+  static float item(const C* number) { return load_one(number); }
+
+  template <typename C>
+  static vec items(const C* numbers) { return load(numbers); }
+
+  // A value [D] becomes row `at` of items.
+  template <typename C>
+  static void widen_value(const C* value, int64_t size, int64_t at, float* items) {
+    for (int64_t d = 0; d < size; d += kLanes) store(items + at * size + d, load(value + d));
+  }
+
+  template <int ROWS, int GROUPS>
+  [[gnu::noinline]] static void multiply(const Factors& f, vec (&result)[ROWS][GROUPS]) {
+    vec sum[ROWS][GROUPS] = {};
+    for (int64_t p = 0; p < f.n; ++p) {
+      vec right[GROUPS];
+      for (int j = 0; j < GROUPS; ++j) right[j] = load(f.right + p * f.right_stride + j * kLanes);
+      for (int i = 0; i < ROWS; ++i) {
+        const vec left = splat(f.left[i * f.left_stride + p]);
+        for (int j = 0; j < GROUPS; ++j) sum[i][j] += left * right[j];
+      }
+    }
+    std::copy(&sum[0][0], &sum[0][0] + ROWS * GROUPS, &result[0][0]);
+  }
+};
+
+}  // namespace opt_trt

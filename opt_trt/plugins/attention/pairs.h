@@ -1,0 +1,49 @@
+// Fused attention by instructions that multiply pairs of bf16: queries and weights are rounded to it, sums are fp32.
+#pragma once
+#include "flash.h"
+
+namespace opt_trt {
+
+#if defined(__AVX512F__)
+struct Pairs {
+  static constexpr int64_t kNumbers = 2;  // in an item, the earlier in the low bits
+
+  static void pack(vec numbers, float* items) { store(reinterpret_cast<bf16*>(items), numbers); }
+
+  static float item(const bf16* numbers) {
+    float both;
+    std::memcpy(&both, numbers, sizeof(both));
+    return both;
+  }
+
+  static vec items(const bf16* numbers) { return load(reinterpret_cast<const float*>(numbers)); }
+
+  // A value [D] becomes half of row `at / 2` of items, and the later half nothing where it is the earlier.
+  static void widen_value(const bf16* value, int64_t size, int64_t at, float* items) {
+    for (int64_t d = 0; d < size; d += kLanes) {
+      float* to = items + at / 2 * size + d;
+      const uvec half = load_u16(value + d);
+      const uvec both = at % 2 ? (uvec)load(to) | half << 16 : half;
+      store(to, (vec)both);
+    }
+  }
+
+  template <int ROWS, int GROUPS>
+  [[gnu::noinline, gnu::target("avx512bf16")]] static void multiply(const Factors& f, vec (&result)[ROWS][GROUPS]) {
+    __m512 sum[ROWS][GROUPS] = {};
+    for (int64_t p = 0; p < f.n; ++p) {
+      __m512bh right[GROUPS];
+      for (int j = 0; j < GROUPS; ++j)
+        right[j] = (__m512bh)_mm512_loadu_ps(f.right + p * f.right_stride + j * kLanes);
+      for (int i = 0; i < ROWS; ++i) {
+        const __m512bh left = (__m512bh)_mm512_set1_ps(f.left[i * f.left_stride + p]);
+        for (int j = 0; j < GROUPS; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left, right[j]);
+      }
+    }
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < GROUPS; ++j) result[i][j] = (vec)sum[i][j];
+  }
+};
+#endif
+
+}  // namespace opt_trt
