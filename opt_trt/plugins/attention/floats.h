@@ -22,7 +22,17 @@ struct Floats {
   }
 
   template <int ROWS, int GROUPS>
-  [[gnu::noinline]] static void multiply(const Factors& f, vec (&result)[ROWS][GROUPS]) {
+  static void multiply(const Factors& f, vec (&result)[ROWS][GROUPS]) {
+    constexpr int kAtOnce = ROWS * GROUPS * kParts <= kSums ? GROUPS : 1;  // groups whose sums registers hold
+    for (int j = 0; j < GROUPS; j += kAtOnce) {
+      const Factors some{f.left, f.right + j * kLanes, f.left_stride, f.right_stride, f.n};
+      multiply_some<ROWS, kAtOnce>(some, &result[0][j], GROUPS);
+    }
+  }
+
+ private:
+  template <int ROWS, int GROUPS>
+  [[gnu::noinline]] static void multiply_some(const Factors& f, vec* result, int64_t stride) {
     vec sum[ROWS][GROUPS] = {};
     for (int64_t p = 0; p < f.n; ++p) {
       vec right[GROUPS];
@@ -32,7 +42,8 @@ struct Floats {
         for (int j = 0; j < GROUPS; ++j) sum[i][j] += left * right[j];
       }
     }
-    std::copy(&sum[0][0], &sum[0][0] + ROWS * GROUPS, &result[0][0]);
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < GROUPS; ++j) result[i * stride + j] = sum[i][j];
   }
 };
 

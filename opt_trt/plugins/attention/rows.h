@@ -34,16 +34,20 @@ vec dots(const float* q, const C* k, const C* next, int64_t count, int64_t size)
   vec total[kLanes];
   const auto key = [&](int64_t j) { return k + std::min(j, count - 1) * size; };
   for (int64_t first = 0; first < kLanes; first += kKeys) {
-    vec some[kKeys] = {};
+    vec some[kKeys];
+    for (vec& s : some) s = splat(0.0f);
     fetch(next + first * size, kKeys, size);
     for (int64_t d = 0; d + kLanes <= size; d += kLanes)
       for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(key(first + j) + d);
     std::copy(some, some + kKeys, total + first);
   }
-  vec result = sums(total);
+  const vec whole = sums(total);
+  if (size % kLanes == 0) return whole;
+  float scores[kLanes];
+  store(scores, whole);
   for (int64_t d = size / kLanes * kLanes; d < size; ++d)
-    for (int64_t j = 0; j < kLanes; ++j) result[j] += q[d] * load_one(key(j) + d);
-  return result;
+    for (int64_t j = 0; j < kLanes; ++j) scores[j] += q[d] * load_one(key(j) + d);
+  return load(scores);
 }
 
 // 16 * N features of the output gain the values [count, D], each times its weight; rows `next` are fetched meanwhile.

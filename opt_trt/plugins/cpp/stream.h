@@ -20,9 +20,7 @@ inline uint32_t sum_words(const uint32_t* words, int64_t count) {
       for (int s = 0; s < kStreams; ++s) {
         const uint32_t* p = panel + (s * (last - first) + row) * kLanes;
         __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, kSecondLevel);
-        uvec lanes;
-        std::memcpy(&lanes, p, sizeof(lanes));
-        sum[s] += lanes;
+        sum[s] += load(p);
       }
     }
     for (const uvec& lanes : sum)

@@ -5,6 +5,7 @@
 #include "pairs.h"
 #include "words.h"
 
+#include <algorithm>
 #include <type_traits>
 
 namespace opt_trt {
@@ -37,6 +38,14 @@ void run_fixed(const Gemm& g, int64_t tactic) {
 }
 #endif
 
+// So many tokens at once, or as many as registers hold sums of: six of AVX2. A few groups of outputs go with them, of
+// which each is a stream of memory.
+template <typename W, int WANTED>
+void gemm_rows(const Gemm& g) {
+  constexpr int kRows = std::min(WANTED, kSums / kParts), kStreams = kRows == 1 ? 8 : 4;
+  gemm<W, kRows, std::clamp(kSums / (kRows * kParts), 1, kStreams)>(g);
+}
+
 template <typename W>
 void run_gemm(const Gemm& g, int64_t tactic) {
 #if defined(__AVX512F__)
@@ -49,11 +58,11 @@ void run_gemm(const Gemm& g, int64_t tactic) {
   }
 #endif
   switch (tactic) {
-    case 1: return gemm<W, 1, 8>(g);
-    case 2: return gemm<W, 2, 4>(g);
-    case 4: return gemm<W, 4, 4>(g);
-    case 12: return gemm<W, 12, 2>(g);
-    default: return gemm<W, 8, 3>(g);
+    case 1: return gemm_rows<W, 1>(g);
+    case 2: return gemm_rows<W, 2>(g);
+    case 4: return gemm_rows<W, 4>(g);
+    case 12: return gemm_rows<W, 12>(g);
+    default: return gemm_rows<W, 8>(g);
   }
 }
 
