@@ -23,10 +23,10 @@ from opt_trt.errors import UserError
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "cpp/register.cpp", "cpp/recorder.h", "cpp/lanes.h", "cpp/simd.h", "cpp/stream.h", "gemm/interleaved.h", "gemm/integers.h",
-    "gemm/fixed.h", "gemm/blocks.h", "gemm/pairs.h", "gemm/words.h", "gemm/tactics.h",
-    "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/floats.h", "attention/pairs.h",
-    "attention/paged.h", "rows/layer_norm.h",
+    "cpp/register.cpp", "cpp/recorder.h", "cpp/lanes.h", "cpp/simd.h", "cpp/stream.h",
+    "gemm/interleaved.h", "gemm/integers.h", "gemm/fixed.h", "gemm/blocks.h", "gemm/pairs.h", "gemm/words.h",
+    "gemm/tactics.h", "attention/cache.h", "attention/rows.h", "attention/flash.h", "attention/floats.h",
+    "attention/pairs.h", "attention/paged.h", "rows/layer_norm.h",
     "collectives/group.h", "collectives/shared_memory.h", "collectives/mpi.h",
 )  # fmt: skip
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")

@@ -81,7 +81,7 @@ def test_plugin_code_stays_within_its_instruction_set(isa):
 
 @pytest.mark.skipif("avx2" not in LESSER, reason="this processor has no AVX2")
 def test_products_by_avx2_keep_vectors_out_of_general_registers():
-    """GCC takes vectors apart that are wider than a register, eight times slower, where lanes.h does not keep it from."""
+    """GCC takes vectors apart that are wider than a register, eight times slower, were it not for lanes.h."""
     library = compile_library(target_isa("avx2").march, cache_dir() / "plugins").path
     tiles = [mnemonic for function, mnemonic, _ in instructions(library) if "opt_trt4tile" in function]
     multiplied = sum(mnemonic.startswith("vfmadd") for mnemonic in tiles)
