@@ -92,7 +92,7 @@ def test_tactics_of_a_cpu_refuse_a_gpu():
     for tactic in cpu_gemm.TACTICS:
         assert cpu_gemm.refusal(tactic, product_problem(), frozenset()) == "needs a CPU, found cuda"
     for tactic in cpu_attention.TACTICS:
-        assert cpu_attention.refusal(tactic, attention_problem()) == "needs a CPU, found cuda"
+        assert cpu_attention.refusal(tactic, attention_problem(), frozenset()) == "needs a CPU, found cuda"
 
 
 def test_every_bucket_and_phase_has_a_tactic():
