@@ -6,8 +6,12 @@ import platform
 
 import pytest
 
-from opt_trt.backends.inductor.isa import X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
+from opt_trt.backends.inductor.cpu_maker import device_of
+from opt_trt.backends.inductor.isa import ISAS, X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
 from opt_trt.errors import UserError
+from opt_trt.plugins import attention, gemm
+from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.tactic import Choice
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 processor flags")
 
@@ -42,3 +46,18 @@ def test_an_instruction_set_this_processor_does_not_run_is_refused():
         UserError, match=r"--target_isa avx512: .* this processor runs avx2, generic only; build on one"
     ):
         target_isa("avx512", X86_AVX2)
+
+
+@pytest.mark.parametrize(
+    ("product", "context", "flag"),
+    [
+        (gemm.OWN[0], attention.FLASH, None),
+        (gemm.PAIRS[0], attention.FLASH, "avx512_bf16"),
+        (gemm.FIXED16[0], attention.FLASH, "avx512_vnni"),
+        (gemm.OWN[0], attention.FLASH_PAIRS, "avx512_bf16"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_an_engine_names_the_flags_of_whatever_tactics_won(product, context, flag):
+    plan = Plan({}, {"fc": Choice(product.layout, (product,))}, Choice(context.layout, (attention.ROWS, context)))
+    assert {*device_of(ISAS[0], plan)["flags"].split()} == ISAS[0].needs | ({flag} if flag else set())

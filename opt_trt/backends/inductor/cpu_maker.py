@@ -54,11 +54,12 @@ class CpuMaker:
             programs |= submit_decoder(ranks, (plan, library), compilers, limits)
             files = {name: compiled.result() for name, compiled in programs.items()}
         notes = (rounding_line(product_errors(plan, library.operators())),) if config.context_int8 else ()
-        return Made(plan, table, files, _device(self.isa, plan), library.path, notes)
+        return Made(plan, table, files, device_of(self.isa, plan), library.path, notes)
 
 
-def _device(isa: Isa, plan: Plan) -> dict[str, str]:
-    chosen = {tactic for choice in plan.gemm.values() for tactic in choice.tactics}
+def device_of(isa: Isa, plan: Plan) -> dict[str, str]:
+    """What an engine says of the machine it runs on: with every processor flag that its instructions may need."""
+    chosen = {tactic for choice in plan.choices().values() for tactic in choice.tactics}
     flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
     return {
         "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),

@@ -23,7 +23,7 @@ struct Floats {
 
   template <int ROWS, int GROUPS>
   static void multiply(const Factors& f, vec (&result)[ROWS][GROUPS]) {
-    constexpr int kAtOnce = ROWS * GROUPS * kParts <= kSums ? GROUPS : 1;  // groups whose sums registers hold
+    constexpr int kAtOnce = ROWS * GROUPS * kParts <= kSums ? GROUPS : 1;  // groups; all if registers hold their sums
     for (int j = 0; j < GROUPS; j += kAtOnce) {
       const Factors some{f.left, f.right + j * kLanes, f.left_stride, f.right_stride, f.n};
       multiply_some<ROWS, kAtOnce>(some, &result[0][j], GROUPS);
@@ -31,6 +31,7 @@ struct Floats {
   }
 
  private:
+  // Not inlined: beside a softmax there are too few registers left.
   template <int ROWS, int GROUPS>
   [[gnu::noinline]] static void multiply_some(const Factors& f, vec* result, int64_t stride) {
     vec sum[ROWS][GROUPS] = {};

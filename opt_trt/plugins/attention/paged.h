@@ -13,7 +13,8 @@
 
 namespace opt_trt {
 
-constexpr int64_t kFlash = 1, kFlashPairs = 2;  // tactics for several queries, by their values in attention/__init__.py
+// Tactics for several queries, by their values in attention/__init__.py.
+constexpr int64_t kRows = 0, kFlash = 1, kFlashPairs = 2;
 constexpr int64_t kPiecesPerThread = 2;  // of work at least, so that threads share it evenly
 
 struct Work {
@@ -94,15 +95,14 @@ void append_newest(const Attention& a, const Work& w) {
 // All keys of some queries, by the tactic for several where there are several.
 template <typename C>
 void attend(const Attention& a, const Work& w, int64_t tactic, Scratch& scratch) {
-  const bool several = a.queries(w.sequence) > 1;
+  if (tactic == kRows || a.queries(w.sequence) == 1)
+    return attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<C, bf16>)
-    if (several && tactic == kFlashPairs)
+    if (tactic == kFlashPairs)
       return attend_flash<Pairs, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
 #endif
-  if (several && tactic == kFlash)
-    return attend_flash<Floats, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
-  attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
+  attend_flash<Floats, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
 }
 
 template <typename C>

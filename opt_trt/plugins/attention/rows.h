@@ -35,7 +35,7 @@ vec dots(const float* q, const C* k, const C* next, int64_t count, int64_t size)
   const auto key = [&](int64_t j) { return k + std::min(j, count - 1) * size; };
   for (int64_t first = 0; first < kLanes; first += kKeys) {
     vec some[kKeys];
-    for (vec& s : some) s = splat(0.0f);
+    for (int64_t j = 0; j < kKeys; ++j) some[j] = splat(0.0f);  // zeros of an array GCC writes to memory
     fetch(next + first * size, kKeys, size);
     for (int64_t d = 0; d + kLanes <= size; d += kLanes)
       for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(key(first + j) + d);

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace opt_trt {
 
@@ -25,7 +28,7 @@ constexpr int kParts = 64 / kRegisterBytes;  // registers that sixteen lanes tak
 constexpr int kPartLanes = kLanes / kParts;
 
 template <typename T, int BYTES>
-struct Register { typedef T type __attribute__((vector_size(BYTES), aligned(sizeof(T)))); };
+struct Register { typedef T type __attribute__((vector_size(BYTES))); };
 
 template <typename T> using Part = typename Register<T, kRegisterBytes>::type;
 
@@ -43,8 +46,8 @@ To bits_as(const From& from) {
   return read<To>(&from);
 }
 
-// Orders of the lanes of two registers, or of the registers of two vectors, SIZE of each: what is at i comes from of(i),
-// from SIZE on the second's. With both cut into blocks of S: neighbours exchanged; the even ones side by side; the odd.
+// Orders of the lanes of two registers, or of the registers of two vectors, SIZE of each: what is at i comes from
+// of(i), from SIZE on the second's. Both cut into blocks of S: neighbours exchanged; even ones side by side; odd ones.
 template <int S, int SIZE> struct Exchanged { static constexpr int of(int i) { return i ^ S; } };
 template <int S, int SIZE> struct Even { static constexpr int of(int i) { return i & S ? SIZE + i - S : i; } };
 template <int S, int SIZE> struct Odd { static constexpr int of(int i) { return i & S ? SIZE + i : i + S; } };
@@ -168,8 +171,12 @@ typedef Register<uint16_t, kRegisterBytes / 2>::type HalfPart;
 inline uvec load_u16(const void* p) {
   uvec v;
   for (int i = 0; i < kParts; ++i) {
-    const auto narrow = read<HalfPart>(static_cast<const uint16_t*>(p) + i * kPartLanes);
-    v.parts[i] = __builtin_convertvector(narrow, Part<uint32_t>);
+    const void* at = static_cast<const uint16_t*>(p) + i * kPartLanes;
+#if defined(__AVX2__)
+    v.parts[i] = (Part<uint32_t>)_mm256_cvtepu16_epi32(read<__m128i>(at));  // GCC 12 would take five instructions
+#else
+    v.parts[i] = __builtin_convertvector(read<HalfPart>(at), Part<uint32_t>);
+#endif
   }
   return v;
 }

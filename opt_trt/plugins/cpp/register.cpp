@@ -107,6 +107,8 @@ AtenTensorHandle run_attention(const AttentionTensors& t, int64_t tactic) {
   const opt_trt::Recorded recorded(opt_trt::kAttention);
   const int64_t tokens = t.qkv.size(0), heads = t.cache.size(2), head_size = t.cache.size(4);
   STD_TORCH_CHECK(t.qkv.size(1) == 3 * heads * head_size, "attention: qkv has ", t.qkv.size(1), " features");
+  STD_TORCH_CHECK(
+      tactic == opt_trt::kRows || head_size % opt_trt::kLanes == 0, "attention: fused for heads of ", head_size);
   const AtenTensorHandle out = new_matrix(tokens, heads * head_size);
   const opt_trt::Attention a{
       t.qkv.data<const float>(), t.cache.data<void>(), t.slot_mapping.data<const int64_t>(),

@@ -78,7 +78,8 @@ inline void finish_lanes(const Gemm& g, int64_t token, int64_t group, vec value)
 
 // Asks for a token's results and residuals: rows lie so far apart that the processor does not foresee the next one.
 inline void fetch_results(const Gemm& g, int64_t token, Span groups) {
-  for (int64_t at = token * g.n + groups.first * kLanes; groups.count > 0; --groups.count, at += kLanes) {
+  for (int64_t j = 0; j < groups.count; ++j) {
+    const int64_t at = token * g.n + (groups.first + j) * kLanes;
     __builtin_prefetch(g.y + at, 1);
     if (g.residual) __builtin_prefetch(g.residual + at);
   }

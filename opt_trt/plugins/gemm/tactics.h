@@ -38,8 +38,8 @@ void run_fixed(const Gemm& g, int64_t tactic) {
 }
 #endif
 
-// So many tokens at once, or as many as registers hold sums of: six of AVX2. A few groups of outputs go with them, of
-// which each is a stream of memory.
+// So many tokens at once, or as many as registers hold sums of: six of AVX2, three of SSE2. A few groups of outputs go
+// with them, of which each is a stream of memory.
 template <typename W, int WANTED>
 void gemm_rows(const Gemm& g) {
   constexpr int kRows = std::min(WANTED, kSums / kParts), kStreams = kRows == 1 ? 8 : 4;
