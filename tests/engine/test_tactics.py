@@ -312,6 +312,19 @@ def test_the_kv_cache_rounds_to_fp16_as_torch_does(native, value):
     assert torch.equal(cache.flatten(), torch.full((2,), value).half())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [-0.0, 6e-8, 6.1e-5, -65504.0, 1e30, -3.3333, torch.inf, -torch.inf, torch.nan])
+def test_a_lone_value_comes_out_as_the_kv_cache_stores_it(native, dtype, value):
+    cache = torch.zeros(1, 2, 1, 1, 16, dtype=dtype)
+    one = torch.ones(1, dtype=torch.int32)
+    values = torch.full((16,), value)
+    out = native.attention(
+        torch.cat([torch.zeros(32), values])[None], cache, torch.zeros(1, dtype=torch.int64),
+        torch.tensor([0, 1], dtype=torch.int32), one, one[None] - 1, 0,
+    )  # fmt: skip
+    torch.testing.assert_close(out[0], values.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("count", [128, 128 * 1024, 128 * 3001])
 def test_reading_reads_every_word(native, count):
     words = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(count)).to(torch.int32)

@@ -27,7 +27,8 @@ inline vec load(const fp16* p) {
   // Shift exponent and mantissa into fp32's place; the multiplication rebases the exponent and is exact, subnormals too.
   const uvec h = load_u16(p);
   const vec magnitude = bits_as<vec>((h & 0x7fffu) << 13) * 0x1p112f;
-  return bits_as<vec>(bits_as<uvec>(magnitude) | (h & 0x8000u) << 16);
+  const uvec not_finite = uvec{} - (((h & 0x7fffu) + 0x400u) >> 15);  // all bits where the exponent's are all set
+  return bits_as<vec>(bits_as<uvec>(magnitude) | (not_finite & 0x7f800000u) | (h & 0x8000u) << 16);
 #endif
 }
 
@@ -95,8 +96,8 @@ inline void store_one(fp16* p, float value) {
   std::memcpy(&bits, &value, sizeof(bits));
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const float magnitude = std::fabs(value);
-  if (magnitude >= 65520.0f) {
-    p->bits = uint16_t(sign | 0x7c00u);
+  if (!(magnitude < 65520.0f)) {
+    p->bits = uint16_t(sign | (std::isnan(value) ? 0x7e00u : 0x7c00u));
   } else if (magnitude < 0x1p-14f) {  // subnormal: fixed point in units of 2^-24
     p->bits = uint16_t(sign | uint32_t(std::nearbyint(magnitude * 0x1p24f)));
   } else {
