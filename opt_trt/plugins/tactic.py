@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 # Packed tokens a step may have, by their upper bounds; the last bucket is open.
@@ -25,6 +25,10 @@ class Tactic:
     value: int
     tolerance: float = 2e-5  # fp32 sums of up to 50,000 terms in another order differ by a tenth of that
     needs: str | None = None
+
+    def lacks(self, extras: Collection[str]) -> str | None:
+        """None, or what it needs and a processor with these extra flags has not."""
+        return f"needs {self.needs}" if self.needs and self.needs not in extras else None
 
 
 @dataclass(frozen=True)

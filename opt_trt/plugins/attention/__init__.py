@@ -59,9 +59,7 @@ def refusal(tactic: Tactic, problem: AttentionProblem, extras: Collection[str]) 
         return f"needs head_size % {LANES} == 0, found {problem.head_size}"
     if tactic == FLASH_PAIRS and problem.dtype != torch.bfloat16:
         return f"{problem.stored} queries are not rounded to bf16"
-    if tactic.needs and tactic.needs not in extras:
-        return f"needs {tactic.needs}"
-    return None
+    return tactic.lacks(extras)
 
 
 def run_attention(

@@ -10,13 +10,9 @@ struct Pairs {
 
   static void pack(vec numbers, float* items) { store(reinterpret_cast<bf16*>(items), numbers); }
 
-  static float item(const bf16* numbers) {
-    float both;
-    std::memcpy(&both, numbers, sizeof(both));
-    return both;
-  }
+  static float item(const bf16* numbers) { return read<float>(numbers); }
 
-  static vec items(const bf16* numbers) { return load(reinterpret_cast<const float*>(numbers)); }
+  static vec items(const bf16* numbers) { return read<vec>(numbers); }
 
   // A value [D] becomes half of row `at / 2` of items, and the later half nothing where it is the earlier.
   static void widen_value(const bf16* value, int64_t size, int64_t at, float* items) {

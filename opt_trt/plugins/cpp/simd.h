@@ -68,12 +68,7 @@ inline void load_pairs(const int4x2* p, vec (&values)[2]) {
 }
 
 inline float load_one(const float* p) { return *p; }
-inline float load_one(const bf16* p) {
-  const uint32_t bits = uint32_t(p->bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
+inline float load_one(const bf16* p) { return bits_as<float>(uint32_t(p->bits) << 16); }
 inline float load_one(const fp16* p) {
   fp16 padded[kLanes] = {*p};
   return load(padded)[0];
@@ -83,8 +78,7 @@ inline void store_one(float* p, float value) { *p = value; }
 
 // Round to nearest, ties to even, as torch does.
 inline void store_one(bf16* p, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t bits = bits_as<uint32_t>(value);
   p->bits = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
@@ -92,8 +86,7 @@ inline void store_one(fp16* p, float value) {
 #if defined(__AVX2__)
   p->bits = uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t bits = bits_as<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const float magnitude = std::fabs(value);
   if (!(magnitude < 65520.0f)) {

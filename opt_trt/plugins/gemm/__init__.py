@@ -77,9 +77,7 @@ def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> st
         return f"{problem.weight_type} weights are not fp16"
     if tactic in ROUNDING and problem.dtype == "float32":
         return "float32 activations are not rounded"
-    if tactic.needs and tactic.needs not in extras:
-        return f"needs {tactic.needs}"
-    return None
+    return tactic.lacks(extras)
 
 
 def pack(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tensor:
