@@ -1,4 +1,5 @@
 # `make demo`, `make demo-tp`, `make test`: all set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
+# `make docs` writes the documents that are printed from the code: docs/cli.md, docs/api.md, docs/rooms.svg, layers.
 # `make test-trtllm`: the same from nothing in .venv-trtllm, with the versions that tensorrt_llm pins.
 
 PYTHON ?= python3
@@ -6,13 +7,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 TRTLLM := .venv-trtllm
 
-.PHONY: demo demo-tp test test-trtllm setup clean
+.PHONY: demo demo-tp docs test test-trtllm setup clean
 
 demo: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
 
 demo-tp: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) RANKS=2 WORK=work/demo-tp bash examples/demo/demo.sh
+
+docs: $(VENV)/demo.ready
+	$(PY) -m docs.generate
 
 test: $(VENV)/test.ready
 	$(PY) -m ruff format --check .

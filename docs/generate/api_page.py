@@ -1,0 +1,131 @@
+"""`docs/api.md`: the names of `opt_trt`, with their signatures, docstrings and fields."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+import opt_trt
+from docs.generate.comments import field_comments
+from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
+from opt_trt.api.tensors import TensorOptions
+from opt_trt.config.llm import LlmOptions
+from opt_trt.config.session import SessionConfig
+
+EXAMPLE = """
+from opt_trt import LLM, SamplingParams
+
+with LLM("examples/demo/model", dtype="float16") as llm:
+    params = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=20, seed=7)
+    for answer in llm.generate(["The mayor", "A new bridge"], params):
+        print(answer.prompt, answer.outputs[0].text)
+"""
+ASYNC_EXAMPLE = """
+import asyncio
+
+from opt_trt import LLM, SamplingParams
+
+
+async def main() -> None:
+    with LLM("examples/demo/model", dtype="float16") as llm:
+        async for answer in llm.generate_async("The mayor", SamplingParams(temperature=0, max_tokens=20)):
+            print(answer.outputs[0].text_diff, end="", flush=True)
+
+
+asyncio.run(main())
+"""
+INTRODUCTION = """
+The names are those that users of vLLM and of TensorRT-LLM's `LLM` know. Engines are made on first use and kept in
+`~/.cache/opt_trt/engines`. Any number of threads and tasks may use one `LLM` at once.
+"""
+OPTIONS = {"__init__": LlmOptions, "generate_ids": TensorOptions}  # what `**options` of a method are
+RENAMED = {"min_new_tokens": "min_length"}  # fields that are called otherwise than the flag that explains them
+ORDER = ("LLM", "SamplingParams", "RequestOutput", "CompletionOutput", "Logprob", "UserError")
+INDENT = "    "
+
+
+def api_page() -> str:
+    """Return the whole page."""
+    assert sorted(ORDER) == sorted(opt_trt.__all__), "a public name is missing from docs/generate/api_page.py:ORDER"
+    return "\n".join((
+        "# Python API\n",
+        "<!-- Written by `make docs` from the docstrings of opt_trt: do not edit. -->\n",
+        paragraph(INTRODUCTION), block(EXAMPLE, "python"),
+        paragraph("`generate_async` streams:"), block(ASYNC_EXAMPLE, "python"),
+        paragraph("Names: " + ", ".join(f"[`{name}`](#{name.lower()})" for name in ORDER) + "."),
+        *(_section(name, getattr(opt_trt, name)) for name in ORDER),
+    ))  # fmt: skip
+
+
+def _section(name: str, described: type) -> str:
+    parts = [f"## {name}\n", *_docstring(described)]
+    if is_dataclass(described):
+        return "\n".join((*parts, field_table(described), *_properties(described)))
+    if "__init__" in vars(described):
+        parts[1:1] = [
+            _signature(name, described.__init__),
+        ]
+        parts += [paragraph("Options:"), field_table(OPTIONS["__init__"])]
+    return "\n".join((*parts, *_methods(name, described)))
+
+
+def field_table(described: Any) -> str:
+    """Return the fields of a dataclass: name, type, default and meaning."""
+    comments = field_comments(described)
+    rows = [(code(f.name), code(f.type), _default(f.default), prose(comments.get(f.name) or _flag_help(f)))
+            for f in fields(described)]  # fmt: skip
+    head = ("field", "type", "default", "meaning")
+    has_defaults = any(row[2] for row in rows)
+    return table(head, rows) if has_defaults else table(head[:2] + head[3:], [row[:2] + row[3:] for row in rows])
+
+
+def _flag_help(field: Field[Any]) -> str:
+    """Return the help of the flag of the same name and type, for a field without a comment."""
+    name = RENAMED.get(field.name, field.name)
+    flags = (f for f in fields(SessionConfig) if f.name == name and f.type == field.type)
+    return next((f.metadata["flag"].help for f in flags), "")
+
+
+def _default(value: object) -> str:
+    return "" if value is MISSING else code(repr(value))
+
+
+def _methods(name: str, described: type) -> Iterator[str]:
+    for method_name, method in vars(described).items():
+        if method_name.startswith("_") or not callable(getattr(described, method_name)):
+            continue
+        plain = inspect.unwrap(getattr(method, "__func__", method))
+        yield f"### {name}.{method_name}\n"
+        yield _signature(method_name, plain)
+        yield from _docstring(plain)
+        if method_name in OPTIONS:
+            yield paragraph("Options:")
+            yield field_table(OPTIONS[method_name])
+
+
+def _properties(described: type) -> Iterator[str]:
+    """Yield the public properties that are told of outputs: those of options are of use inside only."""
+    for name, value in vars(described).items():
+        if isinstance(value, property) and value.fset is None and described is opt_trt.RequestOutput:
+            yield paragraph(f"{code('.' + name)} (property): {inspect.getdoc(value)}")
+
+
+def _docstring(described: Any) -> Iterator[str]:
+    for part in re.split(r"\n\s*\n", inspect.getdoc(described) or ""):
+        yield paragraph(prose(part))
+
+
+def _signature(name: str, function: Callable[..., object]) -> str:
+    """Return the signature, on a line of its own for each parameter if it is too long for one."""
+    signature = inspect.signature(function)
+    taken = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+    result = signature.return_annotation
+    arrow = f" -> {result}" if isinstance(result, str) and name not in opt_trt.__all__ else ""
+    prefix = "async " if inspect.isasyncgenfunction(function) else ""
+    line = f"{prefix}{name}({', '.join(map(str, taken))}){arrow}".replace("'", "")
+    if len(line) > COLUMNS - 10:
+        line = f"{prefix}{name}(\n" + "".join(f"{INDENT}{p},\n" for p in taken).replace("'", "") + f"){arrow}"
+    return block(line.replace("'", ""), "python")

@@ -1,0 +1,156 @@
+"""`docs/cli.md`: every command with its flags, from the tables that the commands themselves read."""
+
+from __future__ import annotations
+
+import re
+import signal
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from docs.generate.flags import Row, flag_table, refusal_table, required_flags, rows_of
+from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
+from opt_trt import cli
+from opt_trt.commands import COMMANDS
+from opt_trt.config import runtime
+from opt_trt.config.flags import Refusal
+from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.tensorrt import TensorRtOptions
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = re.compile(r"^from opt_trt.commands import (\w+)$", re.MULTILINE)
+INTRODUCTION = """
+Every command prints its flags with `--help` and exits with one of the codes below. A flag of TensorRT-LLM that
+cannot act here is refused with the reason, never ignored. A value that asks for what happens anyway is accepted,
+so that command lines written for TensorRT-LLM keep working. Flags cannot be abbreviated.
+"""
+SHARED = "Flags that `run` and `summarize` share"
+# Flags of a topic are those that are fields of its class.
+TOPICS = (("How tokens are chosen", SamplingParams), ("For TensorRT engines and GPUs", runtime.RuntimeOptions))
+EXIT_CODES = {
+    0: "The command did what it was asked to do.",
+    cli.EXIT_CHECK_FAILED: "A check that was asked for failed: the accuracy gate, or `--compare` found a difference.",
+    cli.EXIT_USER_ERROR: "The user can fix it: one line says what was expected, what was found, where, what to do.",
+    cli.EXIT_INTERRUPTED: "Ctrl-C (SIGINT) ended the command. Nothing half-written is left.",
+    cli.EXIT_UNREAD: "The program that read the output ended (SIGPIPE), as in `run.py ... | head`.",
+    128 + signal.SIGTERM: "SIGTERM ended the command. Nothing half-written is left.",
+}
+
+
+def cli_page() -> str:
+    """Return the whole page."""
+    sections = [_command(name, command.config_class) for name, command in COMMANDS.items()]
+    codes = ((code(int(number)), meaning) for number, meaning in EXIT_CODES.items())
+    return "\n".join((
+        "# Commands and flags\n",
+        "<!-- Written by `make docs` from opt_trt/commands.py and opt_trt/config/: do not edit. -->\n",
+        paragraph(INTRODUCTION), _overview(), "## Exit codes\n", table(("code", "meaning"), codes),
+        *sections, _shared(),
+    ))  # fmt: skip
+
+
+def _overview() -> str:
+    consoles = _console_scripts()
+    rows = ((f"[`{name}`](#{name})", code(_typed(name)), code(consoles[name]), command.config_class.__doc__ or "")
+            for name, command in COMMANDS.items())  # fmt: skip
+    return table(("command", "in the repository", "installed", "what it does"), rows)
+
+
+def _typed(name: str) -> str:
+    """Return what starts a command in the repository: its script, else its module."""
+    scripts = {found: path.name for path in sorted(ROOT.glob("*.py")) for found in SCRIPT.findall(path.read_text())}
+    if name in scripts:
+        return f"python {scripts[name]}"
+    return f"python -m opt_trt {name}" if (ROOT / "opt_trt/__main__.py").exists() else f"python -m opt_trt.{name}"
+
+
+def _console_scripts() -> dict[str, str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {target.split(":")[1]: script for script, target in project["scripts"].items()}
+
+
+def _command(name: str, config_class: type) -> str:
+    rows, required = rows_of(config_class), required_flags(config_class)
+    shared = [row for row in rows if _is_shared(row, config_class)]
+    own = [row for row in rows if row not in shared]
+    parts = [f"## {name}\n", paragraph(prose(config_class.__doc__ or "")), _synopsis(name, rows, required)]
+    for group in sorted(dict.fromkeys(row.flag.group for row in own), key=lambda group: group or ""):
+        parts += _group(group) if group else []
+        parts += [flag_table([row for row in own if row.flag.group == group], required)]
+    parts += [_embedded(config_class.EMBEDDED)] if issubclass(config_class, TensorRtOptions) else []
+    parts += [paragraph(f"More flags: [{SHARED.lower()}](#{_anchor(SHARED)}).")] if shared else []
+    parts += _refused(_own_refusals(config_class), f"{name} refuses")
+    return "\n".join(parts)
+
+
+def _group(heading: str) -> list[str]:
+    """Return the title of a group of flags; what its heading in the help has in brackets stands below."""
+    title, _, more = heading.partition(" (")
+    return [f"### Flags {title}\n", *([paragraph(f"{more[:1].upper()}{more[1:].removesuffix(')')}.")] if more else [])]
+
+
+def _synopsis(name: str, rows: list[Row], required: tuple[str, ...]) -> str:
+    words = [row.name if row.flag.positional else f"{row.name} {row.field.name.upper()}" for row in rows
+             if row.flag.positional or row.field.name in required]  # fmt: skip
+    line = " ".join((_typed(name), *words, "[flags]"))
+    assert len(line) <= COLUMNS, line
+    return block(line, "bash")
+
+
+def _is_shared(row: Row, config_class: type) -> bool:
+    """Return whether other commands have the same flag from the same class."""
+    classes = [command.config_class for command in COMMANDS.values()]
+    return row.owner is not config_class and sum(issubclass(c, row.owner) for c in classes) > 1
+
+
+def _own_refusals(config_class: type) -> Mapping[str, Refusal]:
+    """Return the refused flags of a command that no other command refuses for the same reason."""
+    others = [c.config_class for c in COMMANDS.values() if c.config_class is not config_class]
+    shared = [r for other in others for r in _refusals(other).items()]
+    return {name: refusal for name, refusal in _refusals(config_class).items() if (name, refusal) not in shared}
+
+
+def _refusals(config_class: type) -> Mapping[str, Refusal]:
+    refused: Mapping[str, Refusal] = getattr(config_class, "REFUSED", {})
+    return refused
+
+
+def _shared() -> str:
+    """Return the section of the flags that two commands inherit."""
+    run, summarize = COMMANDS["run"].config_class, COMMANDS["summarize"].config_class
+    rows = [row for row in rows_of(run) if _is_shared(row, run)]
+    topics = {row.field.name: title for title, topic in reversed(TOPICS) for row in rows
+              if row.field.name in {f.name for f in fields(topic)}}  # fmt: skip
+    parts = [f"## {SHARED}\n", flag_table(row for row in rows if row.field.name not in topics)]
+    for title, _ in TOPICS:
+        chosen = [row for row in rows if topics.get(row.field.name) == title]
+        parts += [f"### {title}\n", flag_table(chosen)]
+    parts += [paragraph("What our own engines answer to these flags:"), _runtime_table(run)]
+    common = {n: r for n, r in _refusals(run).items() if _refusals(summarize).get(n) is r}
+    return "\n".join((*parts, *_refused(common, "run and summarize refuse")))
+
+
+def _refused(refused: Mapping[str, Refusal], who_refuses: str) -> list[str]:
+    return [f"### Flags of TensorRT-LLM that {who_refuses}\n", refusal_table(refused)] if refused else []
+
+
+def _embedded(refused: Mapping[str, Refusal]) -> str:
+    return paragraph("What the embedded backend refuses, and the values it accepts:") + "\n" + refusal_table(refused)
+
+
+def _runtime_table(config_class: type) -> str:
+    devices = tuple(runtime.EMBEDDED)
+    names = [row.field.name for row in rows_of(config_class) if row.field.name in runtime.EMBEDDED[devices[0]]]
+    rows = ((code(f"--{name}"), *(_answer(runtime.EMBEDDED[device][name]) for device in devices)) for name in names)
+    return table(("flag", *(f"on {code(device)}" for device in devices)), rows)
+
+
+def _answer(refusal: Refusal) -> str:
+    if refusal.reason:
+        return f"refused: {prose(refusal.reason)}"
+    return prose(refusal.note.partition(": ")[2]) if refusal.note else "it acts"
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")

@@ -1,0 +1,135 @@
+"""Where a command's flags come from, and how a value, a default and a refusal are written."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+from docs.generate.markdown import code, prose, table
+from opt_trt.cli import parse
+from opt_trt.config.flags import Flag, Refusal
+from opt_trt.errors import UserError
+
+WORDS = {int: "integer", float: "number", str: "text"}
+REQUIRED = re.compile(r"--(\w+) is required")
+DEFAULT = re.compile(r"[;:,]? ?default: (.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A flag of a command: its field, the type of the field, and the class that declares it."""
+
+    field: Field[Any]
+    hint: Any
+    owner: type
+
+    @property
+    def flag(self) -> Flag:
+        """The description of the flag."""
+        described: Flag = self.field.metadata["flag"]
+        return described
+
+    @property
+    def name(self) -> str:
+        """The flag as it is typed."""
+        return self.flag.positional or f"--{self.field.name}"
+
+
+def rows_of(config_class: type) -> list[Row]:
+    """Return every flag of a command, in the order of its help."""
+    hints = typing.get_type_hints(config_class)
+    return [Row(f, hints[f.name], _owner(config_class, f)) for f in fields(config_class) if "flag" in f.metadata]
+
+
+@lru_cache
+def required_flags(config_class: type) -> tuple[str, ...]:
+    """Return the flags a command cannot do without, as its own errors name them."""
+    given: list[str] = []
+    while True:
+        argv = [word for name in given for word in (f"--{name}", "1")]
+        try:
+            parse(config_class, argv)
+        except UserError as error:
+            missing = REQUIRED.search(str(error))
+            if missing:
+                given.append(missing[1])
+                continue
+        return tuple(given)
+
+
+def flag_table(rows: Iterable[Row], required: Iterable[str] = ()) -> str:
+    """Return the flags as a table."""
+    return table(("flag", "value", "default", "meaning"), (_cells(row, set(required)) for row in rows))
+
+
+def refusal_table(refused: Mapping[str, Refusal]) -> str:
+    """Return refused flags by reason, each with the values that are taken because they ask for what happens anyway."""
+    reasons: dict[str, list[str]] = {}
+    for name, refusal in refused.items():
+        advice = f"; {refusal.advice.rstrip(',')}" if refusal.advice else ""
+        reasons.setdefault(prose((refusal.reason or "it is so already") + advice), []).append(_refused(name, refusal))
+    return table(("reason", "flags (and the values that are accepted)"),
+                 ((reason, ", ".join(names)) for reason, names in reasons.items()))  # fmt: skip
+
+
+def neutral_words(refusal: Refusal) -> str:
+    """Return the values a refused flag may have."""
+    return ", ".join(code(value) if value else "without a value" for value in refusal.neutral)
+
+
+def _refused(name: str, refusal: Refusal) -> str:
+    return code(f"--{name}") + (f" ({neutral_words(refusal)})" if refusal.neutral else "")
+
+
+def _owner(config_class: type, f: Field[Any]) -> type:
+    """Return the most basic class that declares this very field."""
+    classes = [c for c in config_class.__mro__ if getattr(c, "__dataclass_fields__", {}).get(f.name) is f]
+    return classes[-1]
+
+
+def _cells(row: Row, required: set[str]) -> tuple[str, str, str, str]:
+    names = ", ".join(code(name) for name in (row.name, *(f"--{alias}" for alias in row.flag.aliases)))
+    meaning, default = _meaning(row)
+    if row.field.name in required:
+        meaning, default = meaning.replace(" (required)", ""), "**required**"
+    return names, _value(row), default, meaning
+
+
+def _value(row: Row) -> str:
+    if row.hint is bool:
+        return "switch"
+    what = _type_word(row.hint)
+    if row.flag.choices:
+        what = ", ".join(map(code, row.flag.choices))
+    if row.flag.nargs:
+        what += ", several"
+    if row.flag.bare:
+        what += f"; alone it means {code(row.flag.bare)}"
+    return what
+
+
+def _type_word(hint: Any) -> str:
+    while arguments := typing.get_args(hint):
+        hint = next(a for a in arguments if a is not type(None))
+    return WORDS[hint]
+
+
+def _meaning(row: Row) -> tuple[str, str]:
+    """Return the help without what it says of the default, and the default."""
+    default = row.field.default
+    found = DEFAULT.search(row.flag.help)
+    if default in (None, (), MISSING) and found:
+        words = code(found[1]) if found[1] in (row.flag.choices or ()) else prose(found[1])
+        return prose(row.flag.help[: found.start()]), words
+    return prose(row.flag.help), _default(default)
+
+
+def _default(value: Any) -> str:
+    if value is False or value is None or value == () or value is MISSING:
+        return ""
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(code(v) for v in values)

@@ -1,0 +1,37 @@
+"""Generated documents are what the code prints."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs.generate.imports import House, read_house
+from docs.generate.layered import place
+from docs.generate.pages import pages
+from docs.generate.picture import rows_of
+
+
+@pytest.mark.parametrize(("path", "text"), pages().items(), ids=lambda x: getattr(x, "name", ""))
+def test_a_generated_document_is_what_the_code_prints(path, text):
+    assert path.is_file() and path.read_text() == text, f"docs/{path.name} is out of date: run `make docs`, commit it"
+
+
+def test_an_arrow_that_a_longer_path_implies_is_left_out():
+    arrows = frozenset({("a", "b"), ("b", "c"), ("a", "c")})
+    house = House({"a": 2, "b": 1, "c": 0}, {}, arrows, frozenset())
+    assert house.arrows == {("a", "b"), ("b", "c")}
+
+
+def test_every_room_stands_above_all_that_it_imports():
+    house = read_house()
+    rows = rows_of(house)
+    assert house.imports
+    assert not [(a, b) for a, b in house.imports if rows[a] >= rows[b]]
+
+
+def test_neighbours_in_a_row_do_not_overlap():
+    arrows = [("a", "c"), ("a", "d"), ("b", "d"), ("a", "e"), ("b", "f"), ("c", "f")]
+    drawing = place({"a": 0, "b": 0, "c": 1, "d": 1, "e": 2, "f": 2}, arrows, width=100, lane=10, gap=5)
+    for row in drawing.rows:
+        sizes = [10 if node.arrow else 100 for node in row]
+        for left, right, a, b in zip(row, row[1:], sizes, sizes[1:], strict=False):
+            assert drawing.x[right] - drawing.x[left] >= (a + b) / 2 + 5 - 1e-9
