@@ -61,15 +61,19 @@ def api_page() -> str:
 
 
 def _section(name: str, described: type) -> str:
-    parts = [f"## {name}\n", *_docstring(described)]
-    if is_dataclass(described):
-        return "\n".join((*parts, field_table(described), *_properties(described)))
-    if "__init__" in vars(described):
-        parts[1:1] = [
-            _signature(name, described.__init__),
-        ]
-        parts += [paragraph("Options:"), field_table(OPTIONS["__init__"])]
-    return "\n".join((*parts, *_methods(name, described)))
+    title, explained = f"## {name}\n", _docstring(described)
+    if described is opt_trt.LLM:
+        signature = _signature(name, vars(described)["__init__"])
+        parts = (title, signature, *explained, *_options("__init__"), *_methods(name, described))
+    elif is_dataclass(described):
+        parts = (title, *explained, field_table(described), *_properties(described))
+    else:
+        parts = (title, *explained)
+    return "\n".join(parts)
+
+
+def _options(method: str) -> list[str]:
+    return [paragraph("Options:"), field_table(OPTIONS[method])] if method in OPTIONS else []
 
 
 def field_table(described: Any) -> str:
@@ -101,9 +105,7 @@ def _methods(name: str, described: type) -> Iterator[str]:
         yield f"### {name}.{method_name}\n"
         yield _signature(method_name, plain)
         yield from _docstring(plain)
-        if method_name in OPTIONS:
-            yield paragraph("Options:")
-            yield field_table(OPTIONS[method_name])
+        yield from _options(method_name)
 
 
 def _properties(described: type) -> Iterator[str]:

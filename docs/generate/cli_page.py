@@ -105,10 +105,10 @@ def _is_shared(row: Row, config_class: type) -> bool:
 
 
 def _own_refusals(config_class: type) -> Mapping[str, Refusal]:
-    """Return the refused flags of a command that no other command refuses for the same reason."""
+    """Return the refused flags of a command that no other command takes from the same table."""
     others = [c.config_class for c in COMMANDS.values() if c.config_class is not config_class]
-    shared = [r for other in others for r in _refusals(other).items()]
-    return {name: refusal for name, refusal in _refusals(config_class).items() if (name, refusal) not in shared}
+    shared = {id(refusal) for other in others for refusal in _refusals(other).values()}
+    return {name: refusal for name, refusal in _refusals(config_class).items() if id(refusal) not in shared}
 
 
 def _refusals(config_class: type) -> Mapping[str, Refusal]:
