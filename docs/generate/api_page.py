@@ -43,8 +43,8 @@ The names are those that users of vLLM and of TensorRT-LLM's `LLM` know. Engines
 """
 OPTIONS = {"__init__": LlmOptions, "generate_ids": TensorOptions}  # what `**options` of a method are
 RENAMED = {"min_new_tokens": "min_length"}  # fields that are called otherwise than the flag that explains them
+STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 ORDER = ("LLM", "SamplingParams", "RequestOutput", "CompletionOutput", "Logprob", "UserError")
-INDENT = "    "
 
 
 def api_page() -> str:
@@ -109,9 +109,9 @@ def _methods(name: str, described: type) -> Iterator[str]:
 
 
 def _properties(described: type) -> Iterator[str]:
-    """Yield the public properties that are told of outputs: those of options are of use inside only."""
+    """Yield what an output computes of itself; the properties of what users fill in are of use inside only."""
     for name, value in vars(described).items():
-        if isinstance(value, property) and value.fset is None and described is opt_trt.RequestOutput:
+        if isinstance(value, property) and described is opt_trt.RequestOutput:
             yield paragraph(f"{code('.' + name)} (property): {inspect.getdoc(value)}")
 
 
@@ -123,11 +123,16 @@ def _docstring(described: Any) -> Iterator[str]:
 def _signature(name: str, function: Callable[..., object]) -> str:
     """Return the signature, on a line of its own for each parameter if it is too long for one."""
     signature = inspect.signature(function)
-    taken = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
-    result = signature.return_annotation
-    arrow = f" -> {result}" if isinstance(result, str) and name not in opt_trt.__all__ else ""
-    prefix = "async " if inspect.isasyncgenfunction(function) else ""
-    line = f"{prefix}{name}({', '.join(map(str, taken))}){arrow}".replace("'", "")
-    if len(line) > COLUMNS - 10:
-        line = f"{prefix}{name}(\n" + "".join(f"{INDENT}{p},\n" for p in taken).replace("'", "") + f"){arrow}"
-    return block(line.replace("'", ""), "python")
+    taken = [_parameter(p) for p in signature.parameters.values() if p.name not in ("self", "cls")]
+    start = f"{'async ' * inspect.isasyncgenfunction(function)}{name}"
+    end = f" -> {signature.return_annotation}" if function.__name__ != "__init__" else ""
+    line = f"{start}({', '.join(taken)}){end}"
+    if len(line) > COLUMNS:
+        line = f"{start}(\n" + "".join(f"    {parameter},\n" for parameter in taken) + f"){end}"
+    return block(line, "python")
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    stars = STARS.get(parameter.kind, "")
+    default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
+    return f"{stars}{parameter.name}: {parameter.annotation}{default}"
