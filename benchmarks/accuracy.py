@@ -22,18 +22,18 @@ from transformers import OPTForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
 
 from opt_trt.backends import open_engine
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.backends.build import build
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
 from opt_trt.evaluate.hf_reference import Decoding, HfReference
 from opt_trt.evaluate.prompts import prompt_text
 from opt_trt.evaluate.rouge import score_rouge
 from opt_trt.evaluate.summarizer import Summarizer, TokenIds
 from opt_trt.quant import MODES
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.text import load_tokenizer
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.text.tokenizer import load_tokenizer
 
 DEMO = Path(__file__).parents[1] / "examples/demo"
 PRECISIONS = {  # name: type of the tables and the head, quant mode of the linears, that of the head

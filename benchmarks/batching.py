@@ -27,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, noth
 import torch
 from models import SHAPES, random_model
 
-from opt_trt.backends.inductor.decoder import open_decoder
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
+from opt_trt.backends.build import build
+from opt_trt.backends.inductor.decoder.compiled import open_decoder
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.convert import convert
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.convert.convert import convert
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import Decoder, StepInputs, StepOutputs
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from opt_trt.backends.inductor.ceilings import product_rate, read_rate
+from opt_trt.backends.inductor.profiler.ceilings import product_rate, read_rate
 
 TOLERANCE = 0.08  # a run counts if no ceiling moved by more
 READ_BYTES = 2**30  # much more than any cache

@@ -77,7 +77,7 @@ for path in (*Path(target).iterdir(), target):
 CONVERT = """
 convert(ConvertConfig(model_dir=source, output_dir=target, log_level="error", **flags))
 """
-CONVERT_IMPORTS = "from opt_trt.config.convert import ConvertConfig; from opt_trt.convert import convert"
+CONVERT_IMPORTS = "from opt_trt.config.convert_flags import ConvertConfig; from opt_trt.convert.convert import convert"
 TRANSFORMERS = """
 model = OPTForCausalLM.from_pretrained(source, dtype=torch.float16)
 sum(parameter.view(torch.int16).amax().item() for parameter in model.parameters())  # mapped files are read on touch

@@ -19,8 +19,8 @@ from opt_trt.backends import open_engine
 from opt_trt.backends.engine import WEIGHTS, EngineConfig, read_engine_config
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
 ROOT = Path(__file__).parents[1]
 CACHE_TOKENS = 2**16  # of the KV cache: more than any load here needs

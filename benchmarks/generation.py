@@ -36,8 +36,8 @@ from roofline import Point, draw
 from turns import Load, take_turns
 
 from opt_trt.backends.engine import read_engine_config
-from opt_trt.cache import cache_dir
 from opt_trt.errors import UserError
+from opt_trt.host.cache import cache_dir
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from gpu_timing import elapsed_us, replayed_us
+from kernels.triton_argmax import argmax
+from kernels.triton_embedding import embed
 
-from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weights
+from opt_trt.model.config import ModelConfig
 from opt_trt.ops import Linear
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.cuda_buckets import bound_of
-from opt_trt.plugins.cuda_graphs import capture
-from opt_trt.plugins.cuda_ops import BucketPlan, CudaOps
-from opt_trt.plugins.gemm import GemmCall, GemmProblem, padded
+from opt_trt.plugins.cuda.buckets import bound_of
+from opt_trt.plugins.cuda.graphs import capture
 from opt_trt.plugins.gemm import cuda as gemm
-from opt_trt.plugins.rows.triton_argmax import argmax
-from opt_trt.plugins.rows.triton_embedding import embed
+from opt_trt.plugins.gemm import cuda_layout as padded
+from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem
+from opt_trt.plugins.ops.cuda import BucketPlan, CudaOps
 from opt_trt.plugins.tactic import Tactic
 
 # hidden, layers, heads, ffn

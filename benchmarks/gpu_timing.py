@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from opt_trt.plugins.cuda_graphs import capture, event_us
+from opt_trt.plugins.cuda.graphs import capture, event_us
 
 REPEATS = 20
 

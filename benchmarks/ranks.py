@@ -32,15 +32,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, noth
 
 from simulated_ranks import BYTES_EACH, table
 
-from opt_trt.backends.inductor.decoder import open_decoder
-from opt_trt.backends.inductor.isa import runnable_isas
-from opt_trt.build import build
-from opt_trt.cache import cache_dir
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
-from opt_trt.plugins.native import FLAGS, compile_library, find_compiler
-from opt_trt.runtime import kv_cache
+from opt_trt.backends.build import build
+from opt_trt.backends.inductor.decoder.compiled import open_decoder
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
+from opt_trt.host.cache import cache_dir
+from opt_trt.plugins.cpu.isa import runnable_isas
+from opt_trt.plugins.native.library import FLAGS, compile_library, find_compiler
+from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import StepInputs
 
 RANKS = 2
@@ -100,7 +100,7 @@ class Sums:
     def __init__(self, library: ctypes.CDLL) -> None:
         from mpi4py import MPI
 
-        from opt_trt.plugins.collectives import rendezvous
+        from opt_trt.plugins.collectives import cpu as rendezvous
 
         library.join.restype = ctypes.c_void_p
         library.time_ours.restype = library.time_mpi.restype = ctypes.c_double

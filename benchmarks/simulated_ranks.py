@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opt_trt.mapping import Mapping
+from opt_trt.model.mapping import Mapping
 
 MODELS = {"66B": (9216, 64, 72), "175B": (12_288, 96, 96)}  # hidden, layers, heads
 VOCABULARY = 50_272

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from opt_trt.cli import run_main
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.describe import DescribeConfig
-from opt_trt.config.export_hf import ExportConfig
-from opt_trt.config.repack import RepackConfig
-from opt_trt.config.run import RunConfig
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.describe_flags import DescribeConfig
+from opt_trt.config.export_flags import ExportConfig
+from opt_trt.config.repack_flags import RepackConfig
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
@@ -42,13 +42,13 @@ class Command:
 
 
 COMMANDS = {
-    "convert": Command(ConvertConfig, "opt_trt.convert", "convert"),
-    "build": Command(BuildConfig, "opt_trt.build", "build"),
+    "convert": Command(ConvertConfig, "opt_trt.convert.convert", "convert"),
+    "build": Command(BuildConfig, "opt_trt.backends.build", "build"),
     "run": Command(RunConfig, "opt_trt.run.run", "run", runs_engines=True),
     "summarize": Command(SummarizeConfig, "opt_trt.evaluate.summarize", "summarize", runs_engines=True),
     "describe": Command(DescribeConfig, "opt_trt.describe.describe", "describe"),
-    "export_hf": Command(ExportConfig, "opt_trt.export_hf.export", "export_hf"),
-    "repack": Command(RepackConfig, "opt_trt.repack.repack", "repack"),
+    "export_hf": Command(ExportConfig, "opt_trt.convert.export_hf", "export_hf"),
+    "repack": Command(RepackConfig, "opt_trt.convert.repack", "repack"),
 }
 
 

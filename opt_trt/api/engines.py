@@ -15,14 +15,14 @@ from typing import Any
 
 from opt_trt import __version__
 from opt_trt.backends import machine
-from opt_trt.build import build
-from opt_trt.cache import cache_dir
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.json_file import read_json
-from opt_trt.config.llm import BUILDING, CONVERTING, LlmOptions
-from opt_trt.convert import convert
+from opt_trt.backends.build import build
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.llm_options import BUILDING, CONVERTING, LlmOptions
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
+from opt_trt.host.cache import cache_dir
+from opt_trt.host.json_file import read_json
 
 QUIET = "warning"  # the log level: one line of this file's says what goes on
 LONGEST = 2**31 - 1  # cut by the builder to what max_seq_len and max_num_tokens allow

@@ -15,24 +15,24 @@ from weakref import finalize
 
 import torch
 
-from opt_trt.api.delivery import Delivery, Letter, addressed
+from opt_trt.api.collect import Delivery, Letter, addressed
 from opt_trt.api.engines import engine_of
 from opt_trt.api.outputs import RequestOutput
-from opt_trt.api.prompts import Asked, Asker, Prompt, as_list
+from opt_trt.api.prompt_requests import Asked, Asker, Prompt, as_list
 from opt_trt.api.sampling_params import SamplingParams
 from opt_trt.api.tensors import ask_rows, join_rows, tensor_options
 from opt_trt.api.wording import in_python
 from opt_trt.backends import follow_leader, open_engine
-from opt_trt.config.llm import LlmOptions, llm_options
+from opt_trt.config.llm_options import LlmOptions, llm_options
 from opt_trt.errors import UserError
-from opt_trt.progress import Bar
+from opt_trt.host.progress import Bar
 from opt_trt.runtime.in_flight import QUIET_SECONDS
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.worker import Worker
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
-from opt_trt.text import Tokenizer, holds_tokenizer, load_tokenizer
+from opt_trt.text.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
 
 # How often a waiting caller looks for Ctrl-C: what arrives just before the wait, or in another thread, does not end it.
 CTRL_C_SECONDS = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from opt_trt.api.prompts import Asked, Asker, draws
+from opt_trt.api.prompt_requests import Asked, Asker, draws
 from opt_trt.config import sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request

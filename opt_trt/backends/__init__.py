@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from opt_trt.backends.identity import identify
-from opt_trt.checkpoint import Checkpoint
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.follow import Opening, follow, lead
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import ALONE, Ranks
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world

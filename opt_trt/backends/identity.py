@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from opt_trt.backends.engine import CONFIG, read_engine_config
-from opt_trt.config.json_file import read_json
 from opt_trt.errors import UserError
+from opt_trt.host.json_file import read_json
 
 TENSORRT = "tensorrt_llm"
 THREE_KEYS = ("version", "pretrained_config", "build_config")  # of a TensorRT engine, whoever built it

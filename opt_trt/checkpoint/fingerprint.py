@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from opt_trt.checkpoint import CONFIG_NAME, rank_file, read_config
+from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file, read_config
 
 SAMPLE_BYTES = 4096  # of each tensor: training changes all of them, and whole files would take minutes to read
 LENGTH_BYTES = 8  # of a safetensors header's length

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
+from opt_trt.checkpoint.packing import shape_problems
 from opt_trt.checkpoint.writer import TensorSpec
-from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
-from opt_trt.mapping import Mapping
-from opt_trt.packing import shape_problems
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.mapping import Mapping
+from opt_trt.model.placement import check_tp_size, indivisible, is_linear, placements, stage_names
 from opt_trt.quant import ALGORITHMS
 from opt_trt.quant.mode import QuantMode, scale_name
-from opt_trt.shard import check_tp_size, indivisible, is_linear, placements, stage_names
 
 LOADER_STEP = 64  # features per rank that TensorRT-LLM's weight-only linears are rounded up to
 

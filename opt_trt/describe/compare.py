@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from opt_trt.config.describe import DescribeConfig
+from opt_trt.checkpoint.whole_model import WholeModel
+from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.describe.difference import Difference, difference
-from opt_trt.describe.measure import highest
+from opt_trt.describe.extremes import highest
 from opt_trt.describe.table import aligned, collapsed
 from opt_trt.errors import CheckFailed
-from opt_trt.gather import WholeModel
-from opt_trt.progress import byte_bar
+from opt_trt.host.progress import byte_bar
 
 COLUMNS = ("tensor", "A", "B", "largest |A - B|", "relative", "rms relative")
 NOTE = "relative: to the larger of the two values; rms: of the whole tensor; weights as what their integers stand for"

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from opt_trt.config.describe import DescribeConfig
+from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.describe.compare import compare
 from opt_trt.describe.directories import list_directory
+from opt_trt.describe.extremes import Measured, measure
 from opt_trt.describe.listing import Group
-from opt_trt.describe.measure import Measured, measure
-from opt_trt.describe.report import report_lines, report_values
-from opt_trt.progress import byte_bar
-from opt_trt.threads import one_thread
+from opt_trt.describe.render import report_lines, report_values
+from opt_trt.host.progress import byte_bar
+from opt_trt.host.threads import one_thread
 
 
 def describe(config: DescribeConfig) -> None:

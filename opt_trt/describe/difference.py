@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from opt_trt.describe.extremes import highest
 from opt_trt.describe.listing import blocks_of
-from opt_trt.describe.measure import highest
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import torch
 
 from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
 from opt_trt.backends.identity import TENSORRT, identify
-from opt_trt.checkpoint import CONFIG_NAME, Checkpoint, read_config
+from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, read_config
 from opt_trt.checkpoint.spec import packed_mode
-from opt_trt.config.json_file import read_json
-from opt_trt.config.model import ModelConfig
 from opt_trt.describe.headers import engine_header, model_header, source_header, tensorrt_header
 from opt_trt.describe.listing import Entry, Group, Listing, blocks_of, dtype_name
 from opt_trt.describe.table import size_text
 from opt_trt.errors import UserError
-from opt_trt.shard import is_linear
+from opt_trt.host.json_file import read_json
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.placement import is_linear
 from opt_trt.sources import open_source, recognize
 from opt_trt.sources.hf_config import hf_config_values
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_trt.backends.engine import EngineConfig
-from opt_trt.config.model import ModelConfig
+from opt_trt.model.config import ModelConfig
 from opt_trt.quant import ALGORITHMS
 from opt_trt.sources.opt import OptConfig
 

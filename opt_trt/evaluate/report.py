@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opt_trt.atomic import replace_text
 from opt_trt.evaluate.scores import Scores
+from opt_trt.host.atomic import replace_text
 
 
 @dataclass(frozen=True)

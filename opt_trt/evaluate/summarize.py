@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opt_trt.backends import open_engine
 from opt_trt.config.flags import TALKATIVE
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.evaluate.dataset import DatasetSource, load_articles
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
@@ -19,8 +19,8 @@ from opt_trt.evaluate.prompts import Sample, Selection, select_samples
 from opt_trt.evaluate.report import Report, write_json, write_summaries
 from opt_trt.evaluate.scores import score
 from opt_trt.evaluate.summarizer import Demand, Summarizer
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.text import Tokenizer, load_tokenizer
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 
 EXCERPT_CHARS = 400
 TITLES = {"hf": "Hugging Face"}  # engines are called by their names

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from opt_trt.config.model import ModelConfig
+from opt_trt.model.config import ModelConfig
 from opt_trt.ops import AttentionInputs, Linear, Ops
 from opt_trt.quant.mode import SCALE, scale_name
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from opt_trt.config.model import ModelConfig
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.placement import COLUMNS, VOCAB_ROWS, WHOLE, placements
 from opt_trt.ops import Ops
-from opt_trt.shard import COLUMNS, VOCAB_ROWS, WHOLE, placements
 
 EMBEDDING_WEIGHTS = ("transformer.vocab_embedding.weight", "transformer.position_embedding.weight")
 

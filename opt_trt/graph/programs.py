@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import Head, Layer
 from opt_trt.graph.embedding import embedding_constants, embedding_module
-from opt_trt.mapping import Mapping
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.mapping import Mapping
 from opt_trt.ops import Ops
 
 # Example sizes are at least 2 and all different: an axis of size 1 would be specialized, equal ones tied together.

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from opt_trt.atomic import replace_file, replace_text
 from opt_trt.errors import UserError
+from opt_trt.host.atomic import replace_file, replace_text
 
 
 def check_target(path: Path) -> None:

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from opt_trt.config.run import RunConfig
+from opt_trt.config.run_flags import RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run.console import Printing, StreamPrinter
 from opt_trt.run.requests import make_requests
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import World
 from opt_trt.runtime.world.standard_input import input_ends
-from opt_trt.text import Tokenizer
+from opt_trt.text.tokenizer import Tokenizer
 
 CUE = "> "
 

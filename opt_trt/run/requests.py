@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from opt_trt.config.run import DEFAULT_PROMPT, Groups, RunConfig
+from opt_trt.config.run_flags import DEFAULT_PROMPT, Groups, RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run import prompt_files
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.stopping import StopWords
 from opt_trt.step import DecoderSpec
-from opt_trt.text import Detokenizer, Tokenizer
+from opt_trt.text.tokenizer import Detokenizer, Tokenizer
 
 NEVER_ENDS = -1  # the --end_id that switches the end id off
 Ids = tuple[int, ...]

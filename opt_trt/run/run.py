@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opt_trt.config.run import RunConfig
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import array_files
 from opt_trt.run.console import IdText, Printing, StreamPrinter, print_results
 from opt_trt.run.interactive import check_input, converse
-from opt_trt.run.outputs import Output, output_of, write_outputs
+from opt_trt.run.output_files import Output, output_of, write_outputs
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests, reads_text
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import current_world
-from opt_trt.text import Tokenizer, load_tokenizer
+from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 
 OpenSession = Callable[[Path, KvCacheLimit, Scheduling, RuntimeOptions], Session]
 

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from opt_trt.errors import UserError
-from opt_trt.runtime.plan import Copies, Plan, pack
 from opt_trt.runtime.ranks import Ranks
+from opt_trt.runtime.step_message import Copies, Plan, pack
 from opt_trt.step import Decoder, StepOutputs
 
 CLOSED = "the engine is closed: open it again"

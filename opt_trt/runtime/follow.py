@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import INDEX_BYTES, Ranks, SessionRanks, index_bytes
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world.communicator import Communicator
 

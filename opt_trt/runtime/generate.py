@@ -8,17 +8,17 @@ from dataclasses import replace
 import torch
 
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.runtime import log_probs
-from opt_trt.runtime.batch import split_hidden, split_logits, step_inputs
-from opt_trt.runtime.beam import BeamSearch
-from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.contrastive import ContrastiveSearch
 from opt_trt.runtime.executor import Executor
-from opt_trt.runtime.plan import Plan
 from opt_trt.runtime.request import Result, TokenEvent
-from opt_trt.runtime.sampling import accept_choice, choose
-from opt_trt.runtime.scheduler import Scheduler, StepLimits
+from opt_trt.runtime.sampling import log_probs
+from opt_trt.runtime.sampling.beam import BeamSearch
+from opt_trt.runtime.sampling.choose import accept_choice, choose
+from opt_trt.runtime.sampling.contrastive import ContrastiveSearch
+from opt_trt.runtime.scheduling.batch import split_hidden, split_logits, step_inputs
+from opt_trt.runtime.scheduling.block_pool import BlockPool
+from opt_trt.runtime.scheduling.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.runtime.step_message import Plan
 
 
 class Generation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from opt_trt.progress import Bar
+from opt_trt.host.progress import Bar
 from opt_trt.runtime.generate import result_of
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.sequence import TokenSequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from opt_trt.config.sampling import GREEDY, PENALTIES, SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.rows import describe_rows, rows_problem
+from opt_trt.runtime.admission import describe_rows, rows_problem
 from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch

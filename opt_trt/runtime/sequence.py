@@ -15,8 +15,8 @@ from opt_trt.runtime.stopping import Stop, StopWatch
 if TYPE_CHECKING:
     import torch
 
-    from opt_trt.runtime.beam import BeamSearch, Hypothesis
-    from opt_trt.runtime.contrastive import ContrastiveSearch
+    from opt_trt.runtime.sampling.beam import BeamSearch, Hypothesis
+    from opt_trt.runtime.sampling.contrastive import ContrastiveSearch
 
 
 @dataclass(eq=False)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.runtime import kv_cache
-from opt_trt.runtime.block_pool import BlockPool
+from opt_trt.host.memory import free_bytes
 from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation
 from opt_trt.runtime.in_flight import InFlight, check_all, generate_all
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.memory import free_bytes
-from opt_trt.runtime.plan import unpack
-from opt_trt.runtime.prefix_index import PrefixIndex
 from opt_trt.runtime.ranks import ALONE, Ranks
 from opt_trt.runtime.request import Request, Result, check_request
+from opt_trt.runtime.scheduling import kv_cache
+from opt_trt.runtime.scheduling.block_pool import BlockPool
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.prefix_index import PrefixIndex
+from opt_trt.runtime.step_message import unpack
 from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.step import Decoder, DecoderSpec
 

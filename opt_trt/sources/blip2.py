@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opt_trt.config.json_file import read_json
 from opt_trt.errors import UserError
+from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf import list_directory, refuse_pointer
 from opt_trt.sources.hf_config import opt_config
 from opt_trt.sources.listed import ListedSource, listed_source

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from opt_trt.config.json_file import read_json
 from opt_trt.errors import UserError
+from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, listed_source, some
 from opt_trt.sources.stored import Loaded, Stored, contiguous_stride

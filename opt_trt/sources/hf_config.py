@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opt_trt.config.json_file import read_json
-from opt_trt.config.model import ACTIVATIONS, MAX_LAYERS
 from opt_trt.errors import UserError, divide_exactly
+from opt_trt.host.json_file import read_json
+from opt_trt.model.config import ACTIVATIONS, MAX_LAYERS
 from opt_trt.sources.opt import OptConfig
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "max_position_embeddings")

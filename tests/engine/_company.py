@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.processors import process
 from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.sampling.processors import process
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import StopWords

@@ -8,9 +8,9 @@ from unittest import mock
 
 import torch
 
-from opt_trt.backends.inductor.program import load_programs
-from opt_trt.mapping import Mapping
-from opt_trt.plugins.collectives import gpus
+from opt_trt.backends.inductor.decoder.loading import load_programs
+from opt_trt.model.mapping import Mapping
+from opt_trt.plugins.collectives import cuda as gpus
 from opt_trt.plugins.collectives.links import Seat
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from opt_trt.backends.inductor.isa import runnable_isas
-from opt_trt.plugins.collectives import CollectiveOps, rendezvous
-from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.collectives import cpu as rendezvous
+from opt_trt.plugins.collectives.native_group import CollectiveOps
+from opt_trt.plugins.cpu.isa import runnable_isas
+from opt_trt.plugins.native.library import compile_library
 from tests.engine.test_collectives import SHAPES, parts, plain
 
 

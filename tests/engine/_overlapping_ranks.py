@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from opt_trt.backends.inductor.decoder import open_decoder
-from opt_trt.runtime import kv_cache
+from opt_trt.backends.inductor.decoder.compiled import open_decoder
+from opt_trt.runtime.scheduling import kv_cache
 from tests.engine._stepping_ranks import LENGTHS, TOKENS_EACH, steps
 
 LAYERS = 1000

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from mpi4py import MPI
 
-from opt_trt.backends.inductor.decoder import open_decoder
-from opt_trt.runtime import kv_cache
+from opt_trt.backends.inductor.decoder.compiled import open_decoder
+from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import Decoder, StepInputs, StepOutputs
 
 TOKENS_EACH = 64  # of a sequence in the KV cache

@@ -13,17 +13,17 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.backends import open_engine
-from opt_trt.backends.inductor.cpu_maker import _choose_tactics
-from opt_trt.backends.inductor.isa import target_isa
-from opt_trt.build import build
-from opt_trt.cache import cache_dir
-from opt_trt.checkpoint import Checkpoint
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
-from opt_trt.plugins.native import compile_library
+from opt_trt.backends.build import build
+from opt_trt.backends.inductor.builder.cpu import _choose_tactics
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
+from opt_trt.host.cache import cache_dir
+from opt_trt.plugins.cpu.isa import target_isa
+from opt_trt.plugins.native.library import compile_library
 from opt_trt.plugins.tactic import winners
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 
 # Two shapes of OPT: as most sizes are, and as 350M is.

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from opt_trt.backends import open_engine
+from opt_trt.backends.build import build
 from opt_trt.backends.engine import read_engine_config, seal
-from opt_trt.build import build
-from opt_trt.cache import cache_dir
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.host.cache import cache_dir
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.engine.conftest import choose_tactics
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +53,8 @@ def test_an_engine_directory_has_a_config_programs_weights_and_plugin_library(ch
 
 def test_a_rebuild_of_the_same_shapes_compiles_nothing(checkpoint, tmp_path, monkeypatch):
     build_here(checkpoint, tmp_path / "first")
-    monkeypatch.setattr("opt_trt.backends.inductor.compile.compile_program", None)
-    monkeypatch.setattr("opt_trt.plugins.native._compile", None)
+    monkeypatch.setattr("opt_trt.backends.inductor.compiler.compile.compile_program", None)
+    monkeypatch.setattr("opt_trt.plugins.native.library._compile", None)
     build_here(checkpoint, tmp_path / "second")
     assert (tmp_path / "second" / "rank0.engine").is_file()
 
@@ -184,7 +184,7 @@ def test_a_detailed_build_profiles_a_step(checkpoint, tmp_path, capsys):
 
 def test_a_profile_counts_the_bytes_and_operations_of_the_shapes(checkpoint, tmp_path):
     """Three layers, hidden 64, ffn 144, 131 tokens in fp32; 96 positions are in the cache, as keys and as values."""
-    from opt_trt.backends.inductor.profile import Work, profile_engine
+    from opt_trt.backends.inductor.profiler.step_profile import Work, profile_engine
 
     build_here(checkpoint, tmp_path / "e")
     profile = profile_engine(tmp_path / "e")
@@ -197,7 +197,7 @@ def test_a_profile_counts_the_bytes_and_operations_of_the_shapes(checkpoint, tmp
 
 
 def test_steps_touch_no_new_memory_after_the_first_ones(checkpoint, tmp_path):
-    from opt_trt.backends.inductor.profile import profile_engine
+    from opt_trt.backends.inductor.profiler.step_profile import profile_engine
 
     build_here(checkpoint, tmp_path / "e")
     assert profile_engine(tmp_path / "e").page_faults < 0.5  # a fault in every step would be at least 1
@@ -404,7 +404,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, monkey
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", str(tmp_path / "e"))
 
-    monkeypatch.setattr(import_module("opt_trt.backends.inductor.builder"), "write_rank", full)
+    monkeypatch.setattr(import_module("opt_trt.backends.inductor.builder.builder"), "write_rank", full)
     with pytest.raises(OSError, match="No space left"):
         build_here(checkpoint, tmp_path / "e")
     assert [p.name for p in tmp_path.iterdir() if p.name != "model.cache"] == []

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt.backends.inductor.isa import runnable_isas
-from opt_trt.cache import cache_dir
-from opt_trt.plugins.collectives import CollectiveOps
-from opt_trt.plugins.native import compile_library
+from opt_trt.host.cache import cache_dir
+from opt_trt.plugins.collectives.native_group import CollectiveOps
+from opt_trt.plugins.cpu.isa import runnable_isas
+from opt_trt.plugins.native.library import compile_library
 from tests.engine._mpi import MPIRUN, mpirun
 
 MEMORY = 1 << 20  # two ranks exchange chunks of some 40,000 floats, five of 21,000

@@ -9,8 +9,8 @@ import torch
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.engine.conftest import KINDS, random_prompts
 from tests.engine.test_decoder import assert_same_or_tie, reference_ids

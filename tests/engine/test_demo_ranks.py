@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.build import build
+from opt_trt.backends.build import build
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.run import RunConfig
-from opt_trt.convert import convert
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.convert.convert import convert
 from opt_trt.run.run import run
 from tests.engine._mpi import MPIRUN, PATIENCE_S, ROOT, launcher
 

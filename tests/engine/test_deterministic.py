@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from opt_trt.backends import open_engine
-from opt_trt.backends.inductor.isa import runnable_isas, target_isa
-from opt_trt.cache import cache_dir
 from opt_trt.config.scheduling import POLICIES, Scheduling
+from opt_trt.host.cache import cache_dir
+from opt_trt.host.threads import one_thread
 from opt_trt.ops import Linear
-from opt_trt.plugins import gemm
-from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
+from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.native.library import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
 from opt_trt.runtime.generate import result_of
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.threads import one_thread
 from tests.engine._company import CROWDED, run_alone, run_together, visits
 from tests.engine.conftest import KINDS, random_prompts
 

@@ -10,10 +10,10 @@ import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import read_engine_config
-from opt_trt.backends.inductor.isa import target_isa
-from opt_trt.plugins import gemm
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.plugins.cpu.isa import target_isa
+from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.engine.conftest import choose_tactics, random_prompts
 
 pytestmark = pytest.mark.skipif("avx512_vnni" not in target_isa().extras, reason="no fixed point without avx512_vnni")

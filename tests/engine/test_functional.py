@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opt_trt.backends.inductor.compilation import for_cpu
-from opt_trt.backends.inductor.compile import open_inductor
-from opt_trt.backends.inductor.isa import target_isa
-from opt_trt.backends.inductor.programs import _package
-from opt_trt.config.model import ModelConfig
+from opt_trt.backends.inductor.builder.packaging import _package
+from opt_trt.backends.inductor.compiler.compile import open_inductor
+from opt_trt.backends.inductor.compiler.targets import for_cpu
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, embedding_program
-from opt_trt.mapping import Mapping
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.collectives.functional import GroupCollectives, group_in_name_only
+from opt_trt.plugins.collectives.cuda_group import GroupCollectives, group_in_name_only
+from opt_trt.plugins.cpu.isa import target_isa
 from tests.engine._mpi import MPIRUN, mpirun
 
 VOCAB, POSITIONS, HIDDEN = 13, 9, 6

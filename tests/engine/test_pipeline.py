@@ -18,9 +18,9 @@ from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine
 from opt_trt.evaluate.prompts import prompt_text
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
-from opt_trt.text import load_tokenizer
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.text.tokenizer import load_tokenizer
 from tests.engine.test_decoder import assert_same_or_tie
 
 ROOT = Path(__file__).parents[2]

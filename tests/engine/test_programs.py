@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from opt_trt.backends.engine import read_engine_config
-from opt_trt.backends.inductor.compilation import for_cpu
-from opt_trt.backends.inductor.compile import open_inductor
-from opt_trt.backends.inductor.decoder import CompiledDecoder, open_decoder
-from opt_trt.backends.inductor.isa import target_isa
-from opt_trt.backends.inductor.program import load_programs
+from opt_trt.backends.inductor.compiler.compile import open_inductor
+from opt_trt.backends.inductor.compiler.targets import for_cpu
+from opt_trt.backends.inductor.decoder.compiled import CompiledDecoder, open_decoder
+from opt_trt.backends.inductor.decoder.loading import load_programs
 from opt_trt.errors import UserError
 from opt_trt.graph.decoder import layer_weight_names
 from opt_trt.ops import AttentionInputs
+from opt_trt.plugins.cpu.isa import target_isa
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 
@@ -193,7 +193,7 @@ def test_generation_runs_compiled_programs_and_nothing_else(open_session, monkey
 
 
 def test_two_builds_at_once_may_cache_the_same_program(tmp_path):
-    from opt_trt.backends.inductor.compile import _put
+    from opt_trt.backends.inductor.compiler.compile import _put
 
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -226,7 +226,7 @@ def test_an_engine_is_opened_without_torchs_compiler(engine):
 import sys
 from pathlib import Path
 from opt_trt.backends import open_engine
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 open_engine(Path(sys.argv[1]), KvCacheLimit(max_tokens=64))
 assert not [name for name in sys.modules if name.startswith("torch._inductor")]
 """

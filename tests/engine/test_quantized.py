@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opt_trt.backends.engine import map_weights, read_engine_config
-from opt_trt.checkpoint import Checkpoint
+from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.quant import MODES
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from opt_trt.backends import open_engine
-from opt_trt.backends.inductor.program import load_programs
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
+from opt_trt.backends.build import build
+from opt_trt.backends.inductor.decoder.loading import load_programs
+from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.engine._mpi import MPIRUN, mpirun
 from tests.engine._stepping_ranks import logits_of
 from tests.unit._rank_cases import GRID, KINDS, TOLERANCE, Case, convert_case, write_model
@@ -117,7 +117,7 @@ def test_a_detailed_build_says_why_it_has_no_profile(engine_of, tmp_path, capsys
 
 def test_stages_of_another_number_are_built_from_the_same_programs(engine_of, monkeypatch):
     engine_of(FEW[4][0])
-    monkeypatch.setattr("opt_trt.backends.inductor.compile.compile_program", None)  # nothing is compiled
+    monkeypatch.setattr("opt_trt.backends.inductor.compiler.compile.compile_program", None)  # nothing is compiled
     engine = engine_of(FEW[4][0]._replace(pp_size=3))[1]
     assert len(load_programs(engine / "rank2.engine", ("layer",))) == 1  # a stage in the middle
     with pytest.raises(UserError, match="cannot be loaded"):

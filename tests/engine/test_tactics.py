@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opt_trt.backends.inductor.isa import runnable_isas, target_isa
-from opt_trt.cache import cache_dir
+from opt_trt.host.cache import cache_dir
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
-from opt_trt.plugins import attention, gemm
-from opt_trt.plugins import native as native_library
-from opt_trt.plugins.native import compile_library
+from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
+from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.native import library as native_library
+from opt_trt.plugins.native.library import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
 

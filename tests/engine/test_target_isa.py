@@ -11,9 +11,9 @@ import zipfile
 
 import pytest
 
-from opt_trt.backends.inductor.isa import runnable_isas, target_isa
-from opt_trt.cache import cache_dir
-from opt_trt.plugins.native import compile_library
+from opt_trt.host.cache import cache_dir
+from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
+from opt_trt.plugins.native.library import compile_library
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 from tests.engine.test_decoder import assert_same_or_tie, reference_ids

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from opt_trt.backends import follow_leader, open_engine
 from opt_trt.config.sampling import GREEDY
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.world import current_world
 
 PROMPTS = [[(7 * i + n) % 1000 + 3 for i in range(n)] for n in (1, 5, 64, 65, 130)]

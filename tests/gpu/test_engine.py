@@ -13,18 +13,18 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine
-from opt_trt.backends.inductor.device_sampling import drawn
-from opt_trt.backends.inductor.launch import Launch
-from opt_trt.backends.inductor.variants import Variants
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.backends.build import build
+from opt_trt.backends.inductor.decoder.launch import Launch
+from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import GREEDY
-from opt_trt.convert import convert
-from opt_trt.plugins.cuda_graphs import capture
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.convert.convert import convert
+from opt_trt.plugins.cuda.graphs import capture
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.sampling.on_device import drawn
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.gpu.conftest import VOCAB
 
 LIMITS = {"max_batch_size": 80, "max_num_tokens": 300, "gather_all_token_logits": True}
@@ -98,8 +98,8 @@ def test_captured_steps_say_what_plain_ones_say(engine_of, monkeypatch):
     """Greedy tokens come of replays; steps that are not captured give whole logits."""
     requests = [Request(prompt, 12) for prompt in prompts(*range(3, 73))]  # 70 at a time: beyond the last bucket
     replayed = open_engine(engine_of(), POOL).generate(requests)
-    for module in ("cuda_decoder", "foresight"):
-        monkeypatch.setattr(f"opt_trt.backends.inductor.{module}.replayed_rows", lambda inputs: None)
+    for module in ("cuda", "foresight"):
+        monkeypatch.setattr(f"opt_trt.backends.inductor.decoder.{module}.replayed_rows", lambda inputs: None)
     plain = open_engine(engine_of(), POOL).generate(requests)
     # Rows that fill a step up, and other buckets as sequences end, may turn a tie of rounded numbers.
     same = sum(a.output_ids == b.output_ids for a, b in zip(replayed, plain, strict=True))
@@ -112,7 +112,7 @@ def test_steps_begun_early_change_no_token(engine_of, monkeypatch):
     """Sequences of all lengths end at different times and others take their place and their blocks."""
     requests = [Request(prompt, 4 + number % 40) for number, prompt in enumerate(prompts(*range(3, 103)))]
     early = open_engine(engine_of(), POOL).generate(requests)
-    monkeypatch.setattr("opt_trt.backends.inductor.foresight.Foresight.is_good", False)
+    monkeypatch.setattr("opt_trt.backends.inductor.decoder.foresight.Foresight.is_good", False)
     plain = open_engine(engine_of(), POOL).generate(requests)
     # Whoever has ended is still in the step that was begun, whose bucket may be another: a tie may turn.
     assert sum(a.output_ids == b.output_ids for a, b in zip(early, plain, strict=True)) >= 96

@@ -11,7 +11,7 @@ from torch.export import Dim
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.cuda_graphs import capture
+from opt_trt.plugins.cuda.graphs import capture
 from opt_trt.plugins.gemm import cuda as gemm
 from tests.triton._layers import HIDDEN, layer_pair
 from tests.triton._problems import Shape, attending

@@ -10,9 +10,10 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.cuda_buckets import BUCKETS
-from opt_trt.plugins.gemm import GemmCall, GemmProblem, padded
+from opt_trt.plugins.cuda.buckets import BUCKETS
 from opt_trt.plugins.gemm import cuda as gemm
+from opt_trt.plugins.gemm import cuda_layout as padded
+from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem
 from opt_trt.quant import MODES
 
 DTYPES = ("float16", "bfloat16")

@@ -11,10 +11,10 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from transformers import OPTForCausalLM
 
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.backends.build import build
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from tests.engine._mpi import MPIRUN, mpirun
 from tests.gpu._generating_ranks import PROMPTS
 

@@ -15,17 +15,17 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.api.llm import LLM
 from opt_trt.backends import open_engine
+from opt_trt.backends.build import build
 from opt_trt.backends.trtllm.release import Release, installed_version, missing
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.export_hf import ExportConfig
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.export_flags import ExportConfig
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.convert import convert
-from opt_trt.export_hf.export import export_hf
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.convert.convert import convert
+from opt_trt.convert.export_hf import export_hf
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from tests.trtllm._facts import load, releases
 from tests.trtllm._installed import differences, installed_flags

@@ -26,15 +26,15 @@ from opt_trt.config.flags import flag
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
+from opt_trt.host.waiting import Patience, wait_until
 from opt_trt.runtime.follow import Opening, OpenSession, follow, lead
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import ALONE, Ranks
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession, Session
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.step import StepInputs, StepOutputs
-from opt_trt.waiting import Patience, wait_until
 from tests.unit._decoders import SumDecoder, spec
 
 REUSE = Scheduling("max_utilization", 5, True)

@@ -13,13 +13,13 @@ import torch
 from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.backends.build import build
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.runtime.request import Request
-from opt_trt.text import load_tokenizer
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.text.tokenizer import load_tokenizer
 
 DIRECTORY = os.environ.get("OPT_TRT_REFERENCE_DIR")
 pytestmark = pytest.mark.skipif(DIRECTORY is None, reason="OPT_TRT_REFERENCE_DIR names no Hugging Face OPT directory")

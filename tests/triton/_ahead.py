@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
+from kernels.triton_argmax import argmax
+from kernels.triton_embedding import embed
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -20,8 +22,6 @@ from opt_trt.plugins.attention.triton_generation import generation_attention
 from opt_trt.plugins.gemm.triton_dequantize import dequantize
 from opt_trt.plugins.gemm.triton_gemv import gemv
 from opt_trt.plugins.gemm.triton_split import split_gemm
-from opt_trt.plugins.rows.triton_argmax import argmax
-from opt_trt.plugins.rows.triton_embedding import embed
 from opt_trt.plugins.rows.triton_layer_norm import layer_norm
 
 Call = Callable[[], object]

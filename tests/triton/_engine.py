@@ -10,27 +10,27 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from opt_trt.backends.engine import EngineConfig
-from opt_trt.backends.inductor.cuda_decoder import CudaDecoder
-from opt_trt.backends.inductor.cuda_specs import CudaPrograms
-from opt_trt.backends.inductor.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.parts import Parts, weighted_parts
-from opt_trt.backends.inductor.plan import resolve_limits
-from opt_trt.backends.inductor.variants import Variants
-from opt_trt.checkpoint import Checkpoint
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms
+from opt_trt.backends.inductor.builder.layout import engine_tensors, packed_tensors
+from opt_trt.backends.inductor.builder.tables import resolve_limits
+from opt_trt.backends.inductor.decoder.cuda import CudaDecoder
+from opt_trt.backends.inductor.decoder.parts import Parts, weighted_parts
+from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
 from opt_trt.ops import Collectives
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.cuda_buckets import Bound, bounds_for
-from opt_trt.plugins.cuda_graphs import put
-from opt_trt.plugins.cuda_ops import ALONE
+from opt_trt.plugins.cuda.buckets import Bound, bounds_for
+from opt_trt.plugins.cuda.graphs import put
 from opt_trt.plugins.gemm import cuda as gemm
-from opt_trt.plugins.gemm import padded
-from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.gemm import cuda_layout as padded
+from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.ops.cuda import ALONE
 from opt_trt.plugins.tactic import Choice, Tactic
-from opt_trt.plugins.tune import gemm_problems
+from opt_trt.plugins.tune.cpu import gemm_problems
 from tests.triton._problems import on_gpu
 from tests.unit._cuda_engine import AtOnce, Rerun
 

@@ -9,12 +9,12 @@ from unittest import mock
 
 import torch
 
-from opt_trt.backends.inductor import cuda_ranks
-from opt_trt.backends.inductor.cuda_ranks import CudaRankDecoder, Launched
-from opt_trt.backends.inductor.variants import HALF_CONTEXT
-from opt_trt.plugins.collectives import gpus
+from opt_trt.backends.inductor.decoder import cuda_ranks
+from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder, Launched
+from opt_trt.backends.inductor.decoder.program_table import HALF_CONTEXT
+from opt_trt.plugins.collectives import cuda as gpus
 from opt_trt.plugins.collectives.links import Seat
-from opt_trt.runtime import kv_cache
+from opt_trt.runtime.scheduling import kv_cache
 from tests.engine._stepping_ranks import TOKENS_EACH, _inputs
 from tests.triton._engine import Prepared
 from tests.triton._ranks import GIVEN, NEXT

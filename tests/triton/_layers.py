@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from opt_trt.config.model import ModelConfig
 from opt_trt.graph.decoder import Layer, layer_weights
+from opt_trt.model.config import ModelConfig
 from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.cuda_ops import BucketPlan, CudaOps
-from opt_trt.plugins.gemm import GemmProblem, padded
+from opt_trt.plugins.gemm import cuda_layout as padded
+from opt_trt.plugins.gemm.cpu import GemmProblem
+from opt_trt.plugins.ops.cuda import BucketPlan, CudaOps
 from opt_trt.plugins.tactic import Tactic
 from opt_trt.quant import MODES
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from opt_trt.backends.inductor.cuda_ranks import CudaRankDecoder
-from opt_trt.mapping import Mapping
+from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder
+from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives.links import Joined, Seat, Seats
-from opt_trt.runtime import kv_cache
+from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import StepInputs, StepOutputs
 from tests.triton._engine import Eager, Prepared, Rerun
 

@@ -13,18 +13,21 @@ import torch
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.backends import open_engine
-from opt_trt.backends.gpu import Gpu
-from opt_trt.backends.inductor import builder, cuda_decoder, cuda_maker, parts
-from opt_trt.backends.inductor import programs as programs_module
-from opt_trt.build import build
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.runtime import RuntimeOptions
-from opt_trt.convert import convert
+from opt_trt.backends.build import build
+from opt_trt.backends.inductor.builder import builder
+from opt_trt.backends.inductor.builder import cuda as cuda_maker
+from opt_trt.backends.inductor.builder import packaging as programs_module
+from opt_trt.backends.inductor.decoder import cuda as cuda_decoder
+from opt_trt.backends.inductor.decoder import parts
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.runtime_flags import RuntimeOptions
+from opt_trt.convert.convert import convert
 from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.plugins.gemm import cuda as gemm
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.triton._engine import Eager, Rerun
 from tests.triton.test_engine import greedy, oracle
 from tests.triton.test_tune import Turns
@@ -49,10 +52,10 @@ def programs(device, monkeypatch, tmp_path):
     def compilers(compilation, cache):
         yield SimpleNamespace(compile=compiled)
 
-    monkeypatch.setattr("opt_trt.plugins.timing.ROUNDS", 0)
+    monkeypatch.setattr("opt_trt.plugins.tune.timing.ROUNDS", 0)
     monkeypatch.setattr(gemm, "TACTICS", (gemm.GEMV[0], gemm.CUBLAS))
     monkeypatch.setattr(attention, "TACTICS", (attention.SPLIT_KEYS[1], attention.FLASH, attention.HALF_FLASH))
-    monkeypatch.setattr("opt_trt.plugins.tune_cuda.MOST_COPIES", 1)
+    monkeypatch.setattr("opt_trt.plugins.tune.cuda.MOST_COPIES", 1)
     monkeypatch.setattr(cuda_maker, "CudaMaker", functools.partial(cuda_maker.CudaMaker, device=device))
     monkeypatch.setattr(cuda_maker, "GraphClock", Turns)
     monkeypatch.setattr(cuda_maker, "for_gpu", lambda gpu, kernels: None)

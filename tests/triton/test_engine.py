@@ -9,12 +9,12 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from transformers import OPTForCausalLM
 
-from opt_trt.backends.inductor.variants import CONTEXT, HALF_CONTEXT
-from opt_trt.checkpoint import Checkpoint
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.checkpoint.weight_only import integers
 from opt_trt.quant import MODES
-from opt_trt.quantized import integers
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.triton._engine import uncompiled
 from tests.unit._reference_decoder import random_model

@@ -7,11 +7,11 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
-from opt_trt.backends.inductor.variants import HALF_CONTEXT
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.backends.inductor.decoder.program_table import HALF_CONTEXT
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.engine._mpi import MPIRUN, mpirun
 from tests.triton._ranks import GIVEN, NEXT, Ranks

@@ -10,10 +10,10 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import cuda as gemm
-from opt_trt.plugins.gemm.padded import PADDED
-from opt_trt.plugins.timing import TimingCache
-from opt_trt.plugins.tune import TacticError
-from opt_trt.plugins.tune_cuda import CudaPolicy, Stand, tune
+from opt_trt.plugins.gemm.cuda_layout import PADDED
+from opt_trt.plugins.tune.cpu import TacticError
+from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
+from opt_trt.plugins.tune.timing import TimingCache
 from tests.triton._layers import model
 
 POLICY = CudaPolicy(gemm=True, max_sequences=2, max_num_tokens=2, max_logits=2, tokens_per_block=16)
@@ -38,7 +38,7 @@ def stand(device, times=None):
 @pytest.fixture(autouse=True)
 def once(monkeypatch):
     """Every candidate runs for its check, and no more."""
-    monkeypatch.setattr("opt_trt.plugins.timing.ROUNDS", 0)
+    monkeypatch.setattr("opt_trt.plugins.tune.timing.ROUNDS", 0)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_every_bucket_and_phase_gets_its_fastest_tactic(few, device):
 
 
 def test_a_disabled_plugin_leaves_the_library(few, device, monkeypatch):
-    monkeypatch.setattr("opt_trt.plugins.tune_cuda._tune_attention", lambda *_: (None, []))
+    monkeypatch.setattr("opt_trt.plugins.tune.cuda._tune_attention", lambda *_: (None, []))
     policy = CudaPolicy(gemm=False, max_sequences=1, max_num_tokens=1, max_logits=1, tokens_per_block=16)
     plan, table = tune(model("bfloat16", None, False), policy, stand(device))
     assert {tactic.name for choice in plan.gemm.values() for tactic in choice.tactics} == {"cublas"}

@@ -14,19 +14,19 @@ from typing import Any
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS
 from opt_trt.backends.trtllm import process, release
-from opt_trt.backends.trtllm.build import BUILDER
+from opt_trt.backends.trtllm.builder_flags import WORDS, builder_flags
+from opt_trt.backends.trtllm.engine_build import BUILDER
 from opt_trt.backends.trtllm.failures import FAILURES, explain
-from opt_trt.backends.trtllm.flags import WORDS, builder_flags
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release
-from opt_trt.checkpoint import CONFIG_NAME, rank_file
+from opt_trt.checkpoint.packing import DEFERRED_ONLY
+from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file
 from opt_trt.checkpoint.spec import LOADER_STEP, tensor_spec
 from opt_trt.checkpoint.writer import DTYPE_CODES
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.model import ModelConfig
+from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError
-from opt_trt.mapping import Mapping
-from opt_trt.packing import DEFERRED_ONLY
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.mapping import Mapping
 from tests.trtllm import _facts, _runtime_checks
 from tests.trtllm._builder import Parser, build_config, engine_config, plugin_config, plugin_values
 from tests.trtllm._checkpoint import Header, compare, expected, read_values

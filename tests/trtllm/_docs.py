@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from opt_trt.backends.trtllm.flags import WORDS, Word
+from opt_trt.backends.trtllm.builder_flags import WORDS, Word
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST
 from tests.trtllm._facts import Facts, Release, Source, base_of, load, releases
 

@@ -9,7 +9,7 @@ from typing import Any
 from opt_trt.backends.trtllm.calls import NO_END
 from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, CPP, OLDEST_RUNNER, OPENING, PYTHON, SAMPLING
 from opt_trt.backends.trtllm.release import NEWEST, Release
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
@@ -253,8 +253,8 @@ def _follows(facts: Facts, directory: Path) -> None:
     from opt_trt.backends.trtllm import open as open_rank
     from opt_trt.config.scheduling import Scheduling
     from opt_trt.runtime.follow import Opening
-    from opt_trt.runtime.kv_cache import KvCacheLimit
     from opt_trt.runtime.ranks import Alone
+    from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
     class Second(Alone):
         rank = 1

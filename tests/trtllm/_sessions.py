@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from opt_trt.backends import open_engine
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from tests.trtllm._engine_dirs import write_engine
 from tests.trtllm._facts import Facts

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from tests.trtllm._facts import load
 from tests.trtllm._package import environment, install
 from tests.trtllm._runner import Seen

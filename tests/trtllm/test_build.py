@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt import build as builder
+from opt_trt.backends import build as builder
 from opt_trt.backends import choose_backend, load_backend, machine
 from opt_trt.backends.trtllm.failures import FAILURES, explain
 from opt_trt.backends.trtllm.process import run_builder
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release, known_release, missing
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.describe import DescribeConfig
-from opt_trt.convert import convert
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.describe_flags import DescribeConfig
+from opt_trt.convert.convert import convert
 from opt_trt.describe.describe import describe
 from opt_trt.errors import UserError
-from opt_trt.plugins.timing import TimingCache
+from opt_trt.plugins.tune.timing import TimingCache
 from tests.trtllm._facts import load, releases
 from tests.unit._models import Model
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_built_is_refused_before_the_builder_starts(
     name, double, flags, text, checkpoints, install_double, monkeypatch
 ):
     install_double(double.pop("release", "1.2"), **double)
-    monkeypatch.setattr(import_module("opt_trt.backends.trtllm.build"), "run_builder", None)
+    monkeypatch.setattr(import_module("opt_trt.backends.trtllm.engine_build"), "run_builder", None)
     with pytest.raises(UserError, match=text):
         build_there(checkpoints(name), *flags)
     assert not Path("engine").exists()

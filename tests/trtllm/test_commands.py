@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt import build as builder
-from opt_trt.backends.trtllm.flags import builder_flags
+from opt_trt.backends import build as builder
+from opt_trt.backends.trtllm.builder_flags import builder_flags
 from opt_trt.backends.trtllm.release import Release
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.run import RunConfig
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from tests.trtllm._builder import Parser
 from tests.trtllm._checks import MODEL, TWO

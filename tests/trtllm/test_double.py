@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from tests.trtllm._builder import build_config_class, plugin_config
 from tests.trtllm._checkpoint import read_values
 from tests.trtllm._checks import MODEL

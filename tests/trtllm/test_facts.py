@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opt_trt.backends.trtllm.flags import WORDS
+from opt_trt.backends.trtllm.builder_flags import WORDS
 from opt_trt.backends.trtllm.release import Release
 from tests.trtllm._checks import failing, relied_on
 from tests.trtllm._docs import GUIDE, PAGE, render, section, tables

@@ -12,11 +12,11 @@ import pytest
 
 from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, OPENING, SAMPLING
 from opt_trt.cli import parse
-from opt_trt.config.run import RunConfig
-from opt_trt.config.runtime import EMBEDDED, RuntimeOptions, check_embedded
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.runtime_flags import EMBEDDED, RuntimeOptions, check_embedded
 from opt_trt.config.sampling import GREEDY, SamplingParams
-from opt_trt.config.session import RUNTIME_FLAGS
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.session_flags import RUNTIME_FLAGS
+from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.run.run import run
 from opt_trt.runtime.request import Request, RequestFailed

@@ -16,14 +16,14 @@ from opt_trt import LLM, SamplingParams
 from opt_trt.backends import open_engine, open_rank
 from opt_trt.backends.identity import identify
 from opt_trt.config import sampling
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
 from opt_trt.runtime.follow import OPEN, Opening, follow
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import Alone, index_bytes
 from opt_trt.runtime.request import Request, RequestFailed
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.stopping import StopWords
 from tests.trtllm._facts import load
 from tests.trtllm._runner import Seen
@@ -288,7 +288,7 @@ def test_another_number_of_processes_than_ranks_is_refused(double: Double) -> No
 def test_an_engine_of_another_model_is_named(double: Double) -> None:
     path = double.engine() / "config.json"
     path.write_text(path.read_text().replace("OPTForCausalLM", "GPTForCausalLM"))
-    from opt_trt.backends.trtllm.engine import read_engine
+    from opt_trt.backends.trtllm.engine_file import read_engine
 
     with pytest.raises(UserError, match=r"is of 'GPTForCausalLM', expected 'OPTForCausalLM'; build an OPT"):
         read_engine(path.parent)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from opt_trt.backends.engine import EngineConfig, Limits
-from opt_trt.backends.inductor.cuda_decoder import CudaDecoder
-from opt_trt.backends.inductor.parts import Parts
-from opt_trt.backends.inductor.step_buffers import NO_SLOT
-from opt_trt.backends.inductor.variants import CONTEXT, Variants
-from opt_trt.config.model import ModelConfig
+from opt_trt.backends.inductor.decoder.cuda import CudaDecoder
+from opt_trt.backends.inductor.decoder.parts import Parts
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, Variants
+from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.model.config import ModelConfig
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._engines import MODEL
 

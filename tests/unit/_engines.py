@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opt_trt.backends.engine import EngineConfig, Limits
-from opt_trt.config.model import ModelConfig
+from opt_trt.model.config import ModelConfig
 
 MODEL = {
     "architecture": "OPTForCausalLM", "dtype": "float32", "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from tests.unit._models import Model, Tensors
 
 COLUMNS = ("out_proj.weight", "fc2.weight")  # what FlagAI cuts along input features, and along output features:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from opt_trt import LLM
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs, StepOutputs
-from opt_trt.text import load_tokenizer
+from opt_trt.text.tokenizer import load_tokenizer
 from tests.unit._decoders import SumDecoder, spec
 from tests.unit._tokenizers import VOCAB_SIZE, write_tokenizer
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.quant import MODES
 
 # 3 layers, 131 tokens and 90 positions: neither stages nor tables divide evenly.

@@ -9,16 +9,17 @@ from threading import Barrier
 
 import torch
 
-from opt_trt.backends.inductor.layout import packed_tensors
-from opt_trt.backends.inductor.rank_logits import RankLogits
-from opt_trt.checkpoint import Checkpoint
+from opt_trt.backends.inductor.builder.layout import packed_tensors
+from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
+from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embedding_module
 from opt_trt.ops import ReferenceOps
-from opt_trt.plugins import attention, gemm
-from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.ops.cpu import Plan
 from opt_trt.plugins.tactic import Choice
-from opt_trt.plugins.tune import gemm_problems
+from opt_trt.plugins.tune.cpu import gemm_problems
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 from tests.unit._decoders import spec
 

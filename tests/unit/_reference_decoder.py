@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
-from opt_trt.checkpoint import read_config
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.checkpoint.reader import read_config
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, Embedding
 from opt_trt.ops import ReferenceOps

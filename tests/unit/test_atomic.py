@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.atomic import atomic_directory
 from opt_trt.errors import UserError
+from opt_trt.host.atomic import atomic_directory
 
 WRITER = """
 import sys, time
-from opt_trt.atomic import atomic_directory
+from opt_trt.host.atomic import atomic_directory
 with atomic_directory(sys.argv[1]) as tmp:
     (tmp / "config.json").write_text("{}")
     print("writing", flush=True)
@@ -69,7 +69,7 @@ def test_an_earlier_result_is_replaced_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap_in_one_step: bool
 ) -> None:
     if not swap_in_one_step:
-        monkeypatch.setattr("opt_trt.atomic.ctypes.CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("opt_trt.host.atomic.ctypes.CDLL", lambda *_, **__: object())
     write(tmp_path / "out", "1")
     write(tmp_path / "out", "2")
     assert (tmp_path / "out" / "config.json").read_text() == "2"
@@ -78,7 +78,7 @@ def test_an_earlier_result_is_replaced_and_removed(
 
 def test_failed_swap_puts_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "out", "1")
-    monkeypatch.setattr("opt_trt.atomic.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("opt_trt.host.atomic.ctypes.CDLL", lambda *_, **__: object())
     rename = os.rename
 
     def failing(source: Path, target: Path) -> None:
@@ -86,7 +86,7 @@ def test_failed_swap_puts_the_old_back(tmp_path: Path, monkeypatch: pytest.Monke
             raise OSError(39 if any(target.iterdir() if target.exists() else ()) else 5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr("opt_trt.atomic.os.rename", failing)
+    monkeypatch.setattr("opt_trt.host.atomic.os.rename", failing)
     with pytest.raises(OSError, match="Input/output error"):
         write(tmp_path / "out", "2")
     assert (tmp_path / "out" / "config.json").read_text() == "1"
@@ -160,7 +160,7 @@ def test_writers_that_start_together_never_mix(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from opt_trt.atomic import atomic_directory
+from opt_trt.host.atomic import atomic_directory
 from opt_trt.errors import UserError
 path, number = Path(sys.argv[1]), sys.argv[2]
 written = 0
@@ -206,7 +206,7 @@ def test_a_signal_right_after_the_directory_was_made_leaves_nothing(
         assert directory.is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opt_trt.atomic._try_lock", interrupted)
+    monkeypatch.setattr("opt_trt.host.atomic._try_lock", interrupted)
     with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out"):
         pytest.fail("never entered")
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
 from tests.unit._models import Model

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt import build as builder
+from opt_trt.backends import build as builder
 from opt_trt.backends import choose_backend
-from opt_trt.backends.inductor.isa import X86_AVX512
-from opt_trt.backends.inductor.plan import resolve_limits
+from opt_trt.backends.inductor.builder.tables import resolve_limits
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.model import ModelConfig
-from opt_trt.config.tensorrt import TensorRtOptions
-from opt_trt.convert import convert
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.tensorrt_flags import TensorRtOptions
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
+from opt_trt.model.config import ModelConfig
+from opt_trt.plugins.cpu.isa import X86_AVX512
 from tests.unit._engines import MODEL as VALUES
 from tests.unit._models import Model
 
@@ -100,7 +100,7 @@ VNNI = X86_AVX512 | {"avx512_vnni"}
     ],
 )
 def test_context_int8_is_refused_where_no_product_could_round(monkeypatch, flags, model, processor, text):
-    monkeypatch.setattr("opt_trt.backends.inductor.isa.processor_flags", lambda: processor)
+    monkeypatch.setattr("opt_trt.plugins.cpu.isa.processor_flags", lambda: processor)
     with pytest.raises(UserError, match=f"^--context_int8 {text}"):
         resolve_limits(replace(MODEL, **model), parse(BuildConfig, ["--checkpoint_dir", "c", "--context_int8", *flags]))
 

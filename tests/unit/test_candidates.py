@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.runtime.candidates import ROUNDS, Kept, keep, largest
-from opt_trt.runtime.processors import FILTERS, process
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.sampling.candidates import ROUNDS, Kept, keep, largest
+from opt_trt.runtime.sampling.processors import FILTERS, process
 from opt_trt.runtime.sequence import TokenSequence
 
 FEW, MANY = ROUNDS

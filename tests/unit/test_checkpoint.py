@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from opt_trt.checkpoint import Checkpoint, read_config, write_config
+from opt_trt.checkpoint.reader import Checkpoint, read_config, write_config
 from opt_trt.checkpoint.spec import tensor_spec
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
-from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
-from opt_trt.mapping import Mapping
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.mapping import Mapping
 
 CONFIG = ModelConfig(
     architecture="OPTForCausalLM", dtype="float16", num_hidden_layers=1, num_attention_heads=2, hidden_size=8,

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from opt_trt.cli import Terminated, build_parser, parse, run_main
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.describe import DescribeConfig
-from opt_trt.config.export_hf import ExportConfig
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.describe_flags import DescribeConfig
+from opt_trt.config.export_flags import ExportConfig
 from opt_trt.config.flags import Refusal
-from opt_trt.config.run import RunConfig
-from opt_trt.config.runtime import EMBEDDED, check_embedded
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.runtime_flags import EMBEDDED, check_embedded
+from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +260,7 @@ def test_a_module_names_itself_as_it_was_called(module):
 PRINTS = """
 import sys
 from opt_trt.cli import run_main
-from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.errors import CheckFailed, UserError
 def main(config):
     for line in range({lines}):

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.cli import run_main
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.describe import DescribeConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.describe_flags import DescribeConfig
+from opt_trt.convert.convert import convert
 from opt_trt.describe import listing
 from opt_trt.describe.compare import config_differences
 from opt_trt.describe.describe import describe
 from opt_trt.describe.difference import Difference, difference
 from opt_trt.errors import CheckFailed, UserError
-from opt_trt.gather import WholeModel
 from tests.unit._models import Model
 
 DENSE = "transformer.layers.1.attention.dense.bias"

@@ -17,13 +17,13 @@ import opt_trt
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import StopWords
 from opt_trt.step import StepInputs, StepOutputs
-from opt_trt.text import load_tokenizer
+from opt_trt.text.tokenizer import load_tokenizer
 from tests.unit._contrastive import assert_same_or_tie, contrastive_search, forward
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 from tests.unit._llms import sums

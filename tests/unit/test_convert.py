@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import opt_trt
-from opt_trt.checkpoint import read_config, writer
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.checkpoint import writer
+from opt_trt.checkpoint.reader import read_config
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from tests.unit._models import Model
 
@@ -172,7 +173,7 @@ def test_a_failed_conversion_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 def test_a_disk_that_cannot_take_it_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("opt_trt.disk.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("opt_trt.host.disk.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"out needs 0\.00 GB, .* has 0\.00 GB free"):
         run(Model().write(tmp_path / "model"), tmp_path / "out")
 
@@ -217,7 +218,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_file_system_ends_the_same_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path, workers: int
 ) -> None:
-    monkeypatch.setattr("opt_trt.convert.check_space", lambda *_: None)  # as if another program took the room meanwhile
+    monkeypatch.setattr(
+        "opt_trt.convert.convert.check_space", lambda *_: None
+    )  # as if another program took the room meanwhile
     model = Model(vocab=50_000).write(tmp_path / "model")
     with pytest.raises(UserError, match=r"rank0\.safetensors: No space left on device; 0\.001 of 0\.003 GB"):
         run(model, small_disk / "a" / "out", workers=workers)

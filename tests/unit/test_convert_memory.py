@@ -13,7 +13,7 @@ from tests.unit._models import Model
 
 MIB = 1 << 20
 LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times that
-COMMAND = ("opt_trt.config.convert", "ConvertConfig", "opt_trt.convert", "convert")
+COMMAND = ("opt_trt.config.convert_flags", "ConvertConfig", "opt_trt.convert.convert", "convert")
 
 
 def convert(model_dir: Path, output_dir: Path, **flags: Any) -> int:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opt_trt.checkpoint import read_config
+from opt_trt.checkpoint.reader import read_config
+from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.cli import parse
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.gather import WholeModel
 from tests.unit._models import Model
 
 Ranks = list[dict[str, torch.Tensor]]

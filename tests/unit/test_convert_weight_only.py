@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opt_trt.backends.inductor.plan import resolve_limits
-from opt_trt.checkpoint import Checkpoint
+from opt_trt.backends.inductor.builder.tables import resolve_limits
+from opt_trt.checkpoint.packing import unpack
+from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.packing import unpack
 from opt_trt.quant import ALGORITHMS, MODES
 from tests.unit._models import Model
 from tests.unit._scalar_weight_only import pack, quantize_channel
@@ -121,15 +121,15 @@ def test_config_records_mode_and_gpu(tmp_path: Path, precision: str, algorithm: 
 
 
 def test_int8_for_sm_80_is_the_default_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opt_trt.convert.torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("opt_trt.convert.convert.torch.cuda.is_available", lambda: False)
     run(small().write(tmp_path / "model"), tmp_path / "out")
     config = config_of(tmp_path / "out")
     assert (config["quantization"]["quant_algo"], config["target_sm"]) == ("W8A16", 80)
 
 
 def test_the_visible_gpu_is_packed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opt_trt.convert.torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("opt_trt.convert.torch.cuda.get_device_capability", lambda: (8, 6))
+    monkeypatch.setattr("opt_trt.convert.convert.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("opt_trt.convert.convert.torch.cuda.get_device_capability", lambda: (8, 6))
     run(small().write(tmp_path / "model"), tmp_path / "out")
     assert config_of(tmp_path / "out")["target_sm"] == 86
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from opt_trt.plugins.cuda_buckets import BUCKETS, bound_of, bounds_for
+from opt_trt.plugins.cuda.buckets import BUCKETS, bound_of, bounds_for
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt import build as builder
-from opt_trt.backends.gpu import Gpu, target_gpu
-from opt_trt.backends.inductor.compilation import HEADERS, cuda_home
+from opt_trt.backends import build as builder
+from opt_trt.backends.inductor.compiler.targets import HEADERS, cuda_home
 from opt_trt.cli import parse
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
+from opt_trt.plugins.cuda.gpu import Gpu, target_gpu
 from tests.unit._models import Model
 
 H200 = Gpu("NVIDIA H200", "9.0")
@@ -26,7 +26,7 @@ def of_machine(monkeypatch):
 
     def say(gpu: Gpu | None) -> None:
         monkeypatch.setattr("opt_trt.backends.inductor.OLDEST_TORCH", "2")
-        builder = import_module("opt_trt.backends.inductor.builder")
+        builder = import_module("opt_trt.backends.inductor.builder.builder")
         monkeypatch.setattr(builder, "visible_gpu", lambda: gpu)
 
     return say

@@ -12,17 +12,17 @@ import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import check_gpu, seal
-from opt_trt.backends.gpu import Gpu
-from opt_trt.backends.inductor.cuda_decoder import context_phase, moved
-from opt_trt.backends.inductor.step_buffers import NO_SLOT, StepBuffers
-from opt_trt.backends.inductor.variants import CONTEXT, HALF_CONTEXT, Variants, replayed_rows
-from opt_trt.config.model import ModelConfig
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.backends.inductor.decoder.cuda import context_phase, moved
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, Variants, replayed_rows
+from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT, StepBuffers
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.graph.decoder import layer_weights
 from opt_trt.graph.programs import GraphShapes, layer_program
+from opt_trt.model.config import ModelConfig
 from opt_trt.ops import ReferenceOps
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.plugins.cuda.gpu import Gpu
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.step import StepInputs
 from tests.unit._engines import MODEL, write_engine_config
 
@@ -41,7 +41,7 @@ def test_an_engine_opens_on_gpus_like_its_own_only(tmp_path, monkeypatch, record
     device = {"type": "cuda", "capability": "9.0", "gpu": "NVIDIA H200", "torch": torch.__version__}
     config = replace(write_engine_config(tmp_path), device=device | record)
     (tmp_path / "config.json").write_text(json.dumps(seal(config.to_dict())))
-    monkeypatch.setattr("opt_trt.backends.inductor.cuda_decoder.visible_gpu", lambda: gpu)
+    monkeypatch.setattr("opt_trt.backends.inductor.decoder.cuda.visible_gpu", lambda: gpu)
     with pytest.raises(UserError, match=text):
         open_engine(tmp_path, KvCacheLimit())
     check_gpu(tmp_path, replace(config, device=device), H200)

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from opt_trt.plugins.cuda_graphs import WARM_UP, SharedCaptures, capture
+from opt_trt.plugins.cuda.graphs import WARM_UP, SharedCaptures, capture
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opt_trt.backends.engine import EngineConfig, Limits
-from opt_trt.checkpoint import read_config
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.describe import DescribeConfig
-from opt_trt.convert import convert
+from opt_trt.checkpoint.reader import read_config
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.describe_flags import DescribeConfig
+from opt_trt.convert.convert import convert
 from opt_trt.describe import listing
 from opt_trt.describe.describe import describe
+from opt_trt.describe.extremes import measure
 from opt_trt.describe.listing import Entry, blocks_of
-from opt_trt.describe.measure import measure
 from opt_trt.describe.table import aligned, collapsed, number_text, size_text
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES

@@ -10,17 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.backends.inductor.device_sampling import ROWS_AT_ONCE, drawn, filtered
-from opt_trt.backends.inductor.rank_logits import RankLogits
+from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.mapping import Mapping
+from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
-from opt_trt.runtime.batch import step_inputs
-from opt_trt.runtime.processors import FILTERS, process
 from opt_trt.runtime.random_numbers import RandomNumbers
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.sampling import choose
+from opt_trt.runtime.sampling.choose import choose
+from opt_trt.runtime.sampling.on_device import ROWS_AT_ONCE, drawn, filtered
+from opt_trt.runtime.sampling.processors import FILTERS, process
+from opt_trt.runtime.scheduling.batch import step_inputs
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import StepInputs
 from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder

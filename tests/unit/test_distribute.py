@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt import quantized
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.checkpoint import weight_only as quantized
+from opt_trt.checkpoint.packing import pack
+from opt_trt.checkpoint.weight_only import quantize_and_pack, unpack_and_dequantize
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.packing import pack
+from opt_trt.host.workers import Scratch, for_each
 from opt_trt.quant import MODES
-from opt_trt.quantized import quantize_and_pack, unpack_and_dequantize
-from opt_trt.workers import Scratch, for_each
 from tests.unit._models import Model
 
 

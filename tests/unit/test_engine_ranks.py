@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from opt_trt.backends.engine import EngineConfig, Limits, check_rank, rank_metadata
-from opt_trt.backends.inductor.micro_batches import LEAST_TOKENS, micro_batches
-from opt_trt.checkpoint import Checkpoint, read_config
+from opt_trt.backends.inductor.decoder.pipeline import LEAST_TOKENS, micro_batches
 from opt_trt.checkpoint.fingerprint import fingerprint
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.checkpoint.reader import Checkpoint, read_config
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.step import StepInputs
 from tests.unit._models import Model
@@ -83,7 +83,7 @@ def test_weights_of_another_engine_or_rank_are_refused(
 
 
 def test_as_many_ranks_are_written_at_a_time_as_workers_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
-    builder = import_module("opt_trt.backends.inductor.builder")
+    builder = import_module("opt_trt.backends.inductor.builder.builder")
     directory = checkpoint(tmp_path, tp_size=4)
     together, written = Barrier(2), []
 

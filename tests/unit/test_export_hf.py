@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import OPTForCausalLM
 
-from opt_trt.checkpoint import read_config, write_config
+from opt_trt.checkpoint.reader import read_config, write_config
 from opt_trt.checkpoint.writer import TensorSpec
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.export_hf import ExportConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.export_flags import ExportConfig
+from opt_trt.convert import export_hf as export
+from opt_trt.convert.convert import convert
+from opt_trt.convert.export_hf import export_hf, shard_files
 from opt_trt.errors import UserError
-from opt_trt.export_hf import export
-from opt_trt.export_hf.export import export_hf, shard_files
 from opt_trt.quant import MODES
 from tests.unit._models import Model
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.describe import DescribeConfig
-from opt_trt.config.export_hf import ExportConfig
-from opt_trt.config.repack import RepackConfig
-from opt_trt.config.run import RunConfig
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.describe_flags import DescribeConfig
+from opt_trt.config.export_flags import ExportConfig
+from opt_trt.config.repack_flags import RepackConfig
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.summarize_flags import SummarizeConfig
 
 TESTS = Path(__file__).parents[1]
 

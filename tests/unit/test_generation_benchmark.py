@@ -20,7 +20,7 @@ from roofline import Point, draw
 from turns import Load, Spread, Turn, ratio, read_shares, step_seconds, take_turns
 
 from opt_trt.cli import parse
-from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
 

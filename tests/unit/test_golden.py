@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opt_trt.checkpoint import Checkpoint
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MODELS = ("opt-tiny", "opt-tiny-postnorm")

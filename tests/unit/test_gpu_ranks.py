@@ -9,26 +9,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opt_trt.backends.inductor import cuda_ranks
-from opt_trt.backends.inductor.decoder import CompiledDecoder
-from opt_trt.backends.inductor.rank_logits import RankLogits
-from opt_trt.backends.inductor.variants import CONTEXT, Variants
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.backends.inductor.decoder import cuda_ranks
+from opt_trt.backends.inductor.decoder.compiled import CompiledDecoder
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, Variants
+from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
-from opt_trt.mapping import Mapping
+from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins import collectives
-from opt_trt.plugins.collectives import functional, gpu_pipeline
+from opt_trt.plugins.collectives import cuda_group as functional
+from opt_trt.plugins.collectives import cuda_pipeline as gpu_pipeline
 from opt_trt.plugins.collectives.links import Joined, Seat, Seats
 from opt_trt.runtime import session
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs
 from tests.unit._decoders import SumDecoder, spec
 from tests.unit._engines import write_engine_config
 
-GPUS = "opt_trt.plugins.collectives.gpus"
+GPUS = "opt_trt.plugins.collectives.cuda"
 FOUR = Seats(tuple(Seat(host, index, host + str(index)) for host in ("a", "b") for index in (0, 1)))
 SHARED = Seats((Seat("a", 0, "x"), Seat("a", 1, "y"), Seat("a", 0, "x")))
 
@@ -141,7 +142,7 @@ def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
         return joined(seats, rank)
 
     fake = SimpleNamespace(take_gpu=lambda: order.append("take"), connect=connect)
-    monkeypatch.setattr(collectives, "gpus", fake, raising=False)
+    monkeypatch.setattr(collectives, "cuda", fake, raising=False)
     monkeypatch.setattr(cuda_ranks, "visible_gpu", lambda: order.append("look"))
     monkeypatch.setattr(cuda_ranks, "check_gpu", lambda *_: order.append("check"))
     monkeypatch.setattr(cuda_ranks, "gpu_parts", lambda directory, config, rank: f"parts of {rank}")

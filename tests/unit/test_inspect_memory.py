@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from tests.unit._memory import peak_bytes
 from tests.unit._models import Model
 
 MIB = 1 << 20
 LARGEST = 16 * MIB  # of the whole model: [8192, 1024] in fp16; all together they are ten times that
-DESCRIBE = ("opt_trt.config.describe", "DescribeConfig", "opt_trt.describe.describe", "describe")
-EXPORT = ("opt_trt.config.export_hf", "ExportConfig", "opt_trt.export_hf.export", "export_hf")
+DESCRIBE = ("opt_trt.config.describe_flags", "DescribeConfig", "opt_trt.describe.describe", "describe")
+EXPORT = ("opt_trt.config.export_flags", "ExportConfig", "opt_trt.convert.export_hf", "export_hf")
 
 
 @pytest.fixture(scope="module")

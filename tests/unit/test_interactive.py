@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from opt_trt.cli import parse
-from opt_trt.config.run import RunConfig
+from opt_trt.config.run_flags import RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run import interactive
 from opt_trt.run.run import run

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from opt_trt.interrupts import ASK_TO_END, deferred_interrupts
+from opt_trt.host.interrupts import ASK_TO_END, deferred_interrupts
 
 
 class Asked(Exception):

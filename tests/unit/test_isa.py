@@ -6,11 +6,12 @@ import platform
 
 import pytest
 
-from opt_trt.backends.inductor.cpu_maker import device_of
-from opt_trt.backends.inductor.isa import ISAS, X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
+from opt_trt.backends.inductor.builder.cpu import device_of
 from opt_trt.errors import UserError
-from opt_trt.plugins import attention, gemm
-from opt_trt.plugins.ops import Plan
+from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.cpu.isa import ISAS, X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
+from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.ops.cpu import Plan
 from opt_trt.plugins.tactic import Choice
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 processor flags")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.errors import UserError
-from opt_trt.runtime import kv_cache
-from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.kv_cache import KvCacheLimit, pool_blocks
-from opt_trt.runtime.memory import available_bytes, free_bytes
-from opt_trt.runtime.prefix_index import PrefixIndex
+from opt_trt.host.memory import available_bytes, free_bytes
+from opt_trt.runtime.scheduling import kv_cache
+from opt_trt.runtime.scheduling.block_pool import BlockPool
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit, pool_blocks
+from opt_trt.runtime.scheduling.prefix_index import PrefixIndex
 from tests.unit._decoders import SPEC, spec
 
 PLENTY = 1 << 40

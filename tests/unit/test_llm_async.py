@@ -14,10 +14,10 @@ import torch
 
 from opt_trt import LLM, RequestOutput, SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs, StepOutputs
-from opt_trt.text import load_tokenizer
+from opt_trt.text.tokenizer import load_tokenizer
 from tests.unit._decoders import SumDecoder, expected_output
 from tests.unit._llms import SPEC, letters, sums
 from tests.unit._tokenizers import write_tokenizer

@@ -14,7 +14,7 @@ from transformers import OPTForCausalLM
 
 from opt_trt import LLM, SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._decoders import SumDecoder
 from tests.unit._llms import sums

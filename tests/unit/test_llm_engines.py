@@ -14,14 +14,14 @@ import pytest
 from opt_trt import LLM
 from opt_trt.api import engines, llm
 from opt_trt.api.engines import engine_of
-from opt_trt.checkpoint import read_config
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.llm import LlmOptions
+from opt_trt.checkpoint.reader import read_config
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.llm_options import LlmOptions
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.convert import convert
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._decoders import SumDecoder
 from tests.unit._models import Model

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.runtime.kv_cache import KvCacheLimit
-from opt_trt.runtime.log_probs import record
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.sampling.log_probs import record
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._decoders import SumDecoder, spec

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.sources.manifest import check_md5, read_manifest
 from tests.unit._models import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from opt_trt.errors import UserError, divide_exactly
-from opt_trt.mapping import Mapping
+from opt_trt.model.mapping import Mapping
 
 
 def test_tensor_parallel_neighbours_are_consecutive():

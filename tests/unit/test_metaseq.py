@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.sources import metaseq, open_source
 from opt_trt.sources.metaseq import settings, sizes
 from opt_trt.sources.metaseq.reading import OPEN_FILES, Joined, OpenFiles

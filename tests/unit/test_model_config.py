@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from opt_trt.config.json_file import read_json
-from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
+from opt_trt.host.json_file import read_json
+from opt_trt.model.config import ModelConfig
 
 GOOD = {
     "architecture": "OPTForCausalLM", "dtype": "float16", "num_hidden_layers": 2, "num_attention_heads": 4,

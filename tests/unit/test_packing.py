@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opt_trt.checkpoint.packing import is_interleaved, pack, shape_problems, unpack
 from opt_trt.errors import UserError
-from opt_trt.packing import is_interleaved, pack, shape_problems, unpack
 from tests.unit._scalar_weight_only import pack as scalar_pack
 
 SMS = [75, 80, 86, 87, 89, 90, *range(100, 120), 120, 121, 130]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from opt_trt.mapping import Mapping
-from opt_trt.plugins.collectives.pipeline import Pipeline, PipelineError
+from opt_trt.model.mapping import Mapping
+from opt_trt.plugins.collectives.mpi_pipeline import Pipeline, PipelineError
 
 Mailboxes = dict[tuple[int, int], deque[Any]]  # by sender and receiver
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from opt_trt.runtime.plan import Copies, Plan, pack, unpack
+from opt_trt.runtime.step_message import Copies, Plan, pack, unpack
 from opt_trt.step import StepInputs
 
 LONG, SHORT = torch.int64, torch.int32

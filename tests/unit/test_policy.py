@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opt_trt.plugins import attention, gemm
-from opt_trt.plugins.policy import (
+from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.tune.policy import (
     DETERMINISTIC,
     MOST_UNWIDENED,
     ROUNDED_FURTHER,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as oracle
 
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.runtime.processors import process
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import TokenSequence
 
 END = 2

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from opt_trt.backends.inductor.ceilings import Ceilings
-from opt_trt.backends.inductor.plan import profile_table
-from opt_trt.backends.inductor.profile import LAYER_SITES, StepProfile, Work, norm_ns, split_step, traced_sites
+from opt_trt.backends.inductor.builder.tables import profile_table
+from opt_trt.backends.inductor.profiler.ceilings import Ceilings
+from opt_trt.backends.inductor.profiler.step_profile import (
+    LAYER_SITES,
+    StepProfile,
+    Work,
+    norm_ns,
+    split_step,
+    traced_sites,
+)
 
 GEMM, ATTENTION = 0, 1
 

@@ -9,7 +9,7 @@ import pytest
 from opt_trt.errors import UserError
 from opt_trt.evaluate.dataset import Article
 from opt_trt.evaluate.prompts import Selection, prompt_text, select_samples
-from opt_trt.text import Tokenizer, load_tokenizer
+from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 
 SPECIAL = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 ARTICLES = [Article(n, "x" * n, "highlight") for n in (3, 30, 5, 40)]

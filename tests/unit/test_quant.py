@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opt_trt.config.convert import PRECISIONS
+from opt_trt.config.convert_flags import PRECISIONS
 from opt_trt.quant import ALGORITHMS, MODES
 from tests.unit._scalar_weight_only import quantize_channel
 

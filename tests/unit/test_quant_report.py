@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opt_trt.checkpoint.packing import unpack
 from opt_trt.cli import parse
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
+from opt_trt.convert.heatmap import COLOURS, Cell, Heatmap, Row, colour, draw
+from opt_trt.convert.quant_report import Distance, QuantReport, Shard
 from opt_trt.errors import UserError
-from opt_trt.packing import unpack
 from opt_trt.quant import MODES
-from opt_trt.quant.heatmap import COLOURS, Cell, Heatmap, Row, colour, draw
-from opt_trt.quant.report import Distance, QuantReport, Shard
 from tests.unit._models import Model
 
 MATRICES = ["attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"]

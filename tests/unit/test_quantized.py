@@ -7,16 +7,16 @@ import json
 import pytest
 import torch
 
-from opt_trt.build import build
-from opt_trt.checkpoint import Checkpoint
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.backends.build import build
+from opt_trt.checkpoint.packing import DEFERRED_ONLY, INTERLEAVED
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.checkpoint.weight_only import integers
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
-from opt_trt.packing import DEFERRED_ONLY, INTERLEAVED
+from opt_trt.model.placement import is_linear
 from opt_trt.quant import MODES
-from opt_trt.quantized import integers
-from opt_trt.shard import is_linear
 from tests.unit._models import Model
 
 SMS = [sm for sm in INTERLEAVED if sm not in DEFERRED_ONLY] + [120]

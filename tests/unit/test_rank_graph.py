@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import OPTForCausalLM
 
-from opt_trt.config.convert import ConvertConfig
+from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.convert import convert
+from opt_trt.convert.convert import convert
+from opt_trt.model.placement import is_linear, placements
 from opt_trt.quant import MODES
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from opt_trt.shard import is_linear, placements
 from tests.unit._rank_cases import GRID, PRECISIONS, SHARDINGS, TOLERANCE, Case, convert_case, write_model
 from tests.unit._rank_decoder import RankDecoder
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from opt_trt.backends.inductor.rank_logits import RankLogits
+from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.errors import UserError
-from opt_trt.mapping import Mapping
+from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
-from opt_trt.runtime.sampling import greedy
+from opt_trt.runtime.sampling.choose import greedy
 from opt_trt.step import StepInputs
 from tests.unit._rank_decoder import Threads
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.config.repack import RepackConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.repack_flags import RepackConfig
+from opt_trt.convert.convert import convert
+from opt_trt.convert.repack import repack
 from opt_trt.errors import UserError
-from opt_trt.repack.repack import repack
 from tests.unit._models import Model
 
 GPUS = (75, 90, 120)
@@ -77,7 +77,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, model_dir: Path, monkey
     def interrupted(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opt_trt.repack.repack.repack_blocks", interrupted)
+    monkeypatch.setattr("opt_trt.convert.repack.repack_blocks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         repacked(checkpoint, None, 90)
     assert contents(checkpoint) == before and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

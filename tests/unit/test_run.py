@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from opt_trt.cli import parse
-from opt_trt.config.run import RunConfig
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
@@ -24,8 +24,8 @@ from opt_trt.run import array_files
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests
 from opt_trt.run.run import run
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession, Session
 from opt_trt.step import StepInputs, StepOutputs
 from tests.unit._decoders import SumDecoder, expected_output, spec

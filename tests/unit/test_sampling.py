@@ -12,9 +12,9 @@ import torch
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.processors import process
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.sampling import choose, draw, greedy
+from opt_trt.runtime.sampling.choose import choose, draw, greedy
+from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import TokenSequence
 
 WIDTHS = [1, 7, 16, 64, 511, 513, 1297, 50272]
@@ -193,7 +193,7 @@ def test_greedy_rows_of_a_mixed_batch_stay_greedy() -> None:
 
 def test_rows_without_options_are_not_even_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     for other_way in ("_choose_changed", "_draw_by_chance", "process"):
-        monkeypatch.delattr(f"opt_trt.runtime.sampling.{other_way}")
+        monkeypatch.delattr(f"opt_trt.runtime.sampling.choose.{other_way}")
     assert choose(torch.tensor([LOGITS] * 2), [sequence(0), sequence(1)]).tolist() == [2, 2]
 
 

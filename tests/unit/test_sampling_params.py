@@ -9,7 +9,7 @@ import pytest
 
 from opt_trt.config.sampling import FILTERS, GREEDY, PENALTIES, SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.processors import PROCESSORS
+from opt_trt.runtime.sampling.processors import PROCESSORS
 
 
 def test_the_default_is_greedy_and_changes_no_logit() -> None:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
-from opt_trt.runtime.block_pool import BlockPool
-from opt_trt.runtime.prefix_index import PrefixIndex
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.scheduler import Scheduler, StepLimits
+from opt_trt.runtime.scheduling.block_pool import BlockPool
+from opt_trt.runtime.scheduling.prefix_index import PrefixIndex
+from opt_trt.runtime.scheduling.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 END = 2
@@ -64,7 +64,7 @@ def joined(of: Scheduler) -> list[int]:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, opt_trt.runtime.scheduler; sys.exit('torch' in sys.modules)"
+    code = "import sys, opt_trt.runtime.scheduling.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

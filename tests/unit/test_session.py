@@ -15,9 +15,9 @@ from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.generate import Generation
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import Alone
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from opt_trt.config.model import ModelConfig
 from opt_trt.errors import UserError
-from opt_trt.mapping import Mapping
-from opt_trt.shard import (
+from opt_trt.model.config import ModelConfig
+from opt_trt.model.mapping import Mapping
+from opt_trt.model.placement import (
     COLUMNS,
     QKV_ROWS,
     ROWS,

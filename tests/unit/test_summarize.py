@@ -14,7 +14,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.cli import run_main
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.config.summarize import SummarizeConfig
+from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.evaluate import hf_reference
 from opt_trt.evaluate import summarize as command
 from opt_trt.runtime.request import Request, Result

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from opt_trt.errors import UserError
-from opt_trt.plugins.gemm import GemmProblem
+from opt_trt.plugins.gemm.cpu import GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
-from opt_trt.plugins.timing import TimingCache, time_interleaved
-from opt_trt.plugins.tune import affordable, representatives
+from opt_trt.plugins.tune.cpu import affordable, representatives
+from opt_trt.plugins.tune.timing import TimingCache, time_interleaved
 
 A1, A2, B = Tactic("a1", "a", 1), Tactic("a2", "a", 2), Tactic("b", "b", 3)
 
@@ -128,7 +128,7 @@ def test_a_wrong_candidate_is_not_remembered():
 
 
 def test_who_takes_long_and_twice_as_long_as_the_best_has_one_turn(monkeypatch):
-    monkeypatch.setattr("opt_trt.plugins.timing.LONG_US", 0.0)
+    monkeypatch.setattr("opt_trt.plugins.tune.timing.LONG_US", 0.0)
     turns = []
     time_interleaved({"slow": lambda: (turns.append("slow"), time.sleep(0.02)), "fast": lambda: None}, nothing)
     assert turns == ["slow"]

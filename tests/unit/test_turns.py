@@ -8,7 +8,7 @@ from threading import Barrier, Event
 
 import pytest
 
-from opt_trt.backends.inductor.turns import Turns
+from opt_trt.backends.inductor.compiler.turns import Turns
 
 LONG = 30  # seconds after which a thread that waits for ever fails its test
 

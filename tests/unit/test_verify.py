@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt.config.convert import ConvertConfig
-from opt_trt.convert import convert
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.convert import convert
 from opt_trt.sources import open_source
 from opt_trt.sources.canonical import canonical_tensors
 from tests.unit._models import Model

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opt_trt.waiting import Patience, wait_until
+from opt_trt.host.waiting import Patience, wait_until
 
 
 @pytest.fixture

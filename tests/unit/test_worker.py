@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.request import Request, RequestFailed
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.worker import Worker

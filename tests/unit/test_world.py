@@ -11,8 +11,8 @@ from opt_trt.backends.engine import read_engine_config
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.follow import Opening
-from opt_trt.runtime.kv_cache import KvCacheLimit
 from opt_trt.runtime.ranks import ALONE
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import step_timeout
 from opt_trt.runtime.world.standard_input import input_ends

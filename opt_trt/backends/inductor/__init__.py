@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import read_engine_config
-from opt_trt.backends.gpu import visible_gpu
-from opt_trt.backends.inductor.cuda_decoder import open_cuda_decoder
-from opt_trt.backends.inductor.cuda_ranks import open_cuda_rank
-from opt_trt.backends.inductor.decoder import open_decoder
-from opt_trt.backends.inductor.isa import processor_flags
-from opt_trt.checkpoint import Checkpoint
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.runtime import check_embedded
+from opt_trt.backends.inductor.decoder.compiled import open_decoder
+from opt_trt.backends.inductor.decoder.cuda import open_cuda_decoder
+from opt_trt.backends.inductor.decoder.cuda_ranks import open_cuda_rank
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.runtime_flags import check_embedded
 from opt_trt.errors import UserError
-from opt_trt.plugins.native import find_compiler
+from opt_trt.plugins.cpu.isa import processor_flags
+from opt_trt.plugins.cuda.gpu import visible_gpu
+from opt_trt.plugins.native.library import find_compiler
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.session import DecoderSession, Session
@@ -48,7 +48,9 @@ def missing() -> str | None:
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     """Write an engine; see `builder.build`."""
-    from opt_trt.backends.inductor import builder  # torch's compiler takes a second to import, and running needs none
+    from opt_trt.backends.inductor.builder import (
+        builder,  # torch's compiler takes a second to import, and running needs none
+    )
 
     builder.build(checkpoint, config, out)
 

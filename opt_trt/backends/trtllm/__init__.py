@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from opt_trt.backends.trtllm.build import build
-from opt_trt.backends.trtllm.engine import read_engine
+from opt_trt.backends.trtllm.engine_build import build
+from opt_trt.backends.trtllm.engine_file import read_engine
 from opt_trt.backends.trtllm.release import machine, missing
 from opt_trt.backends.trtllm.runner import open_runner
-from opt_trt.backends.trtllm.session import RunnerSession
+from opt_trt.backends.trtllm.runner_session import RunnerSession
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.session import Session

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from opt_trt.backends.trtllm.call_sequence import Flight
 from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
-from opt_trt.backends.trtllm.flight import Flight
 from opt_trt.backends.trtllm.keywords import CPP
-from opt_trt.backends.trtllm.outputs import Outputs
 from opt_trt.backends.trtllm.runner import Runner, first_line
+from opt_trt.backends.trtllm.runner_outputs import Outputs
 from opt_trt.errors import UserError
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import DecoderSpec

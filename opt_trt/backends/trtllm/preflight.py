@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from opt_trt.backends.trtllm.release import Release
-from opt_trt.checkpoint import Checkpoint
+from opt_trt.checkpoint.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.spec import packed_mode, unloadable
-from opt_trt.config.build import BuildConfig
-from opt_trt.config.model import ModelConfig
+from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError
-from opt_trt.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.model.config import ModelConfig
 
 REPACK = "python -m opt_trt.repack --checkpoint_dir {directory} --target_sm {sm} --output_dir NEW"
 HOPPER = 90  # its layout of packed weights changed from release to release

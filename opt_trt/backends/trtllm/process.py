@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from opt_trt.config.flags import TALKATIVE
-from opt_trt.progress import Bar
+from opt_trt.host.progress import Bar
 
 RANK_BUILT, ALL_BUILT = "Total time of building ", "Total time of building all engines"
 KEPT = 400  # last lines of the log: a traceback and what led to it

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
-from opt_trt.backends.trtllm.engine import TrtEngine
+from opt_trt.backends.trtllm.engine_file import TrtEngine
 from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, BY_CALLS, CPP, OLDEST_RUNNER, OPENING, PYTHON
 from opt_trt.backends.trtllm.release import INSTALL, NEWEST, PACKAGE, Release, missing
-from opt_trt.config.runtime import RuntimeOptions
+from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.follow import Opening
-from opt_trt.runtime.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
 
 @dataclass(frozen=True)

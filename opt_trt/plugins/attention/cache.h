@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../cpp/simd.h"
+#include "../cpu/simd.h"
 
 namespace opt_trt {
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from opt_trt.plugins.attention.triton_cache import slot_line
-from opt_trt.plugins.launch import ceil_div, launcher
+from opt_trt.plugins.cuda.kernel_launch import ceil_div, launcher
 
 STEP = 1024  # numbers a program copies
 

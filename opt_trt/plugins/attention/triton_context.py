@@ -12,7 +12,7 @@ from torch.library import triton_op
 
 from opt_trt.plugins.attention.triton_append import append
 from opt_trt.plugins.attention.triton_cache import key_lines
-from opt_trt.plugins.launch import launcher, power_of_two
+from opt_trt.plugins.cuda.kernel_launch import launcher, power_of_two
 
 TILES = {64: (64, 4), 128: (128, 8)}  # by padded head size: queries of a program, warps
 KEYS, STAGES = 64, 2

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch.library import triton_op
 
 from opt_trt.plugins.attention.triton_cache import key_lines, slot_line, store_pair
-from opt_trt.plugins.launch import launcher, power_of_two
+from opt_trt.plugins.cuda.kernel_launch import launcher, power_of_two
 
 TILE, WARPS = 4096, 4  # numbers of keys read at a time
 LEAST = tl.constexpr(-1e30)  # below every score; finite, as differences of infinities are NaN

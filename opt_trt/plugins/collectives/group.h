@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpp/simd.h"
+#include "../cpu/simd.h"
 
 namespace opt_trt {
 

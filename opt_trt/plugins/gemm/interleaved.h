@@ -7,7 +7,7 @@
 #pragma once
 #include <vector>
 
-#include "../cpp/simd.h"
+#include "../cpu/simd.h"
 
 namespace opt_trt {
 

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op
 
-from opt_trt.plugins.gemm.triton_parts import HALF, high_nibbles, low_nibbles, low_place
-from opt_trt.plugins.launch import ceil_div, depth, launcher
+from opt_trt.plugins.cuda.kernel_launch import ceil_div, depth, launcher
+from opt_trt.plugins.gemm.triton_common import HALF, high_nibbles, low_nibbles, low_place
 
 ROWS, DEPTH = 16, 128  # a tile of weights: outputs, elements of each
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op
 
-from opt_trt.plugins.gemm.triton_parts import HALF, activations, finished, high_nibbles, low_nibbles, low_place
-from opt_trt.plugins.launch import ceil_div, depth, launcher
+from opt_trt.plugins.cuda.kernel_launch import ceil_div, depth, launcher
+from opt_trt.plugins.gemm.triton_common import HALF, activations, finished, high_nibbles, low_nibbles, low_place
 
 WARPS = 4
 VECTOR = 8  # stored elements a thread reads at a time

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op
 
-from opt_trt.plugins.gemm.triton_parts import HALF, activations, finished, high_nibbles, low_nibbles, low_place
-from opt_trt.plugins.launch import ceil_div, depth, launcher
+from opt_trt.plugins.cuda.kernel_launch import ceil_div, depth, launcher
+from opt_trt.plugins.gemm.triton_common import HALF, activations, finished, high_nibbles, low_nibbles, low_place
 
 DEPTH, WARPS = 128, 4  # elements of an output's weights in a tile
 STAGES = {16: 4, 32: 4, 64: 3}  # tiles in flight, by tokens of a program: as many as shared memory holds

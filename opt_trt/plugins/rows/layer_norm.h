@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "../cpp/simd.h"
+#include "../cpu/simd.h"
 
 namespace opt_trt {
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op
 
-from opt_trt.plugins.launch import launcher, power_of_two
+from opt_trt.plugins.cuda.kernel_launch import launcher, power_of_two
 
 VALUES_PER_WARP = 1024
 

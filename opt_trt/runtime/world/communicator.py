@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from opt_trt.errors import UserError
+from opt_trt.host.waiting import Patience, wait_until
 from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World
 from opt_trt.runtime.world.guard import Guard
-from opt_trt.waiting import Patience, wait_until
 
 LEADER = 0
 STEP_TIMEOUT = "OPT_TRT_STEP_TIMEOUT"  # seconds a step may take

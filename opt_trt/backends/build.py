@@ -1,0 +1,84 @@
+"""Turn a checkpoint into an engine directory, with the backend that fits this machine."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from opt_trt.backends import choose_backend, load_backend
+from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.flags import TALKATIVE
+from opt_trt.errors import UserError
+from opt_trt.host.atomic import atomic_directory
+from opt_trt.model.config import ModelConfig
+
+OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
+
+
+def build(config: BuildConfig) -> None:
+    """Build the engine `config` asks for; the directory appears only when it is whole."""
+    assert config.checkpoint_dir is not None
+    started = time.perf_counter()
+    backend = load_backend(_choose(config))
+    ranks = _read_buildable(Path(config.checkpoint_dir), config).mapping.world_size
+    checkpoint = Checkpoint(config.checkpoint_dir)
+    out = Path(config.output_dir)
+    if config.dry_run:
+        backend.build(checkpoint, config, out)
+        return
+    with atomic_directory(out, owned=OWNED) as temporary:
+        backend.build(checkpoint, config, temporary)
+    if config.log_level not in TALKATIVE:
+        return
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
+    engine = shlex.quote(str(out))
+    command = "python run.py" if ranks == 1 else f"mpirun -n {ranks} python run.py"
+    print(f"next: {command} --engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'")
+
+
+def _choose(config: BuildConfig) -> str:
+    """The backend to build with; a dry run of one asked for by name needs nothing of it installed."""
+    if config.dry_run and config.backend != "auto":
+        return config.backend
+    chosen = choose_backend(config.backend)
+    if chosen.passed_over and config.log_level in TALKATIVE:
+        print(f"backend {chosen.name} ({chosen.passed_over})")
+    return chosen.name
+
+
+def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
+    """What the checkpoint holds; flags that do not fit it, and packed weights of an unknown GPU, are refused."""
+    model = read_config(directory)
+    check_target_sm(directory, model)
+    positions = model.max_position_embeddings
+    if (asked := config.longest_sequence(positions)) > positions:
+        said = "--max_seq_len" if config.max_output_len is None else "--max_input_len + --max_output_len ="
+        raise UserError(
+            f"{said} {asked} is beyond the checkpoint's position table of {positions} rows; give at most {positions}"
+        )
+    for name in ("gemm_plugin", "gpt_attention_plugin"):
+        value = getattr(config, name)
+        if value not in ("auto", "disable", model.dtype):
+            raise UserError(
+                f"--{name} {value} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or disable"
+            )
+    _check_embedding_sharding(model, config)
+    return model
+
+
+def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
+    """NVIDIA's README gives these flags to the builder, where they can only state what conversion has decided."""
+    command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
+    if config.use_parallel_embedding and not model.use_parallel_embedding:
+        raise UserError(
+            "--use_parallel_embedding: the checkpoint was converted without it; "
+            f"convert it with {command} {config.embedding_sharding_dim or 0} ..."
+        )
+    if config.embedding_sharding_dim is not None and config.embedding_sharding_dim != model.embedding_sharding_dim:
+        raise UserError(
+            f"--embedding_sharding_dim {config.embedding_sharding_dim}: the checkpoint was converted with "
+            f"{model.embedding_sharding_dim}; convert it with {command} {config.embedding_sharding_dim} ..."
+        )

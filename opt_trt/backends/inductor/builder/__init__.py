@@ -1,0 +1,1 @@
+"""Build an engine: choose tactics, compile programs, lay out weights."""

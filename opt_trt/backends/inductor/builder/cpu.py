@@ -1,0 +1,87 @@
+"""The part of a build that is a CPU's: the plugin library, tactics among its kernels, three programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from opt_trt.backends.inductor.builder.packaging import submit_decoder, submit_embedding
+from opt_trt.backends.inductor.builder.tables import Progress, Resolved, rounding_line
+from opt_trt.backends.inductor.builder.target import Made, timings
+from opt_trt.backends.inductor.compiler.compile import open_inductor
+from opt_trt.backends.inductor.compiler.targets import for_cpu
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.build_flags import BuildConfig
+from opt_trt.host.cache import cache_dir
+from opt_trt.model.config import ModelConfig
+from opt_trt.plugins.cpu.isa import Isa
+from opt_trt.plugins.native.library import NativeLibrary, compile_library
+from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.tune.cpu import TunedProblem, tune
+from opt_trt.plugins.tune.policy import Policy
+from opt_trt.plugins.tune.rounding import product_errors
+
+
+@dataclass(frozen=True)
+class CpuMaker:
+    """`Maker` for an instruction set."""
+
+    isa: Isa
+    stages: tuple[str, ...] = ("plugin library", "tactics", "programs")
+    keeps_weights: str = "memory-mapped"
+
+    def describe(self) -> str:
+        """See `Described.describe`."""
+        return f"cpu, {self.isa.name} (-march={self.isa.march})"
+
+    def to_compile(self) -> str:
+        """See `Described.to_compile`."""
+        return "plugin library (gemm, attention, layer norm, collectives); programs embedding, layer, head"
+
+    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
+        """See `Maker.make`."""
+        with ThreadPoolExecutor(1) as pool, open_inductor(for_cpu(self.isa), cache_dir()) as compilers:
+            compiling = pool.submit(compile_library, self.isa.march, cache_dir() / "plugins")  # a process of its own
+            programs = submit_embedding(ranks[0], compiling, compilers)
+            library = compiling.result()
+            progress.done()
+            with compilers.turns.quiet():
+                plan, table = _choose_tactics(limits.model, config, library, self.isa)
+            progress.done()
+            programs |= submit_decoder(ranks, (plan, library), compilers, limits)
+            files = {name: compiled.result() for name, compiled in programs.items()}
+        notes = (rounding_line(product_errors(plan, library.operators())),) if config.context_int8 else ()
+        return Made(plan, table, files, device_of(self.isa, plan), library.path, notes)
+
+
+def device_of(isa: Isa, plan: Plan) -> dict[str, str]:
+    """What an engine says of the machine it runs on: with every processor flag that its instructions may need."""
+    chosen = {tactic for choice in plan.choices().values() for tactic in choice.tactics}
+    flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
+    return {
+        "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
+        "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def _choose_tactics(
+    model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
+) -> tuple[Plan, list[TunedProblem]]:
+    policy = Policy(
+        gemm=config.gemm_plugin != "disable",
+        attention=config.gpt_attention_plugin != "disable",
+        context_fmha=config.context_fmha != "disable",
+        deterministic=config.deterministic,
+        max_num_tokens=config.max_num_tokens,
+        opt_num_tokens=config.opt_num_tokens,
+        tokens_per_block=config.tokens_per_block,
+        extras=isa.extras,
+        lm_head_precision=config.lm_head_precision,
+        context_int8=config.context_int8,
+    )
+    device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
+    with timings(config, device) as cache:
+        return tune(model, library.operators(), policy, cache)

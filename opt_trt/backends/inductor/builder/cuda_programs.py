@@ -1,0 +1,67 @@
+"""The programs of a GPU's engine as a compiler needs them: each with the tactics of its bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, GENERATION, HALF_CONTEXT, Variants
+from opt_trt.graph.decoder import head_weight_names, layer_weight_names
+from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
+from opt_trt.graph.programs import GraphShapes, ProgramSpec, embedding_program, head_program, layer_program
+from opt_trt.model.config import ModelConfig
+from opt_trt.ops import Collectives
+from opt_trt.plugins.attention import cuda as attention
+from opt_trt.plugins.cuda.buckets import Bound, bounds_for
+from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.ops.cuda import ALONE, BucketPlan, CudaOps
+from opt_trt.plugins.tactic import Tactic
+
+CONTEXT_TACTICS = {CONTEXT: attention.FLASH, HALF_CONTEXT: attention.HALF_FLASH}
+
+
+@dataclass(frozen=True)
+class CudaPrograms:
+    """All programs of an engine; `plan` is `tune_cuda.tune`'s."""
+
+    model: ModelConfig
+    variants: Variants
+    plan: Plan
+    shapes: GraphShapes
+    collectives: Collectives = ALONE
+
+    def specs(self) -> Iterator[ProgramSpec]:
+        """Named as `Variants` names them."""
+        first = self._ops(self.bucket(GENERATION, bounds_for(self.variants.sequences)[0]))
+        yield embedding_program(self.model, first, self.shapes, EMBEDDING_WEIGHTS)
+        for name, (phase, bound) in self.variants.layers().items():
+            ops = self._ops(self.bucket(phase, bound))
+            # A compiler runs kernels on examples of these shapes: generation's read a length for every token.
+            shapes = replace(self.shapes, one_token_each=phase == GENERATION)
+            yield replace(layer_program(self.model, ops, shapes, layer_weight_names(self.model, 0)), name=name)
+        weights = head_weight_names(self.model, self.plan.problems["head"].quantized)
+        for name, bound in self.variants.heads().items():
+            head = self.plan.gemm["head"].tactics[bounds_for(self.variants.logits).index(bound)]
+            ops = self._ops(BucketPlan(bound, self.plan.problems, {"head": head}, attention.FLASH))
+            yield replace(head_program(self.model, ops, self.shapes, weights), name=name)
+
+    def bucket(self, phase: str, bound: Bound) -> BucketPlan:
+        """The winners of a layer."""
+        place = bounds_for(self.variants.tokens).index(bound)
+        products = {site: choice.tactics[place] for site, choice in self.plan.gemm.items() if site != "head"}
+        return BucketPlan(bound, self.plan.problems, products, self._attention(phase, bound))
+
+    def _ops(self, plan: BucketPlan) -> CudaOps:
+        return CudaOps(plan, self.collectives)
+
+    def _attention(self, phase: str, bound: Bound) -> Tactic:
+        if phase in CONTEXT_TACTICS:
+            return CONTEXT_TACTICS[phase]
+        return self.plan.attention.tactics[bounds_for(self.variants.sequences).index(bound)]
+
+
+def tactics_of(spec: ProgramSpec) -> object:
+    """What tells a program from another one of the same name."""
+    ops = spec.module.ops
+    assert isinstance(ops, CudaOps), ops
+    return ops.plan.most_tokens, ops.plan.gemm, ops.plan.attention

@@ -1,0 +1,1 @@
+"""Load a built engine and compute its steps."""

@@ -1,0 +1,1 @@
+"""Measure where a step spends its time, and what the machine could do."""

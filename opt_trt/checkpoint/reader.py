@@ -1,0 +1,121 @@
+"""The TensorRT-LLM checkpoint on disk: its configuration, and reading the tensors of its ranks back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from opt_trt.checkpoint.spec import packed_mode, tensor_spec
+from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_differences
+from opt_trt.errors import UserError
+from opt_trt.host.json_file import read_json
+from opt_trt.model.config import ACTIVATIONS, ModelConfig
+from opt_trt.quant import ALGORITHMS
+
+CONFIG_NAME = "config.json"
+OTHERS = {"build_config": "an engine", "model_type": "an original model"}  # by a key of their config.json
+QUANT_ALGOS = (None, *ALGORITHMS)
+
+
+def rank_file(directory: Path, rank: int) -> Path:
+    """Where the tensors of a rank are."""
+    return directory / f"rank{rank}.safetensors"
+
+
+def write_config(directory: Path, config: ModelConfig) -> None:
+    """Write the checkpoint's `config.json`."""
+    (directory / CONFIG_NAME).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+class Checkpoint:
+    """One rank of a checkpoint, opened and checked: names, shapes and dtypes are those its `config.json` asks for."""
+
+    def __init__(self, directory: Path | str, rank: int = 0) -> None:
+        self.directory = Path(directory)
+        self.config = read_config(self.directory)
+        self.spec = tensor_spec(self.config, rank)
+        self.path = rank_file(self.directory, rank)
+        _check_rank_files(self.directory, self.config.mapping.world_size)
+        refuse_differences(self.path, _differences(_read_header(self.path), self.spec))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the rank."""
+        return sum(spec.nbytes for spec in self.spec.values())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, mapped from the file: its pages count as memory once touched and go when the tensor goes."""
+        with safe_open(self.path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor with its name, one at a time, in the order the model uses them."""
+        for name in self.spec:
+            yield name, self.tensor(name)
+
+
+def read_config(directory: Path | str) -> ModelConfig:
+    """The checkpoint's `config.json`; another architecture or an unsupported kind of OPT is refused by name."""
+    path = Path(directory) / CONFIG_NAME
+    values = read_json(path)
+    for key, what in OTHERS.items():
+        if key in values and "architecture" not in values:
+            raise UserError(f"{directory} is {what}; give a checkpoint written by convert_checkpoint.py")
+    config = ModelConfig.from_dict(values, path)
+    for key, found, supported in (
+        ("architecture", config.architecture, ("OPTForCausalLM",)),
+        ("hidden_act", config.hidden_act, ACTIVATIONS),
+        ("quantization.quant_algo", config.quant_algo, QUANT_ALGOS),
+        ("quantization.kv_cache_quant_algo", config.quantization.get("kv_cache_quant_algo"), (None,)),
+    ):
+        if found not in supported:
+            wanted = " or ".join(map(repr, supported))
+            raise UserError(f"{path} has {key} {found!r}, only {wanted} is supported; convert the model again")
+    return config
+
+
+def check_target_sm(directory: Path, config: ModelConfig) -> None:
+    """Packed bytes mean nothing without the GPU they are laid out for, which TensorRT-LLM's converter leaves out."""
+    if packed_mode(config) is not None and config.target_sm is None:
+        raise UserError(
+            f"{directory / CONFIG_NAME} does not say which GPU its weights are packed for; add "
+            '"target_sm": 80 to it (90 if it was converted on Hopper)'
+        )
+
+
+def _read_header(path: Path) -> dict[str, TensorSpec]:
+    dtypes = {code: dtype for dtype, code in DTYPE_CODES.items()}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: TensorSpec(tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))
+                for name, part in parts.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not safetensors ({error}); convert the model again") from error
+
+
+def _check_rank_files(directory: Path, world_size: int) -> None:
+    expected = {rank_file(directory, rank).name for rank in range(world_size)}
+    found = {path.name for path in directory.glob("rank*.safetensors")}
+    if found != expected:
+        raise UserError(
+            f"{directory / CONFIG_NAME} has world_size {world_size}, but the rank files there are "
+            f"{', '.join(sorted(found)) or 'none'}; convert the model again"
+        )
+
+
+def _differences(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> list[str]:
+    wrong = [
+        f"{name} is {found[name]}, expected {spec}"
+        for name, spec in expected.items()
+        if name in found and found[name] != spec
+    ]
+    missing = [f"{name} is missing" for name in expected if name not in found]
+    return wrong + missing + [f"{name} is unexpected" for name in found if name not in expected]

@@ -1,0 +1,176 @@
+"""What `build.py` takes: TensorRT-LLM's builder flags for OPT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from opt_trt.config.convert_flags import PRECISIONS
+from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.tensorrt_flags import DTYPES, SWITCH, TensorRtOptions
+from opt_trt.errors import UserError
+
+PLUGIN_VALUES = (*DTYPES, "disable")
+DEVICES = ("cpu", "cuda")
+TARGET_ISAS = ("avx512", "avx2", "generic")  # as an engine records them
+SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
+         "max_output_len", "max_beam_width", "workers")  # fmt: skip
+NOT_OPT = "OPT has no use for it"
+NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
+NO_DRAFT = "speculative decoding is not offered for OPT"
+NO_FP8 = "there is no fp8 quantization of OPT"
+OWN_RANKS = "how ranks exchange is not the user's choice: every backend has its one way for OPT"
+LEFT = "an option TensorRT-LLM's builder had and gave up"
+
+
+@dataclass(frozen=True)
+class BuildConfig(TensorRtOptions):
+    """Compile a TensorRT-LLM checkpoint into an engine for this machine."""
+
+    checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
+    output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole")
+    backend: str = flag("auto", "compiler and runtime of the engine", choices=("auto", "tensorrt_llm", "inductor"))
+    device: str | None = flag(
+        None, "where the engine runs: cuda is the GPU of this machine, or one like it; default: cuda where torch sees "
+        "one, else cpu", choices=DEVICES,
+    )  # fmt: skip
+    target_isa: str | None = flag(
+        None, "instructions the engine may use, to run elsewhere; default: all of this processor's",
+        choices=TARGET_ISAS,
+    )  # fmt: skip
+    max_batch_size: int = flag(2048, "most sequences in one step; further requests wait")
+    max_input_len: int = flag(1024, "longest prompt in tokens")
+    max_seq_len: int | None = flag(
+        None, "prompt plus output in tokens; default: the position table", aliases=("max_decoder_seq_len",)
+    )
+    max_output_len: int | None = flag(None, "longest output in tokens: the older way to say --max_seq_len")
+    max_num_tokens: int = flag(8192, "most packed tokens in one step")
+    opt_num_tokens: int | None = flag(None, "packed tokens the tactics are weighed at; default: all buckets alike")
+    tokens_per_block: int = flag(32, "tokens in one block of the paged KV cache")
+    gemm_plugin: str = flag(
+        "auto", "auto or the checkpoint's dtype: own kernels may win; disable: library only",
+        choices=PLUGIN_VALUES, bare="auto",
+    )  # fmt: skip
+    gpt_attention_plugin: str = flag(
+        "auto", "auto or the checkpoint's dtype: own kernels may win; disable: library only",
+        choices=PLUGIN_VALUES, bare="auto",
+    )  # fmt: skip
+    context_fmha: str | None = flag(
+        None, "fused attention in the context phase; default: on with the attention plugin",
+        choices=SWITCH, bare="enable", aliases=("enable_context_fmha",),
+    )  # fmt: skip
+    deterministic: bool = flag(
+        False, "a token's result is the same bits whatever else is in the step: only tactics that keep their order"
+    )
+    context_int8: bool = flag(
+        False,
+        "products of several tokens may round activations to int8 where weights are integers: faster, less exact",
+    )
+    logits_dtype: str | None = flag(
+        None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
+    )
+    lm_head_precision: str | None = flag(
+        None, "quantize the head (what makes logits) to it, a scale per token; default: as the checkpoint has it",
+        choices=PRECISIONS,
+    )  # fmt: skip
+    gather_context_logits: bool = flag(False, "the engine can return logits of prompt tokens (for perplexity)")
+    gather_generation_logits: bool = flag(False, "the engine can return logits of generated tokens")
+    gather_all_token_logits: bool = flag(False, "both of the above")
+    use_parallel_embedding: bool = flag(False, "check that the checkpoint was converted with it")
+    embedding_sharding_dim: int | None = flag(
+        None, "check the axis the checkpoint was converted with", choices=("0", "1")
+    )
+    input_timing_cache: str | None = flag(
+        None, "tactic timings to reuse, an empty cache if missing; default: those of this user's earlier builds"
+    )
+    output_timing_cache: str = flag("model.cache", "where tactic timings are kept for the next build")
+    profiling_verbosity: str = flag(
+        "layer_names_only",
+        "how much is printed: the winning tactics; all of them, and a profile of a step; nothing",
+        choices=("layer_names_only", "detailed", "none"),
+    )
+    workers: int = flag(1, "ranks whose weights are written at a time; each holds one tensor in memory")
+    dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")
+    log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
+
+    REFUSED: ClassVar[dict[str, Refusal]] = {
+        "max_encoder_input_len": Refusal(NOT_OPT, ("1024",)),
+        "max_prompt_embedding_table_size": Refusal("prompt tables are not supported", ("0",)),
+        "max_multimodal_len": Refusal("prompt tables are not supported", ("0",)),
+        "model_config": Refusal("an engine is built from weights, those in --checkpoint_dir"),
+        "build_config": Refusal("every size has a flag of its own"),
+        "model_cls_file": Refusal("only the built-in OPT decoder is compiled"),
+        "model_cls_name": Refusal("only the built-in OPT decoder is compiled"),
+        "lora_dir": Refusal(NO_LORA),
+        "lora_ckpt_source": Refusal(NO_LORA, ("hf",)),
+        "lora_target_modules": Refusal(NO_LORA),
+        "max_lora_rank": Refusal(NO_LORA, ("64",)),
+        "lora_plugin": Refusal(NO_LORA, ("disable",)),
+        "dora_plugin": Refusal(NO_LORA, ("disable",)),
+        "speculative_decoding_mode": Refusal(NO_DRAFT),
+        "max_draft_len": Refusal(NO_DRAFT, ("0",)),
+        "bert_attention_plugin": Refusal(NOT_OPT, ("disable", "auto", "float16")),
+        "bert_context_fmha_fp32_acc": Refusal(NOT_OPT, ("disable",)),
+        "nccl_plugin": Refusal(OWN_RANKS, ("disable", "auto", "float16")),
+        "moe_plugin": Refusal(NOT_OPT, ("disable", "auto", "float16")),
+        "mamba_conv1d_plugin": Refusal(NOT_OPT, ("disable", "auto", "float16")),
+        "fp8_rowwise_gemm_plugin": Refusal(NO_FP8, ("disable",)),
+        "gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
+        "low_latency_gemm_plugin": Refusal(NO_FP8, ("disable",)),
+        "low_latency_gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
+        "gemm_allreduce_plugin": Refusal(OWN_RANKS, ("disable",)),
+        "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable", "enable")),
+        "fuse_fp4_quant": Refusal("there is no fp4 quantization", ("disable",)),
+        "norm_quant_fusion": Refusal(NOT_OPT, ("disable",)),
+        "reduce_fusion": Refusal(OWN_RANKS, ("disable",)),
+        "user_buffer": Refusal(OWN_RANKS, ("disable",)),
+        "pp_reduce_scatter": Refusal(NOT_OPT, ("disable",)),
+        "streamingllm": Refusal("OPT's learned positions end at max_position_embeddings", ("disable",)),
+        "paged_state": Refusal(NOT_OPT, ("disable", "enable")),
+        "use_fused_mlp": Refusal("OPT's MLP has no gate to fuse", ("", "disable", "enable")),
+        "use_custom_all_reduce": Refusal(LEFT, ("enable",)),
+        "enable_xqa": Refusal(LEFT, ("enable",)),
+        "multi_block_mode": Refusal(LEFT, ("disable",), advice="give it to run.py"),
+        "attention_qk_half_accumulation": Refusal(LEFT, ("disable",)),
+        "use_context_fmha_for_generation": Refusal(LEFT, ("disable",)),
+        "strongly_typed": Refusal("networks are always strongly typed", ("",)),
+        "builder_opt": Refusal(LEFT),
+        "builder_force_num_profiles": Refusal(LEFT),
+        "weight_only_precision": Refusal("the checkpoint says it", advice="convert with --use_weight_only"),
+        "tp_size": Refusal("the checkpoint says it", ("1",), advice="convert with --tp_size"),
+        "pp_size": Refusal("the checkpoint says it", ("1",), advice="convert with --pp_size"),
+        "auto_parallel": Refusal(LEFT, ("1",)),
+        "gpus_per_node": Refusal(LEFT, ("8",)),
+        "cluster_key": Refusal(LEFT),
+    }
+
+    def longest_sequence(self, positions: int) -> int:
+        """Prompt plus output in tokens, as either flag says it, of a model with so many positions."""
+        if self.max_output_len is not None:
+            return self.max_input_len + self.max_output_len
+        return positions if self.max_seq_len is None else self.max_seq_len
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_dir is None:
+            raise UserError("--checkpoint_dir is required: a directory written by convert_checkpoint.py")
+        for name in SIZES:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, found {value}")
+        if None not in (self.max_seq_len, self.max_output_len):
+            raise UserError("--max_output_len is --max_seq_len less the prompt: give one of the two")
+        if self.context_fmha == "enable" and self.gpt_attention_plugin == "disable":
+            raise UserError(
+                "--context_fmha enable needs the attention plugin, found --gpt_attention_plugin disable; "
+                "drop one of the two"
+            )
+        if self.context_int8 and (self.deterministic or self.gemm_plugin == "disable"):
+            other = "--deterministic" if self.deterministic else "--gemm_plugin disable"
+            raise UserError(
+                f"--context_int8 chooses kernels by the number of tokens, found {other} beside it; drop one of the two"
+            )
+        if self.deterministic and "disable" in (self.gemm_plugin, self.gpt_attention_plugin):
+            raise UserError(
+                "--deterministic needs the plugins' kernels, found --gemm_plugin or --gpt_attention_plugin disable; "
+                "drop one of the two"
+            )

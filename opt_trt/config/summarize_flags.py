@@ -1,0 +1,99 @@
+"""What `summarize.py` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import ClassVar
+
+from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
+from opt_trt.errors import UserError
+
+LIMITS = ("tensorrt_llm_rouge1_threshold", "max_rouge1_drop", "tensorrt_llm_ppl_threshold")
+
+
+@dataclass(frozen=True)
+class SummarizeConfig(SessionConfig):
+    """Summarize CNN/DailyMail with Hugging Face and with the engine, and compare ROUGE, perplexity and speed."""
+
+    engine_dir: tuple[str, ...] = flag(
+        ("engine_outputs",), "engine directories written by build.py, a column each", nargs="+"
+    )
+    test_hf: bool = flag(False, "summarize with Hugging Face transformers")
+    test_trt_llm: bool = flag(False, "summarize with the engine (whichever backend built it)")
+    hf_data_type: str = flag(
+        "float16", "type Hugging Face computes in", aliases=("data_type",),
+        choices=("fp32", "fp16", "bf16", "float32", "float16", "bfloat16"),
+    )  # fmt: skip
+    dataset_dir: str | None = flag(
+        None, "local copy of the dataset (parquet, json lines, saved dataset); default: the hub"
+    )
+    dataset_cache_dir: str | None = flag(None, "where a dataset from the hub is cached")
+    batch_size: int = flag(1, "articles submitted together")
+    max_ite: int = flag(20, "batches summarized")
+    output_len: int = flag(100, "most new tokens per summary")
+    min_input_length: int = flag(0, "articles with fewer tokens are left out")
+    random_seed: int = flag(0, "order in which the articles are drawn, and seed of the tokens drawn")
+    check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds")
+    tensorrt_llm_rouge1_threshold: tuple[float, ...] = flag(
+        (15.0,), "ROUGE-1 of the engine must be above this; one for all engines or one each", nargs="+"
+    )
+    max_rouge1_drop: tuple[float, ...] | None = flag(
+        None, "most ROUGE-1 the engine may lose against Hugging Face in this run; one for all or one each", nargs="+"
+    )
+    eval_ppl: bool = flag(False, "also measure perplexity (engine built with --gather_context_logits)")
+    tensorrt_llm_ppl_threshold: tuple[float, ...] = flag(
+        (15.0,), "perplexity of the engine must be below this; one for all or one each", nargs="+"
+    )
+    output_dir: str | None = flag(None, "write hf.out, trtllm.out (NAME.out of several) and summary.json here")
+
+    REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
+        "num_return_sequences": Refusal("every article has one summary", ("1",)),
+        "stop_words": Refusal("summaries end at --end_id or --output_len"),
+        "bad_words": Refusal("summaries may use every word"),
+        "streaming": Refusal("scores need whole summaries"),
+        "streaming_interval": Refusal("scores need whole summaries"),
+        "eval_task": Refusal("the task is summarize", ("summarize",)),
+        "estimate_accuracy_std_dev": Refusal("the table has the spread of ROUGE-1 already"),
+        "rouge_dir": Refusal("rouge_score is a dependency: there is no metric script to load"),
+        "hf_device_map_auto": Refusal("Hugging Face runs on the engine's device"),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "max_ite", "output_len"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        if not (self.test_hf or self.test_trt_llm):
+            raise UserError("nothing to do: give --test_hf, --test_trt_llm or both")
+        if self.test_hf and self.hf_model_dir is None:
+            raise UserError("--test_hf needs --hf_model_dir: the directory of the Hugging Face model")
+        self._check_penalties()
+        if self.check_accuracy and not self.test_trt_llm:
+            raise UserError("--check_accuracy checks the engine: give --test_trt_llm too")
+        if self.max_rouge1_drop is not None and not (self.test_hf and self.check_accuracy):
+            raise UserError("--max_rouge1_drop compares with Hugging Face: give --test_hf and --check_accuracy too")
+        self._check_engines()
+
+    def engine_names(self) -> tuple[str, ...]:
+        """What the engines are called in table and files: `engine`, or each by its directory if there are several."""
+        several = len(self.engine_dir) > 1
+        return tuple(PurePath(d).name for d in self.engine_dir) if several else ("engine",)
+
+    def _check_engines(self) -> None:
+        names = self.engine_names()
+        if len(set(names)) < len(names) or {"", "hf"} & set(names):
+            raise UserError(
+                f"--engine_dir: engines are told apart by the names of their directories, found {', '.join(names)}; "
+                "give different ones, and none named hf"
+            )
+        for flag_name in LIMITS:
+            given = getattr(self, flag_name)
+            if given is not None and len(given) not in (1, len(names)):
+                raise UserError(f"--{flag_name} takes one limit or one for each of {len(names)}, found {len(given)}")
+
+    def _check_penalties(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate", "penalty_alpha"):
+            if self.test_hf and getattr(self, name):
+                raise UserError(f"--{name} is unknown to transformers: drop it, or --test_hf")

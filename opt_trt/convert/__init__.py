@@ -1,0 +1,1 @@
+"""Commands that turn one form of a model into another: convert, export_hf, repack."""

@@ -1,0 +1,185 @@
+"""Convert an original OPT checkpoint to a TensorRT-LLM checkpoint, one tensor in memory at a time and worker."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opt_trt.checkpoint.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.checkpoint.reader import write_config
+from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
+from opt_trt.checkpoint.writer import TensorSpec
+from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.config.flags import TALKATIVE
+from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
+from opt_trt.convert.rank_files import RankFiles
+from opt_trt.errors import UserError
+from opt_trt.host.atomic import atomic_directory
+from opt_trt.host.disk import check_space, telling_what_lacks
+from opt_trt.host.progress import byte_bar
+from opt_trt.host.threads import one_thread
+from opt_trt.host.workers import Scratch, for_each
+from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
+from opt_trt.model.mapping import Mapping
+from opt_trt.quant import ALGORITHMS, MODES
+from opt_trt.sources import open_source
+from opt_trt.sources.canonical import canonical_tensors
+from opt_trt.sources.manifest import check_md5
+from opt_trt.sources.opt import OptConfig, Source
+
+DEFAULT_CAPABILITY = 8, 0  # of the GPU to pack for where none is visible
+
+
+def convert(config: ConvertConfig) -> None:
+    """Write `config.output_dir` from `config.model_dir`; it appears only when it is whole.
+
+    `UserError` for a source that cannot be converted and for an output that would harm something else.
+    """
+    started = time.perf_counter()
+    assert config.model_dir is not None  # checked by ConvertConfig
+    model_dir, output_dir = Path(config.model_dir), Path(config.output_dir)
+    _protect_source(model_dir, output_dir)
+    paths = report_paths(config.report, config.output_dir) if config.report is not None else None
+    source = _open(model_dir, config)
+    model = model_config(source.config, config)
+    check_shards(model)
+    _warn_of_loader(model)
+    specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
+    check_space(output_dir, _nbytes(specs))
+    report = QuantReport(ALGORITHMS[model.quant_algo]) if paths and model.quant_algo else None
+    warnings: list[str] = []
+    tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty, warnings.append)
+    with one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
+        write_config(directory, model)
+        with (
+            telling_what_lacks(directory, _nbytes(specs)),
+            byte_bar("convert", _nbytes(specs), config.log_level) as bar,
+            RankFiles(directory, model, bar.update, report) as ranks,
+        ):
+            for_each(tensors, ranks.write, config.workers)
+    for line in warnings:
+        print(f"WARNING: {line}", file=sys.stderr)
+    told = [_summary(output_dir, model, specs, time.perf_counter() - started)]
+    if paths and report:
+        told.append(write_report(report, paths, _about(model_dir, model)))
+    if config.log_level in TALKATIVE:
+        print("\n".join(told))
+
+
+def _open(model_dir: Path, config: ConvertConfig) -> Source:
+    """The source, its files compared with their published md5 sums if there is a list; says what was found."""
+    quiet = config.log_level not in TALKATIVE
+    checked = [check_md5(model_dir, Path(config.md5_manifest), quiet)] if config.md5_manifest else []
+    source = open_source(model_dir, config.model_type)
+    for note in () if quiet else (*checked, *source.notes):
+        print(note)
+    return source
+
+
+def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
+    """The checkpoint's configuration: the source's hyper-parameters and what the flags ask for."""
+    parallel, quantized = config.use_parallel_embedding, config.use_weight_only
+    if parallel and source.has_projections:
+        parallel = False
+        print(
+            "WARNING: --use_parallel_embedding does not apply to a model with embedding projections "
+            f"(word_embed_proj_dim {source.word_embed_proj_dim}, hidden_size {source.hidden_size}): "
+            "its tables stay whole and config.json says use_parallel_embedding false",
+            file=sys.stderr,
+        )
+    return ModelConfig(
+        architecture="OPTForCausalLM",
+        dtype=config.dtype,
+        num_hidden_layers=source.num_hidden_layers,
+        num_attention_heads=source.num_attention_heads,
+        hidden_size=source.hidden_size,
+        intermediate_size=source.ffn_dim,
+        vocab_size=source.vocab_size,
+        max_position_embeddings=source.max_position_embeddings,
+        do_layer_norm_before=source.do_layer_norm_before,
+        hidden_act=source.hidden_act,
+        quantization={"quant_algo": MODES[config.weight_only_precision or "int8"].quant_algo if quantized else None},
+        mapping=Mapping(config.tp_size * config.pp_size, config.tp_size, config.pp_size),
+        pp_layers=config.pp_layers,
+        use_parallel_embedding=parallel,
+        embedding_sharding_dim=0 if source.has_projections else config.embedding_sharding_dim,
+        remove_final_layer_norm=source.remove_final_layer_norm,
+        bos_token_id=source.bos_token_id,
+        eos_token_id=source.eos_token_id,
+        pad_token_id=source.pad_token_id,
+        target_sm=_target_sm(config),
+        defer_quantization=config.defer_quantization,
+    )
+
+
+def _target_sm(config: ConvertConfig) -> int | None:
+    """The GPU to pack for, None when nothing is packed and none was named; refuses those that cannot be packed for."""
+    sm = config.target_sm
+    if sm is None and config.use_weight_only and not config.defer_quantization:
+        major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else DEFAULT_CAPABILITY
+        sm = 10 * major + minor
+    if sm is None:
+        return None
+    is_interleaved(sm)
+    if sm in DEFERRED_ONLY and not config.defer_quantization:
+        raise UserError(
+            f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; "
+            "give --defer_quantization, or another --target_sm"
+        )
+    return sm
+
+
+def _warn_of_loader(model: ModelConfig) -> None:
+    if odd := unloadable(model):
+        print(
+            "WARNING: TensorRT-LLM's weight-only linears take multiples of 64 features per rank, so its builder will "
+            f"not load this checkpoint: {', '.join(odd)}",
+            file=sys.stderr,
+        )
+    if model.pp_layers is not None:
+        print(
+            "WARNING: --pp_layers is ours: TensorRT-LLM's builder divides layers evenly and will not load this "
+            "checkpoint unless they are",
+            file=sys.stderr,
+        )
+
+
+def _protect_source(model_dir: Path, output_dir: Path) -> None:
+    """Refuse to replace the source or a directory around it; a new directory inside it does no harm."""
+    source, target = Path(os.path.realpath(model_dir)), Path(os.path.realpath(output_dir))
+    if source.is_relative_to(target):
+        raise UserError(f"--output_dir {output_dir} would replace --model_dir {model_dir}; give another directory")
+
+
+def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
+    return sum(tensor.nbytes for spec in specs for tensor in spec.values())
+
+
+def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
+    """What a report says of the conversion it describes."""
+    return {
+        "model": Path(os.path.realpath(model_dir)).name,
+        "quant_algo": model.quant_algo,
+        "dtype": model.dtype,
+        "tp_size": model.mapping.tp_size,
+        "pp_size": model.mapping.pp_size,
+        "target_sm": model.target_sm,
+        "defer_quantization": model.defer_quantization,
+    }
+
+
+def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
+    """One line: what was written, and the command that builds it (the embedded backend computes ReLU only)."""
+    backend = "" if model.hidden_act == ENGINE_ACTIVATION else " --backend tensorrt_llm"
+    size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
+    ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
+    return (
+        f"checkpoint {output_dir}: {count} tensors{ranks}, {size:.3f} GB, {seconds:.1f} s, {size / seconds:.2f} GB/s; "
+        f"next: python build.py --checkpoint_dir {shlex.quote(str(output_dir))} --output_dir engine_outputs{backend}"
+    )

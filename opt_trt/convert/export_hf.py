@@ -1,0 +1,141 @@
+"""Write a Hugging Face directory from a checkpoint: `config.json`, safetensors files, the tokenizer if one is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opt_trt import __version__
+from opt_trt.checkpoint.whole_model import WholeModel
+from opt_trt.checkpoint.writer import TensorSpec, write_rank
+from opt_trt.config.export_flags import ExportConfig
+from opt_trt.config.flags import TALKATIVE
+from opt_trt.convert.hf_model import source_config, source_specs, source_tensors
+from opt_trt.errors import UserError
+from opt_trt.host.atomic import atomic_directory
+from opt_trt.host.disk import check_space
+from opt_trt.host.progress import byte_bar
+from opt_trt.host.threads import one_thread
+from opt_trt.sources.hf_config import TOKENS, hf_config_values
+from opt_trt.sources.opt import OptConfig
+
+MARKER = "opt_trt_export.json"  # where the weights are from; a directory without it is never replaced
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+Files = dict[str, dict[str, TensorSpec]]  # tensors by file
+OWNED = ("config.json", "generation_config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES)
+
+
+def export_hf(config: ExportConfig) -> None:
+    """Write `config.output_dir` from `config.checkpoint_dir`; it appears only when it is whole.
+
+    Tensors are those of the source in the checkpoint's dtype, or what quantized ones stand for; the two unused rows
+    of the position table are zeros, and projections stay folded into the embedding and the head.
+    """
+    started = time.perf_counter()
+    assert config.checkpoint_dir is not None  # checked by ExportConfig
+    tokenizer = _tokenizer_files(config.tokenizer_dir)
+    model = WholeModel(config.checkpoint_dir)
+    with one_thread():
+        files = _write(model, tokenizer, config)
+    if config.log_level in TALKATIVE:
+        print(_summary(config, model, files, time.perf_counter() - started))
+
+
+def _write(model: WholeModel, tokenizer: list[Path], config: ExportConfig) -> Files:
+    """Write everything; the tensors by file."""
+    source = source_config(model)
+    specs = source_specs(source, model.config)
+    total = sum(spec.nbytes for spec in specs.values())
+    check_space(Path(config.output_dir), total)
+    files = shard_files(specs, config.max_shard_bytes)
+    with atomic_directory(config.output_dir, marker=MARKER, owned=OWNED) as directory:
+        _write_json(directory / MARKER, _origin(model))
+        _write_configs(directory, source, model.config.dtype)
+        for file in tokenizer:
+            shutil.copyfile(file, directory / file.name)
+        _write_index(directory, files)
+        with byte_bar("export", total, config.log_level) as bar:
+            tensors = _counted(source_tensors(model, source), bar.update)
+            for name, part in files.items():
+                write_rank(directory / name, part, islice(tensors, len(part)))
+    return files
+
+
+def shard_files(specs: dict[str, TensorSpec], max_bytes: int) -> Files:
+    """Tensors by file, in order: a file takes them until the next would exceed `max_bytes`; a larger one is alone."""
+    shards: list[dict[str, TensorSpec]] = [{}]
+    size = 0
+    for name, spec in specs.items():
+        if shards[-1] and size + spec.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = spec
+        size += spec.nbytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
+
+
+def _tokenizer_files(directory: str | None) -> list[Path]:
+    if directory is None:
+        return []
+    files = [path for name in TOKENIZER_FILES if (path := Path(directory) / name).is_file()]
+    if not files:
+        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer's")
+    return files
+
+
+def _write_configs(directory: Path, source: OptConfig, dtype: str) -> None:
+    values = {"architectures": ["OPTForCausalLM"], "torch_dtype": dtype} | hf_config_values(source)
+    _write_json(directory / "config.json", values)
+    _write_json(directory / "generation_config.json", {key: values[key] for key in TOKENS})
+
+
+def _write_index(directory: Path, files: Files) -> None:
+    if len(files) > 1:
+        weight_map = {name: file for file, part in files.items() for name in part}
+        total = sum(spec.nbytes for part in files.values() for spec in part.values())
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _origin(model: WholeModel) -> dict[str, Any]:
+    config = model.config.to_dict()
+    return {"version": __version__, "checkpoint_dir": str(model.directory), "checkpoint_config": config}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _counted(
+    tensors: Iterator[tuple[str, torch.Tensor]], advance: Callable[[int], object]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        size = tensor.nbytes
+        yield name, tensor
+        del tensor  # before the next one is made
+        advance(size)
+
+
+def _summary(config: ExportConfig, model: WholeModel, files: dict[str, dict[str, TensorSpec]], seconds: float) -> str:
+    """One line: what was written, in which values."""
+    specs = [spec for part in files.values() for spec in part.values()]
+    size, algorithm = sum(spec.nbytes for spec in specs) / 1e9, model.config.quant_algo
+    values = f"{algorithm} dequantized to {model.config.dtype}" if algorithm else model.config.dtype
+    if model.config.defer_quantization:
+        values = f"{model.config.dtype}, as stored for {algorithm}"
+    return (
+        f"Hugging Face model {config.output_dir}: {len(specs)} tensors in {len(files)} "
+        f"{'files' if len(files) > 1 else 'file'}, {size:.3f} GB, {values}, {seconds:.1f} s"
+    )

@@ -1,0 +1,1 @@
+"""What any command needs of the machine: files, progress, threads, memory. It knows nothing of models."""

@@ -1,0 +1,135 @@
+"""Bring ranks on GPUs together: each takes a GPU, MPI tells them where to meet, and NCCL sums.
+
+Where ranks share a GPU, which NCCL refuses, sums and hidden states go through the memory of the host.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+from mpi4py import MPI
+from torch import distributed
+from torch._C._distributed_c10d import TCPStore
+
+from opt_trt.errors import UserError
+from opt_trt.model.mapping import Mapping
+from opt_trt.ops import Collectives, ReferenceOps
+from opt_trt.plugins.collectives.cuda_group import GroupCollectives, join_group
+from opt_trt.plugins.collectives.cuda_pipeline import GpuPipeline, Wire
+from opt_trt.plugins.collectives.links import NCCL, Joined, Seat, Seats, StageLink
+from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
+
+LONGEST_S = 1e8  # what stands for ever: a duration of torch's overflows
+# Beyond the time of a step: until then the process beside a rank ends the one that hangs, and names it.
+LATER_S = 30.0
+
+
+def take_gpu() -> None:
+    """Compute on one of this host's GPUs from now on: its ranks take them in turn. Nothing where there are none.
+
+    That is a setting of the calling thread. Rank 0, which a server steps in another one, has the first GPU in any case.
+    """
+    if count := torch.cuda.device_count():
+        node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+        torch.cuda.set_device(node.Get_rank() % count)
+        node.Free()
+
+
+def own_seat() -> Seat:
+    """The GPU of this process."""
+    index = torch.cuda.current_device()
+    return Seat(socket.gethostname(), index, str(torch.cuda.get_device_properties(index).uuid))
+
+
+def connect(mapping: Mapping, dtype: torch.dtype, timeout_s: float, device: str = "cuda") -> Joined:
+    """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
+
+    `timeout_s` is how long a rank waits for another before it is an error.
+    """
+    seats, rank = _meet(timeout_s), MPI.COMM_WORLD.Get_rank()
+    wire = Wire(dtype, device, device if seats.library == NCCL else "cpu")
+    collectives, pipeline = _collectives(mapping, rank, timeout_s), _pipeline(mapping, rank, wire, timeout_s)
+    _try_out(collectives, pipeline, wire)
+    return Joined(rank, seats, collectives, pipeline)
+
+
+@functools.cache
+def _meet(timeout_s: float) -> Seats:
+    """Join the group of all ranks; once a process, for it is in no more than one world."""
+    world = MPI.COMM_WORLD
+    seats = Seats(tuple(world.allgather(own_seat())))
+    if distributed.is_initialized():
+        raise UserError(
+            "this program has called torch.distributed.init_process_group, and the ranks of an engine need the default "
+            "group for themselves; open the engine in a program that does not"
+        )
+    if seats.library == NCCL and not distributed.is_nccl_available():
+        raise UserError(
+            f"torch {torch.__version__} has no NCCL, by which ranks on GPUs sum; install torch's own build for CUDA"
+        )
+    distributed.init_process_group(
+        seats.library, store=_store(world, timeout_s), rank=world.Get_rank(), world_size=world.Get_size(),
+        timeout=_duration(timeout_s),
+    )  # fmt: skip
+    atexit.register(_leave)
+    return seats
+
+
+def _store(world: MPI.Comm, timeout_s: float) -> TCPStore:
+    """Where ranks find each other: rank 0 opens a port of its choice, and MPI tells the others which."""
+    node = world.Split_type(MPI.COMM_TYPE_SHARED)
+    is_one_host = world.allreduce(node.Get_size() == world.Get_size(), MPI.LAND)
+    node.Free()
+    host = world.bcast("127.0.0.1" if is_one_host else socket.gethostname())
+    options: dict[str, Any] = {"timeout": _duration(timeout_s), "wait_for_workers": False}
+    if world.Get_rank():
+        return TCPStore(host, world.bcast(None), is_master=False, **options)
+    store = TCPStore(host, 0, is_master=True, **options)
+    world.bcast(store.port)
+    return store
+
+
+@functools.cache
+def _collectives(mapping: Mapping, rank: int, timeout_s: float) -> Collectives:
+    if mapping.tp_size == 1:
+        return ReferenceOps()
+    for stage in range(mapping.pp_size):  # every rank makes every group
+        ranks = [other for other in range(mapping.world_size) if mapping.pp_rank(other) == stage]
+        group = distributed.new_group(ranks, timeout=_duration(timeout_s))
+        if rank in ranks:
+            join_group(group)
+    return GroupCollectives(mapping.tp_size)
+
+
+@functools.cache
+def _pipeline(mapping: Mapping, rank: int, wire: Wire, timeout_s: float) -> GpuPipeline:
+    return GpuPipeline(mapping, rank, wire, Pipeline(MPI.COMM_WORLD.Dup(), mapping, timeout_s))
+
+
+def _try_out(collectives: Collectives, link: StageLink, wire: Wire) -> None:
+    """Exchange a number with every rank of the group and of the stages beside this one.
+
+    Now, for connections are made by the first exchange: whatever keeps ranks apart shows, and no step has to be
+    captured while they are made.
+    """
+    one = torch.ones(1, 1, dtype=wire.dtype, device=wire.device)
+    collectives.all_gather(collectives.all_reduce(one), 1)
+    if not link.is_first:
+        one = link.receive(link.expect(1, 1))
+    if not link.is_last:
+        link.send(one)
+    link.answer([one.float()] if link.is_last else [], [(1, 1)])
+
+
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=min(seconds + LATER_S, LONGEST_S))
+
+
+def _leave() -> None:
+    """End NCCL without waiting for anybody: the others may hear of the end later, and from MPI."""
+    distributed.distributed_c10d._abort_process_group()

@@ -1,0 +1,1 @@
+"""The ground of all CPU kernels: instruction sets and vectors of lanes."""

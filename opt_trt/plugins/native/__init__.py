@@ -1,0 +1,1 @@
+"""Compile the C++ plugin library, and load it."""

@@ -1,0 +1,138 @@
+"""Compile the C++ plugin library and load it, each exactly once.
+
+The operators' namespace carries a hash of everything that shapes the library, so libraries of different engines can be
+open in one process, while loading a second copy of one from another path, which would kill the process, cannot happen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opt_trt.errors import UserError
+
+PLUGINS = Path(__file__).parents[1]
+SOURCE = PLUGINS / "native" / "register.cpp"  # it includes every header
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
+
+
+_T = "AtenTensorHandle"
+DIRECT_CALLS = {  # operators: what AOTInductor calls for them, defined in register.cpp
+    "gemm": f"AOTITorchError aoti_torch_cpu_gemm({_T}, {_T}, {_T}*, {_T}*, {_T}*, int32_t, int64_t, const int64_t*, "
+    f"int64_t, const int64_t*, int64_t, {_T}*)",
+    "attention": f"AOTITorchError aoti_torch_cpu_attention({_T}, {_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*)",
+    "layer_norm": f"AOTITorchError aoti_torch_cpu_layer_norm({_T}, {_T}, {_T}, double, {_T}*)",
+}
+
+SHAPES: dict[str, Callable[..., torch.Tensor]] = {  # operators: what they return, for `torch.export`
+    "gemm": lambda x, weight, scale, bias, residual, relu, n, buckets, rows: x.new_empty(x.shape[0], n),
+    "attention": lambda qkv, cache, *step: qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4]),
+    "layer_norm": lambda x, weight, bias, epsilon: torch.empty_like(x),
+    "all_reduce": lambda x, ranks: torch.empty_like(x),
+    "all_gather": lambda x, ranks, features: x.new_empty(x.shape[0], features),
+}
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """A compiled plugin library: the namespace of its operators, and its file."""
+
+    namespace: str
+    path: Path
+
+    def operators(self) -> Any:
+        """`torch.ops.<namespace>`, loaded."""
+        return load(self.namespace, str(self.path))
+
+    def direct_calls(self) -> dict[Any, list[str]]:
+        """Operators that compiled programs call by name, and how these are declared to them in C.
+
+        The name AOTInductor calls is the same for all libraries, the symbol it stands for is not.
+        """
+        operators = self.operators()
+        return {
+            getattr(operators, name).default: [f'{declaration} __asm__("{self.namespace}_{name}")']
+            for name, declaration in DIRECT_CALLS.items()
+        }
+
+
+def find_compiler() -> str:
+    """The C++ compiler; refused by name when there is none."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or shutil.which(compiler) is None:
+        raise UserError(
+            f"building an engine needs a C++ compiler, found {compiler or 'neither g++ nor clang++'}; "
+            "install one (Debian and Ubuntu: apt-get install g++), or set CXX to its path"
+        )
+    return compiler
+
+
+@functools.cache
+def compiler_version(compiler: str) -> str:
+    """First line of `--version`: part of what a compiled library depends on."""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def compile_library(march: str, cache_dir: Path) -> NativeLibrary:
+    """The library for an instruction set, compiled now or taken from `cache_dir`."""
+    compiler = find_compiler()
+    content = [torch.__version__, compiler_version(compiler), march, *FLAGS]
+    content += [source.read_text() for source in sorted((SOURCE, *PLUGINS.rglob("*.h")))]
+    namespace = "opt_trt_" + hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
+    path = cache_dir / f"{namespace}.so"
+    if not path.is_file():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            _compile(compiler, march, namespace, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return NativeLibrary(namespace, path)
+
+
+def _compile(compiler: str, march: str, namespace: str, out: Path) -> None:
+    root = Path(torch.__file__).parent
+    command = [
+        compiler, *FLAGS, f"-march={march}", f"-DOPT_TRT_NAMESPACE={namespace}", f"-I{root / 'include'}",
+        str(SOURCE), "-o", str(out), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        detail = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[0]
+        raise UserError(
+            f"{compiler} could not compile the plugin library: {detail}; a C++20 compiler is needed (g++ 11 or newer)"
+        )
+
+
+@functools.cache
+def load(namespace: str, path: str) -> Any:
+    """Register a library's operators; a second copy under another path is not loaded again."""
+    operators = getattr(torch.ops, namespace)
+    if not _registered(namespace):
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)  # compiled programs find its functions by name
+        _register_shapes(namespace)
+    return operators
+
+
+def _registered(namespace: str) -> bool:
+    return any(name.startswith(f"{namespace}::") for name in torch._C._dispatch_get_all_op_names())
+
+
+def _register_shapes(namespace: str) -> None:
+    """Tell torch what the operators return; the library of an older engine may lack some."""
+    found = frozenset(torch._C._dispatch_get_all_op_names())
+    for name, shape in SHAPES.items():
+        if f"{namespace}::{name}" in found:
+            torch.library.register_fake(f"{namespace}::{name}", shape)

@@ -1,0 +1,1 @@
+"""The operations of a graph, computed by the tactics that a build has chosen."""

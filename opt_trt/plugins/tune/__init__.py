@@ -1,0 +1,1 @@
+"""Check every tactic against the reference, time it, and choose the winners."""

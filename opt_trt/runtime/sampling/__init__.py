@@ -1,0 +1,1 @@
+"""Choose the next token: penalties, filters, draws, beams, contrastive search."""

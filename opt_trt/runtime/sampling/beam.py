@@ -1,0 +1,99 @@
+"""Beam search over one request, as transformers does it: which hypotheses go on, which are finished, when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from opt_trt.runtime.sampling import log_probs
+from opt_trt.runtime.sampling.choose import no_token_left, require_numbers
+from opt_trt.runtime.sampling.processors import process
+from opt_trt.runtime.sequence import TokenSequence
+
+IMPOSSIBLE = -1e9  # score of what must lose; transformers' number
+WHEN_FULL, NEVER = 1, 2  # values of `early_stopping`; 0 is the heuristic in between
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished output and its score: its log-probability over its number of tokens to the length penalty."""
+
+    sequence: TokenSequence
+    score: float
+
+
+class BeamSearch:
+    """The state of one request's search; `leader` is the sequence that computed its prompt.
+
+    A candidate is a beam with one more token. Its score is the sum of its log-probabilities after penalties and bans.
+    The best `2 * num_beams` are looked at: those that end here are finished if they are among the best `num_beams`,
+    the best `num_beams` others go on. Candidates are ranked by score + `beam_search_diversity_rate` * (place of the
+    beam they extend, 0 for the best), as TensorRT-LLM does; the addend does not become part of the score.
+    """
+
+    def __init__(self, leader: TokenSequence) -> None:
+        self._sampling = leader.request.sampling
+        self._leader = leader
+        self._scores = torch.full((self._sampling.num_beams, 1), IMPOSSIBLE)  # of the beams that go on
+        self._scores[0] = 0.0  # in the beginning all beams are equal: the first stands for them
+        self.finished: list[Hypothesis] = []  # best first
+
+    def advance(self, logits: torch.Tensor, beams: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """From fp32 `[num_beams, V]` of the beams (`[1, V]` of the leader alone), the beams of the next step.
+
+        They know whose keys and values they go on with: `blocks` and `num_cached` are those of the beam they extend.
+        The leader gets a finish reason when the search is over, or fails when every token is banned.
+        """
+        width = self._sampling.num_beams
+        if len(beams) == 1:
+            logits, beams = logits.expand(width, -1), [*beams] * width
+        scores, parents, token_ids = self._best(logits, beams)
+        if scores[0] == -torch.inf:
+            self._leader.fail(no_token_left(beams[0]))
+            return []
+        require_numbers(scores[:1].tolist())
+        candidates = [beams[parent].fork() for parent in parents]
+        for candidate, token_id in zip(candidates, token_ids, strict=True):
+            candidate.accept(token_id)
+        if self._sampling.log_probs is not None:
+            log_probs.record(logits[parents], torch.tensor(token_ids), candidates)
+        self._keep_finished(candidates[:width], scores[:width])
+        going_on = [row for row, candidate in enumerate(candidates) if candidate.finish_reason is None][:width]
+        if not going_on or self._is_over(scores[going_on[0]], len(candidates[0].output_ids)):
+            self._leader.finish_reason = self.finished[0].sequence.finish_reason
+            self._leader.hypotheses = self.finished
+            return []
+        self._scores = scores[going_on].unsqueeze(1)
+        return [candidates[row] for row in going_on]
+
+    def _best(self, logits: torch.Tensor, beams: Sequence[TokenSequence]) -> tuple[torch.Tensor, list[int], list[int]]:
+        """The candidates to look at, best first: scores fp32 `[2 * num_beams]`, beams they extend, token ids."""
+        vocab_size = logits.shape[1]
+        scores = logits.log_softmax(-1)
+        if self._sampling.processors:
+            scores = process(scores, beams)
+        scores = scores + self._scores
+        ranks = scores
+        if self._sampling.beam_search_diversity_rate:
+            ranks = scores + self._sampling.beam_search_diversity_rate * torch.arange(len(beams)).unsqueeze(1)
+        places = ranks.flatten().topk(min(2 * len(beams), ranks.numel())).indices
+        best = scores.flatten()[places]
+        return best, (places // vocab_size).tolist(), (places % vocab_size).tolist()
+
+    def _keep_finished(self, candidates: Sequence[TokenSequence], scores: torch.Tensor) -> None:
+        """Put those that ended among the finished ones and keep the best."""
+        normed = (scores / len(candidates[0].output_ids) ** self._sampling.length_penalty).tolist()
+        self.finished += [Hypothesis(c, s) for c, s in zip(candidates, normed, strict=True) if c.finish_reason]
+        self.finished = sorted(self.finished, key=lambda h: -h.score)[: self._sampling.num_beams]
+
+    def _is_over(self, best: torch.Tensor, length: int) -> bool:
+        """Whether no beam can, or by `early_stopping` need, replace a finished one; `best` leads those that go on."""
+        if len(self.finished) < self._sampling.num_beams:
+            return False
+        if self._sampling.early_stopping == WHEN_FULL:
+            return True
+        longest = self._sampling.early_stopping == NEVER and self._sampling.length_penalty > 0
+        length = self._leader.request.max_new_tokens if longest else length
+        return float(best / length**self._sampling.length_penalty) <= self.finished[-1].score
