@@ -12,8 +12,8 @@ import opt_trt
 from docs.generate.comments import field_comments
 from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt.api.tensors import TensorOptions
-from opt_trt.config.llm import LlmOptions
-from opt_trt.config.session import SessionConfig
+from opt_trt.config.llm_options import LlmOptions
+from opt_trt.config.session_flags import SessionConfig
 
 EXAMPLE = """
 from opt_trt import LLM, SamplingParams

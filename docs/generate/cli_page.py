@@ -13,10 +13,10 @@ from docs.generate.flags import Row, flag_table, refusal_table, required_flags, 
 from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt import cli
 from opt_trt.commands import COMMANDS
-from opt_trt.config import runtime
+from opt_trt.config import runtime_flags
 from opt_trt.config.flags import Refusal
 from opt_trt.config.sampling import SamplingParams
-from opt_trt.config.tensorrt import TensorRtOptions
+from opt_trt.config.tensorrt_flags import TensorRtOptions
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = re.compile(r"^from opt_trt.commands import (\w+)$", re.MULTILINE)
@@ -27,7 +27,7 @@ so that command lines written for TensorRT-LLM keep working. Flags cannot be abb
 """
 SHARED = "Flags that `run` and `summarize` share"
 # Flags of a topic are those that are fields of its class.
-TOPICS = (("How tokens are chosen", SamplingParams), ("For TensorRT engines and GPUs", runtime.RuntimeOptions))
+TOPICS = (("How tokens are chosen", SamplingParams), ("For TensorRT engines and GPUs", runtime_flags.RuntimeOptions))
 EXIT_CODES = {
     0: "The command did what it was asked to do.",
     cli.EXIT_CHECK_FAILED: "A check that was asked for failed: the accuracy gate, or `--compare` found a difference.",
@@ -140,9 +140,11 @@ def _embedded(refused: Mapping[str, Refusal]) -> str:
 
 
 def _runtime_table(config_class: type) -> str:
-    devices = tuple(runtime.EMBEDDED)
-    names = [row.field.name for row in rows_of(config_class) if row.field.name in runtime.EMBEDDED[devices[0]]]
-    rows = ((code(f"--{name}"), *(_answer(runtime.EMBEDDED[device][name]) for device in devices)) for name in names)
+    devices = tuple(runtime_flags.EMBEDDED)
+    names = [row.field.name for row in rows_of(config_class) if row.field.name in runtime_flags.EMBEDDED[devices[0]]]
+    rows = (
+        (code(f"--{name}"), *(_answer(runtime_flags.EMBEDDED[device][name]) for device in devices)) for name in names
+    )
     return table(("flag", *(f"on {code(device)}" for device in devices)), rows)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "opt_trt"
@@ -24,11 +25,12 @@ class House:
     purposes: dict[str, str]
     imports: frozenset[Arrow]
     by_name: frozenset[Arrow]  # imports written as a string, carried out when they are needed
+    exceptions: dict[Arrow, str]  # imports against the layers, and why
 
     @cached_property
     def arrows(self) -> frozenset[Arrow]:
-        """The arrows that no longer path implies."""
-        every = self.imports | self.by_name
+        """The arrows that no longer path implies, exceptions left out."""
+        every = (self.imports | self.by_name) - self.exceptions.keys()
         below = {room: {b for a, b in every if a == room} for room in self.layers}
         return frozenset((a, b) for a, b in every if not _reaches(below, below[a] - {b}, b))
 
@@ -37,34 +39,44 @@ def read_house() -> House:
     """Read the rooms of the package as it is."""
     files = sorted((ROOT / PACKAGE).rglob("*.py"))
     trees = {path: ast.parse(path.read_text()) for path in files}
-    rooms = {path: room_of(path) for path in files}
-    modules, purposes = {_module(path) for path in files}, _purposes(rooms, trees)
-    layers = {room: layer for room, layer in room_layers().items() if room in purposes}
+    names = {path: name_of(path) for path in files}
+    table = _room_layers()
+    purposes = {names[path]: ast.get_docstring(tree) or "" for path, tree in trees.items() if names[path] in table}
+    layers = {room: layer for room, layer in table.items() if room in purposes}
     static, by_name = set[Arrow](), set[Arrow]()
     for path, tree in trees.items():
-        static |= {(rooms[path], there) for name in _imported(tree) for there in _room_named(name, layers)}
-        by_name |= {(rooms[path], there) for name in _strings(tree) & modules for there in _room_named(name, layers)}
+        here = room_of(names[path], layers)
+        static |= {(here, there) for there in _rooms_named(_imported(tree), layers)}
+        modules = {text for text in _strings(tree) if text.removeprefix(f"{PACKAGE}.") in names.values()}
+        by_name |= {(here, there) for there in _rooms_named(modules, layers)}
     imports = _between_rooms(static, layers)
-    return House(layers, purposes, imports, _between_rooms(by_name, layers) - imports)
+    return House(layers, purposes, imports, _between_rooms(by_name, layers) - imports, _from_test("EXCEPTIONS"))
 
 
-def room_layers() -> dict[str, int]:
-    """Return the layer of every room, from the test that holds the code to it; the package's face is on top."""
+def name_of(path: Path) -> str:
+    """Return the name of a module within the package; that of the package itself is `FACE`."""
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(parts if parts == (FACE,) else parts[: -1 if parts[-1] == FACE else None])
+
+
+def room_of(module: str, layers: dict[str, int]) -> str:
+    """Return the room of a module: the longest beginning of its name that is one; a script is in `__main__`."""
+    parts = module.split(".")
+    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return "__main__" if parts[-1] == "__main__" else next((name for name in names if name in layers), "")
+
+
+def _room_layers() -> dict[str, int]:
+    """Return the layer of every room, as the test has it that holds the code to it; the package's face is on top."""
+    rows: tuple[tuple[str, ...], ...] = _from_test("LAYERS")
+    return {room: layer for layer, row in enumerate(rows) for room in row} | {FACE: len(rows) - 1}
+
+
+def _from_test(name: str) -> Any:
     for node in ast.parse(LAYERS_TEST.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYER":
-            layers: dict[str, int] = ast.literal_eval(node.value)
-            return {FACE: max(layers.values())} | layers
-    raise AssertionError(f"{LAYERS_TEST} has no table LAYER")
-
-
-def room_of(path: Path) -> str:
-    """Return the room of a file: the first part of its path in the package, or `__main__` for what is started."""
-    return path.stem if path.name == "__main__.py" else path.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
-
-
-def _module(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{LAYERS_TEST} has no table {name}")
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
@@ -81,21 +93,13 @@ def _strings(tree: ast.Module) -> set[str]:
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def _room_named(module: str, layers: dict[str, int]) -> Iterator[str]:
-    package, *parts = module.split(".")
-    if package == PACKAGE and parts and parts[0] in layers:
-        yield parts[0]
+def _rooms_named(modules: Iterable[str], layers: dict[str, int]) -> set[str]:
+    inside = (name.removeprefix(f"{PACKAGE}.") for name in modules if name.startswith(f"{PACKAGE}."))
+    return {room_of(name, layers) for name in inside}
 
 
 def _between_rooms(arrows: set[Arrow], layers: dict[str, int]) -> frozenset[Arrow]:
     return frozenset((here, there) for here, there in arrows if here != there and {here, there} <= layers.keys())
-
-
-def _purposes(rooms: dict[Path, str], trees: dict[Path, ast.Module]) -> dict[str, str]:
-    """Return the docstring of every room: of its `__init__.py`, or of the module that it is."""
-    root = ROOT / PACKAGE
-    doors = {room: path for path, room in rooms.items() if path in (root / f"{room}.py", root / room / "__init__.py")}
-    return {room: ast.get_docstring(trees[path]) or "" for room, path in doors.items()}
 
 
 def _reaches(below: dict[str, set[str]], start: set[str], end: str) -> bool:

@@ -10,9 +10,9 @@ from itertools import pairwise
 from docs.generate.imports import FACE, House
 from docs.generate.layered import Drawing, Node, place
 
-WIDTH, HEIGHT = 150, 62  # of a room
+WIDTH, HEIGHT = 160, 60  # of a room
 LANE, GAP = 10, 16  # of an arrow that passes a row; between neighbours
-ROW = 118  # from row to row
+ROW, EDGE = 98, 14  # from row to row; between a room and the edge of its layer
 LABEL, MARGIN = 74, 14
 LINE_LENGTH, LINES = 25, 3
 COLORS = ("#5b6c8f", "#2f7d8c", "#3f8f5f", "#8a8a2e", "#b7791f", "#b4552d", "#a23b5c", "#7a4a9c", "#4d5bb0", "#444c5c")
@@ -33,7 +33,7 @@ def picture(house: House) -> str:
     rows = rows_of(house)
     drawing = place(rows, house.arrows, WIDTH, LANE, GAP)
     wide = LABEL + max(x for x in drawing.x.values()) + WIDTH / 2 + 2 * MARGIN
-    high = len(drawing.rows) * ROW + 2 * MARGIN - (ROW - HEIGHT) + 34
+    high = _top(len(drawing.rows) - 1) + HEIGHT + EDGE + MARGIN
     return "\n".join((
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" '
         f'height="{high:.0f}" role="img" aria-label="The rooms of opt_trt and their imports">',
@@ -43,18 +43,10 @@ def picture(house: House) -> str:
 
 
 def rows_of(house: House) -> dict[str, int]:
-    """Return the row of every room, from the top: a row per layer, more where rooms of a layer import each other."""
-    rows: dict[str, int] = {}
-    first = 0
-    for layer in sorted(set(house.layers.values()), reverse=True):
-        depth = {room: 0 for room, its in house.layers.items() if its == layer}
-        for _ in depth:
-            for a, b in house.arrows:
-                if a in depth and b in depth:
-                    depth[b] = max(depth[b], depth[a] + 1)
-        rows |= {room: first + d for room, d in depth.items()}
-        first += max(depth.values(), default=-1) + 1
-    return rows
+    """Return the row of every room that has an arrow, from the top: rooms of a layer stand side by side."""
+    drawn = {room for arrow in house.arrows for room in arrow}
+    layers = sorted({house.layers[room] for room in drawn}, reverse=True)
+    return {room: layers.index(house.layers[room]) for room in drawn}
 
 
 def _color(house: House, room: str) -> str:
@@ -70,15 +62,14 @@ def _heads() -> list[str]:
 
 
 def _top(row: int) -> float:
-    return MARGIN + 17 + row * ROW
+    return MARGIN + EDGE + row * ROW
 
 
 def _bands(house: House, rows: dict[str, int], wide: float) -> list[str]:
     """Return a strip for every layer, with its number."""
     parts = []
-    for layer in sorted(set(house.layers.values()), reverse=True):
-        its = [row for room, row in rows.items() if house.layers[room] == layer]
-        top, bottom = _top(min(its)) - 17, _top(max(its)) + HEIGHT + 17
+    for row, layer in sorted({(row, house.layers[room]) for room, row in rows.items()}):
+        top, bottom = _top(row) - EDGE, _top(row) + HEIGHT + EDGE
         parts += [
             f'<rect x="{MARGIN / 2}" y="{top}" width="{wide - MARGIN:.0f}" height="{bottom - top}" rx="8" '
             f'fill="{COLORS[layer % len(COLORS)]}" fill-opacity="0.08"/>',
