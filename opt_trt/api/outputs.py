@@ -29,15 +29,15 @@ class CompletionOutput:
     the token itself and of the most likely ones. `stop_reason` is the stop word or id, None for the end id.
     """
 
-    index: int
+    index: int  # its place among the prompt's outputs
     text: str  # empty without a tokenizer
-    token_ids: list[int]
-    cumulative_logprob: float | None
-    logprobs: list[dict[int, Logprob]] | None
+    token_ids: list[int]  # of the new tokens
+    cumulative_logprob: float | None  # the sum over the tokens; None without `logprobs`
+    logprobs: list[dict[int, Logprob]] | None  # None unless asked for; a beam search always has them
     finish_reason: str | None  # "length", "stop", or None while more is to come
-    stop_reason: str | int | None
+    stop_reason: str | int | None  # the stop word or id; None for the end id
     text_diff: str  # what is new since the output before this one; never half a character
-    token_ids_diff: list[int]
+    token_ids_diff: list[int]  # the new tokens since the output before this one
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class RequestOutput:
     """A prompt and its outputs: all of them finished, or what there is of them when streaming."""
 
     prompt: str | None  # None if token ids were given
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
+    prompt_token_ids: list[int]  # as the engine was given them
+    outputs: list[CompletionOutput]  # as many as asked for
 
     @property
     def finished(self) -> bool:

@@ -41,7 +41,7 @@ class LlmOptions:
     kv_cache_enable_block_reuse: bool = False  # keep blocks of the KV cache for prompts that begin alike
     scheduler_policy: str = Scheduling.policy  # or "max_utilization": start over the newest when the cache is full
     context_chunk_size: int | None = None  # most prompt tokens in a step in which others generate
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = 1  # must be 1: engines of several ranks are built by commands
     seed: int = 0  # of the seeds of requests that bring none
 
     def __post_init__(self) -> None:

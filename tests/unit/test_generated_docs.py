@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from docs.generate.imports import House, read_house
 from docs.generate.layered import place
 from docs.generate.pages import pages
 from docs.generate.picture import rows_of
+
+ROOT = Path(__file__).parents[2]
+PLANNED = {"serve/"}  # rooms that do not exist yet
 
 
 @pytest.mark.parametrize(("path", "text"), pages().items(), ids=lambda x: getattr(x, "name", ""))
@@ -35,3 +41,10 @@ def test_neighbours_in_a_row_do_not_overlap():
         sizes = [10 if node.arrow else 100 for node in row]
         for left, right, a, b in zip(row, row[1:], sizes, sizes[1:], strict=False):
             assert drawing.x[right] - drawing.x[left] >= (a + b) / 2 + 5 - 1e-9
+
+
+def test_every_path_of_the_design_exists():
+    words = set(re.findall(r"`([\w./*]+)`", (ROOT / "docs/design.md").read_text()))
+    paths = {word for word in words if "/" in word or word.endswith((".py", ".h", ".cpp"))} - PLANNED
+    assert len(paths) > 30
+    assert not {path for path in paths if not (any((ROOT / "opt_trt").rglob(path)) or (ROOT / path).exists())}
