@@ -18,8 +18,9 @@ from opt_trt.plugins.cuda.buckets import bound_of
 from opt_trt.plugins.cuda.graphs import capture
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem
-from opt_trt.plugins.ops.cuda import BucketPlan, CudaOps
+from opt_trt.plugins.gemm.problem import GemmCall, GemmProblem
+from opt_trt.plugins.ops.cuda import CudaOps
+from opt_trt.plugins.ops.plan import BucketPlan
 from opt_trt.plugins.tactic import Tactic
 
 # hidden, layers, heads, ffn

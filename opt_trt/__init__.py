@@ -5,14 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from opt_trt.version import __version__
+
 if TYPE_CHECKING:
     from opt_trt.api.llm import LLM
     from opt_trt.api.outputs import CompletionOutput, Logprob, RequestOutput
     from opt_trt.api.sampling_params import SamplingParams
     from opt_trt.errors import UserError
 
-__version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "UserError"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "UserError", "__version__"]
 
 # Where the Python API is; imported once it is used, because torch takes seconds to load.
 HOMES = {

@@ -16,15 +16,13 @@ from typing import Any, NoReturn, TypeVar
 from opt_trt.config.flags import Flag, Refusal
 from opt_trt.errors import CheckFailed, UserError
 from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World, current_world
+from opt_trt.runtime.world.cores import SPIN_COUNT
 
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 128 + signal.SIGPIPE  # what shells report of a command whose output nobody reads any more
 
-# How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
-# a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
-SPIN_COUNT = "10000"
 
 Config = TypeVar("Config")
 
@@ -128,10 +126,12 @@ def _exit(code: int, message: str = "") -> NoReturn:
 
 
 def _program() -> str | None:
-    """What the user typed where argparse would say `__main__.py`: `python -m opt_trt.describe`."""
+    """Return what the user typed where argparse would say `__main__.py`: `python -m opt_trt describe`."""
     spec = sys.modules["__main__"].__spec__
-    named = spec is not None and spec.name.endswith(".__main__")
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec is not None and named else None
+    if spec is None or not spec.name.endswith(".__main__"):
+        return None
+    package = spec.name.removesuffix(".__main__")
+    return f"python -m {package} {sys.argv[1]}" if package == __package__ else f"python -m {package}"
 
 
 def _add_flag(parser: argparse._ActionsContainer, f: Field[Any], hint: Any) -> None:

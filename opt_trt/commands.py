@@ -1,12 +1,16 @@
-"""The commands: each parses its flags, then hands them to one library entry."""
+"""One table of commands: each parses its flags, then hands them to one library entry."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from typing import NoReturn
 
-from opt_trt.cli import run_main
+from opt_trt.cli import EXIT_USER_ERROR, run_main
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.describe_flags import DescribeConfig
@@ -18,6 +22,7 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.runtime.world.cores import share_cores
+from opt_trt.version import __version__
 
 
 @dataclass(frozen=True)
@@ -52,42 +57,36 @@ COMMANDS = {
 }
 
 
-def convert() -> None:
-    """`convert_checkpoint.py`: an original OPT becomes a TensorRT-LLM checkpoint."""
-    _command("convert")
+def main() -> NoReturn:
+    """Run `python -m opt_trt COMMAND` and exit."""
+    name, argv = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in COMMANDS:
+        run_command(name, argv)
+    if name in ("--help", "-h", "--version"):
+        print(f"opt_trt {__version__}" if name == "--version" else usage())
+        sys.exit(0)
+    print(f"error: expected a command, found {name!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 
-def build() -> None:
-    """`build.py`: a checkpoint becomes an engine."""
-    _command("build")
+def usage() -> str:
+    """Return the list of commands as `python -m opt_trt` prints it."""
+    lines = [f"  {name:<12}{(command.config_class.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    return "\n".join(("usage: python -m opt_trt COMMAND [flags]; COMMAND --help lists its flags", "", *lines))
 
 
-def run() -> None:
-    """`run.py`: an engine generates text."""
-    _command("run")
-
-
-def summarize() -> None:
-    """`summarize.py`: an engine's summaries are scored beside Hugging Face's."""
-    _command("summarize")
-
-
-def describe() -> None:
-    """`python -m opt_trt.describe`: what a checkpoint or an engine holds, or what two checkpoints differ in."""
-    _command("describe")
-
-
-def export_hf() -> None:
-    """`python -m opt_trt.export_hf`: a checkpoint becomes a Hugging Face model again."""
-    _command("export_hf")
-
-
-def repack() -> None:
-    """`python -m opt_trt.repack`: a packed checkpoint for another GPU."""
-    _command("repack")
-
-
-def _command(name: str) -> None:
+def run_command(name: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit; `argv` is by default the process's."""
     command, world = COMMANDS[name], current_world(os.environ)
     share_cores(world, os.environ)
-    run_main(lambda config: command.start(config, world), command.config_class)
+    run_main(lambda config: command.start(config, world), command.config_class, argv)
+
+
+# What console scripts and the scripts beside the package call.
+convert = partial(run_command, "convert")
+build = partial(run_command, "build")
+run = partial(run_command, "run")
+summarize = partial(run_command, "summarize")
+describe = partial(run_command, "describe")
+export_hf = partial(run_command, "export_hf")
+repack = partial(run_command, "repack")

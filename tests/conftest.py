@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.cli import SPIN_COUNT
+from opt_trt.runtime.world.cores import SPIN_COUNT
 
 os.environ.setdefault(
     "GOMP_SPINCOUNT", SPIN_COUNT

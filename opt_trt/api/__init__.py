@@ -2,9 +2,8 @@
 
 import os
 
-from opt_trt.cli import SPIN_COUNT
 from opt_trt.runtime.world import current_world
-from opt_trt.runtime.world.cores import share_cores
+from opt_trt.runtime.world.cores import SPIN_COUNT, share_cores
 
 # As the commands do; both act unless torch is loaded already.
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from opt_trt import __version__
 from opt_trt.backends import machine
 from opt_trt.backends.build import build
 from opt_trt.config.build_flags import BuildConfig
@@ -23,6 +22,7 @@ from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.json_file import read_json
+from opt_trt.version import __version__
 
 QUIET = "warning"  # the log level: one line of this file's says what goes on
 LONGEST = 2**31 - 1  # cut by the builder to what max_seq_len and max_num_tokens allow

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_trt.runtime.request import Request, TokenEvent, TokenLogProbs
-from opt_trt.text.tokenizer import Decodes, OutputText
+from opt_trt.text.output import OutputText
+from opt_trt.text.tokenizer import Decodes
 
 FINISH_REASONS = {None: None, "length": "length", "end_id": "stop", "stop_words": "stop"}
 

@@ -14,7 +14,8 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.stopping import StopWords
-from opt_trt.text.tokenizer import Detokenizer, Tokenizer
+from opt_trt.text.output import Detokenizer
+from opt_trt.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.model.config import ModelConfig
@@ -30,7 +29,7 @@ def build(config: BuildConfig) -> None:
         return
     with atomic_directory(out, owned=OWNED) as temporary:
         backend.build(checkpoint, config, temporary)
-    if config.log_level not in TALKATIVE:
+    if not config.talks:
         return
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
@@ -44,7 +43,7 @@ def _choose(config: BuildConfig) -> str:
     if config.dry_run and config.backend != "auto":
         return config.backend
     chosen = choose_backend(config.backend)
-    if chosen.passed_over and config.log_level in TALKATIVE:
+    if chosen.passed_over and config.talks:
         print(f"backend {chosen.name} ({chosen.passed_over})")
     return chosen.name
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from opt_trt import __version__
 from opt_trt.errors import UserError
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.json_file import check_types, read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cuda.gpu import Gpu
+from opt_trt.version import __version__
 
 CONFIG, PROGRAMS, WEIGHTS = "config.json", "rank{rank}.engine", "rank{rank}.weights.safetensors"
 REBUILD = "build it again here: python build.py --checkpoint_dir CHECKPOINT --output_dir {engine}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from opt_trt.config.convert_flags import PRECISIONS
-from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
 from opt_trt.config.tensorrt_flags import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
 
@@ -24,7 +24,7 @@ LEFT = "an option TensorRT-LLM's builder had and gave up"
 
 
 @dataclass(frozen=True)
-class BuildConfig(TensorRtOptions):
+class BuildConfig(TensorRtOptions, Logged):
     """Compile a TensorRT-LLM checkpoint into an engine for this machine."""
 
     checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")

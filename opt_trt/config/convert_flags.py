@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
 from opt_trt.errors import UserError
 from opt_trt.model.config import DTYPES
 
@@ -13,7 +13,7 @@ PRECISIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(Logged):
     """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
 
     model_dir: str | None = flag(None, "directory of the original checkpoint: Hugging Face, metaseq, FlagAI or Alpa")

@@ -1,15 +1,15 @@
-"""What `python -m opt_trt.describe` takes."""
+"""What `python -m opt_trt describe` takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opt_trt.config.flags import LOG_LEVELS, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, flag
 from opt_trt.errors import UserError
 
 
 @dataclass(frozen=True)
-class DescribeConfig:
+class DescribeConfig(Logged):
     """Print what a checkpoint, an engine or an original model holds, or what two checkpoints differ in."""
 
     directories: tuple[str, ...] = flag(

@@ -1,11 +1,11 @@
-"""What `python -m opt_trt.export_hf` takes."""
+"""What `python -m opt_trt export_hf` takes."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from opt_trt.config.flags import LOG_LEVELS, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, flag
 from opt_trt.errors import UserError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -13,7 +13,7 @@ SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Logged):
     """Rebuild a Hugging Face checkpoint from a TensorRT-LLM checkpoint of any ranks, quantization and packing."""
 
     checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py, all its ranks (required)")

@@ -9,7 +9,18 @@ from typing import Any
 from opt_trt.errors import UserError
 
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
-TALKATIVE = LOG_LEVELS[:2]  # the levels at which a command tells what it did
+TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
+
+
+class Logged:
+    """Commands that have a `--log_level`."""
+
+    log_level: str
+
+    @property
+    def talks(self) -> bool:
+        """Whether the command tells what it did, and shows progress on a terminal."""
+        return self.log_level in TALKATIVE
 
 
 @dataclass(frozen=True)

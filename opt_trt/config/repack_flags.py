@@ -1,15 +1,15 @@
-"""What `python -m opt_trt.repack` takes."""
+"""What `python -m opt_trt repack` takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opt_trt.config.flags import LOG_LEVELS, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, flag
 from opt_trt.errors import UserError
 
 
 @dataclass(frozen=True)
-class RepackConfig:
+class RepackConfig(Logged):
     """Lay the weights of a packed INT8 or INT4 checkpoint out for another GPU; nothing is quantized again."""
 
     checkpoint_dir: str | None = flag(None, "checkpoint with packed weights, all its ranks (required)")

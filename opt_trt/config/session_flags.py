@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from opt_trt.config.flags import LOG_LEVELS, Refusal, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
@@ -53,7 +53,7 @@ SAMPLING_FLAGS = (
 
 
 @dataclass(frozen=True)
-class SessionConfig:
+class SessionConfig(Logged):
     """Fields common to both scripts."""
 
     tokenizer_dir: str | None = flag(None, "directory of the tokenizer; default: --hf_model_dir")

@@ -16,15 +16,13 @@ from opt_trt.checkpoint.reader import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
 from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.host.disk import check_space, telling_what_lacks
 from opt_trt.host.progress import byte_bar
-from opt_trt.host.threads import one_thread
-from opt_trt.host.workers import Scratch, for_each
+from opt_trt.host.workers import Scratch, for_each, one_thread
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
 from opt_trt.quant import ALGORITHMS, MODES
@@ -59,7 +57,7 @@ def convert(config: ConvertConfig) -> None:
         write_config(directory, model)
         with (
             telling_what_lacks(directory, _nbytes(specs)),
-            byte_bar("convert", _nbytes(specs), config.log_level) as bar,
+            byte_bar("convert", _nbytes(specs), config.talks) as bar,
             RankFiles(directory, model, bar.update, report) as ranks,
         ):
             for_each(tensors, ranks.write, config.workers)
@@ -68,13 +66,13 @@ def convert(config: ConvertConfig) -> None:
     told = [_summary(output_dir, model, specs, time.perf_counter() - started)]
     if paths and report:
         told.append(write_report(report, paths, _about(model_dir, model)))
-    if config.log_level in TALKATIVE:
+    if config.talks:
         print("\n".join(told))
 
 
 def _open(model_dir: Path, config: ConvertConfig) -> Source:
     """The source, its files compared with their published md5 sums if there is a list; says what was found."""
-    quiet = config.log_level not in TALKATIVE
+    quiet = not config.talks
     checked = [check_md5(model_dir, Path(config.md5_manifest), quiet)] if config.md5_manifest else []
     source = open_source(model_dir, config.model_type)
     for note in () if quiet else (*checked, *source.notes):

@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 
-from opt_trt import __version__
 from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
 from opt_trt.config.export_flags import ExportConfig
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.convert.hf_model import source_config, source_specs, source_tensors
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.host.disk import check_space
 from opt_trt.host.progress import byte_bar
-from opt_trt.host.threads import one_thread
+from opt_trt.host.workers import one_thread
 from opt_trt.sources.hf_config import TOKENS, hf_config_values
 from opt_trt.sources.opt import OptConfig
+from opt_trt.version import __version__
 
 MARKER = "opt_trt_export.json"  # where the weights are from; a directory without it is never replaced
 INDEX = "model.safetensors.index.json"
@@ -48,7 +47,7 @@ def export_hf(config: ExportConfig) -> None:
     model = WholeModel(config.checkpoint_dir)
     with one_thread():
         files = _write(model, tokenizer, config)
-    if config.log_level in TALKATIVE:
+    if config.talks:
         print(_summary(config, model, files, time.perf_counter() - started))
 
 
@@ -65,7 +64,7 @@ def _write(model: WholeModel, tokenizer: list[Path], config: ExportConfig) -> Fi
         for file in tokenizer:
             shutil.copyfile(file, directory / file.name)
         _write_index(directory, files)
-        with byte_bar("export", total, config.log_level) as bar:
+        with byte_bar("export", total, config.talks) as bar:
             tensors = _counted(source_tensors(model, source), bar.update)
             for name, part in files.items():
                 write_rank(directory / name, part, islice(tensors, len(part)))

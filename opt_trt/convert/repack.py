@@ -15,14 +15,13 @@ from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, check_target_sm, 
 from opt_trt.checkpoint.spec import check_shards, packed_mode
 from opt_trt.checkpoint.weight_only import repack_blocks
 from opt_trt.checkpoint.writer import write_rank
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.host.disk import check_space, telling_what_lacks
 from opt_trt.host.json_file import read_json
 from opt_trt.host.progress import byte_bar
-from opt_trt.host.threads import one_thread
+from opt_trt.host.workers import one_thread
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
 from opt_trt.quant.mode import QuantMode
@@ -46,13 +45,13 @@ def repack(config: RepackConfig) -> None:
         one_thread(),
         atomic_directory(output, owned=("rank*.safetensors",)) as temporary,
         telling_what_lacks(temporary, total),
-        byte_bar("repack", total, config.log_level) as bar,
+        byte_bar("repack", total, config.talks) as bar,
     ):
         _write_config(temporary, directory, config.target_sm)
         for number, rank in enumerate(ranks):
             tensors = _repacked(rank, mode, config.target_sm, bar.update)
             write_rank(rank_file(temporary, number), rank.spec, tensors)
-    if config.log_level in TALKATIVE:
+    if config.talks:
         print(
             f"checkpoint {output}: packed for SM {config.target_sm} (was {model.target_sm}), {total / 1e9:.3f} GB in "
             f"{len(ranks)} {'rank' if len(ranks) == 1 else 'ranks'}, {time.perf_counter() - started:.1f} s"

@@ -37,7 +37,7 @@ def compare(a: Path, b: Path, config: DescribeConfig) -> None:
     models = WholeModel(a), WholeModel(b)
     keys = config_differences(models[0].config.to_dict(), models[1].config.to_dict())
     names = list(dict.fromkeys((*models[0].shapes, *models[1].shapes)))
-    with byte_bar("compare", sum(_nbytes(models[0], name) for name in names), config.log_level) as bar:
+    with byte_bar("compare", sum(_nbytes(models[0], name) for name in names), config.talks) as bar:
         rows = []
         for name in names:
             rows += _rows(name, models)

@@ -13,7 +13,7 @@ from opt_trt.describe.extremes import Measured, measure
 from opt_trt.describe.listing import Group
 from opt_trt.describe.render import report_lines, report_values
 from opt_trt.host.progress import byte_bar
-from opt_trt.host.threads import one_thread
+from opt_trt.host.workers import one_thread
 
 
 def describe(config: DescribeConfig) -> None:
@@ -28,7 +28,7 @@ def describe(config: DescribeConfig) -> None:
 
 def _describe(directory: Path, config: DescribeConfig) -> None:
     listing = list_directory(directory, config.rank)
-    with byte_bar("describe", listing.nbytes, config.log_level) as bar:
+    with byte_bar("describe", listing.nbytes, config.talks) as bar:
         measured = [_measure(group, config.sha256, bar.update) for group in listing.groups]
     if config.json:
         print(json.dumps(report_values(directory, listing, measured), indent=2, allow_nan=False))

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from opt_trt.backends import open_engine
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.evaluate.dataset import DatasetSource, load_articles
@@ -34,7 +33,7 @@ def summarize(config: SummarizeConfig) -> None:
     Raises `UserError` for what a person can fix and `CheckFailed` when a score misses its limit.
     """
     gates = _gates(config) if config.check_accuracy else None
-    say: Say = print if config.log_level in TALKATIVE else lambda text: None
+    say: Say = print if config.talks else lambda text: None
     tokenizer = _load_tokenizer(config)
     samples = _load_samples(config, tokenizer)
     summarizers = _load_summarizers(config, tokenizer, say)

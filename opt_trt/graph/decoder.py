@@ -114,3 +114,17 @@ class Head(torch.nn.Module):
         """What logits are a product of: `x` [T, E] → [M, E] of the tokens `token_ids` [M], behind the last norm."""
         x = x.index_select(0, token_ids)
         return self.ops.layer_norm(x, weights[0], weights[1], self.epsilon) if self.final_norm else x
+
+
+SITES = {
+    "attention.qkv.weight": "qkv",
+    "attention.dense.weight": "dense",
+    "mlp.fc.weight": "fc",
+    "mlp.proj.weight": "proj",
+    "lm_head.weight": "head",
+}
+
+
+def site_of(name: str) -> str | None:
+    """The matrix product a checkpoint tensor belongs to, None if it is a table or a vector."""
+    return next((site for suffix, site in SITES.items() if name.endswith(suffix)), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import Event, Lock, local
 from typing import TypeVar
 
@@ -58,3 +59,14 @@ def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) 
                 failed.result()
         finally:
             stop.set()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Copying is bound by memory and disk; more threads would only wait for one another on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from opt_trt.runtime.request import Request, Result, TokenEvent
 from opt_trt.runtime.stopping import Stop
-from opt_trt.text.tokenizer import Decodes, OutputText, readable
+from opt_trt.text.output import OutputText, readable
+from opt_trt.text.tokenizer import Decodes
 
 
 class IdText:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from opt_trt.config.run_flags import RunConfig
-from opt_trt.run import array_files
+from opt_trt.errors import UserError
+from opt_trt.host.atomic import replace_file, replace_text
 from opt_trt.runtime.request import Request, Result, TokenEvent
 
 
@@ -50,17 +54,17 @@ def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Seque
     prompts = [request.prompt_ids for request in requests for _ in range(num_beams)]
     rows = [[*prompt_ids, *output.ids] for prompt_ids, output in zip(prompts, outputs, strict=True)]
     fill = requests[0].end_id
-    ids = array_files.pad_rows(rows, end_id if fill is None else fill, np.int32)
+    ids = pad_rows(rows, end_id if fill is None else fill, np.int32)
     if config.output_csv is not None:
-        array_files.write_csv(Path(config.output_csv), ids)
+        write_csv(Path(config.output_csv), ids)
     if config.output_npy is not None:
-        array_files.write_npy(Path(config.output_npy), ids)
+        write_npy(Path(config.output_npy), ids)
     if config.output_log_probs_npy is not None:
-        log_probs = array_files.pad_rows([output.log_probs for output in outputs], 0.0, np.float32)
-        array_files.write_npy(Path(config.output_log_probs_npy), log_probs.reshape(len(requests), num_beams, -1))
+        log_probs = pad_rows([output.log_probs for output in outputs], 0.0, np.float32)
+        write_npy(Path(config.output_log_probs_npy), log_probs.reshape(len(requests), num_beams, -1))
     if config.output_cum_log_probs_npy is not None:
         sums = np.array([math.fsum(output.log_probs) for output in outputs], dtype=np.float32)
-        array_files.write_npy(Path(config.output_cum_log_probs_npy), sums.reshape(-1, num_beams))
+        write_npy(Path(config.output_cum_log_probs_npy), sums.reshape(-1, num_beams))
     if config.output_logits_npy is not None:
         _write_logits(outputs, *map(Path, config.logits_targets()))
 
@@ -69,9 +73,48 @@ def _write_logits(outputs: Sequence[Output], context_file: Path, generation_file
     context = [output.context_logits for output in outputs if output.context_logits is not None]
     if context:
         shape = (sum(map(len, context)), context[0].shape[1])
-        array_files.write_npy_parts(context_file, shape, (logits.numpy() for logits in context))
+        write_npy_parts(context_file, shape, (logits.numpy() for logits in context))
     generation = [output.generation_logits for output in outputs if output.generation_logits is not None]
     if generation:
         longest = max(map(len, generation))
         filled = (pad(logits, (0, 0, 0, longest - len(logits))).numpy() for logits in generation)
-        array_files.write_npy_parts(generation_file, (len(generation), 1, longest, generation[0].shape[1]), filled)
+        write_npy_parts(generation_file, (len(generation), 1, longest, generation[0].shape[1]), filled)
+
+
+def check_target(path: Path) -> None:
+    """Raise `UserError` now rather than after the generation if the file cannot be put there."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a directory; make it, or give another place for {path.name}")
+
+
+def pad_rows(rows: Sequence[Sequence[float]], fill: float, dtype: type[np.number]) -> np.ndarray:
+    """`[rows, longest row]` of a type, short rows filled at the end."""
+    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def write_csv(path: Path, ids: np.ndarray) -> None:
+    """A line of comma-separated integers per row."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(ids.tolist())
+    replace_text(path, text.getvalue())
+
+
+def write_npy(path: Path, values: np.ndarray) -> None:
+    """numpy's format; the name is kept as given."""
+    replace_file(path, lambda file: np.save(file, values, allow_pickle=False))
+
+
+def write_npy_parts(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """The same of fp32 values whose parts, one after another, make up `shape`: they are never in memory as a whole."""
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype="<f4").data)
+
+    replace_file(path, write)

@@ -13,7 +13,8 @@ from opt_trt.run import prompt_files
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.stopping import StopWords
 from opt_trt.step import DecoderSpec
-from opt_trt.text.tokenizer import Detokenizer, Tokenizer
+from opt_trt.text.output import Detokenizer
+from opt_trt.text.tokenizer import Tokenizer
 
 NEVER_ENDS = -1  # the --end_id that switches the end id off
 Ids = tuple[int, ...]

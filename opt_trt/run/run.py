@@ -11,7 +11,7 @@ from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
-from opt_trt.run import array_files
+from opt_trt.run import output_files
 from opt_trt.run.console import IdText, Printing, StreamPrinter, print_results
 from opt_trt.run.interactive import check_input, converse
 from opt_trt.run.output_files import Output, output_of, write_outputs
@@ -41,7 +41,7 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     if config.interactive:
         check_input(current_world(os.environ))
     for target in config.targets():
-        array_files.check_target(Path(target))
+        output_files.check_target(Path(target))
     tokenizer = _tokenizer(config)
     session = (open_session or _open_engine)(
         Path(config.engine_dir), _kv_cache_limit(config), config.scheduling(), config.runtime_options()

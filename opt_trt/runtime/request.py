@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from opt_trt.config.sampling import GREEDY, PENALTIES, SamplingParams
 from opt_trt.errors import UserError
-from opt_trt.runtime.admission import describe_rows, rows_problem
 from opt_trt.runtime.stopping import Stop, StopWords
 
 if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
     import torch
 
-    from opt_trt.step import DecoderSpec
 
 FinishReason = Literal["end_id", "stop_words", "length", "cancelled", "failed"]
 
@@ -119,85 +116,3 @@ class TokenEvent:
     finish_reason: FinishReason | None
     stop: Stop | None = None
     log_probs: TokenLogProbs | None = None  # if asked for
-
-
-def check_request(request: Request, index: int, spec: DecoderSpec, pool_tokens: int) -> None:
-    """Raise `RequestFailed` if the decoder or a KV cache of `pool_tokens` cannot serve the request."""
-    problem = rows_problem(request, spec) or request_problem(request, spec) or _pool_problem(request, spec, pool_tokens)
-    if problem:
-        raise RequestFailed(index, problem)
-
-
-def request_problem(request: Request, spec: DecoderSpec) -> str | None:
-    """Why no engine of these limits serves the request, whatever its memory; None if one may."""
-    return (
-        _prompt_problem(request, spec)
-        or _length_problem(request, spec)
-        or _logits_problem(request, spec)
-        or _sampling_problem(request, spec)
-    )
-
-
-def _prompt_problem(request: Request, spec: DecoderSpec) -> str | None:
-    ids = request.prompt_ids
-    if not ids:
-        return "is empty; give at least one token (--no_add_special_tokens leaves out the </s> in front)"
-    if min(ids) < 0 or max(ids) >= spec.vocab_size:
-        bad = next(i for i in ids if not 0 <= i < spec.vocab_size)
-        return f"has token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; use the tokenizer of the model"
-    if len(ids) > spec.max_input_len:
-        return (
-            f"has {len(ids)} tokens, the engine takes {spec.max_input_len}; "
-            "lower --max_input_length or build with a larger --max_input_len"
-        )
-    return None
-
-
-def _length_problem(request: Request, spec: DecoderSpec) -> str | None:
-    if request.max_new_tokens < 1:
-        return f"asks for {request.max_new_tokens} new tokens; --max_output_len must be at least 1"
-    if request.max_tokens > spec.max_seq_len:
-        return (
-            f"needs {_length(request)}, the engine takes {spec.max_seq_len}; "
-            "lower --max_output_len or --max_input_length, or build with a larger --max_seq_len"
-        )
-    return None
-
-
-def _pool_problem(request: Request, spec: DecoderSpec, pool_tokens: int) -> str | None:
-    needed = request.max_blocks(spec.tokens_per_block) * spec.tokens_per_block
-    if max(request.max_tokens, needed) > pool_tokens:
-        rows = f" of {describe_rows(request.sampling)}" * (request.sampling.num_rows > 1)
-        return (
-            f"needs {_length(request)}{rows}, the whole KV cache holds {pool_tokens}; raise "
-            "--max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction, or lower --max_output_len"
-        )
-    return None
-
-
-def _length(request: Request) -> str:
-    return f"{len(request.prompt_ids)} tokens + {request.max_new_tokens} new ones = {request.max_tokens}"
-
-
-def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:
-    if request.return_context_logits and not spec.gather_context_logits:
-        return "asks for context logits; build the engine with --gather_context_logits"
-    if request.return_generation_logits and not spec.gather_generation_logits:
-        return "asks for generation logits; build the engine with --gather_generation_logits"
-    return None
-
-
-def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
-    stop_ids = () if request.stop_words is None else chain.from_iterable(request.stop_words.ids)
-    bad = next((i for i in (*request.sampling.token_ids, *stop_ids) if not 0 <= i < spec.vocab_size), None)
-    if bad is not None:
-        return (
-            f"bans, biases or stops at token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; "
-            "use the tokenizer of the model"
-        )
-    if request.sampling.min_length > request.max_new_tokens:
-        return (
-            f"asks for at least {request.sampling.min_length} and at most {request.max_new_tokens} new tokens; "
-            "lower --min_length or raise --max_output_len"
-        )
-    return None

@@ -6,17 +6,48 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Protocol
 
-from opt_trt.runtime.random_numbers import RandomNumbers
 from opt_trt.runtime.request import FinishReason, Request, TokenEvent, TokenLogProbs
 from opt_trt.runtime.stopping import Stop, StopWatch
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the scheduler is plain Python: it must import without torch
     import torch
 
-    from opt_trt.runtime.sampling.beam import BeamSearch, Hypothesis
-    from opt_trt.runtime.sampling.contrastive import ContrastiveSearch
+
+class RandomNumbers:
+    """Numbers from `[0, 1)` that depend on the seed alone: who looks ahead changes none of them."""
+
+    def __init__(self, seed: str) -> None:
+        self._generator = Random(seed)
+        self._seen: deque[float] = deque()
+
+    def random(self) -> float:
+        """The next one, which is used up."""
+        return self._seen.popleft() if self._seen else self._generator.random()
+
+    def coming(self, count: int) -> tuple[float, ...]:
+        """The next ones, which stay."""
+        while len(self._seen) < count:
+            self._seen.append(self._generator.random())
+        return tuple(self._seen)[:count]
+
+
+class Search(Protocol):
+    """How one request chooses among several rows: beams or candidates."""
+
+    def advance(self, logits: torch.Tensor, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """Take the rows' fp32 logits `[R, V]`, and return the rows of the next step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished output and its score: its log-probability over its number of tokens to the length penalty."""
+
+    sequence: TokenSequence
+    score: float
 
 
 @dataclass(eq=False)
@@ -39,7 +70,7 @@ class TokenSequence:
     generation_logits: list[torch.Tensor] = field(default_factory=list)
     hidden: list[torch.Tensor] = field(default_factory=list)  # states `[n, E]` of the tokens a step computed, if needed
     leader: TokenSequence | None = None  # of a beam or candidate: what computed the prompt and stands for the request
-    search: BeamSearch | ContrastiveSearch | None = None  # of a leader
+    search: Search | None = None  # of a leader
     hypotheses: Sequence[Hypothesis] = ()  # the outputs of a finished beam search, best first
 
     @property

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.host.memory import free_bytes
+from opt_trt.runtime.admission import check_request
 from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation
 from opt_trt.runtime.in_flight import InFlight, check_all, generate_all
 from opt_trt.runtime.ranks import ALONE, Ranks
-from opt_trt.runtime.request import Request, Result, check_request
+from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.runtime.scheduling.block_pool import BlockPool
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit

@@ -10,7 +10,7 @@ import torch
 
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.config.scheduling import POLICIES, Scheduling
-from opt_trt.host.threads import one_thread
+from opt_trt.host.workers import one_thread
 from opt_trt.runtime.generate import result_of
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit

@@ -11,10 +11,11 @@ import torch
 from opt_trt.backends import open_engine
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.host.cache import cache_dir
-from opt_trt.host.threads import one_thread
+from opt_trt.host.workers import one_thread
 from opt_trt.ops import Linear
 from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.native.library import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
@@ -41,24 +42,24 @@ def native(isa):
     return compile_library(isa.march, cache_dir() / "plugins").operators()
 
 
-@pytest.mark.parametrize("weight_type", gemm.STORED)
+@pytest.mark.parametrize("weight_type", STORED)
 @pytest.mark.parametrize("family", [gemm.OWN, gemm.FIXED16], ids=lambda family: family[0].name)
 def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, family, weight_type):
     generator = torch.Generator().manual_seed(5)
     n, k, layout = 131, 275, family[0].layout
-    problem = gemm.GemmProblem("fc", n, k, weight_type, "float16", True, False)
+    problem = GemmProblem("fc", n, k, weight_type, "float16", True, False)
     if (reason := gemm.refusal(family[0], problem, isa.extras)) is not None:
         pytest.skip(reason)
     weight, scale = torch.randn(n, k, generator=generator), None
     if problem.quantized:
         weight, scale = MODES[weight_type].quantize(weight)
-    packed = gemm.pack(weight.to(gemm.STORED[weight_type]) if scale is None else weight, problem, layout)
+    packed = gemm.pack(weight.to(STORED[weight_type]) if scale is None else weight, problem, layout)
     linear = Linear(packed, scale, torch.randn(n, generator=generator))
     x = torch.randn(23, k, generator=generator)
 
     def run(x, tactic):
         values = [tactic.value] * (len(BUCKETS) + 1)
-        return gemm.run_gemm(native, problem, gemm.GemmCall(x, linear, None), layout, values)
+        return gemm.run_gemm(native, problem, GemmCall(x, linear, None), layout, values)
 
     alone = torch.cat([run(row[None], family[0]) for row in x])
     for tactic in family:

@@ -10,8 +10,10 @@ import torch
 from opt_trt.host.cache import cache_dir
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.native import library as native_library
 from opt_trt.plugins.native.library import compile_library
 from opt_trt.plugins.tactic import BUCKETS
@@ -38,29 +40,29 @@ def random_weight(weight_type, n, k, generator):
     if weight_type in MODES:
         q, scale = MODES[weight_type].quantize(weight)
         return q, scale, MODES[weight_type].dequantize(q, scale)
-    weight = weight.to(gemm.STORED[weight_type])
+    weight = weight.to(STORED[weight_type])
     return weight, None, weight.float()
 
 
-@pytest.mark.parametrize("weight_type", gemm.STORED)
+@pytest.mark.parametrize("weight_type", STORED)
 @pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
 @pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7), (64, 256)])
 def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, n, k):
     dtype = weight_type if weight_type in ("float32", "float16") else "bfloat16"  # the one that admits most
-    problem = gemm.GemmProblem("fc", n, k, weight_type, dtype, True, False)
+    problem = GemmProblem("fc", n, k, weight_type, dtype, True, False)
     if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(n * k)
     weight, scale, meant = random_weight(weight_type, n, k, generator)
     for site, has_bias, has_residual in (("fc", True, False), ("proj", True, True), ("head", False, False)):
-        problem = gemm.GemmProblem(site, n, k, weight_type, dtype, has_bias, has_residual)
+        problem = GemmProblem(site, n, k, weight_type, dtype, has_bias, has_residual)
         for tokens in (1, 2, 4, 5, 13, 37):
             x = torch.randn(tokens, k, generator=generator)
             bias = torch.randn(n, generator=generator) if has_bias else None
             residual = torch.randn(tokens, n, generator=generator) if has_residual else None
             packed = gemm.pack(weight, problem, tactic.layout)
             assert tuple(packed.shape) == gemm.packed_shape(problem, tactic.layout)
-            call = gemm.GemmCall(x, Linear(packed, scale, bias), residual)
+            call = GemmCall(x, Linear(packed, scale, bias), residual)
             found = gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
             expected = x @ meant.T
             expected = expected + bias if has_bias else expected
@@ -78,7 +80,7 @@ def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa
     n, k, tokens = 32, 4096, 1047 if tactic in BY_BLOCKS else 79  # two or three parts, the last one not of whole tiles
     weight_type = "int8" if tactic.layout == gemm.QUADS else "float16" if tactic in gemm.WORDS else "bfloat16"
     dtype = "float16" if tactic in gemm.WORDS else "bfloat16"
-    problem = gemm.GemmProblem("proj", n, k, weight_type, dtype, True, True)
+    problem = GemmProblem("proj", n, k, weight_type, dtype, True, True)
     if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +89,7 @@ def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa
     x, residual = (torch.randn(tokens, width, generator=generator) for width in (k, n))
 
     def product(rows: slice) -> torch.Tensor:
-        call = gemm.GemmCall(x[rows], linear, residual[rows])
+        call = GemmCall(x[rows], linear, residual[rows])
         return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
 
     alone = [product(slice(row, row + 1)) for row in range(tokens - 79, tokens)]
@@ -101,7 +103,7 @@ FIXED = {**dict.fromkeys(gemm.FIXED16, 2**15 - 129), **dict.fromkeys(gemm.FIXED8
 @pytest.mark.parametrize("k", [128, 300])
 def test_fixed_point_rounds_activations_by_groups_that_share_a_scale(native, isa, weight_type, k):
     """With activations rounded as it says, the product is exact but for fp32 sums: outliers, zeros, tiny and huge."""
-    problem = gemm.GemmProblem("head", 40, k, weight_type, "float16", False, False)
+    problem = GemmProblem("head", 40, k, weight_type, "float16", False, False)
     if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(k)
@@ -118,7 +120,7 @@ def test_fixed_point_rounds_activations_by_groups_that_share_a_scale(native, isa
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 @pytest.mark.parametrize("site", ["head", "fc"])  # without and with ReLU
 def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, site, value):
-    problem = gemm.GemmProblem(site, 16, 256, "int8", "float16", False, False)
+    problem = GemmProblem(site, 16, 256, "int8", "float16", False, False)
     if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(1)
@@ -130,7 +132,7 @@ def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, site, value):
         assert not finite[1].any() and finite[[0, 2]].all(), tactic.name
 
 
-WORDS_PROBLEM = gemm.GemmProblem("head", 40, 300, "float16", "float16", False, False)
+WORDS_PROBLEM = GemmProblem("head", 40, 300, "float16", "float16", False, False)
 
 
 @pytest.fixture
@@ -196,7 +198,7 @@ def rounded_to_fixed_point(x, largest):
 
 def run_gemm(native, problem, tensors, tactic):
     x, weight, scale = tensors
-    call = gemm.GemmCall(x, Linear(gemm.pack(weight, problem, tactic.layout), scale, None), None)
+    call = GemmCall(x, Linear(gemm.pack(weight, problem, tactic.layout), scale, None), None)
     return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
 
 
@@ -206,7 +208,7 @@ def run_gemm(native, problem, tensors, tactic):
 )
 @pytest.mark.parametrize("tactic", (attention.ROWS, *attention.FUSED), ids=lambda t: t.name)
 def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, tactic, dtype, heads, head_size, block):
-    problem = attention.AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
+    problem = AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
     if (reason := attention.refusal(tactic, problem, isa.extras)) is not None:
         pytest.skip(reason)
     tolerance = max(TOLERANCE, tactic.tolerance)
@@ -224,7 +226,7 @@ def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, ta
 def test_each_key_is_met_where_it_is_sought_and_each_value_counts_once(native, isa, tactic, sought):
     """Queries that find one key each, and queries to which all keys are alike: no rounding hides a key."""
     heads, head_size, block, tokens = 2, 48, 5, 203
-    problem = attention.AttentionProblem("context", heads, head_size, torch.bfloat16, block, tokens, tokens)
+    problem = AttentionProblem("context", heads, head_size, torch.bfloat16, block, tokens, tokens)
     if (reason := attention.refusal(tactic, problem, isa.extras)) is not None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(4)

@@ -112,7 +112,7 @@ def test_steps_begun_early_change_no_token(engine_of, monkeypatch):
     """Sequences of all lengths end at different times and others take their place and their blocks."""
     requests = [Request(prompt, 4 + number % 40) for number, prompt in enumerate(prompts(*range(3, 103)))]
     early = open_engine(engine_of(), POOL).generate(requests)
-    monkeypatch.setattr("opt_trt.backends.inductor.decoder.foresight.Foresight.is_good", False)
+    monkeypatch.setattr("opt_trt.backends.inductor.decoder.lookahead.Foresight.is_good", False)
     plain = open_engine(engine_of(), POOL).generate(requests)
     # Whoever has ended is still in the step that was begun, whose bucket may be another: a tie may turn.
     assert sum(a.output_ids == b.output_ids for a, b in zip(early, plain, strict=True)) >= 96

@@ -13,7 +13,7 @@ from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda.buckets import BUCKETS
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem
+from opt_trt.plugins.gemm.problem import GemmCall, GemmProblem
 from opt_trt.quant import MODES
 
 DTYPES = ("float16", "bfloat16")

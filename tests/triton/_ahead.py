@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from kernels.triton_argmax import argmax
-from kernels.triton_embedding import embed
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks.kernels.triton_argmax import argmax
+from benchmarks.kernels.triton_embedding import embed
 from opt_trt.plugins.attention.triton_context import context_attention
 from opt_trt.plugins.attention.triton_generation import generation_attention
 from opt_trt.plugins.gemm.triton_dequantize import dequantize

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from opt_trt.backends.engine import EngineConfig
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms
 from opt_trt.backends.inductor.builder.layout import engine_tensors, packed_tensors
-from opt_trt.backends.inductor.builder.tables import resolve_limits
+from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.backends.inductor.decoder.cuda import CudaDecoder
-from opt_trt.backends.inductor.decoder.parts import Parts, weighted_parts
+from opt_trt.backends.inductor.decoder.loading import Parts, weighted_parts
 from opt_trt.backends.inductor.decoder.program_table import Variants
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
@@ -27,10 +27,10 @@ from opt_trt.plugins.cuda.buckets import Bound, bounds_for
 from opt_trt.plugins.cuda.graphs import put
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.ops.cpu import Plan
 from opt_trt.plugins.ops.cuda import ALONE
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import Choice, Tactic
-from opt_trt.plugins.tune.cpu import gemm_problems
+from opt_trt.plugins.tune.common import gemm_problems
 from tests.triton._problems import on_gpu
 from tests.unit._cuda_engine import AtOnce, Rerun
 

@@ -15,9 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms
-from opt_trt.backends.inductor.builder.layout import SITES, site_of
 from opt_trt.backends.inductor.decoder.program_table import Variants
-from opt_trt.graph.decoder import head_weight_names, layer_weight_names
+from opt_trt.graph.decoder import SITES, head_weight_names, layer_weight_names, site_of
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
 from opt_trt.model.mapping import Mapping
@@ -25,11 +24,11 @@ from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives
 from opt_trt.plugins.cuda.buckets import bounds_for
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import STORED, GemmProblem
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.gemm.problem import STORED, GemmProblem
 from opt_trt.plugins.ops.cuda import ALONE
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import Choice
-from opt_trt.plugins.tune.cpu import gemm_problems
+from opt_trt.plugins.tune.common import gemm_problems
 from tests.triton._engine import product_of
 from tests.triton._layers import HIDDEN, model
 

@@ -11,8 +11,9 @@ from opt_trt.graph.decoder import Layer, layer_weights
 from opt_trt.model.config import ModelConfig
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import GemmProblem
-from opt_trt.plugins.ops.cuda import BucketPlan, CudaOps
+from opt_trt.plugins.gemm.problem import GemmProblem
+from opt_trt.plugins.ops.cuda import CudaOps
+from opt_trt.plugins.ops.plan import BucketPlan
 from opt_trt.plugins.tactic import Tactic
 from opt_trt.quant import MODES
 

@@ -7,8 +7,8 @@ from dataclasses import astuple, dataclass, replace
 import torch
 
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
-from opt_trt.plugins.gemm.cpu import GemmProblem
 from opt_trt.plugins.gemm.cuda_layout import pad_and_pack_rows, pad_rows
+from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.quant import MODES
 
 WEIGHT_TYPES = ("plain", "int8", "int4")  # plain: the activations' type

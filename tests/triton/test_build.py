@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from opt_trt.backends.inductor.decoder import loading
+
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.backends import open_engine
@@ -18,7 +20,6 @@ from opt_trt.backends.inductor.builder import builder
 from opt_trt.backends.inductor.builder import cuda as cuda_maker
 from opt_trt.backends.inductor.builder import packaging as programs_module
 from opt_trt.backends.inductor.decoder import cuda as cuda_decoder
-from opt_trt.backends.inductor.decoder import parts
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
@@ -62,7 +63,7 @@ def programs(device, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_maker, "open_inductor", compilers)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(programs_module, "_package", lambda programs, out: out.write_text(" ".join(programs)))
-    monkeypatch.setattr(parts, "load_programs", lambda package, names: [made[name] for name in names])
+    monkeypatch.setattr(loading, "load_programs", lambda package, names: [made[name] for name in names])
     for module in (builder, cuda_decoder):
         monkeypatch.setattr(module, "visible_gpu", lambda: H200)
     monkeypatch.setattr(cuda_decoder, "on_gpu", lambda weight: weight.to(device))

@@ -11,11 +11,11 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.plugins.attention import cpu as cpu_attention
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.attention.cpu import AttentionProblem
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.cuda.buckets import BUCKETS
 from opt_trt.plugins.gemm import cpu as cpu_gemm
 from opt_trt.plugins.gemm import cuda as gemm
-from opt_trt.plugins.gemm.cpu import GemmProblem
+from opt_trt.plugins.gemm.problem import GemmProblem
 from tests.triton._layers import HIDDEN, layer_pair
 from tests.triton._problems import Shape, attending
 

@@ -7,9 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
-from kernels.triton_argmax import argmax
-from kernels.triton_embedding import embed
-
+from benchmarks.kernels.triton_argmax import argmax
+from benchmarks.kernels.triton_embedding import embed
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.rows.triton_layer_norm import layer_norm
 from tests.triton._problems import ROUNDED

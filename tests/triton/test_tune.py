@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm.cuda_layout import PADDED
-from opt_trt.plugins.tune.cpu import TacticError
+from opt_trt.plugins.tune.common import TacticError
 from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
 from opt_trt.plugins.tune.timing import TimingCache
 from tests.triton._layers import model

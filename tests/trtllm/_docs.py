@@ -16,11 +16,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE, GUIDE = DOCS / "tensorrt_llm_facts.md", DOCS / "tensorrt_llm.md"
 INTRODUCTION = """# What is known of TensorRT-LLM, release by release
 
-Written by `python -m tests.trtllm._docs` from `tests/trtllm/facts/`, of which the tests' stand-in for `tensorrt_llm` is
-made. Every fact was `read`, in the file and commit named (or a fork's, or a copy of the file whose commit was not
-recorded and whose release follows from its content), or is `inferred`. A release that is based on a newer one shares
-with it what is not listed; what it shares is inferred unless it was read there too. Nothing here was run. What was
-tried how: [tensorrt_llm.md](tensorrt_llm.md).
+`python -m tests.trtllm._docs` writes this page from `tests/trtllm/facts/`. The tests make their stand-in for
+`tensorrt_llm` from the same facts. Every fact was either `read` or `inferred`. A fact that was `read` names
+its file and commit. The file may be a fork's. Where no commit was recorded, the file was a copy, and its
+content shows of which release it is. A release that is based on a newer one lists only what differs from that
+release. What the two share is inferred, unless it was read for the older release too. Nothing here was run.
+[tensorrt_llm.md](tensorrt_llm.md) says what was tried, and how.
 """
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import tomllib
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from opt_trt import commands
 from opt_trt.backends import build as builder
 from opt_trt.backends.trtllm.builder_flags import builder_flags
 from opt_trt.backends.trtllm.release import Release
@@ -95,6 +95,7 @@ def test_the_readmes_advice_on_embedding_sharding_checks_the_checkpoint(monkeypa
 
 def test_the_entry_points_are_installed_under_names_of_their_own():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    module, name = scripts["opt-trt-build"].split(":")
-    assert getattr(import_module(module), name).__doc__.startswith("`build.py`")
-    assert {"opt-trt-convert", "opt-trt-run", "opt-trt-summarize"} <= set(scripts) and "trtllm-build" not in scripts
+    started = {name: getattr(commands, where.removeprefix("opt_trt.commands:")) for name, where in scripts.items()}
+    wanted = {f"opt-trt-{name.replace('_', '-')}": (name,) for name in commands.COMMANDS}
+    assert {name: start.args for name, start in started.items()} == wanted
+    assert {start.func for start in started.values()} == {commands.run_command}

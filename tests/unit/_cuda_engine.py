@@ -12,7 +12,7 @@ import torch
 
 from opt_trt.backends.engine import EngineConfig, Limits
 from opt_trt.backends.inductor.decoder.cuda import CudaDecoder
-from opt_trt.backends.inductor.decoder.parts import Parts
+from opt_trt.backends.inductor.decoder.loading import Parts
 from opt_trt.backends.inductor.decoder.program_table import CONTEXT, Variants
 from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT
 from opt_trt.config.scheduling import Scheduling

@@ -17,9 +17,9 @@ from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embe
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import Choice
-from opt_trt.plugins.tune.cpu import gemm_problems
+from opt_trt.plugins.tune.common import gemm_problems
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 from tests.unit._decoders import spec
 

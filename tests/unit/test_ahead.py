@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.backends.inductor.decoder.foresight import LOOKED_BACK, Foresight, next_step, rows_within
+from opt_trt.backends.inductor.decoder.lookahead import LOOKED_BACK, Foresight, next_step, rows_within
 from opt_trt.config.sampling import SamplingParams
 from opt_trt.runtime.request import Request
 from opt_trt.step import StepInputs

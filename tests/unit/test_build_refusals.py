@@ -10,7 +10,7 @@ import pytest
 
 from opt_trt.backends import build as builder
 from opt_trt.backends import choose_backend
-from opt_trt.backends.inductor.builder.tables import resolve_limits
+from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.cli import parse
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opt_trt.backends.inductor.builder.tables import resolve_limits
+from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.checkpoint.packing import unpack
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.cli import parse

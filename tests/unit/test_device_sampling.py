@@ -15,13 +15,12 @@ from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
-from opt_trt.runtime.random_numbers import RandomNumbers
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.choose import choose
 from opt_trt.runtime.sampling.on_device import ROWS_AT_ONCE, drawn, filtered
 from opt_trt.runtime.sampling.processors import FILTERS, process
 from opt_trt.runtime.scheduling.batch import step_inputs
-from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.runtime.sequence import RandomNumbers, TokenSequence
 from opt_trt.step import StepInputs
 from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder
 from tests.unit._decoders import spec

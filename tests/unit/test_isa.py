@@ -11,7 +11,7 @@ from opt_trt.errors import UserError
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.cpu.isa import ISAS, X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import Choice
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 processor flags")

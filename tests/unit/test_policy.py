@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tune.policy import (
     DETERMINISTIC,
     MOST_UNWIDENED,
@@ -41,7 +43,7 @@ def policy(**flags):
 
 
 def admitted(weight_type, dtype, tokens=512, **flags):
-    problem = gemm.GemmProblem("fc", 64, 64, weight_type, dtype, True, False)
+    problem = GemmProblem("fc", 64, 64, weight_type, dtype, True, False)
     reasons = gemm_reasons(problem, policy(**flags), tokens)
     assert reasons.keys() == set(gemm.TACTICS)
     return {tactic for tactic, reason in reasons.items() if reason is None}, reasons
@@ -78,7 +80,7 @@ def test_without_the_gemm_plugin_the_library_is_left():
 
 
 def admitted_to_attention(phase="context", head_size=64, dtype=torch.bfloat16, **flags):
-    problem = attention.AttentionProblem(phase, 12, head_size, dtype, 64, 512, 512)
+    problem = AttentionProblem(phase, 12, head_size, dtype, 64, 512, 512)
     reasons = attention_reasons(problem, policy(**flags))
     assert reasons.keys() == set(attention.TACTICS)
     return {tactic for tactic, reason in reasons.items() if reason is None}, reasons

@@ -17,7 +17,8 @@ from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import Stop, StopWatch, StopWords
-from opt_trt.text.tokenizer import Detokenizer, Tokenizer, load_tokenizer, readable
+from opt_trt.text.output import Detokenizer, readable
+from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 from tests.unit._decoders import SPEC, SumDecoder, expected_output
 
 DEMO = Path(__file__).parents[2] / "examples/demo/model"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from opt_trt.errors import UserError
-from opt_trt.plugins.gemm.cpu import GemmProblem
+from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.tune.cpu import affordable, representatives
 from opt_trt.plugins.tune.timing import TimingCache, time_interleaved

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.stopping import Stop, StopWords
-from opt_trt.text.tokenizer import Detokenizer, OutputText, Tokenizer, load_tokenizer
+from opt_trt.text.output import Detokenizer, OutputText
+from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 DEMO = Path(__file__).parents[2] / "examples/demo/model"

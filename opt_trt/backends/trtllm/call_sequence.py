@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from opt_trt.backends.trtllm.runner_outputs import Outputs
 from opt_trt.runtime.generate import event_of
 from opt_trt.runtime.request import RequestFailed, TokenLogProbs
-from opt_trt.runtime.sampling.beam import Hypothesis
-from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         print(shlex.join(("python", *BUILDER, *flags)))
         return
     ranks = checkpoint.config.mapping.world_size
-    code, lines = run_builder((sys.executable, *BUILDER, *flags), ranks, config.log_level)
+    code, lines = run_builder((sys.executable, *BUILDER, *flags), ranks, config.talks)
     wanted = [CONFIG, *(PROGRAMS.format(rank=rank) for rank in range(ranks))]
     lacking = [name for name in wanted if not (out / name).is_file()]
     if code != 0 or lacking:

@@ -12,7 +12,7 @@ from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError
 from opt_trt.model.config import ModelConfig
 
-REPACK = "python -m opt_trt.repack --checkpoint_dir {directory} --target_sm {sm} --output_dir NEW"
+REPACK = "python -m opt_trt repack --checkpoint_dir {directory} --target_sm {sm} --output_dir NEW"
 HOPPER = 90  # its layout of packed weights changed from release to release
 SM90_LAYOUT_SINCE = Release(1, 2)
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.host.progress import Bar
 
 RANK_BUILT, ALL_BUILT = "Total time of building ", "Total time of building all engines"
@@ -18,20 +17,19 @@ KEPT = 400  # last lines of the log: a traceback and what led to it
 GRACE_SECONDS = 10.0  # between asking the builder to end and ending it
 
 
-def run_builder(command: Sequence[str], ranks: int, log_level: str) -> tuple[int, list[str]]:
-    """Run it to its end; its exit code and the last lines it printed, which went to stderr at a talkative level."""
+def run_builder(command: Sequence[str], ranks: int, talks: bool) -> tuple[int, list[str]]:
+    """Run it to its end; its exit code and the last lines it printed, which also went to stderr if it `talks`."""
     kept = deque[str](maxlen=KEPT)
-    shown = log_level in TALKATIVE
     with (
         _started(command) as process,
         Bar(
-            total=ranks, desc="ranks built", unit="rank", file=sys.stderr, leave=False, disable=None if shown else True
+            total=ranks, desc="ranks built", unit="rank", file=sys.stderr, leave=False, disable=None if talks else True
         ) as bar,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             kept.append(line.rstrip("\n"))
-            if shown:
+            if talks:
                 Bar.write(kept[-1], file=sys.stderr)
             if RANK_BUILT in line and ALL_BUILT not in line:
                 bar.update()

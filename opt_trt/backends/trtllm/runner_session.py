@@ -15,10 +15,11 @@ from opt_trt.backends.trtllm.keywords import PYTHON, unsupported
 from opt_trt.backends.trtllm.runner import Runner
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
+from opt_trt.runtime.admission import request_problem
 from opt_trt.runtime.executor import CLOSED
 from opt_trt.runtime.in_flight import check_all, generate_all
 from opt_trt.runtime.ranks import Ranks
-from opt_trt.runtime.request import Request, RequestFailed, Result, request_problem
+from opt_trt.runtime.request import Request, RequestFailed, Result
 from opt_trt.runtime.token_stream import TokenStream
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from opt_trt.ops import AttentionInputs, ReferenceOps
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.tactic import Tactic
 
 LANES = 16  # fp32 lanes of simd.h
@@ -20,33 +20,6 @@ FLASH = Tactic("flash", OWN_LAYOUT, 1)  # tiles with a running softmax, fused (F
 FLASH_PAIRS = Tactic("flash_pairs", OWN_LAYOUT, 2, 2**-6, "avx512_bf16")
 FUSED = (FLASH, FLASH_PAIRS)
 TACTICS = (LIBRARY, ROWS, *FUSED)  # the values are run_attention's in paged.h
-PHASES = ("generation", "context")  # the buckets: one query per sequence, or many
-
-
-@dataclass(frozen=True)
-class AttentionProblem:
-    """Attention of one layer in one phase, on a typical step: queries and cached tokens of one sequence."""
-
-    phase: str
-    heads: int
-    head_size: int
-    dtype: torch.dtype
-    tokens_per_block: int
-    queries: int
-    kv_len: int
-    device: str = "cpu"  # or "cuda"
-
-    @property
-    def stored(self) -> str:
-        """The cache's type by its name."""
-        return str(self.dtype).removeprefix("torch.")
-
-    def key(self) -> str:
-        """The problem's name in timing caches."""
-        return (
-            f"attention {self.phase} heads={self.heads} head_size={self.head_size} q={self.queries} kv={self.kv_len} "
-            f"block={self.tokens_per_block} {self.stored}"
-        )
 
 
 def refusal(tactic: Tactic, problem: AttentionProblem, extras: Collection[str]) -> str | None:

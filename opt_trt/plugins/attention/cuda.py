@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from opt_trt.ops import AttentionInputs
-from opt_trt.plugins.attention.cpu import AttentionProblem
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.attention.triton_context import TILES, context_attention
 from opt_trt.plugins.attention.triton_generation import generation_attention
 from opt_trt.plugins.tactic import Tactic

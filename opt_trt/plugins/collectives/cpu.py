@@ -13,7 +13,6 @@ from mpi4py import MPI
 
 from opt_trt.model.mapping import Mapping
 from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
-from opt_trt.plugins.native.library import NativeLibrary
 
 CHUNK_BYTES = 1 << 18  # of a long vector, exchanged at a time: two of them stay in a core's cache
 SEAT_BYTES = 64  # shared_memory.h: Seat
@@ -22,17 +21,17 @@ NO_SPINS = 0  # where ranks are more than cores: who waits is in the way of whom
 
 
 @functools.cache
-def connect(library: NativeLibrary, mapping: Mapping, timeout_s: float) -> Pipeline:
+def connect(native: Any, mapping: Mapping, timeout_s: float) -> Pipeline:
     """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
 
-    Programs of `library` find their group by its size, so engines of one mapping share it.
+    Programs find their group among `native`, their library's operators, by its size: engines of one mapping share it.
     """
     world = MPI.COMM_WORLD
     assert world.Get_size() == mapping.world_size, (world.Get_size(), mapping)
     rank = world.Get_rank()
     group = world.Split(mapping.pp_rank(rank), rank)
     if mapping.tp_size > 1:
-        join(library.operators(), group, timeout_s)
+        join(native, group, timeout_s)
     return Pipeline(world.Dup(), mapping, timeout_s)
 
 

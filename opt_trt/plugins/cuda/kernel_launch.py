@@ -5,6 +5,8 @@ Kernels are interpreted if `TRITON_INTERPRET=1` was set before triton was first 
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -12,6 +14,15 @@ from torch.library import wrap_triton
 from triton.runtime.jit import JITFunction
 
 TRITON_VERSION = str(triton.__version__)
+PLUGINS = Path(__file__).parents[1]
+GPU_SOURCES = ("cuda/*.py", "*/triton_*.py", "gemm/cuda*.py", "attention/cuda*.py")  # of kernels and tactics
+
+
+def kernel_key() -> str:
+    """Return a key that changes with triton and with the text of kernels and tactics."""
+    sources = sorted(source for pattern in GPU_SOURCES for source in PLUGINS.glob(pattern))
+    text = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    return f"triton {TRITON_VERSION} {text}"
 
 
 def launcher(kernel: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from opt_trt.ops import RELU_SITES, Linear, ReferenceOps
+from opt_trt.ops import RELU_SITES, ReferenceOps
+from opt_trt.plugins.gemm.problem import GemmCall, GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic
 from opt_trt.quant.nibbles import pack_nibbles
 
@@ -32,37 +32,6 @@ FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnn
 FIXED8 = tuple(Tactic(f"fixed8_{rows}", QUADS, 512 + rows, 2**-6, "avx512_vnni") for rows in (4, 8))
 ROUNDING = (*PAIRS, *WORDS, *FIXED16, *FIXED8)  # activations, at least
 TACTICS = (LIBRARY, *OWN, *ROUNDING)
-
-STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
-    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
-    "int8": torch.int8, "int4": torch.uint8,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class GemmProblem:
-    """One matrix product of the decoder: y [T, n] from x [T, k]."""
-
-    site: str
-    n: int
-    k: int
-    weight_type: str  # one of STORED
-    dtype: str  # the model's: what activations may be rounded to
-    bias: bool
-    residual: bool
-    device: str = "cpu"  # or "cuda"
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the weight is integers, which a scale per output feature goes with."""
-        return not STORED[self.weight_type].is_floating_point
-
-    def key(self) -> str:
-        """The problem's name in timing caches."""
-        extra = "".join(f" {name}" for name in ("bias", "residual") if getattr(self, name))
-        relu = " relu" * (self.site in RELU_SITES)
-        rounded = " rounded" * (self.dtype == "bfloat16")
-        return f"gemm n={self.n} k={self.k} {self.weight_type}{rounded}{extra}{relu}"
 
 
 def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> str | None:
@@ -107,15 +76,6 @@ def packed_shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
         INTERLEAVED: (groups, k, LANES),
         QUADS: (groups, -(-problem.k // GROUP) * GROUP // QUAD // packed, LANES * QUAD),
     }[layout]
-
-
-@dataclass(frozen=True)
-class GemmCall:
-    """Tensors of one product, weight in the layout of the tactic that runs."""
-
-    x: torch.Tensor
-    linear: Linear
-    residual: torch.Tensor | None
 
 
 def run_gemm(native: Any, problem: GemmProblem, call: GemmCall, layout: str, rows: list[int]) -> torch.Tensor:

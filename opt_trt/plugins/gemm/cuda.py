@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from opt_trt.ops import RELU_SITES
 from opt_trt.plugins.cuda.buckets import BUCKETS
-from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem
 from opt_trt.plugins.gemm.cuda_layout import PADDED
+from opt_trt.plugins.gemm.problem import GemmCall, GemmProblem
 from opt_trt.plugins.gemm.triton_dequantize import dequantize
 from opt_trt.plugins.gemm.triton_gemv import gemv
 from opt_trt.plugins.gemm.triton_split import STAGES, split_gemm

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from opt_trt.plugins.gemm.cpu import GemmProblem
+from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.quant.nibbles import BIAS
 
 PADDED = "padded"

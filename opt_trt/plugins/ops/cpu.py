@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,21 +9,9 @@ import torch
 from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention.cpu import run_attention
 from opt_trt.plugins.collectives.native_group import CollectiveOps
-from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem, run_gemm
-from opt_trt.plugins.tactic import Choice
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The winners of every problem of a decoder."""
-
-    problems: Mapping[str, GemmProblem]  # by site
-    gemm: Mapping[str, Choice]  # by site
-    attention: Choice  # buckets: generation, context
-
-    def choices(self) -> dict[str, Choice]:
-        """All winners by site."""
-        return {**self.gemm, "attention": self.attention}
+from opt_trt.plugins.gemm.cpu import run_gemm
+from opt_trt.plugins.gemm.problem import GemmCall
+from opt_trt.plugins.ops.plan import Plan
 
 
 class PluginOps(CollectiveOps):

@@ -5,30 +5,17 @@ Activations and the residual stream have the model's type, fp16 or bf16; sums ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 from torch.nn import functional
 
 from opt_trt.ops import AttentionInputs, Collectives, Linear, ReferenceOps
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import cuda as gemm
-from opt_trt.plugins.gemm.cpu import GemmCall, GemmProblem
+from opt_trt.plugins.gemm.problem import GemmCall
+from opt_trt.plugins.ops.plan import BucketPlan
 from opt_trt.plugins.rows.triton_layer_norm import layer_norm
-from opt_trt.plugins.tactic import Tactic
 
 ALONE = ReferenceOps()  # what one tensor-parallel rank sums
-
-
-@dataclass(frozen=True)
-class BucketPlan:
-    """The winners for steps of up to `most_tokens` packed tokens, None for any number."""
-
-    most_tokens: int | None
-    problems: Mapping[str, GemmProblem]  # by site
-    gemm: Mapping[str, Tactic]  # by site
-    attention: Tactic
 
 
 class CudaOps:

@@ -11,14 +11,16 @@ import torch
 
 from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic
 from opt_trt.quant import MODES
 
 COLD_BYTES, MOST_COPIES = 2**27, 128  # of a weight: more than caches hold
 
 
-def random_linears(problem: gemm.GemmProblem) -> dict[str, Iterator[Linear]]:
+def random_linears(problem: GemmProblem) -> dict[str, Iterator[Linear]]:
     """One random weight, as a plain or quantized checkpoint has it, in every layout.
 
     Of what kernels stream there are copies, in turn: in an engine no cache holds a weight when it is needed again.
@@ -30,7 +32,7 @@ def random_linears(problem: gemm.GemmProblem) -> dict[str, Iterator[Linear]]:
     if problem.quantized:
         weight, scale = MODES[problem.weight_type].quantize(weight)
     else:
-        weight = weight.to(gemm.STORED[problem.weight_type])
+        weight = weight.to(STORED[problem.weight_type])
     layouts = (gemm.ROW_MAJOR, gemm.INTERLEAVED, *[gemm.QUADS] * problem.quantized)
     packed = {layout: _copies(gemm.pack(weight, problem, layout), layout) for layout in layouts}
     return {layout: cycle([Linear(copy, scale, bias) for copy in copies]) for layout, copies in packed.items()}
@@ -43,17 +45,17 @@ def _copies(packed: torch.Tensor, layout: str) -> list[torch.Tensor]:
     return [packed, *(packed.clone() for _ in range(count - 1))]
 
 
-def random_call(problem: gemm.GemmProblem, tokens: int, generator: torch.Generator) -> gemm.GemmCall:
+def random_call(problem: GemmProblem, tokens: int, generator: torch.Generator) -> GemmCall:
     """Normal activations; the weight is the tactic's."""
     x = torch.randn(tokens, problem.k, generator=generator)
     residual = torch.randn(tokens, problem.n, generator=generator) if problem.residual else None
-    return gemm.GemmCall(x, Linear(torch.empty(0)), residual)
+    return GemmCall(x, Linear(torch.empty(0)), residual)
 
 
 def gemm_run(
     native: Any,
-    problem: gemm.GemmProblem,
-    call: gemm.GemmCall,
+    problem: GemmProblem,
+    call: GemmCall,
     linears: Callable[[], Mapping[str, Iterator[Linear]]],
     tactic: Tactic,
 ) -> Callable[[], torch.Tensor]:
@@ -67,7 +69,7 @@ def gemm_run(
     return run
 
 
-def attention_run(native: Any, problem: attention.AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
+def attention_run(native: Any, problem: AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
     """One sequence whose cache is already full; repeated appends write the same values again."""
     generator = torch.Generator().manual_seed(0)
     blocks = -(-problem.kv_len // problem.tokens_per_block)

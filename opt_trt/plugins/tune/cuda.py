@@ -13,14 +13,14 @@ import torch
 
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.attention import cuda as attention
-from opt_trt.plugins.attention.cpu import AttentionProblem
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.cuda.buckets import Bound, bounds_for
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import STORED, GemmProblem
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.gemm.problem import STORED, GemmProblem
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import Choice, Tactic, Timing, choose
-from opt_trt.plugins.tune.cpu import (
+from opt_trt.plugins.tune.common import (
     ATTENTION_KV_LEN,
     LAST_BUCKET_TOKENS,
     TunedProblem,

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
-from opt_trt.plugins.attention.cpu import AttentionProblem
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.cuda.buckets import Bound
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import STORED, GemmCall, GemmProblem
+from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.tactic import Tactic
 from opt_trt.quant.nibbles import pack_nibbles
 

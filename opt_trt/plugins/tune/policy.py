@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opt_trt.plugins.attention import cpu as attention
+from opt_trt.plugins.attention.problem import AttentionProblem
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tactic import Tactic
 
 DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
@@ -33,7 +35,7 @@ class Policy:
     context_int8: bool = False
 
 
-def gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> Reasons:
+def gemm_reasons(problem: GemmProblem, policy: Policy, tokens: int) -> Reasons:
     """Of a matrix product in the bucket that is timed at so many tokens."""
     reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
     if tokens == 1 or not policy.context_int8:
@@ -47,7 +49,7 @@ def gemm_reasons(problem: gemm.GemmProblem, policy: Policy, tokens: int) -> Reas
     return reasons
 
 
-def attention_reasons(problem: attention.AttentionProblem, policy: Policy) -> Reasons:
+def attention_reasons(problem: AttentionProblem, policy: Policy) -> Reasons:
     """Of attention in a phase."""
     reasons = {t: attention.refusal(t, problem, policy.extras) for t in attention.TACTICS}
     if not policy.context_fmha:

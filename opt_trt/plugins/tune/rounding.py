@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tune.cpu_trials import gemm_run, random_call, random_linears
 
 TOKENS = 16

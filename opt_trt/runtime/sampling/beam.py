@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from opt_trt.runtime.sampling import log_probs
 from opt_trt.runtime.sampling.choose import no_token_left, require_numbers
 from opt_trt.runtime.sampling.processors import process
-from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
 IMPOSSIBLE = -1e9  # score of what must lose; transformers' number
 WHEN_FULL, NEVER = 1, 2  # values of `early_stopping`; 0 is the heuristic in between
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A finished output and its score: its log-probability over its number of tokens to the length penalty."""
-
-    sequence: TokenSequence
-    score: float
 
 
 class BeamSearch:

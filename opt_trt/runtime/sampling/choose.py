@@ -10,7 +10,6 @@ import torch
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sampling.candidates import draw_among_largest
-from opt_trt.runtime.sampling.largest import largest
 from opt_trt.runtime.sampling.processors import CHANGES, FILTERS, process
 from opt_trt.runtime.sequence import TokenSequence
 
@@ -131,3 +130,19 @@ def _draw_by_chance(logits: torch.Tensor, sequences: Sequence[TokenSequence]) ->
 def _take(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some rows of `[R, V]`: a copy, unless they are all."""
     return logits if len(rows) == logits.shape[0] else logits.index_select(0, torch.tensor(rows))
+
+
+def largest(rows: torch.Tensor) -> tuple[list[float], torch.Tensor]:
+    """The largest number of each row of fp32 `[S, V]`, NaN where a row has one, and its first place, int64 `[S]`."""
+    numbers = rows.numpy()  # the same memory; its argmax has vector instructions, ATen's for a CPU has none
+    where = numbers.argmax(-1)
+    return [row.item(place) for row, place in zip(numbers, where.tolist(), strict=True)], torch.from_numpy(where)
+
+
+def largest_there(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as tensors where the rows lie: on a GPU nobody waits for them, for a step may be being captured."""
+    if rows.device.type != "cpu":
+        best, places = rows.max(-1)
+        return best, places
+    numbers, places = largest(rows)
+    return torch.tensor(numbers), places

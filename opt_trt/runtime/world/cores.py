@@ -7,6 +7,10 @@ from collections.abc import MutableMapping
 
 from opt_trt.runtime.world import World
 
+# How long OpenMP threads spin at a barrier before they sleep (read once, when torch loads). GCC's default is 4 ms: with
+# a core taken by another process a token took 137 to 300 ms instead of 1; at this count 1 to 8, and 1 on idle cores.
+SPIN_COUNT = "10000"
+
 
 def share_cores(world: World, environ: MutableMapping[str, str]) -> None:
     """Divide the cores over the ranks of this host, unless OMP_NUM_THREADS says how many threads to use.

@@ -12,8 +12,9 @@ import torch
 from opt_trt.backends.engine import CONFIG, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.builder.cpu import CpuMaker
 from opt_trt.backends.inductor.builder.layout import engine_tensors, packed_tensors
+from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.backends.inductor.builder.packaging import package
-from opt_trt.backends.inductor.builder.tables import Progress, print_plan, profile_table, resolve_limits, tactic_table
+from opt_trt.backends.inductor.builder.tables import print_plan, profile_table, tactic_table
 from opt_trt.backends.inductor.builder.target import Maker
 from opt_trt.backends.inductor.profiler.ceilings import measure_ceilings
 from opt_trt.backends.inductor.profiler.step_profile import profile_engine
@@ -21,14 +22,14 @@ from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.config.flags import TALKATIVE
 from opt_trt.errors import UserError
+from opt_trt.host.progress import Progress
 from opt_trt.host.workers import for_each
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cpu.isa import target_isa
 from opt_trt.plugins.cuda.gpu import target_gpu, visible_gpu
 from opt_trt.plugins.native.library import find_compiler
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import winners
 
 
@@ -63,7 +64,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     if made.library:
         shutil.copyfile(made.library, out / made.library.name)
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
-    if config.log_level in TALKATIVE:
+    if config.talks:
         print(tactic_table(made.table, config.profiling_verbosity), end="")
         for note in made.notes:
             print(note)

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 
 import torch
 
+from opt_trt.backends.inductor.builder.limits import Resolved
 from opt_trt.backends.inductor.builder.packaging import submit_decoder, submit_embedding
-from opt_trt.backends.inductor.builder.tables import Progress, Resolved, rounding_line
+from opt_trt.backends.inductor.builder.tables import rounding_line
 from opt_trt.backends.inductor.builder.target import Made, timings
 from opt_trt.backends.inductor.compiler.compile import open_inductor
 from opt_trt.backends.inductor.compiler.targets import for_cpu
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.host.cache import cache_dir
+from opt_trt.host.progress import Progress
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cpu.isa import Isa
 from opt_trt.plugins.native.library import NativeLibrary, compile_library
-from opt_trt.plugins.ops.cpu import Plan
-from opt_trt.plugins.tune.cpu import TunedProblem, tune
+from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.tune.common import TunedProblem
+from opt_trt.plugins.tune.cpu import tune
 from opt_trt.plugins.tune.policy import Policy
 from opt_trt.plugins.tune.rounding import product_errors
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from opt_trt import plugins
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms, tactics_of
 from opt_trt.backends.inductor.builder.layout import engine_tensors
-from opt_trt.backends.inductor.builder.tables import Progress, Resolved
+from opt_trt.backends.inductor.builder.limits import Resolved
 from opt_trt.backends.inductor.builder.target import Made, timings
 from opt_trt.backends.inductor.compiler.compile import open_inductor
 from opt_trt.backends.inductor.compiler.targets import for_gpu
@@ -23,14 +20,15 @@ from opt_trt.config.flags import Refusal, refuse_given
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import GraphShapes
 from opt_trt.host.cache import cache_dir
+from opt_trt.host.progress import Progress
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives, group_in_name_only
 from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.plugins.cuda.graphs import GraphClock
-from opt_trt.plugins.cuda.kernel_launch import TRITON_VERSION
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.cuda.kernel_launch import TRITON_VERSION, kernel_key
 from opt_trt.plugins.ops.cuda import ALONE
-from opt_trt.plugins.tune.cpu import TunedProblem
+from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
 
 FP32_ACC = "give run.py --enable_context_fmha_fp32_acc"
@@ -117,10 +115,3 @@ def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
             f"{config.checkpoint_dir} has heads of {model.head_size}, kernels of a GPU take up to {MOST_HEAD_SIZE}; "
             "give --device cpu"
         )
-
-
-def kernel_key() -> str:
-    """Changes with triton and with the text of kernels and tactics."""
-    sources = sorted(Path(plugins.__path__[0]).rglob("*.py"))
-    text = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    return f"triton {TRITON_VERSION} {text}"

@@ -13,8 +13,8 @@ from opt_trt.model.config import ModelConfig
 from opt_trt.ops import Collectives
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda.buckets import Bound, bounds_for
-from opt_trt.plugins.ops.cpu import Plan
-from opt_trt.plugins.ops.cuda import ALONE, BucketPlan, CudaOps
+from opt_trt.plugins.ops.cuda import ALONE, CudaOps
+from opt_trt.plugins.ops.plan import BucketPlan, Plan
 from opt_trt.plugins.tactic import Tactic
 
 CONTEXT_TACTICS = {CONTEXT: attention.FLASH, HALF_CONTEXT: attention.HALF_FLASH}

@@ -9,25 +9,14 @@ import torch
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.weight_only import integers, quantize_table
 from opt_trt.checkpoint.writer import TensorSpec
+from opt_trt.graph.decoder import site_of
 from opt_trt.model.placement import is_linear
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.gemm.cpu import STORED, GemmProblem, pack, packed_shape
-from opt_trt.plugins.ops.cpu import Plan
+from opt_trt.plugins.gemm.cpu import pack, packed_shape
+from opt_trt.plugins.gemm.problem import STORED, GemmProblem
+from opt_trt.plugins.ops.plan import Plan
 from opt_trt.quant import MODES
 from opt_trt.quant.mode import SCALE, scale_name
-
-SITES = {
-    "attention.qkv.weight": "qkv",
-    "attention.dense.weight": "dense",
-    "mlp.fc.weight": "fc",
-    "mlp.proj.weight": "proj",
-    "lm_head.weight": "head",
-}
-
-
-def site_of(name: str) -> str | None:
-    """The matrix product a checkpoint tensor belongs to, None if it is a table or a vector."""
-    return next((site for suffix, site in SITES.items() if name.endswith(suffix)), None)
 
 
 def engine_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:

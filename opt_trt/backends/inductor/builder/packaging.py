@@ -12,7 +12,7 @@ from torch._inductor.package.package import package_aoti
 
 from opt_trt.backends.engine import PROGRAMS
 from opt_trt.backends.inductor.builder.layout import engine_tensors
-from opt_trt.backends.inductor.builder.tables import Resolved
+from opt_trt.backends.inductor.builder.limits import Resolved
 from opt_trt.backends.inductor.compiler.compile import Inductor
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
@@ -22,7 +22,8 @@ from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives.native_group import CollectiveOps
 from opt_trt.plugins.native.library import NativeLibrary
-from opt_trt.plugins.ops.cpu import Plan, PluginOps
+from opt_trt.plugins.ops.cpu import PluginOps
+from opt_trt.plugins.ops.plan import Plan
 
 
 def submit_embedding(

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from opt_trt.backends.inductor.builder.tables import Described, Progress, Resolved
+from opt_trt.backends.inductor.builder.limits import Resolved
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.host.cache import cache_dir
-from opt_trt.plugins.ops.cpu import Plan
-from opt_trt.plugins.tune.cpu import TunedProblem
+from opt_trt.host.progress import Progress
+from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.timing import Clock, TimingCache, wall_us
 
 
@@ -27,6 +28,23 @@ class Made:
     device: dict[str, str]  # what a machine must have to run the engine, and for what it was compiled
     library: Path | None  # of operators that programs call
     notes: tuple[str, ...] = ()  # lines for whoever builds
+
+
+class Described(Protocol):
+    """The device of a build, in words."""
+
+    @property
+    def keeps_weights(self) -> str:
+        """How it holds weights while an engine runs."""
+        ...
+
+    def describe(self) -> str:
+        """The device and what is compiled for it."""
+        ...
+
+    def to_compile(self) -> str:
+        """What is compiled."""
+        ...
 
 
 class Maker(Described, Protocol):

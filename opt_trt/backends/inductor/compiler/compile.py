@@ -31,8 +31,10 @@ from opt_trt.graph.programs import ProgramSpec
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.collectives import native_group as collectives
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.plugins.gemm import problem
 from opt_trt.plugins.native.library import compiler_version, find_compiler
 from opt_trt.plugins.ops import cpu as plugin_ops
+from opt_trt.plugins.ops import plan
 from opt_trt.quant import nibbles
 
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
@@ -159,5 +161,5 @@ def program_key(spec: ProgramSpec, compilation: Compilation, extra: object) -> s
 
 def graph_source() -> str:
     """The text of the modules that programs are traced from: an edit there is another program."""
-    files = (ops, nibbles, gemm, attention, collectives, plugin_ops, decoder, embedding, programs)
+    files = (ops, nibbles, problem, gemm, attention, collectives, plan, plugin_ops, decoder, embedding, programs)
     return "\0".join(Path(module.__file__).read_text() for module in files if module.__file__)

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import REBUILD, EngineConfig, check_device, check_rank, read_engine_config
-from opt_trt.backends.inductor.decoder.parts import Parts, Runnable, load_parts
-from opt_trt.backends.inductor.decoder.pipeline import micro_batches
+from opt_trt.backends.inductor.decoder.loading import Parts, Runnable, load_parts
+from opt_trt.backends.inductor.decoder.pipeline import Found, joined_and_hidden, micro_batches
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
-from opt_trt.backends.inductor.decoder.stages import Found, joined_and_hidden
 from opt_trt.errors import UserError
 from opt_trt.graph.decoder import Head
 from opt_trt.graph.embedding import embedding_constants
@@ -155,7 +154,7 @@ def open_decoder(engine_dir: Path, rank: int = 0, timeout_s: float = TIMEOUT_S) 
 
     from opt_trt.plugins.collectives import cpu as rendezvous  # MPI starts with this import
 
-    pipeline = rendezvous.connect(library, mapping, timeout_s)
+    pipeline = rendezvous.connect(library.operators(), mapping, timeout_s)
     ops = ReferenceOps() if mapping.tp_size == 1 else CollectiveOps(library.operators(), mapping.tp_size)
     if mapping.pp_size == 1:
         return CompiledDecoder(config, parts, rank, ops)

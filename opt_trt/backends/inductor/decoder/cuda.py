@@ -13,8 +13,8 @@ import torch
 from opt_trt.backends.engine import EngineConfig, check_gpu, check_rank
 from opt_trt.backends.inductor.decoder.compiled import CompiledDecoder
 from opt_trt.backends.inductor.decoder.launch import Launch, Put
+from opt_trt.backends.inductor.decoder.loading import Parts, Runnable, load_parts
 from opt_trt.backends.inductor.decoder.lookahead import Ahead
-from opt_trt.backends.inductor.decoder.parts import Parts, Runnable, load_parts
 from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, Variants, replayed_rows
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.backends.inductor.decoder.step_buffers import StepBuffers

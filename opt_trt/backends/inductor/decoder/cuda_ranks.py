@@ -14,10 +14,9 @@ import torch
 
 from opt_trt.backends.engine import EngineConfig, check_gpu
 from opt_trt.backends.inductor.decoder.cuda import Capture, ReplayingDecoder, context_phase, gpu_parts, moved
-from opt_trt.backends.inductor.decoder.parts import Parts
-from opt_trt.backends.inductor.decoder.pipeline import micro_batches
+from opt_trt.backends.inductor.decoder.loading import Parts
+from opt_trt.backends.inductor.decoder.pipeline import Found, joined_and_hidden, micro_batches
 from opt_trt.backends.inductor.decoder.program_table import replayed_rows
-from opt_trt.backends.inductor.decoder.stages import Found, joined_and_hidden
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.plugins.collectives.links import Joined
 from opt_trt.plugins.cuda.gpu import visible_gpu

@@ -6,7 +6,7 @@ import torch
 
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import Collectives
-from opt_trt.runtime.sampling.largest import largest_there
+from opt_trt.runtime.sampling.choose import largest_there
 from opt_trt.runtime.sampling.on_device import drawn
 from opt_trt.step import StepInputs, StepOutputs
 

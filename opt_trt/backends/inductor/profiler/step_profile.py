@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
-from opt_trt.backends.inductor.builder.layout import site_of
 from opt_trt.backends.inductor.decoder.compiled import CompiledDecoder, open_decoder
+from opt_trt.graph.decoder import site_of
 from opt_trt.plugins.native.library import NativeLibrary
-from opt_trt.plugins.tune.cpu import gemm_problems
+from opt_trt.plugins.tune.common import gemm_problems
 from opt_trt.quant.mode import SCALE
 from opt_trt.step import StepInputs
 
