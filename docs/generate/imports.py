@@ -12,9 +12,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGE = "opt_trt"
 FACE = "__init__"  # the room of the package's own `__init__.py`
+UNDRAWN = ("version",)
 LAYERS_TEST = ROOT / "tests/unit/test_layers.py"
 
 Arrow = tuple[str, str]
+Rows = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class House:
     purposes: dict[str, str]
     imports: frozenset[Arrow]
     by_name: frozenset[Arrow]  # imports written as a string, carried out when they are needed
-    exceptions: dict[Arrow, str]  # imports against the layers, and why
+    inside: dict[str, list[list[str]]]  # the parts of large rooms, row by row from the ground up
 
     @cached_property
     def arrows(self) -> frozenset[Arrow]:
-        """The arrows that no longer path implies, exceptions left out."""
-        every = (self.imports | self.by_name) - self.exceptions.keys()
+        """The arrows that no longer path implies, those to a plain constant left out."""
+        every = {(a, b) for a, b in self.imports | self.by_name if b not in UNDRAWN}
         below = {room: {b for a, b in every if a == room} for room in self.layers}
         return frozenset((a, b) for a, b in every if not _reaches(below, below[a] - {b}, b))
 
@@ -40,7 +42,8 @@ def read_house() -> House:
     files = sorted((ROOT / PACKAGE).rglob("*.py"))
     trees = {path: ast.parse(path.read_text()) for path in files}
     names = {path: name_of(path) for path in files}
-    table = _room_layers()
+    rows: Rows = _from_test("LAYERS")
+    table = _room_layers(rows)
     purposes = {names[path]: ast.get_docstring(tree) or "" for path, tree in trees.items() if names[path] in table}
     layers = {room: layer for room, layer in table.items() if room in purposes}
     static, by_name = set[Arrow](), set[Arrow]()
@@ -50,7 +53,7 @@ def read_house() -> House:
         modules = {text for text in _strings(tree) if text.removeprefix(f"{PACKAGE}.") in names.values()}
         by_name |= {(here, there) for there in _rooms_named(modules, layers)}
     imports = _between_rooms(static, layers)
-    return House(layers, purposes, imports, _between_rooms(by_name, layers) - imports, _from_test("EXCEPTIONS"))
+    return House(layers, purposes, imports, _between_rooms(by_name, layers) - imports, _inside(rows))
 
 
 def name_of(path: Path) -> str:
@@ -66,16 +69,34 @@ def room_of(module: str, layers: dict[str, int]) -> str:
     return "__main__" if parts[-1] == "__main__" else next((name for name in names if name in layers), "")
 
 
-def _room_layers() -> dict[str, int]:
-    """Return the layer of every room, as the test has it that holds the code to it; the package's face is on top."""
-    rows: tuple[tuple[str, ...], ...] = _from_test("LAYERS")
-    return {room: layer for layer, row in enumerate(rows) for room in row} | {FACE: len(rows) - 1}
+def _room_layers(rows: Rows) -> dict[str, int]:
+    """Return the layer of every room: the row that names it or its lowest part first; the package's face is on top."""
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        for name in row:
+            first.setdefault(name.partition(".")[0], number)
+    used = sorted(set(first.values()))
+    return {room: used.index(number) for room, number in first.items()} | {FACE: len(used) - 1}
+
+
+def _inside(rows: Rows) -> dict[str, list[list[str]]]:
+    """Return the parts of the rooms that have any, row by row from the ground up."""
+    parts: dict[str, list[list[str]]] = {}
+    for row in rows:
+        named: dict[str, list[str]] = {}
+        for room, dot, part in (name.partition(".") for name in row):
+            if dot:
+                named.setdefault(room, []).append(part)
+        for room, its in named.items():
+            parts.setdefault(room, []).append(its)
+    return parts
 
 
 def _from_test(name: str) -> Any:
     for node in ast.parse(LAYERS_TEST.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return ast.literal_eval(node.value)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if name in (getattr(target, "id", None) for target in targets):
+            return ast.literal_eval(getattr(node, "value", ast.Constant(None)))
     raise AssertionError(f"{LAYERS_TEST} has no table {name}")
 
 

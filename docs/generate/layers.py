@@ -26,8 +26,13 @@ def layer_table(house: House) -> str:
 
 
 def _rooms(house: House, layer: int) -> str:
-    rooms = [room for room, its in house.layers.items() if its == layer]
-    return "; ".join(f"{code(NAMES.get(room, room))} {_lower(purpose_of(house.purposes[room]))}" for room in rooms)
+    return "; ".join(_room(house, room) for room, its in house.layers.items() if its == layer)
+
+
+def _room(house: House, room: str) -> str:
+    purpose = f"{code(NAMES.get(room, room))} {_lower(purpose_of(house.purposes[room]))}"
+    parts = " → ".join(", ".join(map(code, row)) for row in house.inside.get(room, ()))
+    return f"{purpose} (inside, upward: {parts})" if parts else purpose
 
 
 def _lower(text: str) -> str:

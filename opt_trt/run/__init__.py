@@ -1,1 +1,1 @@
-"""`run.py`: prompts in, text or token ids out."""
+"""Continue prompts with an engine: prompts in, text or token ids out."""
