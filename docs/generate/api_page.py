@@ -81,17 +81,21 @@ def _options(method: str) -> list[str]:
 def field_table(described: Any) -> str:
     """Return the fields of a dataclass: name, type, default and meaning."""
     comments = field_comments(described)
-    rows = [(code(f.name), code(f.type), _default(f.default), prose(comments.get(f.name) or _flag_help(f)))
+    rows = [(code(f.name), code(_type(f)), _default(f.default), prose(comments.get(f.name) or _help(f)))
             for f in fields(described)]  # fmt: skip
     head = ("field", "type", "default", "meaning")
     has_defaults = any(row[2] for row in rows)
     return table(head, rows) if has_defaults else table(head[:2] + head[3:], [row[:2] + row[3:] for row in rows])
 
 
-def _flag_help(field: Field[Any]) -> str:
+def _type(field: Field[Any]) -> str:
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+
+
+def _help(field: Field[Any]) -> str:
     """Return the help of the flag of the same name and type, for a field without a comment."""
     name = RENAMED.get(field.name, field.name)
-    flags = (f for f in fields(SessionConfig) if f.name == name and f.type == field.type)
+    flags = (f for f in fields(SessionConfig) if f.name == name and _type(f) == _type(field))
     return next((f.metadata["flag"].help for f in flags), "")
 
 

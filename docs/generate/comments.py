@@ -15,11 +15,15 @@ def field_comments(described: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for owner in reversed(described.__mro__):
         if is_dataclass(owner):
-            found |= _own_comments(textwrap.dedent(inspect.getsource(owner)))
+            found |= _own_comments(owner)
     return found
 
 
-def _own_comments(source: str) -> dict[str, str]:
+def _own_comments(owner: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(owner))
+    except OSError:  # a class that was made of a table has no source
+        return {}
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     comments = _comments(source)
