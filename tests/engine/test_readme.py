@@ -54,19 +54,18 @@ def is_run(command: str) -> bool:
     return program(command.split()) is not None or command.startswith(HAS_RUNNER)
 
 
-def runnable(document: str, mark: str) -> list[Block]:
-    return [block for block in BLOCKS if block.document == document and block.mark.partition(":")[0] == mark]
+def steps(document: str, mark: str) -> list[Block | str]:
+    """Return what is run of the blocks of a document that are marked so: programs in Python, commands of bash."""
+    found: list[Block | str] = []
+    for block in BLOCKS:
+        if (block.document, block.mark.partition(":")[0]) == (document, mark):
+            found += [block] if block.language == "python" else filter(is_run, block.commands)
+    return found
 
 
 def follow(document: str, checkout: Checkout, mark: str = "") -> str:
-    """Run the blocks of a document that are marked so, but for the commands of `NOT_RUN`."""
-    printed = []
-    for block in runnable(document, mark):
-        if block.language == "python":
-            printed.append(checkout.execute(block))
-        else:
-            printed += map(checkout.run, filter(is_run, block.commands))
-    return "".join(printed)
+    """Run the steps of a document, and return what they print."""
+    return "".join(checkout.execute(s) if isinstance(s, Block) else checkout.run(s) for s in steps(document, mark))
 
 
 def test_every_block_is_run_or_says_why_not():
@@ -77,7 +76,7 @@ def test_every_block_is_run_or_says_why_not():
     assert not [(d, c) for d, c in commands if not is_run(c) and not c.startswith(tuple(NOT_RUN))]
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if runnable(d, "")])
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if steps(d, "")])
 def test_the_commands_of_a_document_run(document, checkout):
     """As written, in one directory; what the README makes is there for the others."""
     follow("README.md", checkout)
@@ -85,7 +84,7 @@ def test_the_commands_of_a_document_run(document, checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if runnable(d, "slow")])
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if steps(d, "slow")])
 def test_the_slow_commands_of_a_document_run(document, checkout):
     follow("README.md", checkout)
     follow(document, checkout, "slow")
@@ -98,6 +97,13 @@ def test_the_readmes_commands_print_what_it_promises(checkout):
     assert printed.count("the accuracy gate passed") == 2  # of the demo, and of the section on CI
     for prompt in re.findall(r'\["(.*?)", "(.*?)"\]', README)[0]:
         assert re.search(rf"^{prompt}  ?\w+", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flags", re.findall(r"`(--(?:top_k|num_b|rep|pen|stop).*?)`(?= [|]|[,;])", README))
+def test_the_flags_of_a_goal_run(flags, checkout):
+    follow("README.md", checkout)
+    short = "python run.py --engine_dir work/engine --tokenizer_dir opt-125m --max_output_len 4 --input_text Today"
+    assert "Output [Text 0" in checkout.run(f"{short} {flags}")
 
 
 def test_every_stage_has_a_command():
@@ -141,7 +147,7 @@ def test_links_lead_somewhere(document):
 
 
 def test_the_support_table_of_the_readme_has_one_proof_a_row():
-    table = README[README.index("| what | proved by |") :].split("\n\n")[0].splitlines()[2:]
+    table = README[README.index("| proved by |") :].split("\n\n")[0].splitlines()[2:]
     assert len(table) >= 8 and all(row.count("`tests/") == 1 for row in table)
 
 
@@ -149,7 +155,7 @@ def test_numbers_come_with_commands_that_run_from_a_checkout():
     """Those that tests/unit/test_benchmarks.py starts."""
     known = {path.absolute() for path in SCRIPTS}
     for text in TEXTS.values():
-        assert {ROOT / script for script in re.findall(r"benchmarks/\w+\.py", text)} <= known
+        assert {ROOT / script for script in re.findall(r"python (benchmarks/\w+\.py)", text)} <= known
 
 
 def test_quoted_messages_are_those_of_the_code():
