@@ -146,6 +146,15 @@ def test_links_lead_somewhere(document):
     assert not [link for link in links if not (ROOT / document).parent.joinpath(link).exists()]
 
 
+def test_paths_of_the_code_that_readme_and_contributing_name_exist():
+    """Those that begin with `opt_trt/`, and those in the tables of where things go, which leave it out."""
+    tables = README[README.index("| to add |") :] + TEXTS["CONTRIBUTING.md"].split("| path |")[1].split("\n\n")[0]
+    short = re.findall(r"`(?!opt_trt/)([a-z_]+/[\w/.]*|[a-z_]+\.py)`", tables)
+    full = re.findall(r"`opt_trt/([a-z_/.]*)`", README + TEXTS["CONTRIBUTING.md"])
+    assert len(short) > 20 and len(full) > 10
+    assert not [path for path in short + full if not (ROOT / "opt_trt" / path).exists()]
+
+
 def test_the_support_table_of_the_readme_has_one_proof_a_row():
     table = README[README.index("| proved by |") :].split("\n\n")[0].splitlines()[2:]
     assert len(table) >= 8 and all(row.count("`tests/") == 1 for row in table)
