@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from tests.engine._mpi import ROOT, launcher
+from tests.engine._mpi import launcher
 
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/*.md", "examples/*/README.md", "benchmarks/README.md")
