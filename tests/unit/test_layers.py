@@ -49,7 +49,7 @@ LAYER = {room: number for number, row in enumerate(LAYERS) for room in row}
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 THIRD_PARTY = {
-    "safetensors": ("sources/", "checkpoint/", "backends/engine.py"),
+    "safetensors": ("sources/", "checkpoint/"),
     "transformers": ("text/tokenizer.py", "evaluate/hf_reference.py"),
     "datasets": ("evaluate/dataset.py",),
     "rouge_score": ("evaluate/rouge.py",),
