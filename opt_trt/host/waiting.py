@@ -1,4 +1,4 @@
-"""Wait for what another process does, by looking: at once at first, then leaving the core to others."""
+"""Poll for something that another process does: without a pause at first, then with longer and longer pauses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How to look, all in seconds: yielding the core between looks at first, then sleeping, each time twice as long."""
+class Backoff:
+    """The schedule of a poll, in seconds: it yields the core between looks at first, then sleeps longer each time."""
 
     yielding: float
     first_nap: float
@@ -19,16 +19,16 @@ class Patience:
     timeout: float = math.inf
 
 
-def wait_until(is_so: Callable[[], bool], patience: Patience) -> bool:
-    """Look until it is so; False if that takes longer than the timeout."""
-    started, nap = time.monotonic(), patience.first_nap
+def wait_until(is_so: Callable[[], bool], backoff: Backoff) -> bool:
+    """Poll until `is_so` returns True; return False if that takes longer than the timeout."""
+    started, nap = time.monotonic(), backoff.first_nap
     while not is_so():
         waited = time.monotonic() - started
-        if waited > patience.timeout:
+        if waited > backoff.timeout:
             return False
-        if waited < patience.yielding:
+        if waited < backoff.yielding:
             os.sched_yield()
         else:
             time.sleep(nap)
-            nap = min(2 * nap, patience.longest_nap)
+            nap = min(2 * nap, backoff.longest_nap)
     return True
