@@ -69,7 +69,7 @@ def test_what_is_left_aside_is_said_in_one_line(
     files(blip2 / "whole", tmp_path / "out", model_type="blip2")
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(
-        "only the language model is converted; language_projection, qformer, query_tokens, vision_model are left aside"
+        "only the language model is converted; language_projection, qformer, query_tokens, vision_model are left out"
     )
     assert second.startswith("checkpoint ")
     files(blip2 / "whole", tmp_path / "out", model_type="blip2", log_level="warning")

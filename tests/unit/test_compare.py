@@ -20,7 +20,7 @@ from opt_trt.convert.convert import convert
 from opt_trt.describe import listing
 from opt_trt.describe.compare import config_differences
 from opt_trt.describe.describe import describe
-from opt_trt.describe.difference import Difference, difference
+from opt_trt.describe.measurement import Difference, compare_tensors
 from opt_trt.errors import CheckFailed, UserError
 from tests.unit._models import Model
 
@@ -129,8 +129,8 @@ def test_distances_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(listing, "BLOCK_ELEMENTS", block)
     a, b = torch.tensor([[3.0, 0.0, -1.0], [2.0, 0.0, 1.0]]), torch.tensor([[3.0, 0.0, -1.0], [1.0, 0.5, -1.0]])
     rms = math.sqrt((1 + 0.25 + 4) / (9 + 1 + 4 + 1))
-    assert difference(a, b) == Difference(2.0, 2.0, pytest.approx(rms))
-    assert difference(a, a.clone()) == Difference(0.0, 0.0, 0.0)
+    assert compare_tensors(a, b) == Difference(2.0, 2.0, pytest.approx(rms))
+    assert compare_tensors(a, a.clone()) == Difference(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_distances_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     [(math.nan, math.nan, 0.0), (math.inf, math.inf, 0.0), (math.nan, 1.0, math.nan), (1.0, -math.inf, math.inf)],
 )
 def test_what_is_not_finite_is_equal_to_itself_only(a: float, b: float, largest: float) -> None:
-    found = difference(torch.tensor([1.0, a]), torch.tensor([1.0, b])).largest
+    found = compare_tensors(torch.tensor([1.0, a]), torch.tensor([1.0, b])).largest
     assert found == pytest.approx(largest, nan_ok=True)
 
 

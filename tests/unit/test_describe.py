@@ -19,8 +19,8 @@ from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.convert.convert import convert
 from opt_trt.describe import listing
 from opt_trt.describe.describe import describe
-from opt_trt.describe.extremes import measure
-from opt_trt.describe.listing import Entry, blocks_of
+from opt_trt.describe.listing import ListedTensor, blocks_of
+from opt_trt.describe.measurement import measure_tensor
 from opt_trt.describe.table import aligned, collapsed, number_text, size_text
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
@@ -91,7 +91,7 @@ def test_layers_share_a_line_with_the_extremes_of_all(tmp_path: Path, capsys: py
         model.tensors[name] = torch.full((40,), value - 0.5)
     text = printed(capsys, checkpoint(tmp_path, model))
     assert cells(text, "transformer.layers.0-2.mlp.fc.bias")[1:] == ["float32", "[40]", "480", "-0.500000", "1.500000"]
-    assert "a line of several layers has their bytes together" in text
+    assert "a line for several layers shows the sum of their bytes" in text
 
 
 def test_every_layer_has_its_own_lines_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,10 +198,13 @@ def test_what_is_not_finite_is_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_blocks_do_not_change_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
-    entry = Entry("x", "float32", (100, 6), tensor.nbytes, lambda: blocks_of(tensor))
-    whole = measure(entry, True)
+    entry = ListedTensor("x", "float32", (100, 6), tensor.nbytes, lambda: blocks_of(tensor))
+    whole = measure_tensor(entry, True)
     monkeypatch.setattr(listing, "BLOCK_ELEMENTS", 7)
-    assert measure(entry, True) == whole and (whole.low, whole.high) == (tensor.min().item(), tensor.max().item())
+    assert measure_tensor(entry, True) == whole and (whole.low, whole.high) == (
+        tensor.min().item(),
+        tensor.max().item(),
+    )
 
 
 def test_a_hugging_face_model_is_listed_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

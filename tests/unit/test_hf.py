@@ -323,7 +323,7 @@ def test_a_header_that_lies_about_its_length_is_named(tmp_path: Path) -> None:
         ("activation_function", 3, "activation_function = 3: only relu and gelu"),
         ("enable_bias", "no", "enable_bias of type bool, found 'no'"),
         ("enable_bias", False, "unexpected: model.decoder.layers.0."),
-        ("architectures", ["OPTForSequenceClassification"], "whose head says classes; give an OPTForCausalLM"),
+        ("architectures", ["OPTForSequenceClassification"], "whose head predicts classes; give an OPTForCausalLM"),
         ("architectures", ["OPTForQuestionAnswering"], "describes an OPTForQuestionAnswering"),
         ("model_type", "blip-2", "has model_type 'blip-2'; give --model_type blip2"),
         ("quantization_config", {"bits": 4}, "quantized already"),

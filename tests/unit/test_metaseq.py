@@ -16,7 +16,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.sources import metaseq, open_source
 from opt_trt.sources.metaseq import settings, sizes
-from opt_trt.sources.metaseq.reading import OPEN_FILES, Joined, OpenFiles
+from opt_trt.sources.metaseq.reading import OPEN_FILES, JoinedTensor, OpenFiles
 from opt_trt.sources.opt import EMBEDDING, OptConfig
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
@@ -230,7 +230,7 @@ class Drifted(Metaseq):
 def test_only_a_few_files_are_open_at_a_time(tmp_path: Path) -> None:
     source = open_source(Metaseq(Model(), shards=OPEN_FILES + 8, layout="layers", metadata=True).write(tmp_path))
     tensor = source.tensors["decoder.embed_tokens.weight"]  # type: ignore[attr-defined]
-    assert isinstance(tensor, Joined)
+    assert isinstance(tensor, JoinedTensor)
     whole = tensor.pieces[0]
     assert len(whole.segments) > 1
     with OpenFiles() as files:
