@@ -99,7 +99,7 @@ def check_target_sm(directory: Path, config: ModelConfig) -> None:
     if packed_mode(config) is not None and config.target_sm is None:
         raise UserError(
             f"{directory / CONFIG_NAME} does not say which GPU its weights are packed for; add "
-            '"target_sm": 80 to it (90 if it was converted on Hopper)'
+            '"target_sm": 80 to it (90 if it was converted on a Hopper GPU)'
         )
 
 

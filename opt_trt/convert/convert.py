@@ -142,8 +142,8 @@ def _warn_of_loader(model: ModelConfig) -> None:
         )
     if model.pp_layers is not None:
         print(
-            "WARNING: --pp_layers is ours: TensorRT-LLM's builder divides layers evenly and will not load this "
-            "checkpoint unless they are",
+            "WARNING: TensorRT-LLM does not know --pp_layers: its builder divides layers evenly and will not load this "
+            "checkpoint if these numbers are others",
             file=sys.stderr,
         )
 

@@ -91,7 +91,7 @@ def _tokenizer_files(directory: str | None) -> list[Path]:
         return []
     files = [path for name in TOKENIZER_FILES if (path := Path(directory) / name).is_file()]
     if not files:
-        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer's")
+        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer")
     return files
 
 

@@ -72,12 +72,12 @@ def _quant_error(error: float, weight: float, restored: float, product: float) -
 def report_paths(path: str, output_dir: str) -> tuple[Path, Path]:
     """Return the paths of the JSON file and the picture for `--report`; `UserError` if they cannot be written."""
     if not path:
-        raise UserError("--report must be a directory or a file's name that ends in .json, found an empty one")
+        raise UserError("--report must be a directory or the name of a .json file, found an empty text")
     given = Path(path)
     table = given if given.suffix == ".json" else given / "report.json"
     if Path(os.path.realpath(table)).is_relative_to(os.path.realpath(output_dir)):
         raise UserError(
-            f"--report {path} is inside --output_dir {output_dir}, which holds the checkpoint alone; move it"
+            f"--report {path} is inside --output_dir {output_dir}, which may hold the checkpoint alone; move it out"
         )
     above = next(p for p in Path(os.path.realpath(table)).parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK) or table.is_dir():

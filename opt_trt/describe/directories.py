@@ -34,7 +34,7 @@ def list_directory(directory: Path, rank: int | None) -> Listing:
         if key in values:
             return opener(directory, rank)
     raise UserError(
-        f"{directory / CONFIG_NAME} is of no checkpoint, engine or original model: it has none of the keys "
+        f"{directory / CONFIG_NAME} does not describe a checkpoint, engine or original model: it has none of the keys "
         f"{', '.join(OPENERS)}; give another directory"
     )
 

@@ -20,7 +20,9 @@ def check_space(output_dir: Path, needed: int) -> None:
     parent = next(p for p in Path(os.path.realpath(output_dir)).parents if p.is_dir())
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise UserError(f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; make room")
+        raise UserError(
+            f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; free some space"
+        )
 
 
 @contextmanager

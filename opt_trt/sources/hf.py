@@ -48,7 +48,7 @@ def list_weights(directory: Path) -> list[Stored | Loaded]:
             return list_file(path)
     for pattern, kind in UNREADABLE.items():
         for path in sorted(directory.glob(pattern)):
-            raise UserError(f"{directory} has {kind} only ({path.name}); fetch its safetensors or .bin files too")
+            raise UserError(f"{directory} has only {kind} ({path.name}); fetch its safetensors or .bin files too")
     raise UserError(f"{directory} has no weights: expected one of {', '.join(LAYOUTS)}; fetch them into it")
 
 

@@ -43,10 +43,10 @@ def check_md5(directory: Path, manifest: Path, quiet: bool) -> str:
         raise UserError(f"{texts[damaged[0]]}{more}: it is damaged or of another release; fetch it again")
     for name in wrong:
         print(
-            f"WARNING: {texts[name]}, but of several files: the list is wrong there, the file unchecked",
+            f"WARNING: {texts[name]}, and gives several files this sum: the list is wrong, the file was not checked",
             file=sys.stderr,
         )
-    return f"md5 sums of {len(sums) - len(wrong)} files are those of {manifest}"
+    return f"md5 sums of {len(sums) - len(wrong)} files match {manifest}"
 
 
 def _bar(directory: Path, names: Iterable[str], quiet: bool) -> tqdm:

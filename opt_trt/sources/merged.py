@@ -24,8 +24,8 @@ class Merged:
         for part in self.parts[1:]:
             if (part.dtype, part.shape) != (first.dtype, first.shape):
                 raise UserError(
-                    f"{part.where} is {part.dtype} {list(part.shape)}, {first.where} {first.dtype} "
-                    f"{list(first.shape)}; parts of one model are alike, fetch them again"
+                    f"{part.where} is {part.dtype} {list(part.shape)}, but {first.where} is {first.dtype} "
+                    f"{list(first.shape)}; parts of one model have equal types and shapes: fetch them again"
                 )
 
     @property

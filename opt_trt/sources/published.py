@@ -52,7 +52,7 @@ def published_config(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> 
     if (hidden, layers) not in PUBLISHED:
         sizes = ", ".join(f"{width} x {depth}" for width, depth in PUBLISHED)
         raise UserError(
-            f"{directory} holds {layers} layers of hidden size {hidden}, no published OPT ({sizes}); put the "
+            f"{directory} holds {layers} layers of hidden size {hidden}, which is no published OPT ({sizes}); put the "
             "config.json of its Hugging Face version beside them"
         )
     return PUBLISHED[hidden, layers]

@@ -100,7 +100,7 @@ def unpickle(path: Path) -> Any:
     with path.open("rb") as file:
         if not torch_zip.is_zip(file):
             raise UserError(
-                f"{path} is not a file by torch.save of torch 1.6 or newer (a git-lfs pointer, an unfinished "
+                f"{path} was not written by torch.save of torch 1.6 or newer (a git-lfs pointer, an unfinished "
                 "download?); fetch it again, or load it with the torch that wrote it and save it anew"
             )
         reader = _Unpickler(path, file)
@@ -110,7 +110,9 @@ def unpickle(path: Path) -> Any:
             raise
         except Exception as error:  # a damaged pickle can fail in any way
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} is damaged or not by torch.save ({reason}); fetch the file again") from error
+            raise UserError(
+                f"{path} is damaged or was not written by torch.save ({reason}); fetch the file again"
+            ) from error
 
 
 class _Unpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a damaged byte names memo entry 2**32
@@ -118,7 +120,7 @@ class _Unpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a damage
         self.path, self.file = path, file
         self.records = {entry.filename.partition("/")[2]: entry for entry in torch_zip.entries(file)}
         if "data.pkl" not in self.records:
-            raise UserError(f"{path} is a zip archive but not one by torch.save; fetch the file again")
+            raise UserError(f"{path} is a zip archive that torch.save did not write; fetch the file again")
         if "byteorder" in self.records and self._read("byteorder") != b"little":
             raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
         super().__init__(io.BytesIO(self._read("data.pkl")))

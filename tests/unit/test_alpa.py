@@ -97,7 +97,7 @@ def test_an_unpublished_size_without_a_config_is_named(tmp_path: Path) -> None:
     directory = write(Model(), tmp_path)
     (directory / "config.json").unlink()
     text = refusal(directory)
-    assert "holds 2 layers of hidden size 16, no published OPT" in text and "config.json" in text
+    assert "holds 2 layers of hidden size 16, which is no published OPT" in text and "config.json" in text
 
 
 class Payload:

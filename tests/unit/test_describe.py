@@ -249,7 +249,9 @@ def test_an_engine_is_listed_with_what_it_was_built_for(tmp_path: Path, capsys: 
     assert cells(text, "transformer.layers.0-1.a")[1:] == ["float32", "[2, 3]", "48", "0", "1"]
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "found nothing there"), ("{}", "is of no checkpoint, engine or")])
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "found nothing there"), ("{}", "does not describe a checkpoint, engine or")]
+)
 def test_another_directory_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, says: str
 ) -> None:

@@ -126,8 +126,11 @@ def damage_names(parts: list[Tensors]) -> None:
     ("damage", "says"),
     [
         (damage_value, f"{PART} in .*_01.bin differs from {PART} in .*_00.bin"),
-        (damage_shape, rf"{PART} in .*_01.bin is torch.float32 \[8\], {PART} in .*_00.bin torch.float32 \[16\]"),
-        (damage_dtype, rf"{PART} in .*_01.bin is torch.float16 \[16\], {PART} in .*_00.bin torch.float32 \[16\]"),
+        (damage_shape, rf"{PART} in .*_01.bin is torch.float32 \[8\], but {PART} in .*_00.bin is torch.float32 \[16\]"),
+        (
+            damage_dtype,
+            rf"{PART} in .*_01.bin is torch.float16 \[16\], but {PART} in .*_00.bin is torch.float32 \[16\]",
+        ),
         (damage_names, "_01.bin and .*_00.bin hold different tensors: decoder.layers.1.fc2.bias"),
     ],
 )

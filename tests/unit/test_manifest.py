@@ -66,7 +66,7 @@ def test_files_that_are_as_listed_pass_and_others_are_of_no_interest(directory: 
     names = ("part-0.pt", "part-2.pt")
     (directory / "sums.md5").write_text("".join(f"{md5(directory / name)}  {name}\n" for name in names))
     assert check_md5(directory, directory / "sums.md5", quiet=True) == (
-        f"md5 sums of 2 files are those of {directory / 'sums.md5'}"
+        f"md5 sums of 2 files match {directory / 'sums.md5'}"
     )
 
 
@@ -105,4 +105,4 @@ def test_a_conversion_hashes_first_and_says_so(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
     sums.write_text(f"{md5(model / 'model.safetensors')}  model.safetensors\n")
     convert(config)
-    assert capsys.readouterr().out.startswith(f"md5 sums of 1 files are those of {sums}\n")
+    assert capsys.readouterr().out.startswith(f"md5 sums of 1 files match {sums}\n")

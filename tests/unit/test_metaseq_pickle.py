@@ -196,7 +196,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, arguments: tupl
         if good:
             assert unpickle(path)["decoder.x"].shape == (4,)
         else:
-            with pytest.raises(UserError, match=r"x\.pt is damaged or not by torch\.save"):
+            with pytest.raises(UserError, match=r"x\.pt is damaged or was not written by torch\.save"):
                 unpickle(path)
 
 

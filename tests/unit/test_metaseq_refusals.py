@@ -203,8 +203,11 @@ def test_whole_tensors_in_shards_are_named(tmp_path: Path, shards: int) -> None:
         ({FC1: 3.0}, f"{FC1} is a builtins.float, expected a tensor with elements"),
         ({FC1: torch.zeros(2).expand(20, 2).T}, f"{FC1} in"),
         ({"decoder.layers.0.fc2.weight": torch.zeros(40, 16).T}, "is not stored row by row (strides [1, 16])"),
-        ({"decoder.embed_tokens.weight": None}, "holds no whole OPT: no matrix decoder.embed_tokens.weight"),
-        ({"decoder.embed_positions.weight": torch.zeros(16)}, "no matrix decoder.embed_positions.weight"),
+        (
+            {"decoder.embed_tokens.weight": None},
+            "does not hold a whole OPT: it lacks the matrix decoder.embed_tokens.weight",
+        ),
+        ({"decoder.embed_positions.weight": torch.zeros(16)}, "lacks the matrix decoder.embed_positions.weight"),
         ({"decoder.layer_norm.weight": None}, "unexpected: decoder.layer_norm.bias"),
         ({"decoder.output_projection.weight": torch.zeros(24, 16)}, "output_projection.weight is [24, 16], expected"),
     ],
@@ -341,7 +344,7 @@ def test_a_compressed_file_and_a_strange_archive_are_named(tmp_path: Path) -> No
     assert "was compressed after torch wrote it" in refusal(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/readme", "hello")
-    assert "is a zip archive but not one by torch.save" in refusal(tmp_path)
+    assert "is a zip archive that torch.save did not write" in refusal(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
             archive.writestr(name, b"big" if name.endswith("byteorder") else data)
@@ -350,7 +353,7 @@ def test_a_compressed_file_and_a_strange_archive_are_named(tmp_path: Path) -> No
 
 def test_what_torch_before_1_6_wrote_and_a_git_lfs_pointer_are_named(tmp_path: Path) -> None:
     torch.save(Model().tensors, tmp_path / "reshard.pt", _use_new_zipfile_serialization=False)
-    assert "reshard.pt is not a file by torch.save of torch 1.6 or newer" in refusal(tmp_path)
+    assert "reshard.pt was not written by torch.save of torch 1.6 or newer" in refusal(tmp_path)
     (tmp_path / "reshard.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     assert "a git-lfs pointer" in refusal(tmp_path)
 

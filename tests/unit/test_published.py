@@ -46,7 +46,7 @@ def test_another_size_is_named_with_the_way_out() -> None:
     shapes = source_shapes(PUBLISHED[768, 12])
     shapes = {name: shape for name, shape in shapes.items() if ".layers.11." not in name}
     with pytest.raises(
-        UserError, match=r"m holds 11 layers of hidden size 768, no published OPT .*put the config\.json"
+        UserError, match=r"m holds 11 layers of hidden size 768, which is no published OPT .*put the config\.json"
     ):
         published_config(shapes, Path("m"))
     with pytest.raises(UserError, match="m holds 0 layers of hidden size 0"):

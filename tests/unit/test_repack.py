@@ -98,7 +98,7 @@ def test_one_line_says_what_was_done(tmp_path: Path, model_dir: Path, capsys: py
     [
         ({"use_weight_only": False, "target_sm": None}, 90, "no quantized weights: it fits every GPU as it is"),
         ({"defer_quantization": True}, 90, "float16 weights, to be quantized by the builder: it fits every GPU as"),
-        ({}, 70, "target_sm 70 is no GPU with a known weight-only layout"),
+        ({}, 70, "target_sm 70 has no known weight-only layout"),
         ({}, 100, "target_sm 100: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; convert the model"),
     ],
 )

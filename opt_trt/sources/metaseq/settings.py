@@ -72,7 +72,9 @@ def state_sizes(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> State
     """Derive sizes from shapes; `UserError` names the tensors that are missing for that."""
     ranks = {EMBEDDING: 2, POSITIONS: 2, FFN: 2}
     if bad := [name for name, rank in ranks.items() if len(shapes.get(name, ())) != rank]:
-        raise UserError(f"{directory} holds no whole OPT: no matrix {', '.join(bad)}; fetch its files again")
+        raise UserError(
+            f"{directory} does not hold a whole OPT: it lacks the matrix {', '.join(bad)}; fetch its files again"
+        )
     (vocab, width), (rows, hidden) = shapes[EMBEDDING], shapes[POSITIONS]
     layers = {name.split(".")[2] for name in shapes if name.startswith("decoder.layers.")}
     values = dict(zip(SIZES, (vocab, hidden, width, len(layers)), strict=False))
