@@ -14,7 +14,7 @@ import torch
 from costs import Computes
 from engine import EngineRunner
 from errors import EMBEDDING, PROMPTS, Reference, compute_reference, errors_of, is_of_other_weights
-from peers import PEERS, Choice, Peer
+from peers import PEERS, Peer, PeerVariant
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess
 from safetensors.torch import save_file
@@ -83,7 +83,7 @@ class Oracle:
     closed = 0
 
     def __init__(self, choice, model, cache, log):
-        assert (choice, model) == (Choice("transformers", "float32"), Path("hf"))
+        assert (choice, model) == (PeerVariant("transformers", "float32"), Path("hf"))
 
     def logits(self, prompts):
         return np.array(prompts, np.float32)
@@ -129,10 +129,10 @@ def test_an_engine_built_without_a_flag_for_logits_gives_those_of_the_whole_voca
 
 ECHO = """
 from array import array
-from worker import Opened, run
+from worker import LoadedModel, run
 
 def open_model(model, variant):
-    return Opened({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": "int8"},
+    return LoadedModel({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": "int8"},
                   lambda prompts: prompts, lambda prompts, n: [row[:n] for row in prompts],
                   lambda prompts: array("f", [id / 2 for row in prompts for id in row]))
 
@@ -147,7 +147,7 @@ def peer(tmp_path, monkeypatch):
     monkeypatch.setitem(PEERS, "echo", Peer("run_echo.py", None, {}))
     monkeypatch.setattr("peers.process.HERE", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PEERS_DIR))
-    with closing(PeerProcess(Choice("echo", "int4"), tmp_path, tmp_path, tmp_path / "log")) as process:
+    with closing(PeerProcess(PeerVariant("echo", "int4"), tmp_path, tmp_path, tmp_path / "log")) as process:
         yield process
 
 
