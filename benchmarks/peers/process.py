@@ -29,9 +29,8 @@ def converted(choice: PeerVariant, hf: Path, cache: Path) -> Path:
     """Return the model in the peer's format; convert it beside the Hugging Face directory at first use."""
     if not choice.peer.converts:
         return hf
-    out = (
-        hf.parent / f"{choice.name}-{choice.variant.partition('-')[0]}"
-    )  # the text behind the hyphen is chosen at run time
+    stored = choice.variant.partition("-")[0]  # the text behind the hyphen is chosen at run time
+    out = hf.parent / f"{choice.name}-{stored}"
     if not out.exists():
         print(f"converting {hf} for {choice.label}", flush=True)
         unfinished = out.with_suffix(".unfinished")

@@ -1,4 +1,4 @@
-"""Two checkpoints are compared as whole models: by configuration, by what is there, by value."""
+"""Two checkpoints are compared as whole models: configurations, tensors and values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def compare(a: Path, b: Path, **flags: Any) -> None:
 
 
 def change(directory: Path, name: str, by: float) -> None:
-    """Add to the first element of a tensor."""
+    """Add a number to the first element of a tensor."""
     tensors = load_file(directory / "rank0.safetensors")
     tensors[name].view(-1)[0] += by
     save_file(tensors, directory / "rank0.safetensors")
@@ -68,7 +68,7 @@ def test_differences_are_printed_and_exit_1(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_ranks_and_packing_do_not_hide_equal_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Channels are whole on every rank of pp 2, so both quantize alike; the layouts of the GPUs differ."""
+    """Every rank of pp 2 has whole channels, so both quantize to the same values; the layouts of the GPUs differ."""
     model = Model(hidden=192, width=192, ffn=384, config={"num_attention_heads": 6})
     a = checkpoint(tmp_path, "a", model, use_weight_only=True, target_sm=80)
     b = checkpoint(tmp_path, "b", model, use_weight_only=True, target_sm=90, pp_size=2)

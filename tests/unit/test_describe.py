@@ -1,4 +1,4 @@
-"""What a directory holds is printed whole, from the files alone: checkpoints, engines, Hugging Face models."""
+"""The contents of checkpoints, engines and original models are printed completely, from their files alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def printed(capsys: pytest.CaptureFixture[str], directory: Path, **flags: Any) -
 
 
 def cells(text: str, name: str) -> list[str]:
-    """The columns of a tensor's line."""
+    """Return the columns of a tensor's line."""
     (line,) = (line for line in text.splitlines() if line.startswith(name + " "))
     return re.split(r"  +", line)
 
@@ -132,7 +132,7 @@ def test_packed_weights_show_their_integers(
 
 
 def test_a_checkpoint_that_names_no_gpu_can_be_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As TensorRT-LLM's own converter writes them: which integers there are does not depend on the layout."""
+    """TensorRT-LLM's own converter leaves the GPU out; the set of integers does not depend on the layout."""
     directory = checkpoint(tmp_path, packable(), use_weight_only=True)
     expected = printed(capsys, directory)
     values = json.loads((directory / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic and options: what is a ratio, what counts, who takes part. Nothing is measured here."""
+"""The benchmark's arithmetic and options: ratios, validity, participants. Nothing is measured here."""
 
 import json
 import subprocess
@@ -173,7 +173,7 @@ def test_options_say_what_is_measured_and_what_the_build_is_given():
 
 
 def engine_of(dtype, algorithm):
-    """As much of an engine's configuration as says its precision."""
+    """Return the part of an engine's configuration that determines its precision."""
     return SimpleNamespace(pretrained_config=SimpleNamespace(dtype=dtype, quantization={"quant_algo": algorithm}))
 
 
@@ -202,7 +202,7 @@ run(open_model)
 
 
 def asked_of_echo(tmp_path, output_len):
-    """A worker that answers prompts with themselves, asked once for so many new tokens."""
+    """Ask a worker that returns its prompts once for some new tokens."""
     (tmp_path / "run_echo.py").write_text(ECHO)
     asked = json.dumps({"seconds": {"prompts": [[1, 2, 3]], "output_len": output_len}}) + "\n"
     command = [sys.executable, tmp_path / "run_echo.py", "serve", "m", "int4"]

@@ -1,4 +1,4 @@
-"""A published list of md5 sums decides whether the files of a model are the published ones."""
+"""A published list of md5 sums shows whether the files of a model are the published ones."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_listed_file_that_is_not_there_is_named(directory: Path) -> None:
 
 
 def test_a_list_that_gives_two_files_one_sum_warns_only(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the published list of the 66B model does, for its parts 5 and 6."""
+    """The published list of the 66B model does so for its parts 5 and 6."""
     sums = {"part-0.pt": md5(directory / "part-0.pt"), "part-1.pt": md5(directory / "part-1.pt")}
     sums["part-2.pt"] = sums["part-1.pt"]
     (directory / "sums.csv").write_text("shard,md5sum\n" + "\n".join(f"{n},{s}" for n, s in sums.items()))

@@ -1,4 +1,4 @@
-"""Metaseq files that are incomplete, damaged, of two models or of no OPT are named in one line, never converted."""
+"""Metaseq files that are incomplete, damaged, of two models or not of an OPT get an error of one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refusal(directory: Path) -> str:
 
 
 class Changed(Metaseq):
-    """`tensors` are put into the files of the last part; None leaves one out."""
+    """Write a model; put `tensors` into the files of the last part, where None leaves a tensor out."""
 
     tensors: dict[str, Any]
 
@@ -47,7 +47,7 @@ def changed(directory: Path, tensors: dict[str, Any], **how: Any) -> Path:
 
 
 def with_part_of(tmp_path: Path, other: Model, **how: Any) -> Path:
-    """Two parts, the second one of another model."""
+    """Write two parts, of which the second one belongs to another model."""
     directory = Metaseq(Model(), parts=2, **how).write(tmp_path / "m")
     Metaseq(other, parts=2, **how).write(tmp_path / "other")
     for path in (tmp_path / "other").glob("*part-1*"):
@@ -121,7 +121,7 @@ def test_vectors_that_fit_no_opt_are_named(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_that_padding_leaves_open_is_not_guessed(tmp_path: Path) -> None:
-    """17 shards can be padded by a row of 16 elements: two vocabularies have vectors of these lengths."""
+    """17 shards may hold a row of 16 elements as padding, so two vocabularies have vectors of these lengths."""
     assert "tried hidden_size 16 with 2 layers" in refusal(Metaseq(Model(), shards=17, layout="layers").write(tmp_path))
 
 
@@ -275,7 +275,7 @@ def test_without_training_configuration_an_unpublished_size_asks_for_config_json
 def test_a_published_pre_norm_model_misses_its_final_layer_norm_whatever_its_training_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Model-parallel training noted that layer norms come after; it was not so."""
+    """Model-parallel training stored that layer norms come after; that was wrong."""
     monkeypatch.setattr(settings, "PUBLISHED", (sizes.Size("OPT-tiny", 16, 2, 4, 40),))
     lost = dict.fromkeys(("decoder.layer_norm.weight", "decoder.layer_norm.bias"))
     assert "missing: decoder.final_layer_norm.weight" in refusal(changed(tmp_path, lost))
@@ -288,7 +288,7 @@ def test_without_final_layer_norm_nothing_says_where_the_others_are(tmp_path: Pa
 
 
 class Metadata(Metaseq):
-    """With `metadata` as it should not be."""
+    """Write a model with damaged `metadata`."""
 
     broken: Any
 

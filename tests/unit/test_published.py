@@ -1,4 +1,4 @@
-"""The published sizes add up to the published numbers of parameters, and tensors say which of them a model is."""
+"""The published sizes give the published numbers of parameters, and the tensors of a model determine its size."""
 
 from __future__ import annotations
 

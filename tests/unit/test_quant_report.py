@@ -1,4 +1,4 @@
-"""The quantization report: its numbers are those of the stored weights, its picture shows them all."""
+"""The quantization report gives the errors of the stored weights, and its picture shows all of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MATRICES = ["attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Three layers that every mode takes at tp_size 1 and 3."""
+    """Return a model of three layers that every mode can pack at tp_size 1 and 3."""
     model = Model(vocab=50, hidden=192, width=192, layers=3, ffn=384, config={"num_attention_heads": 6})
     model.tensors["model.decoder.layers.1.fc1.weight"][7] = 0
     model.tensors["model.decoder.layers.2.fc2.weight"][:] = 0
