@@ -57,7 +57,7 @@ class TimedDecoder:
         self.spec = self.inner.spec
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
-        """See `Decoder.step`."""
+        """Run a step and add its seconds."""
         started = time.perf_counter()
         outputs = self.inner.step(inputs, kv_cache)
         self.seconds += time.perf_counter() - started

@@ -155,7 +155,7 @@ def save_tokenizer(directory: Path, size: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="3").save_pretrained(directory)
 
 
-def measure(job: ConversionJob, source: Path, target: Path) -> ChildResult:
+def run_job(job: ConversionJob, source: Path, target: Path) -> ChildResult:
     """Run a job in a process of its own; remove its output."""
     shutil.rmtree(target, ignore_errors=True)
     code = CHILD.format(imports=job.imports, work=job.work)
@@ -191,7 +191,7 @@ def measure_rounds(
     measured: dict[str, list[ChildResult]] = {name: [] for name in jobs}
     for _ in range(pairs):
         for name, job in jobs.items():
-            measured[name].append(measure(job, source, work / "out"))
+            measured[name].append(run_job(job, source, work / "out"))
     return measured
 
 

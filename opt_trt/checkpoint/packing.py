@@ -33,6 +33,13 @@ def is_interleaved(sm: int) -> bool:
     return INTERLEAVED[sm]
 
 
+def check_packable(sm: int, advice: str) -> None:
+    """Refuse a GPU for which weights cannot be packed; the error ends with `advice`."""
+    is_interleaved(sm)
+    if sm in DEFERRED_ONLY:
+        raise UserError(f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; {advice}")
+
+
 def shape_problems(out_features: int, in_features: int, bits: int, sm: int) -> list[str]:
     """List the reasons why a matrix cannot be packed, one for each dimension; empty if it can."""
     group = TILE if is_interleaved(sm) else RUN * 16 // bits

@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 
-from opt_trt.checkpoint.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.checkpoint.packing import check_packable, is_interleaved
 from opt_trt.checkpoint.reader import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
 from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from opt_trt.host.disk import check_space, explain_full_disk
-from opt_trt.host.progress import byte_bar
-from opt_trt.host.workers import Scratch, for_each, one_thread
+from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
 from opt_trt.quant import ALGORITHMS, MODES
@@ -49,17 +47,12 @@ def convert(config: ConvertConfig) -> None:
     check_shards(model)
     _warn_of_loader(model)
     specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
-    check_space(output_dir, _nbytes(specs))
     report = QuantReport(ALGORITHMS[model.quant_algo]) if paths and model.quant_algo else None
     warnings: list[str] = []
     tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty, warnings.append)
-    with one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
+    with open_output(output_dir, "convert", _nbytes(specs), config.talks) as (directory, advance):
         write_config(directory, model)
-        with (
-            explain_full_disk(directory, _nbytes(specs)),
-            byte_bar("convert", _nbytes(specs), config.talks) as bar,
-            RankFiles(directory, model, bar.update, report) as ranks,
-        ):
+        with RankFiles(directory, model, advance, report) as ranks:
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
@@ -124,12 +117,10 @@ def _target_sm(config: ConvertConfig) -> int | None:
         sm = 10 * major + minor
     if sm is None:
         return None
-    is_interleaved(sm)
-    if sm in DEFERRED_ONLY and not config.defer_quantization:
-        raise UserError(
-            f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; "
-            "give --defer_quantization, or another --target_sm"
-        )
+    if config.defer_quantization:
+        is_interleaved(sm)  # refuses unknown GPUs
+    else:
+        check_packable(sm, "give --defer_quantization, or another --target_sm")
     return sm
 
 

@@ -16,10 +16,8 @@ from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
 from opt_trt.config.export_flags import ExportConfig
 from opt_trt.convert.hf_model import source_config, source_specs, source_tensors
+from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from opt_trt.host.disk import check_space
-from opt_trt.host.progress import byte_bar
 from opt_trt.host.workers import one_thread
 from opt_trt.sources.hf_config import TOKENS, hf_config_values
 from opt_trt.sources.opt import OptConfig
@@ -56,18 +54,17 @@ def _write(model: WholeModel, tokenizer: list[Path], config: ExportConfig) -> Fi
     source = source_config(model)
     specs = source_specs(source, model.config)
     total = sum(spec.nbytes for spec in specs.values())
-    check_space(Path(config.output_dir), total)
     files = shard_files(specs, config.max_shard_bytes)
-    with atomic_directory(config.output_dir, marker=MARKER, owned=OWNED) as directory:
+    output = open_output(Path(config.output_dir), "export", total, config.talks, MARKER, OWNED)
+    with output as (directory, advance):
         _write_json(directory / MARKER, _origin(model))
         _write_configs(directory, source, model.config.dtype)
         for file in tokenizer:
             shutil.copyfile(file, directory / file.name)
         _write_index(directory, files)
-        with byte_bar("export", total, config.talks) as bar:
-            tensors = _counted(source_tensors(model, source), bar.update)
-            for name, part in files.items():
-                write_rank(directory / name, part, islice(tensors, len(part)))
+        tensors = _counted(source_tensors(model, source), advance)
+        for name, part in files.items():
+            write_rank(directory / name, part, islice(tensors, len(part)))
     return files
 
 

@@ -10,18 +10,15 @@ from pathlib import Path
 
 import torch
 
-from opt_trt.checkpoint.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.checkpoint.packing import check_packable
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, check_target_sm, rank_file, read_config
 from opt_trt.checkpoint.spec import check_shards, packed_mode
 from opt_trt.checkpoint.weight_only import repack_blocks
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.repack_flags import RepackConfig
+from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from opt_trt.host.disk import check_space, explain_full_disk
 from opt_trt.host.json_file import read_json
-from opt_trt.host.progress import byte_bar
-from opt_trt.host.workers import one_thread
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
 from opt_trt.quant.mode import QuantMode
@@ -38,19 +35,14 @@ def repack(config: RepackConfig) -> None:
     directory, output = Path(config.checkpoint_dir), Path(config.output_dir or config.checkpoint_dir)
     model = read_config(directory)
     mode = _mode(directory, model)
-    check_shards(replace(model, target_sm=_checked_sm(config.target_sm)))
+    check_packable(config.target_sm, "convert the model again with --defer_quantization")
+    check_shards(replace(model, target_sm=config.target_sm))
     ranks = [Checkpoint(directory, rank) for rank in range(model.mapping.world_size)]
     total = sum(rank.nbytes for rank in ranks)
-    check_space(output, total)
-    with (
-        one_thread(),
-        atomic_directory(output, owned=("rank*.safetensors",)) as temporary,
-        explain_full_disk(temporary, total),
-        byte_bar("repack", total, config.talks) as bar,
-    ):
+    with open_output(output, "repack", total, config.talks) as (temporary, advance):
         _write_config(temporary, directory, config.target_sm)
         for number, rank in enumerate(ranks):
-            tensors = _repacked(rank, mode, config.target_sm, bar.update)
+            tensors = _repacked(rank, mode, config.target_sm, advance)
             write_rank(rank_file(temporary, number), rank.spec, tensors)
     if config.talks:
         print(
@@ -67,17 +59,6 @@ def _mode(directory: Path, model: ModelConfig) -> QuantMode:
         raise UserError(f"{directory} holds {what}: it fits every GPU as it is; nothing to repack")
     check_target_sm(directory, model)
     return mode
-
-
-def _checked_sm(sm: int) -> int:
-    """Return the GPU if weights can be packed for it; refuse it otherwise."""
-    is_interleaved(sm)
-    if sm in DEFERRED_ONLY:
-        raise UserError(
-            f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; convert the model again "
-            "with --defer_quantization"
-        )
-    return sm
 
 
 def _write_config(target: Path, source: Path, sm: int) -> None:

@@ -219,7 +219,7 @@ def test_a_full_file_system_ends_the_same_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path, workers: int
 ) -> None:
     monkeypatch.setattr(
-        "opt_trt.convert.convert.check_space", lambda *_: None
+        "opt_trt.convert.output_directory.check_space", lambda *_: None
     )  # as if another program filled the disk meanwhile
     model = Model(vocab=50_000).write(tmp_path / "model")
     with pytest.raises(UserError, match=r"rank0\.safetensors: No space left on device; 0\.001 of 0\.003 GB"):
