@@ -12,7 +12,7 @@ from pathlib import Path
 from opt_trt.errors import UserError
 from opt_trt.sources.hf import LAYOUTS, refuse_pointer
 from opt_trt.sources.hf_config import read_hf_config
-from opt_trt.sources.listed import ListedSource, SourceTensor, listed_source, some
+from opt_trt.sources.listed import ListedSource, SourceTensor, join_names, listed_source
 from opt_trt.sources.merged import Merged
 from opt_trt.sources.opt import EMBEDDING
 from opt_trt.sources.published import published_config
@@ -60,7 +60,7 @@ def open_source(directory: Path) -> ListedSource:
     ranks = [dict(_named(path)) for path in paths]
     for path, tensors in zip(paths, ranks, strict=True):
         if odd := sorted(tensors.keys() ^ ranks[0].keys()):
-            raise UserError(f"{path} and {paths[0]} hold different tensors: {some(odd)}; fetch them again")
+            raise UserError(f"{path} and {paths[0]} hold different tensors: {join_names(odd)}; fetch them again")
     merged = {name: Merged(tuple(tensors[name] for tensors in ranks), _axis(name)) for name in ranks[0]}
     path = directory / "config.json"
     shapes = {name: tensor.shape for name, tensor in merged.items()}

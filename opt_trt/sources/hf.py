@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf_config import read_hf_config
-from opt_trt.sources.listed import ListedSource, listed_source, some
+from opt_trt.sources.listed import ListedSource, join_names, listed_source
 from opt_trt.sources.stored import Loaded, Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
@@ -64,7 +64,7 @@ def _list_shards(index: Path, list_file: Callable[[Path], list[Stored | Loaded]]
         entries = list_file(path)
         promised = {key for key, file in weight_map.items() if file == name}
         if lacking := sorted(promised - {entry.key for entry in entries}):
-            raise UserError(f"{path} lacks {some(lacking)}, which {index.name} says it holds; fetch the file again")
+            raise UserError(f"{path} lacks {join_names(lacking)}, which {index.name} says it holds; fetch it again")
         tensors += [entry for entry in entries if weight_map.get(entry.key, name) == name]
     return tensors
 

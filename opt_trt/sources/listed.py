@@ -72,7 +72,7 @@ def listed_source(config: OptConfig, named: Iterable[tuple[str, SourceTensor]], 
     return ListedSource(config, tensors)
 
 
-def some(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Join names for an error; cut a long list short."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -87,7 +87,7 @@ def check_tensors(config: OptConfig, tensors: Mapping[str, TensorInfo], problem:
     extra = [entry.key for name, entry in tensors.items() if name not in expected]
     wrong = [_tensor_problem(entry, expected[n], n) for n, entry in tensors.items() if n in expected]
     problems = {"missing": missing, "unexpected": extra, "wrong": [text for text in wrong if text]}
-    found = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
+    found = "; ".join(f"{kind}: {join_names(names)}" for kind, names in problems.items() if names)
     if found:
         raise UserError(f"{problem}: {found}; fetch them again")
 

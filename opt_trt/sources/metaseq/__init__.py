@@ -13,7 +13,7 @@ import torch
 from opt_trt.sources.hf import LAYOUTS
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, check_tensors
-from opt_trt.sources.metaseq.agree import compare_replicated
+from opt_trt.sources.metaseq.agreement import compare_replicated
 from opt_trt.sources.metaseq.join import join
 from opt_trt.sources.metaseq.parts import named_parts, read_grid
 from opt_trt.sources.metaseq.reading import JoinedTensor

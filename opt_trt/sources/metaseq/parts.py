@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from opt_trt.errors import UserError
-from opt_trt.sources.metaseq.agree import refuse_copies
+from opt_trt.sources.metaseq.agreement import refuse_copies
 from opt_trt.sources.metaseq.flat import find_layout, unflatten
 from opt_trt.sources.metaseq.grid import list_grid
 from opt_trt.sources.metaseq.pieces import Piece
