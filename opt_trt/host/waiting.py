@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Backoff:
+class Patience:
     """The schedule of a poll, in seconds: it yields the core between looks at first, then sleeps longer each time."""
 
     yielding: float
@@ -19,16 +19,16 @@ class Backoff:
     timeout: float = math.inf
 
 
-def wait_until(is_so: Callable[[], bool], backoff: Backoff) -> bool:
+def wait_until(is_so: Callable[[], bool], patience: Patience) -> bool:
     """Poll until `is_so` returns True; return False if that takes longer than the timeout."""
-    started, nap = time.monotonic(), backoff.first_nap
+    started, nap = time.monotonic(), patience.first_nap
     while not is_so():
         waited = time.monotonic() - started
-        if waited > backoff.timeout:
+        if waited > patience.timeout:
             return False
-        if waited < backoff.yielding:
+        if waited < patience.yielding:
             os.sched_yield()
         else:
             time.sleep(nap)
-            nap = min(2 * nap, backoff.longest_nap)
+            nap = min(2 * nap, patience.longest_nap)
     return True

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from opt_trt.errors import UserError
-from opt_trt.host.waiting import Backoff, wait_until
+from opt_trt.host.waiting import Patience, wait_until
 from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World
 from opt_trt.runtime.world.guard import Guard
 
@@ -25,7 +25,7 @@ STEP_TIMEOUT = "OPT_TRT_STEP_TIMEOUT"  # seconds a step may take
 DEFAULT_STEP_TIMEOUT = "1800"  # 8192 prompt tokens of 66B take 1400 s on four ranks of 200 GFLOP/s each
 EXIT_BUG, EXIT_USER_ERROR, EXIT_TERMINATED = 1, 2, 143
 # Between two steps the leader schedules and samples; whoever waits longer sleeps.
-BACKOFF = Backoff(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
+PATIENCE = Patience(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
 
 
 class Communicator:
@@ -146,7 +146,7 @@ class Communicator:
 
     def _wait(self) -> bytearray:
         status = self._mpi.Status()
-        wait_until(lambda: self._ranks.Iprobe(LEADER, status=status), BACKOFF)
+        wait_until(lambda: self._ranks.Iprobe(LEADER, status=status), PATIENCE)
         message = bytearray(status.Get_count(self._mpi.BYTE))
         self._ranks.Recv((message, self._mpi.BYTE), LEADER)
         return message
