@@ -1,5 +1,5 @@
-# `make demo`, `make demo-tp` and `make test` need python3 (3.11 or newer), g++ and make; they install the rest into .venv.
-# `make test-trtllm` installs into .venv-trtllm, with the versions that tensorrt_llm pins.
+# `make demo`, `make demo-tp`, `make test`: all set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
+# `make test-trtllm`: the same from nothing in .venv-trtllm, with the versions that tensorrt_llm pins.
 
 PYTHON ?= python3
 VENV := .venv

@@ -276,7 +276,7 @@ WAITING = SLOW.replace("time.sleep(3)", "sys.stdin.readline()")  # at every tens
 
 
 def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Start a conversion in a process of its own; yield it while it is writing."""
+    """Start a conversion in a process of its own; return when it is writing."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(REPOSITORY / "convert_checkpoint.py"), *map(str, arguments)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
