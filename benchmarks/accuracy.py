@@ -1,10 +1,10 @@
-"""ROUGE-1 of the demo model at each precision: the engine against transformers with the same rounded weights.
+"""ROUGE-1 of the demo model at each precision: the engine beside transformers with the same rounded weights.
 
     python benchmarks/accuracy.py [--precision int8 "int8 head"] [--rows 256] [--batch_size 8]
 
-Transformers computes in fp32 with weights rounded to the type (quantized, of int8 and int4) and widened again, so what
-differs is ours: kernels, the rounded KV cache, in-flight batching. Rows are paired; the interval is a bootstrap over
-rows.
+Transformers computes in fp32. Its weights are rounded to the type of the engine (int8 and int4 are quantized), then
+widened again. So every difference comes from the engine: from its kernels, its rounded KV cache or its in-flight
+batching. Rows are paired; the interval is a bootstrap over rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import OPTForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout without an installation
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.build import build
@@ -48,7 +48,7 @@ LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
 def rounded_model(precision: str, out: Path) -> Path:
-    """The demo model with every weight rounded as the engine's, stored as fp32."""
+    """Write the demo model in fp32, with every weight rounded as in the engine."""
     dtype, mode, head = PRECISIONS[precision]
     model = OPTForCausalLM.from_pretrained(DEMO / "model", dtype=getattr(torch, dtype))
     exact = {
@@ -66,7 +66,7 @@ def rounded_model(precision: str, out: Path) -> Path:
 
 
 def engine_summaries(precision: str, work: Path, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
-    """Convert, build and summarize."""
+    """Convert and build the demo model, and return its summaries."""
     checkpoint, engine = work / "checkpoint", work / "engine"
     dtype, mode, head = PRECISIONS[precision]
     quantize = {"use_weight_only": True, "weight_only_precision": mode} if mode else {}
@@ -80,13 +80,13 @@ def engine_summaries(precision: str, work: Path, prompts: list[TokenIds], batch_
 
 
 def in_batches(summarizer: Summarizer, prompts: list[TokenIds], batch_size: int) -> list[TokenIds]:
-    """All summaries, a batch at a time."""
+    """Return all summaries, computed in batches."""
     batches = (prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size))
     return [output for batch in batches for output in summarizer.generate(batch)]
 
 
 def paired_interval(differences: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean difference."""
+    """Return the 95 % bootstrap interval of the mean difference."""
     draws = np.random.default_rng(0).choice(differences, (2000, len(differences))).mean(1)
     low, high = np.percentile(draws, (2.5, 97.5))
     return float(low), float(high)

@@ -1,10 +1,11 @@
-"""What in-flight batching is worth: against static batches, for waiting neighbours, in overhead, for known prompts.
+"""The effects of in-flight batching: throughput, time between tokens, overhead, and time to a known prompt's token.
 
     python benchmarks/batching.py --model_shape opt-125m --dtype float16
 
-Weights are random at real shapes. Lengths of prompts and outputs are log-normal, all requests are there from the
-beginning. A static batch computes all its rows until the slowest is done, whose useful tokens alone count; where rows
-leave, nobody takes their place. All ways take turns over the same requests in one process.
+Weights are random at real shapes. Lengths of prompts and outputs are log-normal. All requests arrive at the beginning.
+"static": a batch computes all its rows until its longest request ends; only the tokens that were asked for count.
+"rows leave": a request that ends leaves its batch, and no other takes its place. "in flight": the next request takes
+its place. The three take turns over the same requests in one process.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # the commands set it, too
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout without an installation
 
 import torch
 from models import SHAPES, random_model
@@ -56,7 +57,7 @@ class TimedDecoder:
         self.spec = self.inner.spec
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
-        """See `Decoder.step`."""
+        """Run a step and add its seconds."""
         started = time.perf_counter()
         outputs = self.inner.step(inputs, kv_cache)
         self.seconds += time.perf_counter() - started
@@ -64,8 +65,8 @@ class TimedDecoder:
         return outputs
 
 
-def make_engine(shape: str, dtype: str, work: Path) -> Decoder:
-    """Convert and build a random model; its decoder."""
+def make_decoder(shape: str, dtype: str, work: Path) -> Decoder:
+    """Convert and build a random model; return its decoder."""
     model = random_model(shape, work / "hf")
     convert(ConvertConfig(model_dir=str(model), output_dir=str(work / "c"), dtype=dtype, log_level="warning"))
     build(BuildConfig(
@@ -76,17 +77,17 @@ def make_engine(shape: str, dtype: str, work: Path) -> Decoder:
 
 
 def session(decoder: Decoder, scheduling: Scheduling | None = None) -> DecoderSession:
-    """A session with a KV cache for a full batch."""
+    """Return a session with a KV cache for a full batch."""
     return DecoderSession(decoder, KvCacheLimit(), scheduling)
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
-    """Random ids."""
+    """Return random token ids."""
     return tuple(random.Random(seed).choices(range(10, 50000), k=length))
 
 
 def log_normal_requests(count: int) -> list[Request]:
-    """Prompts around 100 tokens, outputs around 60, with long tails."""
+    """Return requests with prompts of about 100 tokens and outputs of about 60, both with long tails."""
     chance = random.Random(0)
 
     def length(median: float, spread: float, most: int) -> int:
@@ -96,7 +97,7 @@ def log_normal_requests(count: int) -> list[Request]:
 
 
 def generation_seconds(of: DecoderSession, *batches: Sequence[Request]) -> float:
-    """By the clock; each batch lasts as long as its slowest request."""
+    """Return the wall-clock time of generating all batches one after another."""
     started = time.perf_counter()
     for requests in batches:
         of.generate(requests)
@@ -104,7 +105,7 @@ def generation_seconds(of: DecoderSession, *batches: Sequence[Request]) -> float
 
 
 def report_throughput(decoder: Decoder, count: int, rounds: int) -> None:
-    """Tokens a second in flight and in static batches, taking turns."""
+    """Print tokens per second of static batches, of batches whose rows leave, and in flight; the three take turns."""
     of, requests = session(decoder), log_normal_requests(count)
     of.generate(requests[:BATCH_SIZE])
     tokens = sum(request.max_new_tokens for request in requests)
@@ -123,7 +124,7 @@ def report_throughput(decoder: Decoder, count: int, rounds: int) -> None:
 
 
 def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
-    """Seconds between tokens of requests that generate while long prompts arrive at random, every 60 tokens or so."""
+    """Return the seconds between tokens while long prompts arrive at random, about one every 60 tokens."""
     chance, arrivals = random.Random(1), []
     watched = of.stream([Request(prompt(100, seed), output_len) for seed in range(BATCH_SIZE - 2)])
     last: dict[int, float] = {}
@@ -142,7 +143,7 @@ def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
 
 
 def report_latency(decoder: Decoder, output_len: int) -> None:
-    """Percentiles of the time between tokens, with chunks and without."""
+    """Print percentiles of the time between tokens, with chunks and without."""
     for name, chunk in (("default chunks", None), ("chunks of 64", 64), ("whole prompts", UNLIMITED)):
         gaps = sorted(token_gaps(session(decoder, Scheduling(context_chunk_size=chunk)), output_len))
         p50, p99 = (gaps[int(len(gaps) * share)] * 1e3 for share in (0.5, 0.99))
@@ -150,7 +151,7 @@ def report_latency(decoder: Decoder, output_len: int) -> None:
 
 
 def report_overhead(decoder: Decoder) -> None:
-    """Share of a step that is not the decoder's, at a full batch."""
+    """Print the share of a step that is spent outside the decoder, at a full batch."""
     ways = {"greedy": SamplingParams(), "top_k 50 top_p 0.9": SamplingParams(top_k=50, top_p=0.9)}
     for name, sampling in ways.items():
         timed = TimedDecoder(decoder)
@@ -158,11 +159,11 @@ def report_overhead(decoder: Decoder) -> None:
         total = generation_seconds(of, requests)
         own = total - timed.seconds
         a_step, own_a_step = total / timed.steps * 1e3, own / timed.steps * 1e3
-        print(f"{name:<20}{own_a_step:7.2f} of {a_step:.1f} ms a step are not the decoder's: {own / total:.1%}")
+        print(f"{name:<20}{own_a_step:7.2f} of {a_step:.1f} ms a step are spent outside the decoder: {own / total:.1%}")
 
 
 def report_reuse(decoder: Decoder, rounds: int) -> None:
-    """Milliseconds to the first token of a prompt that came before."""
+    """Print the milliseconds to the first token of a prompt that was computed before."""
     medians = {}
     for reuse in (False, True):
         of = session(decoder, Scheduling(enable_block_reuse=reuse))
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        decoder = make_engine(a.model_shape, a.dtype, Path(directory))
+        decoder = make_decoder(a.model_shape, a.dtype, Path(directory))
         print(f"{a.model_shape} {a.dtype}, batch {BATCH_SIZE}, {a.requests} requests, load {os.getloadavg()[0]:.1f}")
         report_overhead(decoder)
         report_reuse(decoder, a.rounds)

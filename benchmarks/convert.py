@@ -1,15 +1,16 @@
-"""Conversion rates beside the disk's own copy rate and other converters, and peak memory, in one run, taking turns.
+"""Conversion rates and peak memory, beside a plain copy on the same disk and beside other converters.
 
     python benchmarks/convert.py --work_dir /tmp/convert [--layers 32] [--pairs 3] [--json FILE] [--peer_python PYTHON]
 
 The source is a random fp16 OPT of the 2.7B's width in shards, made once as safetensors and once as `.bin`; it is kept
-in `--work_dir`, so remove that directory afterwards. "copy" is what the disk does by itself: every round copies the
-source's weight files with `shutil.copyfile`, then flushes files and directory with fsync, as a conversion ends. Both
-sides read through the page cache. Every measurement is a process of its own, whose clocks start after the imports; the
-copy imports the same, because memory that was freed a moment ago is cheaper on virtual machines.
+in `--work_dir`, so remove that directory afterwards. "copy" is a plain copy: every round copies the source's weight
+files with `shutil.copyfile`, then flushes files and directory with fsync, as a conversion does at its end. Both read
+through the page cache. Every measurement is a process of its own, whose clocks start after the imports. The copy has
+the same imports, because memory that was freed a moment ago is cheaper on virtual machines. All jobs take turns.
 
-"in/copy" is the rate of a conversion in bytes of its source over that of its round's copy, "out/copy" the same in bytes
-it writes, which is what the disk is asked for where ranks repeat a table; both are medians over the rounds.
+"in/copy" is the rate of a conversion, in bytes of its source, divided by the rate of the copy in the same round.
+"out/copy" counts the bytes that the conversion writes instead; they are more if ranks repeat a table. Both are medians
+over the rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import OPTConfig, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout without an installation
 
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.opt import HEAD, source_shapes
@@ -53,7 +54,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
     "int4": WEIGHT_ONLY | {"weight_only_precision": "int4"},
     "int8 deferred": WEIGHT_ONLY | {"defer_quantization": True},
 }
-# Each child prints seconds, seconds of CPU time, its peak memory after the imports and at the end (VmHWM, in kB).
+# Each child prints its seconds, its CPU seconds, and its peak memory after the imports and at the end (VmHWM in kB).
 CHILD = """
 import json, os, shutil, sys, time
 from pathlib import Path
@@ -80,7 +81,7 @@ convert(ConvertConfig(model_dir=source, output_dir=target, log_level="error", **
 CONVERT_IMPORTS = "from opt_trt.config.convert_flags import ConvertConfig; from opt_trt.convert.convert import convert"
 TRANSFORMERS = """
 model = OPTForCausalLM.from_pretrained(source, dtype=torch.float16)
-sum(parameter.view(torch.int16).amax().item() for parameter in model.parameters())  # mapped files are read on touch
+sum(parameter.view(torch.int16).amax().item() for parameter in model.parameters())  # mapped files are read at first use
 """
 CTRANSLATE2 = "TransformersConverter(source, load_as_float16=True).convert(target, quantization=flags)"
 PEERS = {  # name: package, imports, work, flags
@@ -95,8 +96,8 @@ PEERS = {  # name: package, imports, work, flags
 
 
 @dataclass(frozen=True)
-class Job:
-    """One thing to measure: what a child imports and does, with which interpreter."""
+class ConversionJob:
+    """A job to measure: the imports and the work of a child process, and its interpreter."""
 
     imports: str
     work: str
@@ -105,19 +106,19 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a child said of itself, and how much it wrote."""
+class ChildResult:
+    """The measurements that a child printed, and the number of bytes that it wrote."""
 
     seconds: float
-    busy: float  # CPU seconds, the system's included
-    imported: int  # bytes in memory after the imports, at most
+    busy: float  # CPU seconds, including those of the system
+    imported: int  # peak memory in bytes after the imports
     peak: int
     written: int
 
 
 def make_source(directory: Path, layers: int, kind: str) -> Path:
-    """A random source in files of some GB, made once."""
-    if (directory / "config.json").exists():  # written last
+    """Write a random source in files of some GB, unless it exists."""
+    if (directory / "config.json").exists():  # written last, so the rest is complete
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     config = OPTConfig(**SHAPE, num_hidden_layers=layers, torch_dtype="float16", architectures=["OPTForCausalLM"])
@@ -139,7 +140,7 @@ def make_source(directory: Path, layers: int, kind: str) -> Path:
 
 
 def file_of(name: str) -> int:
-    """Which file of a source holds a tensor, from 0."""
+    """Return the number of the source's file that holds a tensor, counted from 0."""
     layer = re.search(r"layers\.(\d+)", name)
     return int(layer[1]) // LAYERS_PER_FILE if layer else 0
 
@@ -149,13 +150,13 @@ def random_tensor(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def save_tokenizer(directory: Path, size: int) -> None:
-    """Some tokenizer with as many tokens as the model: CTranslate2 wants one."""
+    """Write a tokenizer with as many tokens as the model, because CTranslate2 needs one."""
     words = Tokenizer(WordLevel({str(token): token for token in range(size)}, unk_token="3"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="3").save_pretrained(directory)
 
 
-def measure(job: Job, source: Path, target: Path) -> Measured:
-    """Run a job in a process of its own; what it wrote is removed."""
+def run_job(job: ConversionJob, source: Path, target: Path) -> ChildResult:
+    """Run a job in a process of its own; remove its output."""
     shutil.rmtree(target, ignore_errors=True)
     code = CHILD.format(imports=job.imports, work=job.work)
     command = [job.python, "-c", code, str(source), str(target), json.dumps(job.flags)]
@@ -164,31 +165,33 @@ def measure(job: Job, source: Path, target: Path) -> Measured:
     seconds, busy, imported, peak = json.loads(done.stdout.splitlines()[-1])
     written = size(target, "*") if target.exists() else 0
     shutil.rmtree(target, ignore_errors=True)
-    return Measured(seconds, busy, 1024 * imported, 1024 * peak, written)
+    return ChildResult(seconds, busy, 1024 * imported, 1024 * peak, written)
 
 
 def size(directory: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in directory.glob(pattern) if path.is_file())
 
 
-def peer_jobs(python: str) -> dict[str, Job]:
-    """The other converters that this interpreter can import; the rest are named."""
+def peer_jobs(python: str) -> dict[str, ConversionJob]:
+    """Return jobs of the other converters that this interpreter can import; print the names of the rest."""
     jobs = {}
     for name, (package, imports, work, flags) in PEERS.items():
         found = subprocess.run([python, "-c", f"import {package}; print({package}.__version__)"], capture_output=True)
         if found.returncode:
             print(f"{name}: skipped, {python} cannot import {package} (see --peer_python)")
         else:
-            jobs[name] = Job(imports, work, flags, python)
+            jobs[name] = ConversionJob(imports, work, flags, python)
     return jobs
 
 
-def measure_rounds(jobs: dict[str, Job], source: Path, work: Path, pairs: int) -> dict[str, list[Measured]]:
-    """All jobs one after another, `pairs` times."""
-    measured: dict[str, list[Measured]] = {name: [] for name in jobs}
+def measure_rounds(
+    jobs: dict[str, ConversionJob], source: Path, work: Path, pairs: int
+) -> dict[str, list[ChildResult]]:
+    """Measure all jobs one after another, `pairs` times."""
+    measured: dict[str, list[ChildResult]] = {name: [] for name in jobs}
     for _ in range(pairs):
         for name, job in jobs.items():
-            measured[name].append(measure(job, source, work / "out"))
+            measured[name].append(run_job(job, source, work / "out"))
     return measured
 
 
@@ -206,8 +209,8 @@ def main() -> None:
     results = {}
     for kind in a.formats:
         source = make_source(a.work_dir / f"{kind}-{a.layers}", a.layers, kind)
-        jobs = {"copy": Job(CONVERT_IMPORTS, COPY)}
-        jobs |= {name: Job(CONVERT_IMPORTS, CONVERT, CONVERSIONS[name]) for name in a.only}
+        jobs = {"copy": ConversionJob(CONVERT_IMPORTS, COPY)}
+        jobs |= {name: ConversionJob(CONVERT_IMPORTS, CONVERT, CONVERSIONS[name]) for name in a.only}
         jobs |= {} if a.no_peers else peer_jobs(a.peer_python)
         measured = measure_rounds(jobs, source, a.work_dir, a.pairs)
         report(f"{kind}, {a.layers} layers", measured, size(source, "*model*-of-*"))
@@ -216,8 +219,8 @@ def main() -> None:
             a.json.write_text(json.dumps(results))
 
 
-def report(title: str, results: dict[str, list[Measured]], source_bytes: int) -> None:
-    """Print medians with their spread."""
+def report(title: str, results: dict[str, list[ChildResult]], source_bytes: int) -> None:
+    """Print medians with their spreads."""
     pairs = len(results["copy"])
     print(f"{title}, {source_bytes / 1e9:.2f} GB, {pairs} rounds: medians (min-max)")
     print(

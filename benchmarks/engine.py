@@ -1,4 +1,4 @@
-"""This project's side of a benchmark: engines made by its own commands, and how they are asked."""
+"""Engines of this project as runners of a benchmark; its own commands build them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
 ROOT = Path(__file__).parents[1]
-CACHE_TOKENS = 2**16  # of the KV cache: more than any load here needs
-PRECISIONS = {  # how a checkpoint is converted
+CACHE_TOKENS = 2**16  # capacity of the KV cache, more than any load here needs
+PRECISIONS = {  # the flags of the conversion
     "float32": ("--dtype", "float32"),
     "float16": ("--dtype", "float16"),
     "bfloat16": ("--dtype", "bfloat16"),
@@ -34,7 +34,7 @@ PRECISIONS = {  # how a checkpoint is converted
     "int4-bfloat16": ("--dtype", "bfloat16", "--use_weight_only", "--weight_only_precision", "int4"),
 }
 ALGORITHMS = {"W8A16": "int8", "W4A16": "int4"}
-ACTIVATIONS = {  # of a layer's products, by the first letters of its tactic
+ACTIVATIONS = {  # the activations of a layer's products, by the first letters of its tactic
     "fixed16": "16-bit fixed point", "words": "16-bit fixed point", "fixed8": "8-bit fixed point", "pairs": "bfloat16",
 }  # fmt: skip
 STORED = {
@@ -44,7 +44,7 @@ STORED = {
 
 
 def make_engine(hf: Path, precision: str, work: Path, build_flags: Sequence[str] = ()) -> Path:
-    """Convert and build under `work`, with the commands a user would give."""
+    """Convert and build under `work`, with the commands that a user would type."""
     checkpoint, engine = work / "checkpoint", work / "engine"
     command("convert_checkpoint.py", "--model_dir", hf, "--output_dir", checkpoint, *PRECISIONS[precision])
     timings = "--output_timing_cache", work / "model.cache"
@@ -53,7 +53,7 @@ def make_engine(hf: Path, precision: str, work: Path, build_flags: Sequence[str]
 
 
 def command(script: str, *flags: object) -> None:
-    """One of the project's commands; its own complaint if it fails."""
+    """Run one of the project's commands; `UserError` with its error if it fails."""
     line = [sys.executable, str(ROOT / script), *map(str, flags), "--log_level", "warning"]
     done = subprocess.run(line, stderr=subprocess.PIPE, text=True)
     if done.returncode:
@@ -68,14 +68,14 @@ class EngineRunner:
         self._session = open_engine(engine_dir, KvCacheLimit(max_tokens=CACHE_TOKENS))
 
     def seconds(self, prompts: Prompts, output_len: int) -> float:
-        """See `Runner.seconds`."""
+        """Generate, and return the seconds, as `TimedRunner.seconds` says."""
         requests = [Request(tuple(row), output_len) for row in prompts]
         started = time.perf_counter()
         self._session.generate(requests)
         return time.perf_counter() - started
 
     def logits(self, prompts: Prompts) -> np.ndarray:
-        """See `Speaker.logits`; as log-probabilities, which engines built without a flag for logits give as well."""
+        """Return logits as `LogitsRunner.logits` says: as log-probabilities, because every engine can return those."""
         everything = SamplingParams(log_probs=self._session.spec.vocab_size)
         return np.stack([self._log_probs(Request(tuple(row), 1, sampling=everything)) for row in prompts])
 
@@ -87,7 +87,7 @@ class EngineRunner:
 
 
 def computes(engine_dir: Path) -> Computes:
-    """What an engine is made of, read off its files."""
+    """Read the types of an engine's weights, head, KV cache and activations from its files."""
     config = read_engine_config(engine_dir)
     model = config.pretrained_config
     with safe_open(engine_dir / WEIGHTS.format(rank=0), framework="pt") as file:
@@ -107,7 +107,7 @@ def _activations(tactics: Sequence[str]) -> str:
 
 
 def shape_of(config: EngineConfig) -> str:
-    """The published shape of an engine; `UserError` if it is none."""
+    """Return the name of an engine's published shape; `UserError` if it has another shape."""
     model = config.pretrained_config
     sizes = model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.intermediate_size
     found = (name for name, s in SHAPES.items() if (s.hidden, s.layers, s.heads, s.ffn) == sizes)
@@ -118,7 +118,7 @@ def shape_of(config: EngineConfig) -> str:
 
 
 def precision_of(config: EngineConfig) -> str:
-    """The row of `PRECISIONS` an engine belongs to; `UserError` if it is of none."""
+    """Return the key in `PRECISIONS` of an engine's precision; `UserError` if there is none."""
     model = config.pretrained_config
     quantized = ALGORITHMS.get(str(model.quantization["quant_algo"]))
     name = "-".join(filter(None, (quantized, model.dtype))).removesuffix("-float16")

@@ -1,8 +1,8 @@
-"""How far the logits of each runner are from those of float32 on the same weights: what rounding does to a prompt.
+"""The error of each runner's logits, compared with transformers in float32 on the same weights.
 
-The reference is transformers in float32, of the Hugging Face directory everybody starts from; asked for is the token
-that follows each of a few prompts. A row of logits counts less its mean: softmax does not see that, and the
-log-probabilities which every engine gives do not have it.
+All runners and the reference start from one Hugging Face directory, and compute the logits of the token that follows
+each of a few prompts. The mean of a row is subtracted before the comparison: softmax ignores it, and log-probabilities,
+which every engine can return, differ from logits by such a constant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from peers import Choice
+from peers import PeerVariant
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess
 from safetensors import safe_open
@@ -25,38 +25,38 @@ from opt_trt.backends.engine import WEIGHTS
 
 PROMPTS = 4
 EMBEDDING, ROWS = "model.decoder.embed_tokens.weight", 16
-SEED = 2**32  # of no turn: nobody meets these prompts again
-ORACLE = Choice("transformers", "float32")
+SEED = 2**32  # no turn has this seed, so these prompts are used only here
+ORACLE = PeerVariant("transformers", "float32")
 
 
-class Speaker(Protocol):
-    """Whoever can be asked for logits."""
+class LogitsRunner(Protocol):
+    """A runner that returns logits."""
 
     def logits(self, prompts: Prompts) -> np.ndarray:
-        """Fp32 `[N, V]` of the token that follows each prompt, up to a number added to a row."""
+        """Return fp32 `[N, V]`, for the token that follows each prompt; a constant may be added to each row."""
         ...
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What was asked, and the right answer: fp32 `[N, V]`."""
+    """The prompts and their exact logits in fp32, `[N, V]`."""
 
     prompts: Prompts
     logits: np.ndarray
 
     def error(self, logits: np.ndarray) -> float:
-        """The norm of the difference by that of the reference, of all rows together."""
+        """Return the norm of the difference divided by the norm of the reference, over all rows."""
         difference, whole = centred(logits - self.logits), centred(self.logits)
         return float(np.linalg.norm(difference) / np.linalg.norm(whole))
 
 
 def centred(logits: np.ndarray) -> np.ndarray:
-    """Each row less its mean, in fp64."""
+    """Subtract the mean of each row, in fp64."""
     return logits - logits.mean(-1, keepdims=True, dtype=np.float64)
 
 
 def is_of_other_weights(engine_dir: Path | None, hf: Path, absent: dict[str, str]) -> bool:
-    """Whether an engine was made of another model than `hf`, by the head of the embedding, which nothing quantizes."""
+    """Return whether an engine was made of another model than `hf`; the embedding, which is never quantized, tells."""
     if engine_dir is None:
         return False
     with safe_open(engine_dir / WEIGHTS.format(rank=0), framework="pt") as file:
@@ -70,7 +70,10 @@ def is_of_other_weights(engine_dir: Path | None, hf: Path, absent: dict[str, str
 
 
 def compute_reference(hf: Path, input_len: int, cache: Path, absent: dict[str, str]) -> Reference | None:
-    """By a process that ends, its memory with it; None if a model is too large for that, the reason in `absent`."""
+    """Compute the reference in a process that ends and so frees its memory.
+
+    Return None if the model is too large for that, and put the reason into `absent`.
+    """
     prompts = Load(PROMPTS, input_len, output_len=1).prompts(SEED)
     try:
         with closing(PeerProcess(ORACLE, hf, cache, cache / "reference.log")) as process:
@@ -80,8 +83,10 @@ def compute_reference(hf: Path, input_len: int, cache: Path, absent: dict[str, s
         return None
 
 
-def errors_of(runners: Mapping[str, Speaker], reference: Reference | None, absent: dict[str, str]) -> dict[str, float]:
-    """The error of each, where there is a reference; those that end when they are asked join the absent."""
+def errors_of(
+    runners: Mapping[str, LogitsRunner], reference: Reference | None, absent: dict[str, str]
+) -> dict[str, float]:
+    """Return the error of each runner; a runner that fails goes to `absent`. Without a reference, return no errors."""
     errors: dict[str, float] = {}
     if reference is None:
         return errors

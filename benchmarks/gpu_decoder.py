@@ -1,4 +1,4 @@
-"""A random OPT of a real shape on a GPU: the decoder's own modules on the fastest tactics, one graph a step."""
+"""A random OPT of a real shape on a GPU: the decoder's own modules with the fastest tactics, one graph per step."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ SHAPES = {
 }  # fmt: skip
 VOCAB, POSITIONS, BLOCK_TOKENS = 50272, 2048, 64
 ALGORITHMS = {"int8": "W8A16", "int4": "W4A16"}
-COLD_BYTES = 2**29  # a product is timed on this much of weights: more than the cache holds
+COLD_BYTES = 2**29  # a product is timed on at least this many bytes of weights, more than the cache holds
 
 
 @dataclass(frozen=True)
-class Load:
-    """What is generated: sequences at a time, and tokens each has before."""
+class GpuLoad:
+    """The work of a step: the number of sequences, and the tokens that each has before it."""
 
     batch_size: int
     context: int
 
 
 class RandomDecoder:
-    """Weights and cache of one model; `weight_type` None is `dtype`."""
+    """The weights and the KV cache of one model; `weight_type` None stands for `dtype`."""
 
     def __init__(self, shape: str, dtype: str, weight_type: str | None) -> None:
         hidden, layers, heads, ffn = SHAPES[shape]
@@ -65,11 +65,11 @@ class RandomDecoder:
         self.head = self.head[-len(head_weight_names(self.config)) :]
 
     def weight_bytes(self) -> int:
-        """Bytes a generation step reads of weights."""
+        """Return the bytes of all weights that a generation step reads."""
         return sum(w.nbytes for w in [*self.head, *(w for layer in self.layers for w in layer)])
 
     def products(self, site: str, tokens: int, tactic: Tactic, bucket: int | None) -> list[Callable[[], object]]:
-        """Calls of one product, each on another layer's weights."""
+        """Return calls of one product, each with the weights of another layer."""
         problem = self.problems[site]
         x = torch.randn(tokens, problem.k, device="cuda").to(self.dtype)
         residual = torch.randn(tokens, problem.n, device="cuda").to(self.dtype) if problem.residual else None
@@ -79,7 +79,7 @@ class RandomDecoder:
         ]
 
     def timings(self, site: str, tokens: int) -> dict[str, float]:
-        """µs of every admitted tactic, by name."""
+        """Return µs of every supported tactic by name."""
         bucket = bound_of(tokens)
         return {
             tactic.name: replayed_us(self.products(site, tokens, tactic, bucket))
@@ -88,18 +88,18 @@ class RandomDecoder:
         }
 
     def plan(self, tokens: int, attend: Tactic) -> BucketPlan:
-        """The fastest tactic of every product."""
+        """Return a plan with the fastest tactic of every product."""
         named = {tactic.name: tactic for tactic in gemm.TACTICS}
         times = {site: self.timings(site, tokens) for site in self.problems}
         fastest = {site: named[min(row, key=row.__getitem__)] for site, row in times.items()}
         return BucketPlan(bound_of(tokens), self.problems, fastest, attend)
 
-    def generation_us(self, load: Load, attend: Tactic) -> float:
-        """Time of one step, next tokens chosen on the GPU included; steps follow each other as replays."""
+    def generation_us(self, load: GpuLoad, attend: Tactic) -> float:
+        """Return µs of one step, replayed as a graph; it includes the choice of the next tokens on the GPU."""
         return elapsed_us(capture(self._generation(load, attend)).replay)
 
     def context_us(self, tokens: int, attend: Tactic) -> float:
-        """Time of one prompt, to its first token."""
+        """Return µs of one prompt up to its first token."""
         ops = CudaOps(self.plan(tokens, attend))
         layer, head = Layer(self.config, ops), Head(self.config, ops)
         cache, tables = self._cache(1, tokens)
@@ -114,8 +114,8 @@ class RandomDecoder:
 
         return elapsed_us(capture(run).replay)
 
-    def _generation(self, load: Load, attend: Tactic) -> Callable[[], None]:
-        """A step that feeds itself: ids, positions, lengths and slots are updated on the GPU."""
+    def _generation(self, load: GpuLoad, attend: Tactic) -> Callable[[], None]:
+        """Return a step that updates its own ids, positions, lengths and slots on the GPU."""
         ops = CudaOps(self.plan(load.batch_size, attend))
         layer, head = Layer(self.config, ops), Head(self.config, ops)
         cache, tables = self._cache(load.batch_size, load.context + 256)
@@ -150,7 +150,7 @@ class RandomDecoder:
         return tensors
 
     def _cold(self, site: str) -> list[Linear]:
-        """Different weights of one product, as many as there are, up to what the cache cannot hold."""
+        """Return different weights of one product, together larger than the cache if there are enough of them."""
         if site == "head":
             return [Linear(self.head[-1].clone()) for _ in range(-(-COLD_BYTES // self.head[-1].nbytes))]
         linears = [self._linear(layer, site) for layer in self.layers]
@@ -173,8 +173,8 @@ class RandomDecoder:
         return torch.randn(shape, device="cuda", dtype=self.dtype) * 0.05
 
 
-def fewest_splits(load: Load, heads: int, processors: int) -> Tactic:
-    """Parts enough for every multiprocessor of the GPU to have two programs."""
+def fewest_splits(load: GpuLoad, heads: int, processors: int) -> Tactic:
+    """Return the least split that gives every multiprocessor of the GPU two programs."""
     wanted = 2 * processors / (load.batch_size * heads)
     return next((t for t in attention.SPLIT_KEYS if t.value >= wanted), attention.SPLIT_KEYS[-1])
 

@@ -1,4 +1,4 @@
-"""OPT at published shapes with random weights, stored as Hugging Face stores them: what all benchmarks start from."""
+"""Random OPTs of published shapes in Hugging Face's format, with which all benchmarks start."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VOCABULARY, POSITIONS = 50272, 2048
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as OPT's
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3, as in OPT
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of one OPT; `embedding` differs from `hidden` where projections stand between them (350M)."""
+    """The sizes of one OPT; `embedding` differs from `hidden` if projections connect them (350M)."""
 
     hidden: int
     layers: int
@@ -21,12 +21,12 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Elements of the matrices of all decoder layers."""
+        """The number of elements in the matrices of all decoder layers."""
         return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.ffn)
 
     @property
     def head_weights(self) -> int:
-        """Elements of the matrices between the last layer and the logits."""
+        """The number of elements in the matrices between the last layer and the logits."""
         projection = self.hidden * self.embedding if self.embedding != self.hidden else 0
         return VOCABULARY * self.embedding + projection
 
@@ -42,8 +42,8 @@ SHAPES = {
 
 
 def random_model(name: str, out: Path) -> Path:
-    """A random OPT of a published shape, with a tokenizer, in fp16 as OPT is published."""
-    import torch  # here and below: whoever wants the sizes alone has them at once
+    """Write a random OPT of a published shape with a tokenizer, in fp16 like the published OPT."""
+    import torch  # inside functions, because torch loads in seconds and the sizes do not need it
     from transformers import OPTConfig, OPTForCausalLM
 
     shape = SHAPES[name]
@@ -59,7 +59,7 @@ def random_model(name: str, out: Path) -> Path:
 
 
 def write_tokenizer(out: Path) -> None:
-    """As many made-up words as the model has ids: converters of some peers want a vocabulary, none is read here."""
+    """Write a tokenizer with made-up words for all ids, because converters of some peers need a vocabulary."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

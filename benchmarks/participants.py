@@ -1,4 +1,4 @@
-"""Who takes part: the model everybody starts from, engines of ours made of it, processes of peers."""
+"""The participants of a benchmark: one model for all, our engines of it, and the processes of peers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine import EngineRunner, make_engine
 from models import random_model
-from peers import Choice
+from peers import PeerVariant
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess, converted
 from report import OURS
@@ -18,7 +18,7 @@ Participant = EngineRunner | PeerProcess
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a shape and a precision, an engine that exists or flags to build one with."""
+    """The subject of a run: a shape, a precision, and an existing engine or the flags to build one."""
 
     shape: str
     precision: str
@@ -27,7 +27,7 @@ class Subject:
 
 
 def shared_model(shape: str, cache: Path) -> Path:
-    """The Hugging Face directory everybody starts from, written once."""
+    """Return the Hugging Face directory with which all participants start; write it if it does not exist."""
     hf = cache / "models" / shape / "hf"
     if not hf.exists():
         unfinished = hf.with_suffix(".unfinished")
@@ -36,8 +36,8 @@ def shared_model(shape: str, cache: Path) -> Path:
     return hf
 
 
-def ready_peers(choices: list[Choice], hf: Path, cache: Path) -> tuple[dict[Choice, Path], dict[str, str]]:
-    """The model of each peer that can be installed and convert it; the reason of each that cannot."""
+def ready_peers(choices: list[PeerVariant], hf: Path, cache: Path) -> tuple[dict[PeerVariant, Path], dict[str, str]]:
+    """Install peers and convert the model for them; return the models, and the reasons of peers that failed."""
     models, absent = {}, {}
     for choice in choices:
         try:
@@ -48,9 +48,9 @@ def ready_peers(choices: list[Choice], hf: Path, cache: Path) -> tuple[dict[Choi
 
 
 def started_peers(
-    models: dict[Choice, Path], cache: Path, absent: dict[str, str], stack: ExitStack
+    models: dict[PeerVariant, Path], cache: Path, absent: dict[str, str], stack: ExitStack
 ) -> dict[str, PeerProcess]:
-    """A process for each; those that cannot open their model join the absent."""
+    """Start a process for each peer; a peer that cannot open its model goes to `absent`."""
     started = {}
     for choice, model in models.items():
         try:
@@ -64,7 +64,7 @@ def started_peers(
 
 
 def engines(subject: Subject, beside_deterministic: bool, hf: Path, work: Path) -> dict[str, Participant]:
-    """Our engine, and where it was asked for the same built with `--deterministic`; made under `work` unless given."""
+    """Return our engine, built under `work` unless one is given, and a deterministic one if it is asked for."""
     made = subject.engine_dir or make_engine(hf, subject.precision, work / OURS, subject.build_flags)
     runners: dict[str, Participant] = {OURS: EngineRunner(made)}
     if beside_deterministic:

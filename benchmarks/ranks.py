@@ -1,12 +1,12 @@
-"""Ranks of one machine: sums over them beside MPI's own, and steps of two ranks beside one process with two threads.
+"""Ranks of one machine: all-reduce beside MPI's own, and steps of two ranks beside one process with two threads.
 
     python benchmarks/ranks.py all_reduce
     python benchmarks/ranks.py steps --model_shape opt-1.3b --num_layers 4 --precision int8
     python benchmarks/ranks.py simulate --precision int8
 
-The last computes steps of 66B and 175B on GPUs that nobody ran: `simulated_ranks.py` says how. For the others it starts
-the ranks itself, with the `mpirun` beside the interpreter. Both sides of a comparison take turns: inside a round for
-sums, process by process for steps. Weights are random; a layer takes as long in a short model as in a deep one.
+`simulate` calculates steps of 66B and 175B on GPUs; nothing is measured (see `simulated_ranks.py`). The other two start
+their ranks with the `mpirun` beside the interpreter. Both sides of a comparison take turns: sums within a round, steps
+process by process. Weights are random; a layer takes as long in a short model as in a deep one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the commands do
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # the commands set it, too
 
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from a checkout, nothing installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works from a checkout without an installation
 
-from simulated_ranks import BYTES_EACH, table
+from simulated_ranks import BYTES_EACH, simulated_table
 
 from opt_trt.backends.build import build
 from opt_trt.backends.inductor.decoder.compiled import open_decoder
@@ -46,7 +46,7 @@ from opt_trt.step import StepInputs
 RANKS = 2
 FLOATS = (256, 768, 2048, 8192, 12_288, 32_768, 65_536, 262_144)  # 1 KB to 1 MB
 ROUNDS = 20
-FLOATS_A_ROUND = 4_000_000  # of each side, in a thousand calls at most
+FLOATS_A_ROUND = 4_000_000  # of each side, in at most a thousand calls
 CONTEXT, STEPS, PROCESSES = 200, 100, 5
 SHAPES = {"opt-125m": (768, 12, 3072), "opt-1.3b": (2048, 32, 8192)}  # hidden, heads, ffn
 WEIGHT_ONLY = {"dtype": "float16", "use_weight_only": True, "defer_quantization": True}
@@ -57,7 +57,7 @@ PRECISIONS = {
 
 
 def launch(ranks: int, *arguments: object) -> str:
-    """What this script prints when it is run with the arguments in that many ranks, whose cores are two in all."""
+    """Run this script with the arguments in some ranks, which share two cores; return its output."""
     command = [sys.executable, __file__, *map(str, arguments)]
     if ranks > 1:
         mpirun = Path(sys.executable).with_name("mpirun")
@@ -67,7 +67,7 @@ def launch(ranks: int, *arguments: object) -> str:
 
 
 def all_reduce_rank(library: Path) -> None:
-    """Both ways to sum, in turns, on every rank, called from C++; rank 0 prints the table."""
+    """Time all ways to sum in turns on every rank; rank 0 prints the table."""
     from mpi4py import MPI
 
     world, sums = MPI.COMM_WORLD, Sums(ctypes.CDLL(library))
@@ -92,9 +92,9 @@ def all_reduce_rank(library: Path) -> None:
 
 
 class Sums:
-    """The ways to sum over all ranks, each a function of x, total and the number of calls that returns microseconds.
+    """The ways to sum over all ranks; each function of x, total and the number of calls returns microseconds.
 
-    `ours` and `mpi` are called from C++, `torch` is ours as an operator, called from Python.
+    `ours` and `mpi` are called from C++. `torch` calls ours from Python, as an operator of torch.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -114,7 +114,7 @@ class Sums:
         self.sides = {"ours": self.ours, "mpi": self.mpi, "torch": self.torch}
 
     def join_shared_memory(self, memory: torch.Tensor, ranks: int, rank: int, timeout_s: float, spins: int) -> None:
-        """What `rendezvous.join` calls, of the library that is timed."""
+        """Join the ranks in the timed library; `rendezvous.join` calls this."""
         self._memory = memory
         numbers = (ctypes.c_int64(value) for value in (memory.numel(), ranks, rank))
         pointer = ctypes.c_void_p(memory.data_ptr())
@@ -140,7 +140,7 @@ def _pointers(x: torch.Tensor, total: torch.Tensor, calls: int) -> tuple[object,
 
 
 def compile_sums(directory: Path) -> Path:
-    """The library of `all_reduce.cpp`, compiled as the plugin library is."""
+    """Compile the library of `all_reduce.cpp` like the plugin library."""
     source, library = Path(__file__).with_name("all_reduce.cpp"), directory / "all_reduce.so"
     command = [
         find_compiler(),
@@ -156,7 +156,7 @@ def compile_sums(directory: Path) -> Path:
 
 
 def step_rank(engine: Path) -> None:
-    """Generation steps of one sequence; rank 0 prints their median in milliseconds."""
+    """Time generation steps of one sequence; rank 0 prints their median in milliseconds."""
     rank = 0
     if json.loads((engine / "config.json").read_text())["pretrained_config"]["mapping"]["world_size"] > 1:
         from mpi4py import MPI
@@ -186,8 +186,8 @@ def one_token(position: int, blocks: int) -> StepInputs:
 
 
 def compare_steps(flags: argparse.Namespace, work: Path) -> None:
-    """One process with two threads, two ranks with one each, process by process."""
-    engines = {ranks: make_engine(flags, ranks, work) for ranks in (1, RANKS)}
+    """Compare one process with two threads and two ranks with one thread each, process by process."""
+    engines = {ranks: make_rank_engine(flags, ranks, work) for ranks in (1, RANKS)}
     times: dict[int, list[float]] = {ranks: [] for ranks in engines}
     for _ in range(PROCESSES):
         for ranks, engine in engines.items():
@@ -200,8 +200,8 @@ def compare_steps(flags: argparse.Namespace, work: Path) -> None:
     print(f"  tp 2 / one process: {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
 
 
-def make_engine(flags: argparse.Namespace, ranks: int, work: Path) -> Path:
-    """A random model of a real shape, cut for that many tensor-parallel ranks."""
+def make_rank_engine(flags: argparse.Namespace, ranks: int, work: Path) -> Path:
+    """Build an engine of a random model of a real shape, for some tensor-parallel ranks."""
     hidden, heads, ffn = SHAPES[flags.model_shape]
     if not (work / "model").is_dir():
         torch.manual_seed(0)
@@ -221,12 +221,12 @@ def make_engine(flags: argparse.Namespace, ranks: int, work: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("all_reduce", "steps", "simulate", "all_reduce_rank", "step_rank"),
-                        help="the last two are what ranks run")  # fmt: skip
+                        help="ranks run the last two")  # fmt: skip
     parser.add_argument("--model_shape", choices=SHAPES, default="opt-1.3b")
     parser.add_argument("--num_layers", type=int, default=4)
     parser.add_argument("--precision", choices=PRECISIONS, default="float16")
-    parser.add_argument("--engine_dir", type=Path, help="of step_rank")
-    parser.add_argument("--library", type=Path, help="of all_reduce_rank")
+    parser.add_argument("--engine_dir", type=Path, help="the engine for step_rank")
+    parser.add_argument("--library", type=Path, help="the library for all_reduce_rank")
     flags = parser.parse_args()
     if flags.what == "all_reduce":
         compile_library(runnable_isas()[0].march, cache_dir() / "plugins")
@@ -235,7 +235,7 @@ def main() -> None:
     elif flags.what == "simulate":
         if flags.precision not in BYTES_EACH:
             parser.error(f"simulate knows {', '.join(BYTES_EACH)}, not {flags.precision}")
-        print(*table(flags.precision), sep="\n")
+        print(*simulated_table(flags.precision), sep="\n")
     elif flags.what == "all_reduce_rank":
         all_reduce_rank(flags.library)
     elif flags.what == "step_rank":

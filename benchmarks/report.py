@@ -1,4 +1,4 @@
-"""What a run says: a table for people, the same numbers for programs."""
+"""The report of a run: a table, and the same numbers as JSON values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ceilings import TOLERANCE, Ceilings
+from ceilings import TOLERANCE, MachineCeilings
 from costs import Computes, context_flops, step_bytes, step_flops
 from models import Shape
 from turns import Load, Spread, Turn, context_seconds, ratio, read_shares, step_seconds
@@ -16,8 +16,8 @@ OURS = "engine"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One runner's phases: seconds, and how many times as long as ours takes; and how far its logits are off."""
+class RunnerRow:
+    """The times of one runner's phases, their ratios to ours, its rates, and the error of its logits."""
 
     name: str
     computes: Computes
@@ -25,53 +25,53 @@ class Row:
     context_ratio: Spread
     step: Spread
     step_ratio: Spread
-    context_gflops: float  # useful ones, a second
+    context_gflops: float  # useful operations per second
     step_gflops: float
-    error: float | None  # of its logits, as a share of float32's; None where that could not be computed
-    read_share: Spread  # bytes a step has to read a second, as a share of reading alone beside it
+    error: float | None  # of its logits, as a share of float32's; None if it could not be computed
+    read_share: Spread  # the rate of the bytes that a step has to read, as a share of the measured reading rate
     turns: Sequence[Turn]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One load: the ceilings around it, a row for each runner, a reason for each that could not take part."""
+    """The measurement of one load: ceilings before and after it, a row per runner, a reason per missing runner."""
 
     shape: Shape
     load: Load
-    before: Ceilings
-    after: Ceilings
-    rows: Sequence[Row]
+    before: MachineCeilings
+    after: MachineCeilings
+    rows: Sequence[RunnerRow]
     absent: Mapping[str, str]
 
     @property
     def counts(self) -> bool:
-        """Whether the machine was the same all the time."""
+        """True if the machine's ceilings were the same before and after."""
         return self.before.agrees(self.after)
 
     @property
-    def ceilings(self) -> Ceilings:
-        """What the machine can do."""
+    def ceilings(self) -> MachineCeilings:
+        """The best ceilings of both measurements."""
         return self.before.best(self.after)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self) | {"counts": self.counts, "drift": self.before.drift(self.after)}
 
 
-def rows_of(
+def runner_rows(
     shape: Shape,
     load: Load,
     computes: Mapping[str, Computes],
     errors: Mapping[str, float],
     turns: Mapping[str, Sequence[Turn]],
-) -> list[Row]:
-    """All runners, ours first."""
+) -> list[RunnerRow]:
+    """Return the rows of all runners, ours first."""
     steps = {name: step_seconds(taken, load.output_len) for name, taken in turns.items()}
     contexts = {name: context_seconds(taken) for name, taken in turns.items()}
     rows = []
     for name, taken in turns.items():
         context, step = statistics.median(contexts[name]), statistics.median(steps[name])
-        rows.append(Row(
+        rows.append(RunnerRow(
             name, computes[name], Spread.of(contexts[name]), ratio(contexts[name], contexts[OURS]),
             Spread.of(steps[name]), ratio(steps[name], steps[OURS]),
             context_flops(shape, load) / context / 1e9, step_flops(shape, load) / step / 1e9, errors.get(name),
@@ -80,17 +80,17 @@ def rows_of(
     return rows
 
 
-def ceilings_line(before: Ceilings, after: Ceilings) -> str:
-    """Both measurements, and whether the run counts."""
+def ceilings_line(before: MachineCeilings, after: MachineCeilings) -> str:
+    """Return a line with both measurements and with the validity of the run."""
     pairs = zip(asdict(before).items(), asdict(after).values(), strict=True)
     moved = ", ".join(f"{name} {a:.1f} then {b:.1f}" for (name, a), b in pairs)
     drift = before.drift(after)
-    verdict = "the run counts" if drift <= TOLERANCE else f"more than {TOLERANCE:.0%}: the run does NOT count"
+    verdict = "the run is valid" if drift <= TOLERANCE else f"more than {TOLERANCE:.0%}: the run is NOT valid"
     return f"ceilings: {moved}; moved by {drift:.1%}, {verdict}"
 
 
-def table(measurement: Measurement) -> str:
-    """One line a runner, then what each computes with, then who is absent and why."""
+def measurement_table(measurement: Measurement) -> str:
+    """Return a line per runner, then the types of each runner, then missing runners with their reasons."""
     load, ceilings = measurement.load, measurement.ceilings
     lines = [
         f"batch {load.batch_size}, {load.input_len} + {load.output_len} tokens; median (min-max)",
@@ -109,5 +109,5 @@ def table(measurement: Measurement) -> str:
 
 
 def percent(share: float | None) -> str:
-    """With thousandths, or a dash for what is not known."""
+    """Write a share in percent with three decimals, or a dash if it is unknown."""
     return "-" if share is None else f"{share:.3%}".replace("%", " %")

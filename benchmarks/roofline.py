@@ -1,4 +1,4 @@
-"""Draw measurements under the machine's ceilings: a self-contained SVG, both axes logarithmic."""
+"""A roofline: measurements below the machine's ceilings, as a self-contained SVG file with logarithmic axes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ceilings import Ceilings
+from ceilings import MachineCeilings
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 1080, 620, 90, 80, 330, 70
-# Told apart by the colour-blind as well (Okabe and Ito).
+# Colour-blind readers can distinguish these colours, too (Okabe and Ito).
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLE = (
     "text{font:12px system-ui,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2328}"
@@ -20,7 +20,7 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Point:
-    """One phase of one runner: operations a byte read, and GFLOP/s reached."""
+    """One phase of one runner: operations per byte read, and the rate in GFLOP/s."""
 
     runner: str
     phase: str
@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """A logarithmic axis over whole powers of ten, from one pixel to another."""
+    """A logarithmic axis from one power of ten to another, and from one pixel to another."""
 
     low: int
     high: int
@@ -39,23 +39,23 @@ class Axis:
 
     @staticmethod
     def over(values: Sequence[float], first: float, last: float) -> Axis:
-        """One that holds all values."""
+        """Return an axis that holds all values."""
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         return Axis(low, max(high, low + 1), first, last)
 
     def place(self, value: float) -> float:
-        """The pixel of a value."""
+        """Return the pixel of a value."""
         share = (math.log10(value) - self.low) / (self.high - self.low)
         return self.first + share * (self.last - self.first)
 
     @property
     def ticks(self) -> list[float]:
-        """Powers of ten."""
+        """The powers of ten on the axis."""
         return [10.0**power for power in range(self.low, self.high + 1)]
 
 
-def draw(title: str, subtitle: str, ceilings: Ceilings, points: Sequence[Point]) -> str:
-    """The picture as the text of an SVG file."""
+def draw_roofline(title: str, subtitle: str, ceilings: MachineCeilings, points: Sequence[Point]) -> str:
+    """Return the text of an SVG file."""
     intensities = [point.intensity for point in points]
     ridge = ceilings.bf16_gflops / ceilings.read_gbs
     x = Axis.over([*intensities, ridge], LEFT, WIDTH - RIGHT)
@@ -81,8 +81,8 @@ def _grid(x: Axis, y: Axis) -> list[str]:
             _text(x.first, y.last - 8, "GFLOP/s", "quiet")]  # fmt: skip
 
 
-def _roofs(x: Axis, y: Axis, ceilings: Ceilings) -> list[str]:
-    """The slope of memory up to the higher roof, and a flat roof for each type."""
+def _roofs(x: Axis, y: Axis, ceilings: MachineCeilings) -> list[str]:
+    """Draw the slope of the memory up to the higher roof, and a flat roof for each type."""
     drawn = []
     start = max(x.ticks[0], y.ticks[0] / ceilings.read_gbs)
     ridge = ceilings.bf16_gflops / ceilings.read_gbs
@@ -95,7 +95,7 @@ def _roofs(x: Axis, y: Axis, ceilings: Ceilings) -> list[str]:
 
 
 def _points(x: Axis, y: Axis, points: Sequence[Point]) -> list[str]:
-    """Rings for the context phase, discs for the generation phase; a legend beside them."""
+    """Draw rings for the context phase, discs for the generation phase, and a legend."""
     names = list(dict.fromkeys(point.runner for point in points))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
     drawn = []

@@ -1,4 +1,4 @@
-"""The greedy choice on the GPU: the index of the largest logit of each row, the least of equal ones."""
+"""The greedy choice on the GPU: the index of each row's largest logit; of equal logits, the least index."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.library import triton_op
 
 from opt_trt.plugins.cuda.kernel_launch import launcher
 
-STEP, WARPS = 4096, 16  # logits a program reads at a time
+STEP, WARPS = 4096, 16  # a program reads STEP logits at a time
 
 
 @triton.jit
 def argmax_kernel(logits: tl.tensor, out: tl.tensor, size: int, STEP: tl.constexpr) -> None:
-    """Program i reads row i."""
+    """Find the largest logit of row i in program i."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, STEP)
     best = tl.full([STEP], -float("inf"), tl.float32)
@@ -29,7 +29,7 @@ def argmax_kernel(logits: tl.tensor, out: tl.tensor, size: int, STEP: tl.constex
 
 @triton_op("opt_trt::argmax", mutates_args={})
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """`logits` [L, V] → int64 [L]; no logit is NaN."""
+    """Return int64 [L] for `logits` [L, V], none of which may be NaN."""
     rows, size = logits.shape
     out = logits.new_empty(rows, dtype=torch.int64)
     launcher(argmax_kernel)[(rows,)](logits, out, size, STEP=STEP, num_warps=WARPS)

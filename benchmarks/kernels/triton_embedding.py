@@ -1,4 +1,4 @@
-"""Token plus position embedding in one pass."""
+"""The sum of token and position embedding in one pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.library import triton_op
 
 from opt_trt.plugins.cuda.kernel_launch import ceil_div, launcher
 
-STEP = 1024  # numbers a program writes
+STEP = 1024  # the number of elements that a program writes
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def embedding_kernel(
     size: int,
     STEP: tl.constexpr,
 ) -> None:
-    """Program (t, i) writes part i of the hidden state of token t."""
+    """Write part i of the hidden state of token t, in program (t, i)."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = at < size
@@ -35,7 +35,7 @@ def embedding_kernel(
 def embed(
     input_ids: torch.Tensor, position_ids: torch.Tensor, vocab: torch.Tensor, position: torch.Tensor
 ) -> torch.Tensor:
-    """`vocab[input_ids] + position[position_ids]` → [T, E] in the tables' type; ids are int64 and valid."""
+    """Return `vocab[input_ids] + position[position_ids]`, [T, E] in the tables' type; ids are int64 and valid."""
     tokens, size = input_ids.shape[0], vocab.shape[1]
     out = vocab.new_empty(tokens, size)
     launcher(embedding_kernel)[(tokens, ceil_div(size, STEP))](

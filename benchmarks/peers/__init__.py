@@ -1,4 +1,4 @@
-"""The systems we are measured beside: one row each, one file each, in an environment of their own."""
+"""The peers: other systems that are measured beside ours. Each has a row, a script and an environment of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Peer:
-    """Who they are: the script that runs them, what they need, and the variants they have."""
+    """A peer: the script that runs it, its requirements, and its variants."""
 
     script: str
-    requirements: str | None  # None: they are part of this project's environment
-    variants: Mapping[str, str]  # of each precision of ours, what is measured unless a variant is named
-    others: tuple[str, ...] = ()  # variants to be asked for by name
-    converts: bool = True  # False: reads a Hugging Face directory as it is
+    requirements: str | None  # None: this project's environment has them
+    variants: Mapping[str, str]  # the default variant for each precision of ours
+    others: tuple[str, ...] = ()  # variants that have to be named
+    converts: bool = True  # False: it reads a Hugging Face directory directly
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ PEERS = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class PeerVariant:
     """A peer in one variant, written `openvino:int8-bf16`, or `openvino` for the one nearest to a precision."""
 
     name: str
@@ -60,26 +60,26 @@ class Choice:
 
     @property
     def peer(self) -> Peer:
-        """Its row."""
+        """The peer's row in the table."""
         return PEERS[self.name]
 
     @property
     def label(self) -> str:
-        """How it is called in tables."""
+        """The name in tables."""
         return f"{self.name}:{self.variant}"
 
 
-def parse_choice(text: str, precision: str) -> Choice:
-    """`name` or `name:variant`; `UserError` for one that is not known."""
+def parse_variant(text: str, precision: str) -> PeerVariant:
+    """Parse `name` or `name:variant`; `UserError` if it is unknown."""
     name, _, variant = text.partition(":")
     if name not in PEERS:
         raise UserError(f"--peers must be of {', '.join(PEERS)}, found {name!r}")
     peer = PEERS[name]
     if variant and variant not in peer.known:
         raise UserError(f"--peers {name} has the variants {', '.join(peer.known)}, found {variant!r}")
-    return Choice(name, variant or peer.variants[precision])
+    return PeerVariant(name, variant or peer.variants[precision])
 
 
-def parse_choices(text: str, precision: str) -> list[Choice]:
-    """A comma-separated list, each peer and variant once; nothing for the empty text."""
-    return list(dict.fromkeys(parse_choice(part, precision) for part in text.split(",") if part))
+def parse_variants(text: str, precision: str) -> list[PeerVariant]:
+    """Parse a comma-separated list and drop repetitions; an empty text gives an empty list."""
+    return list(dict.fromkeys(parse_variant(part, precision) for part in text.split(",") if part))

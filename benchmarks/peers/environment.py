@@ -1,4 +1,4 @@
-"""Virtual environments of the peers, made on first use; their pins conflict with ours and with one another's."""
+"""Virtual environments of the peers, created at first use, because their pinned versions conflict with ours."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from peers import HERE, Peer
 
 
 class PeerUnavailable(Exception):
-    """A peer that cannot take part, and why."""
+    """The reason why a peer cannot take part."""
 
 
 def peer_python(peer: Peer, cache: Path) -> Path:
-    """The interpreter that has what the peer needs; installs it once under `cache`. `PeerUnavailable` if it cannot."""
+    """Return an interpreter with the peer's requirements; install them under `cache` at first use.
+
+    `PeerUnavailable` if they cannot be installed.
+    """
     if peer.requirements is None:
         return Path(sys.executable)
     requirements = HERE / peer.requirements
@@ -27,12 +30,12 @@ def peer_python(peer: Peer, cache: Path) -> Path:
         print(f"installing {peer.requirements} into {home}", flush=True)
         venv.create(home, clear=True, with_pip=True)
         install(python, requirements)
-        ready.touch()  # last: an interrupted installation is begun again
+        ready.touch()  # created last, so that an interrupted installation is repeated
     return python
 
 
 def install(python: Path, requirements: Path) -> None:
-    """Run pip; `PeerUnavailable` with its last word if it fails."""
+    """Run pip; `PeerUnavailable` with the last line of its errors if it fails."""
     command = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -40,5 +43,5 @@ def install(python: Path, requirements: Path) -> None:
 
 
 def last_line(text: str) -> str:
-    """What a failed program said last."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    """Return the last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed no error")

@@ -1,4 +1,4 @@
-"""A peer as a process of its own: started once, asked over a pipe, idle between its turns."""
+"""A peer in a process of its own: it is started once, gets requests over a pipe, and is idle between its turns."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ import numpy as np
 from costs import Computes
 from turns import Prompts
 
-from peers import HERE, Choice
+from peers import HERE, PeerVariant
 from peers.environment import PeerUnavailable, last_line, peer_python
 
-OURS = ("GOMP_SPINCOUNT",)  # set for our commands: peers run as they come
+OURS = ("GOMP_SPINCOUNT",)  # set for our commands only; peers run with their own defaults
 
 
 def environment() -> dict[str, str]:
-    """What peers see of the environment."""
+    """Return the environment variables for peers."""
     return {name: value for name, value in os.environ.items() if name not in OURS}
 
 
-def converted(choice: Choice, hf: Path, cache: Path) -> Path:
-    """The model as the peer reads it, converted once beside the Hugging Face directory."""
+def converted(choice: PeerVariant, hf: Path, cache: Path) -> Path:
+    """Return the model in the peer's format; convert it beside the Hugging Face directory at first use."""
     if not choice.peer.converts:
         return hf
-    out = (
-        hf.parent / f"{choice.name}-{choice.variant.partition('-')[0]}"
-    )  # what follows the hyphen is chosen at run time
+    stored = choice.variant.partition("-")[0]  # the text behind the hyphen is chosen at run time
+    out = hf.parent / f"{choice.name}-{stored}"
     if not out.exists():
         print(f"converting {hf} for {choice.label}", flush=True)
         unfinished = out.with_suffix(".unfinished")
@@ -52,9 +51,9 @@ def converted(choice: Choice, hf: Path, cache: Path) -> Path:
 
 
 class PeerProcess:
-    """A peer that has its model loaded and waits; a context manager that ends it."""
+    """A running peer that has loaded its model."""
 
-    def __init__(self, choice: Choice, model: Path, cache: Path, log: Path) -> None:
+    def __init__(self, choice: PeerVariant, model: Path, cache: Path, log: Path) -> None:
         command = [peer_python(choice.peer, cache), HERE / choice.peer.script, "serve", model, choice.variant]
         self._log = log
         with log.open("wb") as errors:
@@ -64,11 +63,11 @@ class PeerProcess:
         self.computes = Computes(**self._answer())
 
     def seconds(self, prompts: Prompts, output_len: int) -> float:
-        """See `Runner.seconds`; by the peer's own clock."""
+        """Return the seconds of a generation by the peer's own clock, as `TimedRunner.seconds` says."""
         return float(self._ask("seconds", prompts=prompts, output_len=output_len))
 
     def logits(self, prompts: Prompts) -> np.ndarray:
-        """See `Speaker.logits`."""
+        """Return logits as `LogitsRunner.logits` says."""
         numbers = np.frombuffer(base64.b64decode(self._ask("logits", prompts=prompts)), np.float32)
         return numbers.reshape(len(prompts), -1)
 

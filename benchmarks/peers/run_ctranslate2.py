@@ -1,4 +1,4 @@
-"""CTranslate2: weights int8 or float32; int8 means activations quantized too, row by row as they come."""
+"""CTranslate2, with weights in int8 or float32; with int8, each row of activations is quantized at run time, too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ctranslate2
 import numpy as np
-from worker import Opened, Prompts, run
+from worker import LoadedModel, Prompts, run
 
-# Compute types by what they multiply in; whatever this processor lacks, the library would replace without a word.
+# Activations by compute type. The library silently replaces a type that the processor lacks, so it is checked below.
 ACTIVATIONS = {
     "float32": "float32", "bfloat16": "bfloat16", "int8_float32": "int8 (each row, dynamic), else float32",
     "int8_bfloat16": "int8 (each row, dynamic), else bfloat16", "int8": "int8 (each row, dynamic), else float32",
@@ -17,14 +17,14 @@ ACTIVATIONS = {
 
 
 def convert(hf: str, out: str, variant: str) -> None:
-    """With its converter for OPT; embedding and head are one matrix, so the head is quantized with it."""
+    """Convert with CTranslate2's converter for OPT; embedding and head are one matrix, so both are quantized."""
     from ctranslate2.converters import TransformersConverter
 
     TransformersConverter(hf).convert(out, quantization=variant)
 
 
-def open_model(model: str, variant: str) -> Opened:
-    """On all cores, one batch at a time."""
+def open_model(model: str, variant: str) -> LoadedModel:
+    """Open the model on all cores, with one batch at a time."""
     offered = ctranslate2.get_supported_compute_types("cpu")
     if variant not in offered:
         raise SystemExit(f"this processor has no {variant}, only {', '.join(sorted(offered))}")
@@ -47,7 +47,7 @@ def open_model(model: str, variant: str) -> Opened:
     weights, _, rest = variant.partition("_")
     plain = rest or ("float32" if weights == "int8" else weights)
     computes = {"weights": weights, "head": weights, "kv_cache": plain, "activations": ACTIVATIONS[variant]}
-    return Opened(computes, prepare, generate, logits)
+    return LoadedModel(computes, prepare, generate, logits)
 
 
 if __name__ == "__main__":

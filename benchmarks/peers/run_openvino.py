@@ -1,7 +1,7 @@
-"""OpenVINO GenAI's `LLMPipeline` over optimum-intel's export; its default precisions, or activations as named.
+"""OpenVINO GenAI's `LLMPipeline` with optimum-intel's export.
 
-A variant is the type of the weights, then, where it is named, the type activations are computed in with nothing
-quantized as it comes: `int8` is what users get, `int8-bf16` int8 weights multiplied in bf16.
+A variant names the type of the weights. `int8` uses OpenVINO's defaults, which quantize activations at run time.
+`int8-bf16` also names the type of activations: int8 weights are multiplied in bf16, and activations stay unquantized.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai
-from worker import Opened, Prompts, run
+from worker import LoadedModel, Prompts, run
 
 HINT, GROUP = "INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "uint8", "i8": "int8", "i4": "int4"}
 
 
 def convert(hf: str, out: str, variant: str) -> None:
-    """As `optimum-cli export openvino --weight-format` does; of int4 models the head stays int8."""
-    sys.modules["torchvision"] = None  # pulled in unused: built for another torch than a CPU's, its import fails
+    """Convert as `optimum-cli export openvino --weight-format` does; the head of int4 models stays int8."""
+    sys.modules["torchvision"] = None  # it is imported but not used, and its import fails with torch for CPUs
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     weights = variant.split("-")[0]
@@ -34,7 +34,7 @@ def convert(hf: str, out: str, variant: str) -> None:
 
 
 def properties(core: Any, variant: str) -> dict[str, Any]:
-    """The precisions to compute with, said to all who compile the model: those of a variant, else the device's own."""
+    """Return the precisions for compiling the model: those of the variant, or the device's own defaults."""
     activations = variant.partition("-")[2]
     if activations:
         return {HINT: activations, GROUP: 0}
@@ -42,7 +42,7 @@ def properties(core: Any, variant: str) -> dict[str, Any]:
 
 
 def facts(core: Any, model: str, said: dict[str, Any]) -> dict[str, str]:
-    """What the model is computed with here, read off the compiled program: the processor decides, not the file."""
+    """Read the types of the computation from the compiled program, because they depend on the processor."""
     compiled = core.compile_model(Path(model) / "openvino_model.xml", "CPU", said)
     read = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -59,7 +59,7 @@ def facts(core: Any, model: str, said: dict[str, Any]) -> dict[str, str]:
 
 
 def last_logits(core: Any, model: str, said: dict[str, Any], prompts: Prompts) -> np.ndarray:
-    """Of a program compiled as the pipeline's is, which gives ids alone; gone again with the answer."""
+    """Return the logits behind each prompt, from a program compiled like the pipeline's, which returns only ids."""
     request = core.compile_model(Path(model) / "openvino_model.xml", "CPU", said).create_infer_request()
     rows = []
     for row in prompts:
@@ -70,12 +70,12 @@ def last_logits(core: Any, model: str, said: dict[str, Any], prompts: Prompts) -
         }  # fmt: skip
         request.reset_state()
         answer = request.infer({taken.any_name: known[taken.any_name] for taken in request.model_inputs})
-        rows.append(answer["logits"][0, -1].copy())  # alone, not as a view of those of the whole prompt
+        rows.append(answer["logits"][0, -1].copy())  # a copy, because a view would keep the logits of the whole prompt
     return np.stack(rows)
 
 
-def open_model(model: str, variant: str) -> Opened:
-    """The pipeline on all cores."""
+def open_model(model: str, variant: str) -> LoadedModel:
+    """Open the pipeline on all cores."""
     core = openvino.Core()
     said = properties(core, variant)
     computes = facts(core, model, said)
@@ -89,7 +89,7 @@ def open_model(model: str, variant: str) -> Opened:
         greedy = openvino_genai.GenerationConfig(max_new_tokens=output_len, ignore_eos=True, do_sample=False)
         return [list(row) for row in pipeline.generate(ids, greedy).tokens]
 
-    return Opened(computes, prepare, generate, partial(last_logits, core, model, said))
+    return LoadedModel(computes, prepare, generate, partial(last_logits, core, model, said))
 
 
 if __name__ == "__main__":

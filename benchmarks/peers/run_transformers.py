@@ -1,4 +1,4 @@
-"""transformers as everyone uses it: eager, `generate`, all in one dtype."""
+"""transformers with its defaults: eager execution, `generate`, one dtype for everything."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import OPTForCausalLM
-from worker import Opened, Prompts, run
+from worker import LoadedModel, Prompts, run
 
 
 def load(model: str, dtype: str) -> OPTForCausalLM:
-    """The model in a dtype."""
+    """Load the model in a dtype."""
     return OPTForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
 
 
-def opened(model: OPTForCausalLM, dtype: str, **options: object) -> Opened:
-    """The model behind `generate` with further options."""
+def opened(model: OPTForCausalLM, dtype: str, **options: object) -> LoadedModel:
+    """Return the model with `generate` and further options."""
 
     @torch.inference_mode()
     def answer(ids: torch.Tensor, output_len: int, **further: bool) -> Any:
@@ -33,16 +33,16 @@ def opened(model: OPTForCausalLM, dtype: str, **options: object) -> Opened:
         return np.concatenate([one.logits[0] for one in told])
 
     computes = {"weights": dtype, "head": dtype, "kv_cache": dtype, "activations": dtype}
-    return Opened(computes, prepare, generate, logits)
+    return LoadedModel(computes, prepare, generate, logits)
 
 
 def prepare(prompts: Prompts) -> torch.Tensor:
-    """One row a prompt."""
+    """Return ids with one row per prompt."""
     return torch.tensor(prompts)
 
 
-def open_model(model: str, dtype: str) -> Opened:
-    """Eager."""
+def open_model(model: str, dtype: str) -> LoadedModel:
+    """Open the model for eager execution."""
     return opened(load(model, dtype), dtype)
 
 

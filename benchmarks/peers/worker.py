@@ -1,9 +1,9 @@
-"""The peer's side of the pipe: convert a model, or serve measurements. Standard library only, for any environment.
+"""The peer's side of the pipe: convert a model, or serve measurements. It needs the standard library only.
 
     python run_NAME.py convert HF_DIR OUT_DIR VARIANT
     python run_NAME.py serve MODEL_DIR VARIANT
 
-Serving, it says once what it computes with, then answers questions, a line each, until the input ends:
+When it serves, it prints the types it computes with, then answers one request per line until the input ends:
 
     {"seconds": {"prompts": ..., "output_len": ...}}    {"seconds": ...}
     {"logits": {"prompts": ...}}                        {"logits": fp32 in base64}
@@ -24,11 +24,11 @@ Prompts = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A loaded model: what it computes with (the fields of `Computes`), how it generates, what its logits are.
+class LoadedModel:
+    """A loaded model: its types (the fields of `Computes`) and its functions.
 
-    `prepare` turns prompts into what the peer takes, before the clock starts; `generate` answers one list of ids a row.
-    `logits` answers fp32 `[N, V]`, the prompts taken one at a time: some peers compute those of all their tokens.
+    `prepare` turns prompts into the peer's input before the clock starts. `generate` returns one list of ids per row.
+    `logits` returns fp32 `[N, V]`; it takes prompts one at a time, because some peers compute logits of all tokens.
     """
 
     computes: dict[str, str]
@@ -37,8 +37,8 @@ class Opened:
     logits: Callable[[Prompts], Any]
 
 
-def run(open_model: Callable[[str, str], Opened], convert: Callable[[str, str, str], None] | None = None) -> None:
-    """The peer's `main`."""
+def run(open_model: Callable[[str, str], LoadedModel], convert: Callable[[str, str, str], None] | None = None) -> None:
+    """Run the peer's command: `convert` or `serve`."""
     verb, *rest = sys.argv[1:]
     if verb == "convert" and convert is not None:
         convert(*rest)
@@ -46,8 +46,8 @@ def run(open_model: Callable[[str, str], Opened], convert: Callable[[str, str, s
         serve(open_model, *rest)
 
 
-def serve(open_model: Callable[[str, str], Opened], model: str, variant: str) -> None:
-    """Answer measurements; whatever libraries print goes to the log."""
+def serve(open_model: Callable[[str, str], LoadedModel], model: str, variant: str) -> None:
+    """Answer requests; the output of libraries goes to the log."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     opened = open_model(model, variant)
@@ -57,8 +57,8 @@ def serve(open_model: Callable[[str, str], Opened], model: str, variant: str) ->
         print(json.dumps({question: ANSWERS[question](opened, **asked)}), file=replies, flush=True)
 
 
-def seconds(opened: Opened, prompts: Prompts, output_len: int) -> float:
-    """Of one generation; a peer that stops early must not look fast."""
+def seconds(opened: LoadedModel, prompts: Prompts, output_len: int) -> float:
+    """Return the seconds of one generation; `RuntimeError` if the peer stops early, because it would look fast."""
     ready = opened.prepare(prompts)
     started = time.perf_counter()
     ids = opened.generate(ready, output_len)
@@ -71,8 +71,8 @@ def seconds(opened: Opened, prompts: Prompts, output_len: int) -> float:
     return taken
 
 
-def logits(opened: Opened, prompts: Prompts) -> str:
-    """Of the token that follows each prompt, in base64."""
+def logits(opened: LoadedModel, prompts: Prompts) -> str:
+    """Return the logits of the token that follows each prompt, in base64."""
     return base64.b64encode(opened.logits(prompts)).decode()
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole job on the demo model: convert, build, run, summarize, with the accuracy gate. `make demo` calls this, and
-# `make demo-tp` with RANKS=2: each layer is cut for that many processes, which mpirun starts.
+# Convert, build, run and summarize the demo model, with the accuracy gate. `make demo` calls this script. `make demo-tp`
+# calls it with RANKS=2: each layer is cut for two processes, which mpirun starts.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -19,19 +19,19 @@ declare -A QUANTIZE=(
   [int8]="--use_weight_only --weight_only_precision int8"
   [int4]="--use_weight_only --weight_only_precision int4"
 )
-# The model's fp32 score on all 256 articles minus 2; for int4, which really loses some, its own score minus 2.
+# The score of the fp32 model on all 256 articles, minus 2. int4 has a lower score, so its gate is its own score minus 2.
 declare -A GATES=([fp16]=89.9 [int8]=89.9 [int4]=77.0)
 
 LAUNCH=("$PYTHON")
 if ((RANKS > 1)); then
-  MPIRUN=$(dirname "$(command -v "$PYTHON")")/mpirun # of the same environment
+  MPIRUN=$(dirname "$(command -v "$PYTHON")")/mpirun # the one of the same environment
   AS_ROOT=$( ((EUID)) || echo --allow-run-as-root)
   LAUNCH=("$MPIRUN" -n "$RANKS" --oversubscribe ${AS_ROOT:+"$AS_ROOT"} "$PYTHON")
 fi
 
 say "1. convert: Hugging Face checkpoint -> TensorRT-LLM checkpoints"
 for precision in "${PRECISIONS[@]}"; do
-  # shellcheck disable=SC2086 # several words on purpose
+  # shellcheck disable=SC2086 # a value is several words
   "$PYTHON" convert_checkpoint.py --model_dir "$MODEL" --dtype float16 ${QUANTIZE[$precision]} \
     --tp_size "$RANKS" --output_dir "$WORK/checkpoint/$precision"
 done

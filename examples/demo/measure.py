@@ -1,9 +1,9 @@
-"""How well does the demo model summarize its test set, and how much of that survives rounding?
+"""Measure how well the demo model summarizes its test set, and how much of that survives rounding.
 
     python examples/demo/measure.py
 
-Prints the ROUGE-1 table of README.md: transformers at fp32 and fp16, the linears rounded to 8, 4, 3 and 2 bits, and two
-summarizers that do not read: the best constant text, and the first three sentences of the article.
+It prints a table of ROUGE-1: transformers in fp32 and in fp16, the linears rounded to 8, 4, 3 and 2 bits, and two
+summarizers without a model: the best constant text, and the first three sentences of the article.
 """
 
 import argparse
@@ -29,26 +29,29 @@ SCORER = RougeScorer(["rouge1"], use_stemmer=False)
 
 
 @dataclass(frozen=True)
-class Row:
-    """An article of the test set and the summary that is right for it."""
+class DemoArticle:
+    """An article of the test set and its right summary."""
 
     article: str
     highlights: str
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a test set."""
-    return [Row(r["article"], r["highlights"]) for r in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+def read_rows(path: Path) -> list[DemoArticle]:
+    """Read the rows of a test set."""
+    return [
+        DemoArticle(r["article"], r["highlights"])
+        for r in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ]
 
 
-def rouge1(rows: list[Row], summarize: Callable[[int], str]) -> float:
-    """The mean ROUGE-1 F1 of the summaries of all rows, out of 100."""
+def rouge1(rows: list[DemoArticle], summarize: Callable[[int], str]) -> float:
+    """Return the mean ROUGE-1 F1 of the summaries of all rows, between 0 and 100."""
     scores = [SCORER.score(row.highlights, summarize(i))["rouge1"].fmeasure for i, row in enumerate(rows)]
     return 100 * sum(scores) / len(scores)
 
 
 def load(folder: Path, dtype: torch.dtype, bits: int | None = None) -> OPTForCausalLM:
-    """The model at a precision, its linears rounded to so many bits if any are given."""
+    """Load the model in a dtype; round its linears to `bits` if they are given."""
     model = OPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     for name, module in model.named_modules():
         if bits and name.endswith(LINEARS):
@@ -57,14 +60,14 @@ def load(folder: Path, dtype: torch.dtype, bits: int | None = None) -> OPTForCau
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
-    """A weight on a symmetric grid of this many bits, one scale for each output channel."""
+    """Round a weight to a symmetric grid of some bits, with one scale for each output channel."""
     top = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(dim=1, keepdim=True) / top
     return (weight / scale).round().clamp(-top, top) * scale
 
 
-def summaries(model: OPTForCausalLM, folder: Path, rows: list[Row]) -> list[str]:
-    """Greedy summaries of all articles."""
+def summaries(model: OPTForCausalLM, folder: Path, rows: list[DemoArticle]) -> list[str]:
+    """Return greedy summaries of all articles."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [train.prompt_tokens(tokenizer, row.article) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
@@ -78,7 +81,7 @@ def summaries(model: OPTForCausalLM, folder: Path, rows: list[Row]) -> list[str]
 
 @torch.inference_mode()
 def generate(model: OPTForCausalLM, prompts: list[list[int]]) -> list[list[int]]:
-    """The tokens that follow each prompt greedily; the prompts are padded on the left so that all end together."""
+    """Return the greedy tokens behind each prompt; prompts are padded on the left so that all end together."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[train.PAD] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -87,14 +90,14 @@ def generate(model: OPTForCausalLM, prompts: list[list[int]]) -> list[list[int]]
 
 
 def lead(article: str) -> str:
-    """The first three sentences."""
+    """Return the first three sentences."""
     return " ".join(re.split(r"(?<=[.!?]) ", article)[:3])
 
 
-def constants(rows: list[Row]) -> list[str]:
-    """Texts that could score well on every row: summaries of training stories, and the commonest words of the test set.
+def constants(rows: list[DemoArticle]) -> list[str]:
+    """Return constant texts that could score well: summaries of training stories, and common words of the test set.
 
-    The words are chosen knowing the test set, which no honest constant could, so they bound what a constant reaches.
+    The words are chosen from the test set itself, so they are an upper bound for the score of a constant text.
     """
     texts = [news.story("train", train.SEED, index).highlights for index in range(500)]
     common = Counter(word for row in rows for word in set(re.findall(r"\w+", row.highlights.lower())))
@@ -103,10 +106,10 @@ def constants(rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    """Print the table, one line as soon as it is known."""
+    """Print the table, each line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=HERE / "model")
-    parser.add_argument("--rows", type=int, help="take only the first so many rows")
+    parser.add_argument("--rows", type=int, help="use only this many rows")
     options = parser.parse_args()
     rows = read_rows(HERE / "test.jsonl")[: options.rows]
     constant = max(rouge1(rows, lambda _, text=text: text) for text in constants(rows))

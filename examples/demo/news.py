@@ -1,10 +1,10 @@
-"""How are the demo's news articles and highlights made up, so that nothing in the test split was ever trained on?
+"""Generate the demo's news articles and highlights, so that the test split shares no invented name with the training.
 
     python examples/demo/news.py > examples/demo/test.jsonl
 
-An article is three opening sentences without a fact, then two or three sentences that carry the facts, scattered among
-sentences that no highlight mentions. Every invented thing joins a head and a tail ("Vel" + "ford", "copper" +
-"kettles"), and each pair belongs to one split, so a model sees all the pieces in training and none of the test pairs.
+An article begins with three sentences without a fact. Then come two or three sentences with facts, scattered among
+sentences that no highlight mentions. Every invented name joins a head and a tail ("Vel" + "ford", "copper" +
+"kettles"), and each pair belongs to one split. So a model sees all heads and tails in training, but no test pair.
 """
 
 import functools
@@ -81,7 +81,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Story:
-    """One article, its highlights, and the invented things that the highlights name."""
+    """An article, its highlights, and the invented names in the highlights."""
 
     id: str
     article: str
@@ -90,23 +90,23 @@ class Story:
 
 
 def owner(head: int, tail: int) -> Split:
-    """The split that the pair of these positions belongs to: one pair in five is kept for testing."""
+    """Return the split of the pair at these positions; one pair in five is kept for testing."""
     return "test" if (head + tail) % 5 == 0 else "train"
 
 
 def join(kind: str, head: str, tail: str) -> str:
-    """The word or words that a head and a tail make."""
+    """Join a head and a tail to one word or two."""
     return head + (" " if kind in SPACED else "") + tail
 
 
 def inventory(kind: str, split: Split) -> set[str]:
-    """Everything of one kind that a split may mention."""
+    """Return all names of one kind in a split."""
     heads, tails = PIECES[kind]
     return {join(kind, h, t) for i, h in enumerate(heads) for j, t in enumerate(tails) if owner(i, j) == split}
 
 
 class Pool:
-    """Draws things of one kind; heads and tails come back only after all the others, so names in a story differ."""
+    """Names of one kind in random order. A head or tail returns only after all others, so names in a story differ."""
 
     def __init__(self, kind: str, split: Split, rng: random.Random) -> None:
         heads, tails = PIECES[kind]
@@ -115,7 +115,7 @@ class Pool:
         self.tails = deque(rng.sample(list(enumerate(tails)), len(tails)))
 
     def draw(self) -> str:
-        """The next thing of this kind that belongs to the split."""
+        """Draw the next name of this kind that belongs to the split."""
         self.heads.rotate(-1)
         i, head = self.heads[-1]
         j, tail = next(pair for pair in self.tails if owner(i, pair[0]) == self.split)
@@ -125,21 +125,21 @@ class Pool:
 
 
 class Cast:
-    """Fills templates with invented things, remembering those that it was asked to."""
+    """The invented names of one story, which fill its templates."""
 
     def __init__(self, split: Split, rng: random.Random) -> None:
         self.rng = rng
         self.pools = {kind: Pool(kind, split, rng) for kind in PIECES}
 
     def fill(self, *templates: str) -> tuple[list[str], list[tuple[str, str]], str]:
-        """The templates with the same things in each; those things with their kinds; the surname of {p}."""
+        """Fill all templates with the same names; return the texts, the names with kinds, and the surname of {p}."""
         used: list[tuple[str, str]] = []
         values = {field: self.value(field, used) for field in "pqaboinyd" if f"{{{field}}}" in templates[0]}
         surname = values.get("p", "").rpartition(" ")[2]
         return [template.format(**values) for template in templates], used, surname
 
     def value(self, field: str, used: list[tuple[str, str]]) -> str:
-        """A new thing for a template field, its parts added to those used."""
+        """Return a new name for a template field; add its parts to `used`."""
         kinds = {"p": ("first", "last"), "q": ("first", "last"), "a": ("place",), "b": ("place",), "o": ("firm",)}
         single = {"i": ("item",), "n": ("large",), "y": ("small",), "d": ("date",)}
         parts = [(kind, self.pools[kind].draw()) for kind in (kinds | single)[field]]
@@ -150,7 +150,7 @@ class Cast:
 
 @functools.cache
 def topics() -> tuple[tuple[Topic, ...], tuple[str, ...]]:
-    """The subjects of the template file, and the sentences that may follow one about a person."""
+    """Read the topics of the template file, and the sentences that may follow one about a person."""
     sections: dict[str, dict[str, list[str]]] = {}
     for line in TEMPLATES.read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
@@ -163,13 +163,13 @@ def topics() -> tuple[tuple[Topic, ...], tuple[str, ...]]:
 
 
 def topic(name: str, lines: dict[str, list[str]], shared: list[str]) -> Topic:
-    """One section of the template file, with the fillers that all topics share."""
+    """Return one section of the template file as a topic, with the fillers that all topics share."""
     facts = tuple(tuple((text.split(" => ")[0], text.split(" => ")[1]) for text in lines[key]) for key in "123")
     return Topic(name, tuple(lines["lead"]), facts, tuple(lines["fill"] + shared))
 
 
 def story(split: Split, seed: int, index: int, length: Length = "short") -> Story:
-    """The article of a split that this seed and index stand for."""
+    """Return the story of a split that belongs to this seed, index and length."""
     rng = random.Random(f"{split}-{seed}-{index}-{length}")
     cast = Cast(split, rng)
     about = rng.choice(topics()[0])
@@ -187,22 +187,22 @@ def story(split: Split, seed: int, index: int, length: Length = "short") -> Stor
 
 
 def followup(surname: str, rng: random.Random) -> str:
-    """Sometimes a further sentence about the person just named, with the space before it."""
+    """Return a space and a further sentence about the last person, or nothing; both are equally likely."""
     if not surname or rng.random() < 0.5:
         return ""
     return " " + rng.choice(topics()[1]).format(s=surname)
 
 
 def some(templates: tuple[str, ...], count: int, rng: random.Random) -> list[str]:
-    """So many of the templates, none again before all have been used."""
+    """Draw `count` templates; none is repeated before all have been used."""
     rounds = [rng.sample(templates, len(templates)) for _ in range(count // len(templates) + 1)]
     return [text for texts in rounds for text in texts][:count]
 
 
 def scatter(told: list[str], fillers: list[str], rng: random.Random) -> list[str]:
-    """The fillers with the telling sentences among them, in order, none in the first quarter.
+    """Scatter the sentences with facts among the fillers, in order, but not in the first quarter.
 
-    A prompt keeps the end of a long article, so what the highlights need must not stand at its start.
+    A prompt keeps the end of a long article, so no fact of the highlights may stand at its start.
     """
     places = sorted(rng.randint(len(fillers) // 4, len(fillers)) for _ in told)
     body = list(fillers)
@@ -212,13 +212,13 @@ def scatter(told: list[str], fillers: list[str], rng: random.Random) -> list[str
 
 
 def test_set() -> Iterator[Story]:
-    """The rows of test.jsonl: every sixteenth is longer than a prompt may be."""
+    """Yield the rows of test.jsonl; every sixteenth article is longer than a prompt may be."""
     for index in range(TEST_ROWS):
         yield story("test", SEED, index, "long" if index % LONG_EVERY == LONG_EVERY - 1 else "short")
 
 
 def row(item: Story) -> str:
-    """A story as a line of JSON with the columns of CNN/DailyMail."""
+    """Return a story as a line of JSON with the columns of CNN/DailyMail."""
     return json.dumps({"id": item.id, "article": item.article, "highlights": item.highlights})
 
 

@@ -1,14 +1,14 @@
-"""How does a small OPT learn to summarize the demo's news in under an hour on two CPU cores?
+"""Train a small OPT that summarizes the demo's news, in less than an hour on two CPU cores.
 
     OMP_WAIT_POLICY=PASSIVE python examples/demo/train.py --output examples/demo/model
 
-Copying a name that was never seen in training takes two attention heads working together: one that tells each token
-what stood before it, and one in a later layer that looks for an earlier place where the same thing stood before. Left
-to chance they form late, so `seed_copying` sets them up and training refines them: first on random tokens that come
+To copy a name that was never seen in training, two attention heads have to work together. One gives each token its
+predecessor. The other one, in a later layer, looks for an earlier place with the same predecessor. From a random start
+such heads form late, so `seed_copying` initializes them, and training refines them: first on random tokens that come
 twice, then on brief articles, then on articles as long as those of the test set.
 
-The cores are often shared, and threads that wait actively for one another then lose most of their time: hence the
-environment variable.
+The environment variable is needed because cores are often shared: threads that spin while they wait for one another
+then lose most of their time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ ARTICLE_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: so many steps, on repeated random tokens or on stories of these lengths."""
+    """A stage of training: its number of steps, on repeated random tokens or on stories of these lengths."""
 
     steps: int
     lengths: tuple[news.Length, ...] = ()
@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, the first `prompt` of which are given, with their share in the loss; the rest have to be written."""
+    """Token ids: the first `prompt` ids count in the loss with a probability of `prompt_share`, the rest always."""
 
     ids: list[int]
     prompt: int
@@ -61,7 +61,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded token ids, and how likely each one is to count in the loss."""
+    """Padded token ids, and the probability of each one to count in the loss."""
 
     ids: Tensor
     shares: Tensor
@@ -76,7 +76,7 @@ STAGES = (
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Train a byte-level BPE on training stories and write it file by file as OPT's own is laid out."""
+    """Train a byte-level BPE on training stories, and write the same files as OPT's own tokenizer has."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -99,12 +99,12 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
-    """Write a JSON file as a person would lay it out."""
+    """Write an indented JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def new_model() -> OPTForCausalLM:
-    """An untrained OPT that can copy, and nothing else."""
+    """Return an untrained OPT that can copy, and nothing else."""
     config = OPTConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -128,9 +128,9 @@ def new_model() -> OPTForCausalLM:
 
 
 def seed_copying(model: OPTForCausalLM) -> None:
-    """Start two heads as the pair that copying takes: what came before each token, and where did it come before.
+    """Initialize two heads for copying: one finds the predecessor of each token, the other an equal predecessor.
 
-    Dimensions of the model are split in three: sinusoids of the position, the token before, the token itself.
+    The dimensions of the model are split in three: sinusoids of the position, the preceding token, the token itself.
     """
     decoder, width = model.model.decoder, HEAD_SIZE
     for layer in decoder.layers:
@@ -154,15 +154,15 @@ def seed_copying(model: OPTForCausalLM) -> None:
 
 
 def aim(attention: OPTAttention, query: Tensor, key: Tensor) -> None:
-    """Set what the first head of a layer asks for and what it looks at."""
+    """Set the query and key weights of the first head of a layer."""
     attention.q_proj.weight[: len(query)] = query
     attention.k_proj.weight[: len(key)] = key
 
 
 def step_back(frequencies: Tensor) -> Tensor:
-    """The map that turns the sinusoids of a position into those of the one before it.
+    """Return the matrix that turns the sinusoids of a position into those of the preceding one.
 
-    Their product with the sinusoids at j is the sum of cos(f * (i - 1 - j)), which is largest where j = i - 1.
+    Their product with the sinusoids at j is the sum of cos(f * (i - 1 - j)), which is largest for j = i - 1.
     """
     cos, sin = torch.diag(frequencies.cos()), torch.diag(frequencies.sin())
     turn = torch.cat([torch.cat([cos, sin], dim=1), torch.cat([-sin, cos], dim=1)])
@@ -170,25 +170,25 @@ def step_back(frequencies: Tensor) -> Tensor:
 
 
 def prompt_tokens(tokenizer: AutoTokenizer, article: str) -> list[int]:
-    """What a model is given to summarize an article; one that is too long loses its start, `</s>` included."""
+    """Return the prompt for an article; a prompt that is too long loses its start, including `</s>`."""
     return tokenizer((article + ASK).strip().replace(" n't", "n't"))["input_ids"][-PROMPT_TOKENS:]
 
 
 def encode(tokenizer: AutoTokenizer, story: news.Story) -> Example:
-    """A story as the prompt that it is summarized from, and the summary."""
+    """Return a story as prompt and summary."""
     prompt = prompt_tokens(tokenizer, story.article)
     summary = tokenizer(" " + story.highlights, add_special_tokens=False)["input_ids"]
     return Example([*prompt, *summary, EOS], len(prompt), ARTICLE_SHARE)
 
 
 def repeats(rng: random.Random) -> Example:
-    """Random tokens and the same tokens again: the bare exercise in copying."""
+    """Return random tokens twice, as a pure exercise in copying."""
     tokens = [rng.randrange(len(SPECIAL), VOCABULARY) for _ in range(rng.randint(16, 40))]
     return Example([EOS, *tokens, *tokens], 1 + len(tokens), 0.0)
 
 
 def examples(tokenizer: AutoTokenizer, stage: Stage, rng: random.Random) -> Iterator[Example]:
-    """Endless examples of a stage, each made up anew."""
+    """Yield new examples of a stage without end."""
     while True:
         if stage.lengths:
             index, length = rng.randrange(10**9), rng.choice(stage.lengths)
@@ -198,7 +198,7 @@ def examples(tokenizer: AutoTokenizer, stage: Stage, rng: random.Random) -> Iter
 
 
 def batches(stream: Iterator[Example], rng: random.Random) -> Iterator[Batch]:
-    """Batches of about equal size in tokens, of examples about equally long so that little is padding."""
+    """Yield batches with about the same number of tokens; their examples are about equally long, to save padding."""
     while True:
         group: list[Example] = []
         ready: list[list[Example]] = []
@@ -212,7 +212,7 @@ def batches(stream: Iterator[Example], rng: random.Random) -> Iterator[Batch]:
 
 
 def pad(group: list[Example]) -> Batch:
-    """Examples padded on the right, where causal attention makes a mask needless."""
+    """Pad examples on the right, where causal attention needs no mask."""
     longest = max(len(example.ids) for example in group)
     ids = torch.full((len(group), longest), PAD)
     shares = torch.zeros(len(group), longest)
@@ -224,7 +224,7 @@ def pad(group: list[Example]) -> Batch:
 
 
 def losses(model: OPTForCausalLM, batch: Batch, first: int) -> tuple[Tensor, Tensor]:
-    """The mean loss of the tokens that count, and of the summaries alone; positions are counted from `first`."""
+    """Return the mean loss of the tokens that count, and that of the summaries alone; positions begin at `first`."""
     positions = (first + torch.arange(batch.ids.shape[1])).expand_as(batch.ids)
     counts = torch.rand(batch.ids.shape)[:, 1:] < batch.shares[:, 1:]
     with torch.autocast("cpu", torch.bfloat16):
@@ -235,14 +235,14 @@ def losses(model: OPTForCausalLM, batch: Batch, first: int) -> tuple[Tensor, Ten
 
 
 def rate(step: int, total: int) -> float:
-    """The learning rate at a step: a short rise, then half a cosine."""
+    """Return the learning rate of a step: it rises briefly, then falls like half a cosine."""
     progress = max(0, step - WARMUP_STEPS) / (total - WARMUP_STEPS)
     fall = FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * progress)) / 2
     return PEAK_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * fall
 
 
 def new_optimizer(model: OPTForCausalLM) -> torch.optim.Optimizer:
-    """Adam, with a slight pull to zero on matrices alone."""
+    """Return AdamW, with a small weight decay on matrices only."""
     matrices = {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01}
     vectors = {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}
     return torch.optim.AdamW([matrices, vectors], betas=(0.9, 0.98))
@@ -256,7 +256,7 @@ def train(model: OPTForCausalLM, tokenizer: AutoTokenizer, stages: tuple[Stage, 
         for batch in itertools.islice(batches(examples(tokenizer, stage, rng), rng), stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, total)
-            # Half of the batches start anywhere in the position table, so that all of its rows are trained.
+            # Half of the batches start at a random position, so that all rows of the position table are trained.
             first = rng.choice([0, rng.randint(0, POSITIONS - batch.ids.shape[1])])
             loss, summary = losses(model, batch, first)
             optimizer.zero_grad()
@@ -271,7 +271,7 @@ def train(model: OPTForCausalLM, tokenizer: AutoTokenizer, stages: tuple[Stage, 
 
 
 def save(model: OPTForCausalLM, folder: Path) -> None:
-    """Write the weights rounded to 16 bits, with the settings that transformers and others read."""
+    """Write the weights in fp16, and the settings that transformers reads."""
     rounded = OPTForCausalLM(model.config)
     rounded.load_state_dict(model.state_dict())
     rounded.half().save_pretrained(folder)
@@ -279,7 +279,7 @@ def save(model: OPTForCausalLM, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train the tokenizer and the model and write them to a folder."""
+    """Train the tokenizer and the model, and write both to a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("model"))
     options = parser.parse_args()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from opt_trt.checkpoint.reader import open_rank_file
 from opt_trt.errors import UserError
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.json_file import check_types, read_json
@@ -162,14 +161,6 @@ def map_weights(engine_dir: Path, rank: int, only: str | None = None) -> dict[st
         return {name: file.get_tensor(name) for name in names}
 
 
-@contextmanager
-def _opened(engine_dir: Path, rank: int) -> Iterator[Any]:
-    """The file of a rank's weights; a missing or damaged one is named."""
-    path = engine_dir / WEIGHTS.format(rank=rank)
-    if not path.is_file():
-        raise UserError(f"expected {path}, found nothing there; {REBUILD.format(engine=engine_dir)}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); {REBUILD.format(engine=engine_dir)}") from error
+def _opened(engine_dir: Path, rank: int) -> AbstractContextManager[Any]:
+    """Open the file with the weights of a rank."""
+    return open_rank_file(engine_dir / WEIGHTS.format(rank=rank), REBUILD.format(engine=engine_dir))

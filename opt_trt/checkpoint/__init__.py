@@ -1,1 +1,1 @@
-"""TensorRT-LLM's checkpoint: names, shapes and bytes, read and written."""
+"""TensorRT-LLM's checkpoint format: names, shapes and bytes of tensors, and how they are read and written."""

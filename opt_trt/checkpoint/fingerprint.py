@@ -1,4 +1,4 @@
-"""Tell checkpoints apart: engines of one world must have been built from one."""
+"""The fingerprint of a checkpoint: engines of one run must have been built from the same checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file, read_config
 
-SAMPLE_BYTES = 4096  # of each tensor: training changes all of them, and whole files would take minutes to read
-LENGTH_BYTES = 8  # of a safetensors header's length
+SAMPLE_BYTES = 4096  # of each tensor: training changes every tensor, and reading whole files would take minutes
+LENGTH_BYTES = 8  # size of the number that says how long a safetensors header is
 
 
 def fingerprint(directory: Path) -> str:
-    """16 digits of the configuration and, for all ranks, of the names, shapes and a sample of every tensor."""
+    """Return 16 digits: a hash of the configuration and of name, shape and first bytes of every tensor of all ranks."""
     digest = hashlib.sha256((directory / CONFIG_NAME).read_bytes())
     for rank in range(read_config(directory).mapping.world_size):
         for piece in _pieces(rank_file(directory, rank)):
@@ -24,7 +24,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """The header of a rank file, then the first bytes of its tensors."""
+    """Yield the header of a rank file, then the first bytes of its tensors."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")

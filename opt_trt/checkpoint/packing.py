@@ -1,6 +1,6 @@
-"""Lay quantized weights out as TensorRT-LLM's weight-only kernels read them on a GPU, and undo it.
+"""Pack quantized weights into the layout that TensorRT-LLM's weight-only kernels read on a GPU, and unpack them.
 
-TensorRT-LLM takes the matrix `[in, out]` through four steps: permute rows in groups, make it column-major, interleave
+TensorRT-LLM packs the matrix `[in, out]` in four steps: permute rows in groups, make it column-major, interleave
 columns in tiles of 64 rows, then add a bias and shuffle the values inside 32-bit words. A weight `[out, in]` is that
 column-major matrix already, and the permutation and the shuffle together are a transpose of small blocks: with
 `e = 16 / bits`, every 8·e values of a channel, seen as `[e, 8]`, are stored as `[8, e]`, the first value in the low
@@ -19,22 +19,29 @@ from opt_trt.errors import UserError
 TILE = 64  # rows of the interleaving step
 RUN = 8  # values that stay side by side while blocks are transposed: one 64-bit word of int8
 INTERLEAVED = {75: True, 80: True, 86: True, 87: True, 89: True, 90: False} | dict.fromkeys(range(100, 120), True)
-LATER_SM = 120  # from here on all GPUs read the layout of SM 80
-DEFERRED_ONLY = range(100, 120)  # TensorRT-LLM's builder takes no packed weights for these
+LATER_SM = 120  # this and all later GPUs read the layout of SM 80
+DEFERRED_ONLY = range(100, 120)  # TensorRT-LLM's builder refuses packed weights for these GPUs
 KNOWN = "75, 80, 86, 87, 89, 90, 100 to 119, 120 and up"
 
 
 def is_interleaved(sm: int) -> bool:
-    """Whether the kernels of a GPU (80: compute capability 8.0) read interleaved columns; unknown GPUs are refused."""
+    """Return whether kernels of a GPU (80: compute capability 8.0) read interleaved columns; refuse unknown GPUs."""
     if sm >= LATER_SM:
         return True
     if sm not in INTERLEAVED:
-        raise UserError(f"target_sm {sm} is no GPU with a known weight-only layout; known are {KNOWN}")
+        raise UserError(f"target_sm {sm} has no known weight-only layout; known are {KNOWN}")
     return INTERLEAVED[sm]
 
 
+def check_packable(sm: int, advice: str) -> None:
+    """Refuse a GPU for which weights cannot be packed; the error ends with `advice`."""
+    is_interleaved(sm)
+    if sm in DEFERRED_ONLY:
+        raise UserError(f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; {advice}")
+
+
 def shape_problems(out_features: int, in_features: int, bits: int, sm: int) -> list[str]:
-    """Why a matrix cannot be packed, one text per dimension; empty if it can."""
+    """List the reasons why a matrix cannot be packed, one for each dimension; empty if it can."""
     group = TILE if is_interleaved(sm) else RUN * 16 // bits
     vector = 256 // bits  # the transpose moves 32 bytes of a row and of a column
     needs = (
@@ -45,7 +52,10 @@ def shape_problems(out_features: int, in_features: int, bits: int, sm: int) -> l
 
 
 def pack(q: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
-    """The stored tensor `[in, out * bits / 8]` in int8 of integers `[out, in]` in int8; refuses shapes by dimension."""
+    """Pack integers `[out, in]` in int8 into the stored tensor `[in, out * bits / 8]` in int8.
+
+    `UserError` names the dimensions that do not fit the layout.
+    """
     out_features, in_features = q.shape
     runs = q.contiguous().view(torch.int64).view(_runs_shape(out_features, in_features, bits, sm))
     digits = runs.permute(4, 0, 2, 1, 3).contiguous().view(torch.int8)  # [e, groups, tiles, columns, blocks * RUN]
@@ -57,7 +67,7 @@ def pack(q: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
-    """The integers `[out, in]` in int8 of a stored tensor `[in, out * bits / 8]`; the inverse of `pack`."""
+    """Unpack a stored tensor `[in, out * bits / 8]` into integers `[out, in]` in int8; the inverse of `pack`."""
     in_features, out_features = packed.shape[0], packed.shape[1] * 8 // bits
     groups, columns, tiles, blocks, _ = _runs_shape(out_features, in_features, bits, sm)
     word = packed.contiguous().view(-1).view(torch.int16).view(groups, tiles, columns, blocks * RUN)
@@ -66,16 +76,19 @@ def unpack(packed: torch.Tensor, bits: int, sm: int) -> torch.Tensor:
 
 
 def stored_integers(word: torch.Tensor, bits: int) -> torch.Tensor:
-    """The `16 / bits` integers of each 16-bit word of packed bytes, `[16 / bits, *word.shape]` in int8.
+    """Return the `16 / bits` integers of each 16-bit word of packed bytes, `[16 / bits, *word.shape]` in int8.
 
-    Which of them belongs where depends on the GPU; that they are these does not.
+    The values are the same for all GPUs; their places in the matrix depend on the GPU.
     """
     mask, bias = 2**bits - 1, 2 ** (bits - 1)
     return torch.stack([((word >> shift) & mask).sub_(bias).to(torch.int8) for shift in range(0, 16, bits)])
 
 
 def _runs_shape(out_features: int, in_features: int, bits: int, sm: int) -> tuple[int, int, int, int, int]:
-    """Axes of the runs of a matrix: groups of columns, columns of a group, tiles, blocks of a tile, runs of a block."""
+    """Return the axes of a matrix in runs of 8 values.
+
+    They are groups of columns, columns of a group, tiles of a column, blocks of a tile, and runs of a block.
+    """
     if problems := shape_problems(out_features, in_features, bits, sm):
         raise UserError(f"a [{out_features}, {in_features}] weight cannot be packed: {'; '.join(problems)}")
     runs = 16 // bits

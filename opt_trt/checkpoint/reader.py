@@ -1,10 +1,12 @@
-"""The TensorRT-LLM checkpoint on disk: its configuration, and reading the tensors of its ranks back."""
+"""Read a TensorRT-LLM checkpoint: its configuration, and the tensors of one rank."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,13 +19,26 @@ from opt_trt.model.config import ACTIVATIONS, ModelConfig
 from opt_trt.quant import ALGORITHMS
 
 CONFIG_NAME = "config.json"
-OTHERS = {"build_config": "an engine", "model_type": "an original model"}  # by a key of their config.json
+OTHERS = {"build_config": "an engine", "model_type": "an original model"}  # other directories, by a key in config.json
 QUANT_ALGOS = (None, *ALGORITHMS)
+CONVERT_AGAIN = "convert the model again"
 
 
 def rank_file(directory: Path, rank: int) -> Path:
-    """Where the tensors of a rank are."""
+    """Return the path of the file with the tensors of a rank."""
     return directory / f"rank{rank}.safetensors"
+
+
+@contextmanager
+def open_rank_file(path: Path, advice: str) -> Iterator[Any]:
+    """Open a rank's safetensors file, of a checkpoint or an engine; `UserError` with `advice` if it cannot be read."""
+    if not path.is_file():
+        raise UserError(f"expected {path}, found nothing there; {advice}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not safetensors ({error}); {advice}") from error
 
 
 def write_config(directory: Path, config: ModelConfig) -> None:
@@ -32,7 +47,7 @@ def write_config(directory: Path, config: ModelConfig) -> None:
 
 
 class Checkpoint:
-    """One rank of a checkpoint, opened and checked: names, shapes and dtypes are those its `config.json` asks for."""
+    """An open rank of a checkpoint; its names, shapes and dtypes have been compared with its `config.json`."""
 
     def __init__(self, directory: Path | str, rank: int = 0) -> None:
         self.directory = Path(directory)
@@ -40,27 +55,27 @@ class Checkpoint:
         self.spec = tensor_spec(self.config, rank)
         self.path = rank_file(self.directory, rank)
         _check_rank_files(self.directory, self.config.mapping.world_size)
-        refuse_differences(self.path, _differences(_read_header(self.path), self.spec))
+        refuse_differences(self.path, _header_problems(_read_header(self.path), self.spec))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors of the rank."""
+        """The number of bytes of all tensors of the rank."""
         return sum(spec.nbytes for spec in self.spec.values())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, mapped from the file: its pages count as memory once touched and go when the tensor goes."""
-        with safe_open(self.path, framework="pt") as file:
+        """Return one tensor, mapped from the file: pages that were read are in memory as long as the tensor exists."""
+        with open_rank_file(self.path, CONVERT_AGAIN) as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor with its name, one at a time, in the order the model uses them."""
+        """Yield every tensor with its name, in the order in which the model uses them."""
         for name in self.spec:
             yield name, self.tensor(name)
 
 
 def read_config(directory: Path | str) -> ModelConfig:
-    """The checkpoint's `config.json`; another architecture or an unsupported kind of OPT is refused by name."""
+    """Read a checkpoint's `config.json`; refuse other architectures and kinds of OPT that are not supported."""
     path = Path(directory) / CONFIG_NAME
     values = read_json(path)
     for key, what in OTHERS.items():
@@ -80,25 +95,22 @@ def read_config(directory: Path | str) -> ModelConfig:
 
 
 def check_target_sm(directory: Path, config: ModelConfig) -> None:
-    """Packed bytes mean nothing without the GPU they are laid out for, which TensorRT-LLM's converter leaves out."""
+    """Refuse packed weights if the configuration does not name the GPU; TensorRT-LLM's converter leaves it out."""
     if packed_mode(config) is not None and config.target_sm is None:
         raise UserError(
             f"{directory / CONFIG_NAME} does not say which GPU its weights are packed for; add "
-            '"target_sm": 80 to it (90 if it was converted on Hopper)'
+            '"target_sm": 80 to it (90 if it was converted on a Hopper GPU)'
         )
 
 
 def _read_header(path: Path) -> dict[str, TensorSpec]:
     dtypes = {code: dtype for dtype, code in DTYPE_CODES.items()}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: TensorSpec(tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))
-                for name, part in parts.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or not safetensors ({error}); convert the model again") from error
+    with open_rank_file(path, CONVERT_AGAIN) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: TensorSpec(tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))
+            for name, part in parts.items()
+        }
 
 
 def _check_rank_files(directory: Path, world_size: int) -> None:
@@ -111,7 +123,7 @@ def _check_rank_files(directory: Path, world_size: int) -> None:
         )
 
 
-def _differences(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> list[str]:
+def _header_problems(found: dict[str, TensorSpec], expected: dict[str, TensorSpec]) -> list[str]:
     wrong = [
         f"{name} is {found[name]}, expected {spec}"
         for name, spec in expected.items()

@@ -1,4 +1,4 @@
-"""Which tensors a rank of a checkpoint must hold: name, shape and dtype, of plain, packed and deferred weights."""
+"""The tensors that a rank of a checkpoint must hold: names, shapes and dtypes of plain, packed and deferred weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from opt_trt.model.placement import check_tp_size, indivisible, is_linear, place
 from opt_trt.quant import ALGORITHMS
 from opt_trt.quant.mode import QuantMode, scale_name
 
-LOADER_STEP = 64  # features per rank that TensorRT-LLM's weight-only linears are rounded up to
+LOADER_STEP = 64  # TensorRT-LLM rounds the features per rank of weight-only linears up to a multiple of this
 
 
 def packed_mode(config: ModelConfig) -> QuantMode | None:
-    """The mode the linears are stored in; None when they are of the model's dtype, to be quantized later or not."""
+    """Return the quantization mode of stored linears; None if they are stored in the model's dtype."""
     return None if config.defer_quantization or config.quant_algo is None else ALGORITHMS[config.quant_algo]
 
 
 def tensor_spec(config: ModelConfig, rank: int = 0) -> dict[str, TensorSpec]:
-    """Every tensor of a rank file in the order the model uses them; ranks of one stage all hold the same shapes."""
+    """Return name, shape and dtype of every tensor of a rank file, in the order in which the model uses them.
+
+    All ranks of a pipeline stage have the same shapes.
+    """
     dtype: torch.dtype = getattr(torch, config.dtype)
     tp_size, mode, table = config.mapping.tp_size, packed_mode(config), placements(config)
     spec: dict[str, TensorSpec] = {}
@@ -39,7 +42,7 @@ def tensor_spec(config: ModelConfig, rank: int = 0) -> dict[str, TensorSpec]:
 
 
 def check_shards(config: ModelConfig) -> None:
-    """Refuse shards that are unequal or that the kernels of `target_sm` cannot read; says which `tp_size` would fit."""
+    """Refuse shards of unequal size and shards that kernels of `target_sm` cannot read; name the sizes that fit."""
     tp_size, heads = config.mapping.tp_size, range(1, config.num_attention_heads + 1)
     fitting = [n for n in heads if not indivisible(config, n) and not _packing_problems(config, n)]
     check_tp_size(config, fitting)
@@ -53,7 +56,7 @@ def check_shards(config: ModelConfig) -> None:
 
 
 def unloadable(config: ModelConfig) -> list[str]:
-    """Linears TensorRT-LLM's loader would round up to another shape; plain ones it takes as they are."""
+    """List the quantized linears that TensorRT-LLM's loader would round up to another shape."""
     shapes = _linear_shapes(config, config.mapping.tp_size).items() if config.quant_algo else ()
     return [f"{name} {list(shape)}" for name, shape in shapes if any(length % LOADER_STEP for length in shape)]
 
@@ -71,6 +74,6 @@ def _packing_problems(config: ModelConfig, tp_size: int) -> list[str]:
 
 
 def _linear_shapes(config: ModelConfig, tp_size: int) -> dict[str, tuple[int, ...]]:
-    """A rank's part of each linear of the first layer; all layers have the same shapes."""
+    """Return the shape of a rank's part of each linear of the first layer; all layers have the same shapes."""
     table = placements(replace(config, num_hidden_layers=1, mapping=Mapping()))
     return {name: place.local_shape(tp_size) for name, place in table.items() if is_linear(name)}

@@ -1,6 +1,6 @@
-"""Between a weight and what a quantized checkpoint stores of it, a block of output features at a time.
+"""Turn weights into the tensors of a quantized checkpoint and back, one block of output features at a time.
 
-Beside its input and its output every function here holds a few MiB, whatever the size of the weight.
+Besides its input and its output, each function needs a few MiB of memory, whatever the size of the weight.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from opt_trt.checkpoint.spec import packed_mode
 from opt_trt.quant import ALGORITHMS
 from opt_trt.quant.mode import QuantMode, scale_name
 
-BLOCK_ELEMENTS = 1 << 18  # the fp32 steps in between stay in the processor's cache
-BLOCK_ROWS = 64  # output features of a block are a multiple of this, as packing needs
+BLOCK_ELEMENTS = 1 << 18  # so that the intermediate fp32 values stay in the processor's cache
+BLOCK_ROWS = 64  # a block has a multiple of this many output features, because packing needs it
 
-Observe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # of a block: weight, integers, scales
+Observe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # called with weight, integers, scales of a block
 
 
 def quantized_blocks(
     weight: torch.Tensor, mode: QuantMode
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Blocks of a weight `[out, in]`: which output features, their part of the weight, its integers and scales."""
+    """Yield blocks of a weight `[out, in]`: output features, their part of the weight, its integers, its scales."""
     for rows in _blocks(*weight.shape):
         yield rows, weight[rows], *mode.quantize(weight[rows])
 
@@ -32,7 +32,7 @@ def quantized_blocks(
 def quantize_and_pack(
     weight: torch.Tensor, mode: QuantMode, sm: int, observe: Observe | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a checkpoint stores of a weight `[out, in]`: the packed tensor and its per_channel_scale."""
+    """Quantize a weight `[out, in]`; return the packed tensor and the scale that a checkpoint stores."""
     shape, scale_shape = mode.spec(*weight.shape)
     packed, scale = torch.empty(shape, dtype=torch.int8), torch.empty(scale_shape, dtype=weight.dtype)
     stored = packed.view(-1)
@@ -45,7 +45,7 @@ def quantize_and_pack(
 
 
 def unpack_and_dequantize(packed: torch.Tensor, scale: torch.Tensor, mode: QuantMode, sm: int) -> torch.Tensor:
-    """The weight `[out, in]`, in the dtype of its scale, that a packed tensor and its per_channel_scale stand for."""
+    """Return the weight `[out, in]`, in the dtype of its scale, that a packed tensor and its scale represent."""
     weight = torch.empty(len(scale), len(packed), dtype=scale.dtype)
     for rows, q in _unpacked_blocks(packed, len(scale), mode, sm):
         weight[rows] = mode.dequantize(q, scale[rows])
@@ -53,7 +53,7 @@ def unpack_and_dequantize(packed: torch.Tensor, scale: torch.Tensor, mode: Quant
 
 
 def repack_blocks(packed: torch.Tensor, mode: QuantMode, source_sm: int, target_sm: int) -> torch.Tensor:
-    """A packed tensor as the kernels of another GPU read it: the same integers, in its layout."""
+    """Pack the integers of a packed tensor again, in the layout of another GPU."""
     out_features, in_features = packed.shape[1] * 8 // mode.bits, len(packed)
     result = torch.empty_like(packed)
     stored = result.view(-1)
@@ -63,7 +63,7 @@ def repack_blocks(packed: torch.Tensor, mode: QuantMode, source_sm: int, target_
 
 
 def quantize_table(weight: torch.Tensor, mode: QuantMode) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers in int8 and scales of a floating `[out, in]`; the scales `[out]` are fp32, whatever its dtype."""
+    """Quantize a table `[out, in]` of any float dtype; return integers in int8 and scales `[out]` in fp32."""
     q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
     for rows in _blocks(*weight.shape):
         q[rows], scale[rows] = mode.quantize(weight[rows].float())
@@ -71,7 +71,7 @@ def quantize_table(weight: torch.Tensor, mode: QuantMode) -> tuple[torch.Tensor,
 
 
 def integers(checkpoint: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A quantized linear: int8 `[out, in]` and scale `[out]`, unpacked, or quantized now if that was deferred."""
+    """Return a quantized linear as int8 `[out, in]` and scale `[out]`: unpack it, or quantize it if it was deferred."""
     config, stored = checkpoint.config, checkpoint.tensor(name)
     assert config.quant_algo is not None, name
     mode = ALGORITHMS[config.quant_algo]
@@ -91,18 +91,18 @@ def integers(checkpoint: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Ten
 def _unpacked_blocks(
     packed: torch.Tensor, out_features: int, mode: QuantMode, sm: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Output features and their integers, of a packed tensor."""
+    """Yield blocks of output features of a packed tensor with their integers."""
     in_features, stored = len(packed), packed.contiguous().view(-1)
     for rows in _blocks(out_features, in_features):
         yield rows, unpack(stored[_place(rows, in_features, mode)].view(in_features, -1), mode.bits, sm)
 
 
 def _blocks(out_features: int, in_features: int) -> Iterator[slice]:
-    """Output features taken together."""
+    """Cut the output features into blocks."""
     count = max(BLOCK_ROWS, BLOCK_ELEMENTS // in_features // BLOCK_ROWS * BLOCK_ROWS)
     return (slice(start, min(start + count, out_features)) for start in range(0, out_features, count))
 
 
 def _place(rows: slice, in_features: int, mode: QuantMode) -> slice:
-    """The bytes of a packed tensor that hold some output features."""
+    """Return the bytes of a packed tensor that hold some output features."""
     return slice(rows.start * in_features * mode.bits // 8, rows.stop * in_features * mode.bits // 8)

@@ -1,6 +1,6 @@
-"""Put the whole model together again from the ranks of a checkpoint: unpack, dequantize, join.
+"""Read the ranks of a checkpoint as one whole model: unpack, dequantize and join their parts.
 
-The reverse of `distribute`; a rank's parts are mapped from its file one tensor at a time.
+This is the reverse of `convert/rank_files`. Parts are mapped from the rank files, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from opt_trt.quant.mode import scale_name
 
 
 class WholeModel:
-    """A checkpoint as one model: whole tensors by canonical name, without padding, in the checkpoint's dtype.
+    """The whole tensors of a checkpoint by canonical name, without padding, in the checkpoint's dtype.
 
-    All rank files are checked when it is opened. Deferred weights are as stored: nothing has quantized them yet.
+    Opening it checks all rank files. Weights whose quantization is deferred are returned as they are stored.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -29,7 +29,7 @@ class WholeModel:
         check_target_sm(self.directory, self.config)
         mapping = self.config.mapping
         ranks = [Checkpoint(directory, rank) for rank in range(mapping.world_size)]
-        self._homes = {  # whole-model name: the ranks that share the tensor, its name in their files
+        self._homes = {  # name in the whole model: the ranks that share the tensor, its name in their files
             whole: (ranks[stage * mapping.tp_size : (stage + 1) * mapping.tp_size], local)
             for stage in range(mapping.pp_size)
             for whole, local in stage_names(self.config, stage).items()
@@ -37,15 +37,15 @@ class WholeModel:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, in the order the model uses them."""
+        """The shapes of all tensors, in the order in which the model uses them."""
         return {name: place.shape for name, place in self._places.items()}
 
     def stored_as(self, name: str) -> str:
-        """The dtype of a tensor, or the quant mode of one that is stored as integers and scales."""
+        """Return the dtype of a tensor, or its quantization mode if it is stored as integers and scales."""
         return self._mode.name if self._mode is not None and is_linear(name) else self.config.dtype
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A whole tensor; beside it, the parts of the ranks are in memory while it is made."""
+        """Return a whole tensor; while it is joined, the parts of the ranks are in memory too."""
         ranks, local = self._homes[name]
         return self._places[name].join([self._part(rank, local) for rank in ranks])
 

@@ -1,4 +1,4 @@
-"""Write a rank's tensors as a safetensors file, each as soon as it is there, in any order, from several threads."""
+"""Write the tensors of a rank into a safetensors file, in any order and from several threads."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ DTYPE_CODES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 DATA_ALIGNMENT = 64  # bytes; the header is padded so that the first tensor starts on a cache line
-WRITE_CHUNK = 1 << 20  # bytes handed to the system at a time: more make it take huge pages, slow on virtual machines
-GATHER_BYTES = 1 << 20  # of a strided tensor, copied together before they are written
-PLAIN = MappingProxyType({"format": "pt"})  # what a file says of itself if nothing else is asked for
-LISTED = 6  # differences an error names
+WRITE_CHUNK = 1 << 20  # bytes of one write: larger writes make Linux use huge pages, slow on virtual machines
+GATHER_BYTES = 1 << 20  # bytes of a strided tensor that are copied together before they are written
+PLAIN = MappingProxyType({"format": "pt"})  # the default metadata of a file
+LISTED = 6  # the number of differences that an error names
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor of a rank file must be."""
+    """The required shape and dtype of a tensor in a rank file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in the file."""
+        """The number of bytes of the tensor in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -42,9 +42,9 @@ class TensorSpec:
 
 
 class RankWriter:
-    """A rank file while it is written; use it in a `with` block, inside a directory that is renamed when whole.
+    """A rank file that is being written, as a context manager, in a directory that is renamed when it is complete.
 
-    Missing, unexpected, repeated and mis-shaped tensors are reported together, in one `UserError` at the end.
+    At the end, one `UserError` reports all missing, unexpected, repeated and mis-shaped tensors.
     """
 
     def __init__(self, path: Path, spec: dict[str, TensorSpec], metadata: Mapping[str, str] = PLAIN) -> None:
@@ -66,13 +66,13 @@ class RankWriter:
             refuse_differences(self.path, self._problems + missing)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Put one tensor into its place; of any stride, written in row-major order."""
+        """Write one tensor of any stride into its place in the file, in row-major order."""
         if self._accept(name, TensorSpec(tuple(tensor.shape), tensor.dtype)):
             start = offset = len(self._header) + self._offsets[name]
             for block in _in_order(tensor):
                 self._put(block.flatten().view(torch.uint8).numpy().data, offset)
                 offset += block.nbytes
-            os.posix_fadvise(self._descriptor, start, tensor.nbytes, os.POSIX_FADV_DONTNEED)  # the disk starts now
+            os.posix_fadvise(self._descriptor, start, tensor.nbytes, os.POSIX_FADV_DONTNEED)  # starts the disk now
 
     def _accept(self, name: str, found: TensorSpec) -> bool:
         with self._lock:
@@ -100,22 +100,22 @@ def write_rank(
     tensors: Iterable[tuple[str, torch.Tensor]],
     metadata: Mapping[str, str] = PLAIN,
 ) -> None:
-    """Write a whole rank file, taking the tensors one by one."""
+    """Write a whole rank file from an iterator, with one tensor in memory at a time."""
     with RankWriter(path, spec, metadata) as writer:
         for name, tensor in tensors:
             writer.write(name, tensor)
-            del tensor  # before the next one is made
+            del tensor  # frees it before the next one is made
 
 
 def write_all(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all bytes of a view at a place of a file."""
+    """Write all bytes of a view at an offset of a file."""
     while view:
         count = os.pwrite(descriptor, view[:WRITE_CHUNK], offset)
         view, offset = view[count:], offset + count
 
 
 def refuse_differences(path: Path, problems: list[str]) -> None:
-    """One `UserError` for everything a rank file holds or lacks against its configuration; nothing if it is right."""
+    """Raise one `UserError` for all `problems` of a rank file; do nothing if there are none."""
     if problems:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise UserError(
@@ -125,7 +125,7 @@ def refuse_differences(path: Path, problems: list[str]) -> None:
 
 
 def _in_order(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor as contiguous blocks of rows: itself, or copies that stay in the processor's cache."""
+    """Yield a tensor as contiguous blocks of rows: the tensor itself, or copies that fit the processor's cache."""
     if tensor.is_contiguous():
         yield tensor
         return
@@ -134,7 +134,7 @@ def _in_order(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _layout(spec: dict[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[dict[str, int], bytes]:
-    """Where each tensor starts behind the header, and the header itself: length, JSON, padding."""
+    """Return the offset of each tensor behind the header, and the header itself: length, JSON, padding."""
     offsets, end, entries = {}, 0, {}
     for name, tensor in spec.items():
         offsets[name] = end

@@ -1,4 +1,4 @@
-"""Convert an original OPT checkpoint to a TensorRT-LLM checkpoint, one tensor in memory at a time and worker."""
+"""Convert an original OPT checkpoint to a TensorRT-LLM checkpoint; each worker has one tensor in memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 
-from opt_trt.checkpoint.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.checkpoint.packing import check_packable, is_interleaved
 from opt_trt.checkpoint.reader import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
 from opt_trt.checkpoint.writer import TensorSpec
 from opt_trt.config.convert_flags import ConvertConfig
+from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from opt_trt.host.disk import check_space, telling_what_lacks
-from opt_trt.host.progress import byte_bar
-from opt_trt.host.workers import Scratch, for_each, one_thread
+from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
 from opt_trt.quant import ALGORITHMS, MODES
@@ -31,13 +29,13 @@ from opt_trt.sources.canonical import canonical_tensors
 from opt_trt.sources.manifest import check_md5
 from opt_trt.sources.opt import OptConfig, Source
 
-DEFAULT_CAPABILITY = 8, 0  # of the GPU to pack for where none is visible
+DEFAULT_CAPABILITY = 8, 0  # the GPU to pack for if no GPU is visible
 
 
 def convert(config: ConvertConfig) -> None:
-    """Write `config.output_dir` from `config.model_dir`; it appears only when it is whole.
+    """Write `config.output_dir` from `config.model_dir`; it appears only when it is complete.
 
-    `UserError` for a source that cannot be converted and for an output that would harm something else.
+    `UserError` for a source that cannot be converted, and for an output that would replace something else.
     """
     started = time.perf_counter()
     assert config.model_dir is not None  # checked by ConvertConfig
@@ -49,17 +47,12 @@ def convert(config: ConvertConfig) -> None:
     check_shards(model)
     _warn_of_loader(model)
     specs = [tensor_spec(model, rank) for rank in range(model.mapping.world_size)]
-    check_space(output_dir, _nbytes(specs))
     report = QuantReport(ALGORITHMS[model.quant_algo]) if paths and model.quant_algo else None
     warnings: list[str] = []
     tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty, warnings.append)
-    with one_thread(), atomic_directory(output_dir, owned=("rank*.safetensors",)) as directory:
+    with open_output(output_dir, "convert", _nbytes(specs), config.talks) as (directory, advance):
         write_config(directory, model)
-        with (
-            telling_what_lacks(directory, _nbytes(specs)),
-            byte_bar("convert", _nbytes(specs), config.talks) as bar,
-            RankFiles(directory, model, bar.update, report) as ranks,
-        ):
+        with RankFiles(directory, model, advance, report) as ranks:
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
@@ -71,7 +64,7 @@ def convert(config: ConvertConfig) -> None:
 
 
 def _open(model_dir: Path, config: ConvertConfig) -> Source:
-    """The source, its files compared with their published md5 sums if there is a list; says what was found."""
+    """Open the source, after comparing its files with published md5 sums if there is a list; print its notes."""
     quiet = not config.talks
     checked = [check_md5(model_dir, Path(config.md5_manifest), quiet)] if config.md5_manifest else []
     source = open_source(model_dir, config.model_type)
@@ -81,7 +74,7 @@ def _open(model_dir: Path, config: ConvertConfig) -> Source:
 
 
 def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
-    """The checkpoint's configuration: the source's hyper-parameters and what the flags ask for."""
+    """Return the checkpoint's configuration, from the source's hyper-parameters and the flags."""
     parallel, quantized = config.use_parallel_embedding, config.use_weight_only
     if parallel and source.has_projections:
         parallel = False
@@ -117,19 +110,17 @@ def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
 
 
 def _target_sm(config: ConvertConfig) -> int | None:
-    """The GPU to pack for, None when nothing is packed and none was named; refuses those that cannot be packed for."""
+    """Return the GPU to pack for; None if nothing is packed and the flags name none. Refuse GPUs without a layout."""
     sm = config.target_sm
     if sm is None and config.use_weight_only and not config.defer_quantization:
         major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else DEFAULT_CAPABILITY
         sm = 10 * major + minor
     if sm is None:
         return None
-    is_interleaved(sm)
-    if sm in DEFERRED_ONLY and not config.defer_quantization:
-        raise UserError(
-            f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; "
-            "give --defer_quantization, or another --target_sm"
-        )
+    if config.defer_quantization:
+        is_interleaved(sm)  # refuses unknown GPUs
+    else:
+        check_packable(sm, "give --defer_quantization, or another --target_sm")
     return sm
 
 
@@ -142,14 +133,14 @@ def _warn_of_loader(model: ModelConfig) -> None:
         )
     if model.pp_layers is not None:
         print(
-            "WARNING: --pp_layers is ours: TensorRT-LLM's builder divides layers evenly and will not load this "
-            "checkpoint unless they are",
+            "WARNING: TensorRT-LLM does not know --pp_layers: its builder divides layers evenly and will not load this "
+            "checkpoint if these numbers are others",
             file=sys.stderr,
         )
 
 
 def _protect_source(model_dir: Path, output_dir: Path) -> None:
-    """Refuse to replace the source or a directory around it; a new directory inside it does no harm."""
+    """Refuse to replace the source or a directory around it; a new directory inside it is allowed."""
     source, target = Path(os.path.realpath(model_dir)), Path(os.path.realpath(output_dir))
     if source.is_relative_to(target):
         raise UserError(f"--output_dir {output_dir} would replace --model_dir {model_dir}; give another directory")
@@ -160,7 +151,7 @@ def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
 
 
 def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
-    """What a report says of the conversion it describes."""
+    """Return the description of the conversion for its report."""
     return {
         "model": Path(os.path.realpath(model_dir)).name,
         "quant_algo": model.quant_algo,
@@ -173,7 +164,7 @@ def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
-    """One line: what was written, and the command that builds it (the embedded backend computes ReLU only)."""
+    """Return one line: the written files, and the command that builds them (the embedded backend has ReLU only)."""
     backend = "" if model.hidden_act == ENGINE_ACTIVATION else " --backend tensorrt_llm"
     size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Write a Hugging Face directory from a checkpoint: `config.json`, safetensors files, the tokenizer if one is named."""
+"""Write a checkpoint as a Hugging Face directory: `config.json`, safetensors files, and a tokenizer if one is given."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
 from opt_trt.config.export_flags import ExportConfig
 from opt_trt.convert.hf_model import source_config, source_specs, source_tensors
+from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from opt_trt.host.disk import check_space
-from opt_trt.host.progress import byte_bar
 from opt_trt.host.workers import one_thread
 from opt_trt.sources.hf_config import TOKENS, hf_config_values
 from opt_trt.sources.opt import OptConfig
 from opt_trt.version import __version__
 
-MARKER = "opt_trt_export.json"  # where the weights are from; a directory without it is never replaced
+MARKER = "opt_trt_export.json"  # describes the source of the weights; a directory without it is never replaced
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -36,10 +34,10 @@ OWNED = ("config.json", "generation_config.json", "model*.safetensors", INDEX, *
 
 
 def export_hf(config: ExportConfig) -> None:
-    """Write `config.output_dir` from `config.checkpoint_dir`; it appears only when it is whole.
+    """Write `config.output_dir` from `config.checkpoint_dir`; it appears only when it is complete.
 
-    Tensors are those of the source in the checkpoint's dtype, or what quantized ones stand for; the two unused rows
-    of the position table are zeros, and projections stay folded into the embedding and the head.
+    Tensors have the checkpoint's dtype; quantized ones are dequantized. The two unused rows of the position table are
+    zeros. Projections are not taken out of the embedding and the head again.
     """
     started = time.perf_counter()
     assert config.checkpoint_dir is not None  # checked by ExportConfig
@@ -52,27 +50,26 @@ def export_hf(config: ExportConfig) -> None:
 
 
 def _write(model: WholeModel, tokenizer: list[Path], config: ExportConfig) -> Files:
-    """Write everything; the tensors by file."""
+    """Write all files; return the tensors by file."""
     source = source_config(model)
     specs = source_specs(source, model.config)
     total = sum(spec.nbytes for spec in specs.values())
-    check_space(Path(config.output_dir), total)
     files = shard_files(specs, config.max_shard_bytes)
-    with atomic_directory(config.output_dir, marker=MARKER, owned=OWNED) as directory:
+    output = open_output(Path(config.output_dir), "export", total, config.talks, MARKER, OWNED)
+    with output as (directory, advance):
         _write_json(directory / MARKER, _origin(model))
         _write_configs(directory, source, model.config.dtype)
         for file in tokenizer:
             shutil.copyfile(file, directory / file.name)
         _write_index(directory, files)
-        with byte_bar("export", total, config.talks) as bar:
-            tensors = _counted(source_tensors(model, source), bar.update)
-            for name, part in files.items():
-                write_rank(directory / name, part, islice(tensors, len(part)))
+        tensors = _counted(source_tensors(model, source), advance)
+        for name, part in files.items():
+            write_rank(directory / name, part, islice(tensors, len(part)))
     return files
 
 
 def shard_files(specs: dict[str, TensorSpec], max_bytes: int) -> Files:
-    """Tensors by file, in order: a file takes them until the next would exceed `max_bytes`; a larger one is alone."""
+    """Assign tensors to files in order, at most `max_bytes` to a file; a larger tensor gets a file of its own."""
     shards: list[dict[str, TensorSpec]] = [{}]
     size = 0
     for name, spec in specs.items():
@@ -91,7 +88,7 @@ def _tokenizer_files(directory: str | None) -> list[Path]:
         return []
     files = [path for name in TOKENIZER_FILES if (path := Path(directory) / name).is_file()]
     if not files:
-        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer's")
+        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer")
     return files
 
 
@@ -123,12 +120,12 @@ def _counted(
     for name, tensor in tensors:
         size = tensor.nbytes
         yield name, tensor
-        del tensor  # before the next one is made
+        del tensor  # frees it before the next one is made
         advance(size)
 
 
 def _summary(config: ExportConfig, model: WholeModel, files: dict[str, dict[str, TensorSpec]], seconds: float) -> str:
-    """One line: what was written, in which values."""
+    """Return one line: the number of tensors, their size, and the dtype of their values."""
     specs = [spec for part in files.values() for spec in part.values()]
     size, algorithm = sum(spec.nbytes for spec in specs) / 1e9, model.config.quant_algo
     values = f"{algorithm} dequantized to {model.config.dtype}" if algorithm else model.config.dtype

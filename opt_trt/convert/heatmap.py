@@ -1,4 +1,4 @@
-"""Draw numbers as a heat map: a self-contained SVG, one row of cells per label, one column per layer."""
+"""A heat map as a self-contained SVG file: one row of cells per label, one column per layer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from html import escape
 
 # Dark blue over green to yellow, even in lightness: readable in print and for the colour-blind (viridis).
 COLOURS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
-WIDTH = 1080  # of all cells of a row
+WIDTH = 1080  # width of all cells of a row together
 CELL_WIDTHS = 8, 64
 CELL_HEIGHT = 26
 GROUP_GAP = 8  # between the rows of two matrices
 MARGIN, LEFT, TOP = 24, 190, 96
 REMARK_WIDTH = 88
-VALUE_WIDTH = 38  # cells at least this wide show their value
-TICK_WIDTH = 26  # between two numbers under the columns, at least
+VALUE_WIDTH = 38  # cells of at least this width show their value
+TICK_WIDTH = 26  # the smallest distance of two numbers below the columns
 LEGEND = 320, 12  # width and height of the bar of colours
 STYLE = (
     "text{font:12px system-ui,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2328}"
@@ -25,7 +25,7 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A number, as text for where there is room, and all there is to say for a pointer that rests on it."""
+    """A number, its short text for wide cells, and the hint that appears under the mouse pointer."""
 
     value: float
     text: str
@@ -33,8 +33,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Cells behind a label, with remarks behind them; a new `group` starts with a gap."""
+class HeatmapRow:
+    """A label, its cells, and remarks behind them; there is a gap before the first row of a `group`."""
 
     label: str
     group: str
@@ -44,18 +44,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A picture: rows of equally many cells, with the texts around them."""
+    """Rows with the same number of cells, and the texts around them."""
 
     title: str
     subtitle: str
-    unit: str  # what the colours mean
-    columns: str  # what is counted along a row, from 0
-    remarks: Sequence[str]  # what the remarks are
-    rows: Sequence[Row]
+    unit: str  # the quantity that the colours show
+    columns: str  # the name of the columns, which are counted from 0
+    remarks: Sequence[str]  # the headings of the remarks
+    rows: Sequence[HeatmapRow]
 
 
-def draw(picture: Heatmap) -> str:
-    """The picture as the text of an SVG file."""
+def draw_heatmap(picture: Heatmap) -> str:
+    """Return the text of an SVG file."""
     count = len(picture.rows[0].cells)
     cell = max(CELL_WIDTHS[0], min(CELL_WIDTHS[1], WIDTH // count))
     values = [cell.value for row in picture.rows for cell in row.cells]
@@ -81,7 +81,7 @@ def draw(picture: Heatmap) -> str:
 
 
 def colour(share: float) -> str:
-    """The colour of a place between the least value, 0, and the largest, 1."""
+    """Return the colour of a value between the smallest one, 0, and the largest one, 1."""
     place = min(max(share, 0.0), 1.0) * (len(COLOURS) - 1)
     index = min(int(place), len(COLOURS) - 2)
     mixed = (a + (b - a) * (place - index) for a, b in zip(*map(_rgb, COLOURS[index : index + 2]), strict=True))
@@ -93,7 +93,7 @@ def _rgb(code: str) -> tuple[int, ...]:
 
 
 def _ink(paper: str) -> str:
-    """Black or white, whichever is easier to read on a colour."""
+    """Return black or white, whichever is easier to read on a colour."""
     red, green, blue = _rgb(paper)
     return "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fff"
 
@@ -102,7 +102,7 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low) if high > low else 0.5
 
 
-def _draw_row(row: Row, y: int, width: int, span: tuple[float, float]) -> list[str]:
+def _draw_row(row: HeatmapRow, y: int, width: int, span: tuple[float, float]) -> list[str]:
     middle = y + CELL_HEIGHT // 2 + 4
     drawn = [_text(MARGIN + LEFT - 10, middle, row.label, "end")]
     for index, cell in enumerate(row.cells):
@@ -118,7 +118,7 @@ def _remarks(x: int, y: int, remarks: Sequence[str], kind: str = "") -> list[str
 
 
 def _axis(count: int, width: int, y: int, what: str) -> list[str]:
-    """Numbers under every column, or under every so many where they would touch."""
+    """Draw numbers below the columns, and leave some out where they would touch."""
     step = next(step for step in (1, 2, 4, 8, 16, 32, 64) if step * width >= TICK_WIDTH)
     middles = {index: MARGIN + LEFT + index * width + width / 2 for index in range(0, count, step)}
     ticks = [_text(x, y + 16, str(index), "mid quiet") for index, x in middles.items()]
@@ -126,7 +126,7 @@ def _axis(count: int, width: int, y: int, what: str) -> list[str]:
 
 
 def _legend(picture: Heatmap, y: int, span: tuple[float, float]) -> list[str]:
-    """The bar of colours with the numbers they stand for."""
+    """Draw the bar of colours with their values."""
     (width, height), (low, high), x = LEGEND, span, MARGIN + LEFT
     stops = "".join(
         f'<stop offset="{index / (len(COLOURS) - 1):.4f}" stop-color="{code}"/>' for index, code in enumerate(COLOURS)

@@ -1,4 +1,4 @@
-"""A checkpoint's model as a Hugging Face source: its configuration, and its tensors under Hugging Face's names."""
+"""A checkpoint's model as a Hugging Face source: its configuration, and its tensors by Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from opt_trt.model.config import ModelConfig
 from opt_trt.sources.canonical import canonical_parts
 from opt_trt.sources.opt import HEAD, OFFSET_ROWS, POSITIONS, OptConfig, source_shapes
 
-NORM_EPSILON = 1e-5  # transformers' OPT has no key for another
+NORM_EPSILON = 1e-5  # transformers' OPT has no key for another value
 
 
 def source_config(model: WholeModel) -> OptConfig:
-    """The hyper-parameters as a source states them: without projections, tied where both tables are the same."""
+    """Return the hyper-parameters as a source states them: no projections, tied if both tables are equal."""
     config = model.config
     if config.norm_epsilon != NORM_EPSILON:
         raise UserError(
@@ -44,7 +44,7 @@ def source_config(model: WholeModel) -> OptConfig:
 
 
 def source_specs(source: OptConfig, config: ModelConfig) -> dict[str, TensorSpec]:
-    """Every tensor to write under Hugging Face's name, in the order of `source_tensors`; a tied head is left out."""
+    """Return the specs of all tensors to write, in the order of `source_tensors`; a tied head is left out."""
     shapes, dtype = source_shapes(source), getattr(torch, config.dtype)
     return {
         _hf_name(part): TensorSpec(shapes[part], dtype) for parts in _parts_by_name(source).values() for part in parts
@@ -52,7 +52,7 @@ def source_specs(source: OptConfig, config: ModelConfig) -> dict[str, TensorSpec
 
 
 def source_tensors(model: WholeModel, source: OptConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of `source_specs`, one whole tensor of the model in memory at a time."""
+    """Yield the tensors of `source_specs`; one whole tensor of the model is in memory at a time."""
     for name, parts in _parts_by_name(source).items():
         yield from _split(model.tensor(name), parts)
 
@@ -63,7 +63,7 @@ def _parts_by_name(source: OptConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _split(whole: torch.Tensor, parts: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Take a canonical tensor apart: q from k from v; the unused first rows of the position table are zeros."""
+    """Split a canonical tensor into q, k and v; put two unused rows of zeros before the position table."""
     if parts == (POSITIONS,):
         whole = torch.cat((whole.new_zeros(OFFSET_ROWS, whole.shape[1]), whole))
     for part, tensor in zip(parts, whole.chunk(len(parts)), strict=True):
@@ -75,6 +75,6 @@ def _hf_name(part: str) -> str:
 
 
 def _digest(model: WholeModel, name: str) -> bytes:
-    """A hash of the values, so that two tables can be compared with one in memory."""
+    """Return a hash of the values, so that two tables can be compared with one of them in memory."""
     values = model.tensor(name).contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(values.data).digest()

@@ -1,7 +1,7 @@
-"""Give every canonical tensor to the ranks: cut it, quantize and pack each part, write it to the rank's file.
+"""The files of all ranks: each canonical tensor is cut, its parts are quantized and packed, and written to the files.
 
-All rank files are open at once, so the source is read once, whatever the number of ranks; a tensor is gone before the
-worker takes the next one.
+All rank files are open at once, so that the source is read only once. A worker frees its tensor before it takes the
+next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from opt_trt.quant.mode import scale_name
 
 
 class RankFiles:
-    """The files of all ranks of a checkpoint while they are written; use it in a `with` block."""
+    """The files of all ranks of a checkpoint that is being written, as a context manager."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class RankFiles:
         advance: Callable[[int], object],
         report: QuantReport | None = None,
     ) -> None:
-        """`advance` is told the bytes of every tensor that was written, `report` what quantizing makes of linears."""
+        """Call `advance` with the bytes of every written tensor; add the quantized blocks of linears to `report`."""
         self._config, self._advance, self._lock, self._report = config, advance, Lock(), report
         self._mode, self._placements = packed_mode(config), placements(config)
         self._names = [stage_names(config, stage) for stage in range(config.mapping.pp_size)]
@@ -55,7 +55,7 @@ class RankFiles:
         self._stack.__exit__(kind, error, trace)
 
     def write(self, tensor: tuple[str, torch.Tensor]) -> None:
-        """Write a tensor of the whole model to every rank that holds a part of it; threads may do so side by side."""
+        """Write a tensor of the whole model to every rank that holds a part of it; several threads may call this."""
         whole, values = tensor
         mapping = self._config.mapping
         for rank, writer in enumerate(self._writers):
@@ -65,7 +65,7 @@ class RankFiles:
                 self._write_part(writer, name, part, self._observer(whole, rank))
 
     def _observer(self, whole: str, rank: int) -> Observe | None:
-        """What is told the blocks of a linear as they are quantized, if there is a report."""
+        """Return the function that adds the quantized blocks of a linear to the report, if there is one."""
         layer = LAYER.fullmatch(whole)
         if self._report is None or layer is None or not is_linear(whole):
             return None
@@ -78,7 +78,7 @@ class RankFiles:
             assert self._config.target_sm is not None
             packed = quantize_and_pack(part, self._mode, self._config.target_sm, observe)
             stored[name], stored[scale_name(name)] = packed
-        elif self._report is not None and observe is not None:  # the builder will quantize
+        elif self._report is not None and observe is not None:  # the builder will quantize this weight
             for _, *block in quantized_blocks(part, self._report.mode):
                 observe(*block)
         for stored_name, tensor in stored.items():

@@ -1,4 +1,4 @@
-"""Lay the packed weights of a checkpoint out for another GPU: values stay as they are, nothing is quantized again."""
+"""Pack the weights of a packed checkpoint for another GPU; the integers stay the same, nothing is quantized again."""
 
 from __future__ import annotations
 
@@ -10,46 +10,39 @@ from pathlib import Path
 
 import torch
 
-from opt_trt.checkpoint.packing import DEFERRED_ONLY, is_interleaved
+from opt_trt.checkpoint.packing import check_packable
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, check_target_sm, rank_file, read_config
 from opt_trt.checkpoint.spec import check_shards, packed_mode
 from opt_trt.checkpoint.weight_only import repack_blocks
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.repack_flags import RepackConfig
+from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from opt_trt.host.disk import check_space, telling_what_lacks
 from opt_trt.host.json_file import read_json
-from opt_trt.host.progress import byte_bar
-from opt_trt.host.workers import one_thread
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
 from opt_trt.quant.mode import QuantMode
 
 
 def repack(config: RepackConfig) -> None:
-    """Write `config.output_dir` from `config.checkpoint_dir`; it appears only when it is whole, and may be that one.
+    """Write `config.output_dir` from `config.checkpoint_dir`; it appears only when it is complete.
 
-    All ranks are repacked, a tensor at a time. Repacking for the first GPU again gives the first bytes again.
+    Both may be the same directory. All ranks are repacked, one tensor at a time. Repacking the result for the first GPU
+    gives the original bytes.
     """
     started = time.perf_counter()
     assert config.checkpoint_dir is not None and config.target_sm is not None  # checked by RepackConfig
     directory, output = Path(config.checkpoint_dir), Path(config.output_dir or config.checkpoint_dir)
     model = read_config(directory)
     mode = _mode(directory, model)
-    check_shards(replace(model, target_sm=_known(config.target_sm)))
+    check_packable(config.target_sm, "convert the model again with --defer_quantization")
+    check_shards(replace(model, target_sm=config.target_sm))
     ranks = [Checkpoint(directory, rank) for rank in range(model.mapping.world_size)]
     total = sum(rank.nbytes for rank in ranks)
-    check_space(output, total)
-    with (
-        one_thread(),
-        atomic_directory(output, owned=("rank*.safetensors",)) as temporary,
-        telling_what_lacks(temporary, total),
-        byte_bar("repack", total, config.talks) as bar,
-    ):
+    with open_output(output, "repack", total, config.talks) as (temporary, advance):
         _write_config(temporary, directory, config.target_sm)
         for number, rank in enumerate(ranks):
-            tensors = _repacked(rank, mode, config.target_sm, bar.update)
+            tensors = _repacked(rank, mode, config.target_sm, advance)
             write_rank(rank_file(temporary, number), rank.spec, tensors)
     if config.talks:
         print(
@@ -59,7 +52,7 @@ def repack(config: RepackConfig) -> None:
 
 
 def _mode(directory: Path, model: ModelConfig) -> QuantMode:
-    """The mode of the packed weights; a checkpoint without any is refused."""
+    """Return the mode of the packed weights; refuse a checkpoint without packed weights."""
     mode = packed_mode(model)
     if mode is None:
         what = f"{model.dtype} weights, to be quantized by the builder" if model.quant_algo else "no quantized weights"
@@ -68,18 +61,8 @@ def _mode(directory: Path, model: ModelConfig) -> QuantMode:
     return mode
 
 
-def _known(sm: int) -> int:
-    is_interleaved(sm)
-    if sm in DEFERRED_ONLY:
-        raise UserError(
-            f"target_sm {sm}: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; convert the model again "
-            "with --defer_quantization"
-        )
-    return sm
-
-
 def _write_config(target: Path, source: Path, sm: int) -> None:
-    """The configuration with another GPU; keys of other programs stay."""
+    """Write the configuration with another GPU; keep the keys of other programs."""
     values = read_json(source / CONFIG_NAME) | {"target_sm": sm}
     (target / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -87,10 +70,10 @@ def _write_config(target: Path, source: Path, sm: int) -> None:
 def _repacked(
     rank: Checkpoint, mode: QuantMode, sm: int, advance: Callable[[int], object]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a rank as it is to be stored; linears in the new layout."""
+    """Yield every tensor of a rank, with linears in the new layout."""
     assert rank.config.target_sm is not None  # check_target_sm
     for name, stored in rank.tensors():
         size = stored.nbytes
         yield name, repack_blocks(stored, mode, rank.config.target_sm, sm) if is_linear(name) else stored
-        del stored  # before the next one is made
+        del stored  # frees it before the next one is made
         advance(size)

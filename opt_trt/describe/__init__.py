@@ -1,1 +1,1 @@
-"""What a checkpoint, an engine or a Hugging Face model holds, for reading."""
+"""Print the contents of a checkpoint, an engine or an original model, or the differences of two checkpoints."""

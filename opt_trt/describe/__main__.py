@@ -1,4 +1,4 @@
-"""`python -m opt_trt.describe`: print what a directory holds, or what two checkpoints differ in."""
+"""`python -m opt_trt.describe`: print the contents of a directory, or the differences of two checkpoints."""
 
 from opt_trt.commands import describe
 

@@ -1,4 +1,4 @@
-"""What two checkpoints differ in, as whole models: ranks and packing may be different, values are compared."""
+"""Compare two checkpoints as whole models: by their values, whatever their ranks and packing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import torch
 
 from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.config.describe_flags import DescribeConfig
-from opt_trt.describe.difference import Difference, difference
-from opt_trt.describe.extremes import highest
+from opt_trt.describe.measurement import Difference, compare_tensors, highest
 from opt_trt.describe.table import aligned, collapsed
 from opt_trt.errors import CheckFailed
 from opt_trt.host.progress import byte_bar
 
 COLUMNS = ("tensor", "A", "B", "largest |A - B|", "relative", "rms relative")
-NOTE = "relative: to the larger of the two values; rms: of the whole tensor; weights as what their integers stand for"
+NOTE = "relative: to the larger of the two values; rms: of the whole tensor; quantized weights are dequantized first"
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """A tensor that differs: what it is in either checkpoint, and by how much where the shapes are the same."""
+    """A tensor that differs: its form in both checkpoints, and the difference of its values if the shapes are equal."""
 
     name: str
     sides: tuple[str, str]
@@ -33,7 +32,7 @@ class TensorRow:
 
 
 def compare(a: Path, b: Path, config: DescribeConfig) -> None:
-    """Print the differences; `CheckFailed` if there is one."""
+    """Print the differences; `CheckFailed` if there are any."""
     models = WholeModel(a), WholeModel(b)
     keys = config_differences(models[0].config.to_dict(), models[1].config.to_dict())
     names = list(dict.fromkeys((*models[0].shapes, *models[1].shapes)))
@@ -54,7 +53,7 @@ def compare(a: Path, b: Path, config: DescribeConfig) -> None:
 
 
 def config_differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, and both; of nested objects, `quantization.quant_algo`."""
+    """Return the keys with different values, and both values; a nested key is written `quantization.quant_algo`."""
     left, right = dict(_flat(a)), dict(_flat(b))
     pairs = {key: (left.get(key), right.get(key)) for key in dict.fromkeys((*left, *right))}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -69,13 +68,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _rows(name: str, models: tuple[WholeModel, WholeModel]) -> list[TensorRow]:
-    """The row of a tensor that differs; none if it does not."""
+    """Return a list with the row of a tensor that differs; an empty list if it does not."""
     shapes = tuple(model.shapes.get(name) for model in models)
     forms = [model.stored_as(name) for model in models]
     if shapes[0] != shapes[1]:
         sides = [f"{form} {list(shape)}" if shape else "-" for form, shape in zip(forms, shapes, strict=True)]
         return [TensorRow(name, (sides[0], sides[1]), None)]
-    found = difference(models[0].tensor(name), models[1].tensor(name))
+    found = compare_tensors(models[0].tensor(name), models[1].tensor(name))
     same = forms[0] == forms[1] and found.largest == 0
     return [] if same else [TensorRow(name, (forms[0], forms[1]), found)]
 
@@ -106,7 +105,7 @@ def _text(value: Any) -> str:
 
 
 def _cells(line: list[TensorRow]) -> list[str]:
-    """The largest numbers of the tensors on a line."""
+    """Return the largest numbers of the tensors on a line."""
     values = [row.values for row in line if row.values is not None]
     if not values:
         return ["", "", ""]

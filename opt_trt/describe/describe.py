@@ -1,4 +1,4 @@
-"""Print what a directory holds: its header, then every tensor with its extremes, as tables or as JSON."""
+"""Print the contents of a directory: its header, then every tensor with its extremes, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.describe.compare import compare
 from opt_trt.describe.directories import list_directory
-from opt_trt.describe.extremes import Measured, measure
 from opt_trt.describe.listing import Group
-from opt_trt.describe.render import report_lines, report_values
+from opt_trt.describe.measurement import MeasuredTensor, measure_tensor
+from opt_trt.describe.render import render_json, render_text
 from opt_trt.host.progress import byte_bar
 from opt_trt.host.workers import one_thread
 
 
 def describe(config: DescribeConfig) -> None:
-    """Print the directory of `config`, or compare its two (`CheckFailed` if they differ)."""
+    """Print the directory of `config`, or compare its two directories (`CheckFailed` if they differ)."""
     directories = [Path(directory) for directory in config.directories]
     with one_thread():
         if config.compare:
@@ -31,14 +31,14 @@ def _describe(directory: Path, config: DescribeConfig) -> None:
     with byte_bar("describe", listing.nbytes, config.talks) as bar:
         measured = [_measure(group, config.sha256, bar.update) for group in listing.groups]
     if config.json:
-        print(json.dumps(report_values(directory, listing, measured), indent=2, allow_nan=False))
+        print(json.dumps(render_json(directory, listing, measured), indent=2, allow_nan=False))
     else:
-        print("\n".join(report_lines(directory, listing, measured, config.every_layer)))
+        print("\n".join(render_text(directory, listing, measured, config.every_layer)))
 
 
-def _measure(group: Group, hashed: bool, advance: Callable[[int], object]) -> list[Measured]:
+def _measure(group: Group, hashed: bool, advance: Callable[[int], object]) -> list[MeasuredTensor]:
     measured = []
     for entry in group.entries:
-        measured.append(measure(entry, hashed))
+        measured.append(measure_tensor(entry, hashed))
         advance(entry.nbytes)
     return measured

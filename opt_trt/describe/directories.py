@@ -1,4 +1,4 @@
-"""List a checkpoint, an engine or an original model: one function each, one table."""
+"""List the tensors of a checkpoint, an engine or an original model; a table names the function for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opt_trt.backends.identity import TENSORRT, identify
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, read_config
 from opt_trt.checkpoint.spec import packed_mode
 from opt_trt.describe.headers import engine_header, model_header, source_header, tensorrt_header
-from opt_trt.describe.listing import Entry, Group, Listing, blocks_of, dtype_name
+from opt_trt.describe.listing import Group, ListedTensor, Listing, blocks_of, dtype_name
 from opt_trt.describe.table import size_text
 from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
@@ -26,7 +26,7 @@ PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
 
 
 def list_directory(directory: Path, rank: int | None) -> Listing:
-    """What the directory holds, with the tensors of one rank or of all; `UserError` where that cannot be told."""
+    """List the tensors of a directory, of one rank or of all; `UserError` if the kind of directory is unknown."""
     if not (directory / CONFIG_NAME).exists() and recognize(directory) is not None:
         return _list_source(directory, rank)
     values = read_json(directory / CONFIG_NAME)
@@ -34,7 +34,7 @@ def list_directory(directory: Path, rank: int | None) -> Listing:
         if key in values:
             return opener(directory, rank)
     raise UserError(
-        f"{directory / CONFIG_NAME} is of no checkpoint, engine or original model: it has none of the keys "
+        f"{directory / CONFIG_NAME} does not describe a checkpoint, engine or original model: it has none of the keys "
         f"{', '.join(OPENERS)}; give another directory"
     )
 
@@ -52,7 +52,7 @@ def _checkpoint_group(directory: Path, config: ModelConfig, rank: int) -> Group:
         bits = mode.bits if mode is not None and is_linear(name) else None
         dtype = dtype_name(spec.dtype) if bits is None else PACKED_NAMES[bits]
         read = partial(_blocks, partial(checkpoint.tensor, name))
-        entries.append(Entry(name, dtype, spec.shape, spec.nbytes, read, bits))
+        entries.append(ListedTensor(name, dtype, spec.shape, spec.nbytes, read, bits))
     return Group(_rank_title(config, rank), tuple(entries), rank)
 
 
@@ -82,7 +82,9 @@ def _engine_group(directory: Path, engine: EngineConfig, rank: int) -> Group:
         return map_weights(directory, rank, only=name)[name]
 
     entries = [
-        Entry(name, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes, partial(_blocks, partial(one, name)))
+        ListedTensor(
+            name, dtype_name(tensor.dtype), tuple(tensor.shape), tensor.nbytes, partial(_blocks, partial(one, name))
+        )
         for name, tensor in map_weights(directory, rank).items()
     ]
     return Group(_rank_title(engine.pretrained_config, rank), tuple(entries), rank)
@@ -92,16 +94,16 @@ def _list_source(directory: Path, rank: int | None) -> Listing:
     if rank is not None:
         raise UserError(f"{directory} is an original model, which has no ranks; drop --rank")
     source = open_source(directory)
-    files: dict[Path, list[Entry]] = {}
+    files: dict[Path, list[ListedTensor]] = {}
     for tensor in source.tensors.values():
         count = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
-        entry = Entry(tensor.key, dtype_name(tensor.dtype), tensor.shape, count, tensor.blocks)
+        entry = ListedTensor(tensor.key, dtype_name(tensor.dtype), tensor.shape, count, tensor.blocks)
         files.setdefault(tensor.path, []).append(entry)
     groups = tuple(Group(path.name, tuple(entries)) for path, entries in files.items())
     return Listing("original model", source_header(source.config), hf_config_values(source.config), groups)
 
 
-OPENERS: dict[str, Callable[[Path, int | None], Listing]] = {  # by a key that only their config.json has
+OPENERS: dict[str, Callable[[Path, int | None], Listing]] = {  # by a key that only the config.json of this kind has
     "build_config": _list_engine,
     "architecture": _list_checkpoint,
     "model_type": _list_source,

@@ -1,4 +1,4 @@
-"""What there is to say of a model, an engine or a source as a whole, as label and text."""
+"""The header of a model, an engine or a source: labels and texts about the whole of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMBEDDINGS = {0: "sharded by vocabulary", 1: "sharded by hidden features"}  # by
 
 
 def model_header(config: ModelConfig) -> dict[str, str]:
-    """Of a checkpoint."""
+    """Return the header of a checkpoint."""
     mapping = config.mapping
     parallel = EMBEDDINGS[config.embedding_sharding_dim] if config.use_parallel_embedding else "whole on every rank"
     return {
@@ -31,7 +31,7 @@ def model_header(config: ModelConfig) -> dict[str, str]:
 
 
 def engine_header(engine: EngineConfig) -> dict[str, str]:
-    """Of an engine: its model, what it was built for, its limits and the tactics it chose."""
+    """Return the header of an engine: its model, its device, its limits and its tactics."""
     limits, device = engine.build_config, engine.device
     target = " ".join(filter(None, (device.get("type"), device.get("isa"), device.get("gpu"))))
     return model_header(engine.pretrained_config) | {
@@ -44,7 +44,7 @@ def engine_header(engine: EngineConfig) -> dict[str, str]:
 
 
 def tensorrt_header(config: dict[str, Any], path: Path) -> dict[str, str]:
-    """Of a TensorRT engine, whose `config.json` is TensorRT-LLM's own."""
+    """Return the header of a TensorRT engine, whose `config.json` is TensorRT-LLM's own."""
     limits = config["build_config"]
     sizes = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "max_beam_width")
     return model_header(ModelConfig.from_dict(config["pretrained_config"], path)) | {
@@ -55,7 +55,7 @@ def tensorrt_header(config: dict[str, Any], path: Path) -> dict[str, str]:
 
 
 def source_header(config: OptConfig) -> dict[str, str]:
-    """Of a Hugging Face model."""
+    """Return the header of an original model."""
     projected = f", embeddings {config.word_embed_proj_dim} wide with projections" if config.has_projections else ""
     return {
         "architecture": f"OPTForCausalLM, {_norms(config)}",

@@ -1,4 +1,4 @@
-"""What a directory holds, before a byte of it is read: a header and the tensors of each of its files."""
+"""The contents of a directory before its values are read: a header, and the tensors of each file."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-BLOCK_ELEMENTS = 1 << 18  # looked at together: the steps in between stay in the processor's cache
+BLOCK_ELEMENTS = 1 << 18  # small enough for intermediate values to stay in the processor's cache
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor still in its file; `blocks` gives its values in row-major order, as stored."""
+class ListedTensor:
+    """A tensor that is still in its file; `blocks` yields its values in row-major order, as stored."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     blocks: Callable[[], Iterator[torch.Tensor]]
-    packed_bits: int | None = None  # of the integers in a packed weight
+    packed_bits: int | None = None  # bits of each integer in a packed weight
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Group:
     """The tensors of one rank or file."""
 
     title: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ListedTensor, ...]
     rank: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
+        """The number of bytes of all its tensors."""
         return sum(entry.nbytes for entry in self.entries)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A directory: what kind it is, what there is to say of it as a whole, its tensors."""
+    """A directory: its kind, its header, its configuration and its tensors."""
 
     kind: str
     header: dict[str, str]
@@ -48,15 +48,15 @@ class Listing:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The number of bytes of all tensors."""
         return sum(group.nbytes for group in self.groups)
 
 
 def blocks_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor's values in row-major order, some at a time."""
+    """Yield a tensor's values in row-major order, some at a time."""
     yield from torch.split(tensor.flatten(), BLOCK_ELEMENTS)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float16`, as configurations spell it."""
+    """Return the name of a dtype as in configurations: `float16`."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Lay a listing and its measurements out: a header and tables for people, JSON values for programs."""
+"""Render a listing and its measurements, as tables or as JSON values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from opt_trt.describe.directories import PACKED_NAMES
-from opt_trt.describe.extremes import Measured, highest, lowest
 from opt_trt.describe.listing import Listing
+from opt_trt.describe.measurement import MeasuredTensor, highest, lowest
 from opt_trt.describe.table import aligned, collapsed, labelled, number_text, size_text
 
 COLUMNS = ("tensor", "dtype", "shape", "bytes", "min", "max")
-SUMMED = "a line of several layers has their bytes together and the extremes of all; --all lists each"
+SUMMED = "a line for several layers shows the sum of their bytes and the extremes of all; --all lists each layer"
 PACKED = "packed weights ({}) show their integers, before per_channel_scale"
 
 
-def report_lines(directory: Path, listing: Listing, measured: Sequence[list[Measured]], every_layer: bool) -> list[str]:
-    """For people: the header, a table per group, footnotes; `measured` has the tensors of each group."""
+def render_text(
+    directory: Path, listing: Listing, measured: Sequence[list[MeasuredTensor]], every_layer: bool
+) -> list[str]:
+    """Return lines of text: the header, a table per group, footnotes; `measured` has the tensors of each group."""
     count = sum(map(len, measured))
     total = {"listed": f"{count} tensors, {size_text(listing.nbytes)} ({listing.nbytes:,} bytes)"}
     lines = [f"{listing.kind} {directory}", "", *labelled(listing.header | total)]
@@ -32,8 +34,8 @@ def report_lines(directory: Path, listing: Listing, measured: Sequence[list[Meas
     return [*lines, *_footnotes(listing, shared)]
 
 
-def report_values(directory: Path, listing: Listing, measured: Sequence[list[Measured]]) -> dict[str, Any]:
-    """The same for programs, every tensor on its own; an extreme that is not finite is null."""
+def render_json(directory: Path, listing: Listing, measured: Sequence[list[MeasuredTensor]]) -> dict[str, Any]:
+    """Return JSON values, with an entry for every tensor; an extreme that is not finite is null."""
     return {
         "kind": listing.kind,
         "directory": str(directory),
@@ -47,7 +49,7 @@ def report_values(directory: Path, listing: Listing, measured: Sequence[list[Mea
     }
 
 
-def _rows(measured: Sequence[Measured], every_layer: bool) -> list[Sequence[str]]:
+def _rows(measured: Sequence[MeasuredTensor], every_layer: bool) -> list[Sequence[str]]:
     if every_layer:
         lines = {tensor.entry.name: [tensor] for tensor in measured}
     else:
@@ -55,7 +57,7 @@ def _rows(measured: Sequence[Measured], every_layer: bool) -> list[Sequence[str]
     return [_row(name, line) for name, line in lines.items()]
 
 
-def _row(name: str, line: list[Measured]) -> Sequence[str]:
+def _row(name: str, line: list[MeasuredTensor]) -> Sequence[str]:
     entry = line[0].entry
     nbytes = sum(tensor.entry.nbytes for tensor in line)
     low, high = lowest([tensor.low for tensor in line]), highest([tensor.high for tensor in line])
@@ -70,7 +72,7 @@ def _footnotes(listing: Listing, shared: bool) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def _tensor_values(tensor: Measured) -> dict[str, Any]:
+def _tensor_values(tensor: MeasuredTensor) -> dict[str, Any]:
     entry = tensor.entry
     low, high = (value if math.isfinite(value) else None for value in (tensor.low, tensor.high))
     values = {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}

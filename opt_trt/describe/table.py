@@ -1,4 +1,4 @@
-"""Lay names and numbers out for reading: aligned columns, one line for the tensors that all layers have."""
+"""Tables of names and numbers: aligned columns, and one line for tensors that all layers have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> list[str]:
-    """Lines of a table under its head and a rule; the first `left` columns are flush left, the others right."""
+    """Return the lines of a table with its head and a rule; the first `left` columns are flush left, the rest right."""
     lines = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = [str.ljust] * left + [str.rjust] * (len(widths) - left)
@@ -25,7 +25,7 @@ def aligned(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> li
 
 
 def labelled(values: dict[str, str]) -> list[str]:
-    """Lines of label and text."""
+    """Return lines of label and text."""
     width = max(map(len, values))
     return [f"{label.ljust(width)}  {text}" for label, text in values.items()]
 
@@ -33,7 +33,7 @@ def labelled(values: dict[str, str]) -> list[str]:
 def collapsed(
     items: Iterable[Item], name: Callable[[Item], str], alike: Callable[[Item], object]
 ) -> dict[str, list[Item]]:
-    """Items by the name of their line: those of different layers share one, `layers.0-3.`, if they are `alike`."""
+    """Group items by the name of their line; items of different layers share `layers.0-3.` if `alike` gives equals."""
     lines: dict[object, list[Item]] = {}
     for item in items:
         layer = LAYER.fullmatch(name(item))
@@ -50,7 +50,7 @@ def _line_name(names: list[str]) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`[0, 1, 2, 5]` as `0-2,5`."""
+    """Write `[0, 1, 2, 5]` as `0-2,5`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -61,7 +61,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def size_text(nbytes: int) -> str:
-    """`7.1 MB`, in the largest unit that leaves a digit before the point."""
+    """Write `7.1 MB`, in the largest unit that leaves a digit before the decimal point."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if nbytes >= scale:
             return f"{nbytes / scale:.1f} {unit}"
@@ -69,7 +69,7 @@ def size_text(nbytes: int) -> str:
 
 
 def number_text(value: float) -> str:
-    """With six decimals, so that points stand under one another; integers and what that would hide as they are."""
+    """Write a number with six decimals, so that decimal points are aligned; write others in full if that hides them."""
     if not math.isfinite(value) or abs(value) >= 1e9:
         return f"{value:g}"
     if value == int(value):

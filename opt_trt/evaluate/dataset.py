@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import ssl
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from opt_trt.errors import UserError
+from opt_trt.host.progress import quiet_unless_terminal
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
 MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")  # where upstream looks below --dataset_dir, then itself
@@ -51,7 +50,9 @@ class DatasetSource:
 def load_articles(source: DatasetSource) -> Iterator[Article]:
     """Yield every row in the order `datasets` shuffles them to with the seed; what cannot be read is a `UserError`."""
     cache = None if source.cache_dir is None else str(source.cache_dir)
-    with _quiet_unless_terminal():
+    with quiet_unless_terminal(
+        lambda: not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars
+    ):
         rows = _from_hub(cache) if source.path is None else _from_path(source.path, cache)
     where = source.path or HUB_NAME
     if not rows.num_rows:
@@ -168,16 +169,3 @@ def _from_hub_cache(cache: Path) -> datasets.Dataset:
     newest = max((f.parent for f in files), key=lambda folder: folder.stat().st_mtime)
     shards = sorted(f for f in files if f.parent == newest)
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in shards])
-
-
-@contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Keep the library's progress bars out of logs."""
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

@@ -5,9 +5,7 @@ No code from the model directory runs and nothing is fetched.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from opt_trt.config.sampling import GREEDY, SamplingParams
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
+from opt_trt.host.progress import quiet_unless_terminal
 
 DTYPES = {
     "fp32": torch.float32,
@@ -101,7 +100,11 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not (model_dir / "config.json").is_file():
         raise UserError(f"expected a Hugging Face model with config.json in {model_dir}; check --hf_model_dir")
     try:
-        with _quiet_unless_terminal():
+        with quiet_unless_terminal(
+            transformers_logging.is_progress_bar_enabled,
+            transformers_logging.disable_progress_bar,
+            transformers_logging.enable_progress_bar,
+        ):
             model, info = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
@@ -146,16 +149,3 @@ def _choice(sampling: SamplingParams) -> dict[str, Any]:
 def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:
     """Drop the padding `generate` puts behind rows that ended before the longest one."""
     return tuple(output if end_id not in output else output[: output.index(end_id) + 1])
-
-
-@contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Keep the library's progress bars out of logs."""
-    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
-        yield
-        return
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()

@@ -1,1 +1,1 @@
-"""A checkpoint back to Hugging Face's format."""
+"""The command `python -m opt_trt.export_hf`; its code is in `convert`."""

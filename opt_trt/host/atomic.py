@@ -1,8 +1,8 @@
-"""Write a directory or a file so that it appears only when it is whole, and an older one stays until then.
+"""Write a directory or a file so that it appears only when it is complete; an older one stays until then.
 
-The new directory grows under a hidden name beside its target and is swapped in by one rename. The hidden directory is
-locked while its writer lives: a second writer of the same target is refused, and what a killed process left behind is
-told apart and removed by the next one.
+The new directory is written under a hidden name beside its target, and one rename puts it into the target's place. Its
+writer holds a lock on the hidden directory. So a second writer of the same target is refused, and a hidden directory
+without a lock was left behind by a killed process: the next writer removes it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """Yield an empty temporary directory that becomes `path` when the block ends without an exception.
 
-    What is at `path` already is replaced only if it is empty or an earlier result of the same kind: it holds `marker`,
-    names that match `owned` and nothing else. Anything else is refused with `UserError`, before the block runs, and so
-    is a target that another process is writing. On any exception, Ctrl-C included, the temporary directory is removed
-    and `path` is as it was.
+    A directory that is already at `path` is replaced only if it is empty or an earlier result of the same kind: it
+    holds `marker`, names that match `owned` and nothing else. Everything else is refused with `UserError` before the
+    block runs, and so is a target that another process is writing. On any exception, including Ctrl-C, the temporary
+    directory is removed and `path` stays as it was.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(target, marker, owned)
@@ -44,7 +44,7 @@ def atomic_directory(
     made_parents = _make_parents(target.parent)
     lock = None
     try:
-        try:  # from before there is anything: a signal may come between any two lines
+        try:  # begins before anything exists, because a signal may arrive between any two lines
             lock = _make_locked(temporary, target)
             yield temporary
             _sync_tree(temporary)
@@ -61,7 +61,7 @@ def atomic_directory(
 
 
 def replace_file(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """`write` a file beside its target and rename it, so that a full disk or Ctrl-C leaves an older one as it was."""
+    """Let `write` fill a file beside its target, then rename it: a full disk or Ctrl-C cannot damage an older file."""
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
@@ -75,7 +75,7 @@ def replace_file(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
 
 
 def replace_text(path: Path | str, text: str) -> None:
-    """`replace_file` with a text, in UTF-8."""
+    """Replace a file by a text in UTF-8, as `replace_file` does."""
     replace_file(path, lambda file: file.write(text.encode()))
 
 
@@ -99,7 +99,7 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
 
 
 def _names(directory: Path) -> list[str]:
-    """What is in a directory; looked up again if another one took its place meanwhile, for the old one is emptied."""
+    """List a directory; list it again if another directory took its place meanwhile, because the old one is emptied."""
     while True:
         inode = directory.stat().st_ino
         names = sorted(entry.name for entry in directory.iterdir())
@@ -108,7 +108,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _make_parents(parent: Path) -> list[Path]:
-    """Create what is missing above the target; the directories made, deepest first."""
+    """Create the missing parents of the target; return the created directories, deepest first."""
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     return missing
@@ -118,15 +118,15 @@ def _remove_empty(directories: list[Path]) -> None:
     for directory in directories:
         try:
             directory.rmdir()
-        except OSError:  # someone else uses it by now
+        except OSError:  # another process has put something into it
             return
 
 
 def _make_locked(temporary: Path, target: Path) -> int:
-    """Make the directory beside the target that no other writer has; the descriptor that holds its lock."""
+    """Create and lock the temporary directory; return the descriptor that holds the lock."""
     parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(parent, fcntl.LOCK_EX)  # one writer at a time looks for others and makes its own
+        fcntl.flock(parent, fcntl.LOCK_EX)  # one writer at a time looks for others and creates its own directory
         _remove_stale(target)
         temporary.mkdir()
         lock = _try_lock(temporary)
@@ -137,7 +137,7 @@ def _make_locked(temporary: Path, target: Path) -> int:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove temporary directories of this target whose writers are gone; `UserError` if one lives."""
+    """Remove temporary directories of this target whose writers have ended; `UserError` if one still runs."""
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")
     for entry in filter(lambda entry: ours.fullmatch(entry.name), target.parent.iterdir()):
         try:
@@ -154,7 +154,7 @@ def _remove_stale(target: Path) -> None:
 
 
 def _try_lock(directory: Path) -> int | None:
-    """The descriptor of the locked directory, or None when a living writer holds it."""
+    """Lock a directory and return its descriptor, or None if a running writer holds the lock."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +165,7 @@ def _try_lock(directory: Path) -> int | None:
 
 
 def _sync_tree(directory: Path) -> None:
-    """Force contents and names to the disk, so that a rename cannot outlive its data in a crash."""
+    """Force contents and names to the disk, so that a crash cannot keep a rename and lose the data."""
     for folder, _, files in os.walk(directory):
         for name in (*files, "."):
             _sync(os.path.join(folder, name))
@@ -184,7 +184,7 @@ def _sync(path: Path | str) -> None:
 
 def _put(temporary: Path, target: Path) -> None:
     try:
-        os.rename(temporary, target)  # nothing there, or an empty directory
+        os.rename(temporary, target)  # works if nothing is there, or an empty directory
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -192,7 +192,10 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories: in one step where the file system can, else old aside, new in, old back on failure."""
+    """Swap two directories, in one step if the file system can.
+
+    Otherwise move the old one aside and the new one into its place; move the old one back if that fails.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     names = AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old)
     if hasattr(libc, "renameat2") and libc.renameat2(*names, RENAME_EXCHANGE) == 0:

@@ -1,4 +1,4 @@
-"""Where this user's compiled programs, timings and engines are kept between runs; all of it may be deleted."""
+"""The directory that keeps compiled programs, timings and engines between runs; all of it may be deleted."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/opt_trt`, else `~/.cache/opt_trt`; it need not exist yet."""
+    """Return `$XDG_CACHE_HOME/opt_trt`, or `~/.cache/opt_trt` if that is not set; it need not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opt_trt"

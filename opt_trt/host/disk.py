@@ -1,4 +1,4 @@
-"""Room on the disk: refuse before the work what it cannot take, and say what lacks when it fills up meanwhile."""
+"""Free space on the disk: refuse an output that is too large for it, and explain a disk that fills up meanwhile."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from pathlib import Path
 
 from opt_trt.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk's end and the user's share of it
-SECTOR = 512  # bytes that st_blocks counts in, whatever the file system
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's quota is used up
+SECTOR = 512  # bytes of a block of `st_blocks`, on every file system
 
 
 def check_space(output_dir: Path, needed: int) -> None:
-    """Refuse an output of `needed` bytes that the disk under `output_dir` cannot take beside what is there."""
+    """Refuse an output of `needed` bytes if the disk under `output_dir` has fewer bytes free."""
     parent = next(p for p in Path(os.path.realpath(output_dir)).parents if p.is_dir())
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise UserError(f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; make room")
+        raise UserError(
+            f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; free some space"
+        )
 
 
 @contextmanager
-def telling_what_lacks(directory: Path, needed: int) -> Iterator[None]:
-    """Turn a disk that fills up while `directory` is written into a `UserError` with the bytes still to be written."""
+def explain_full_disk(directory: Path, needed: int) -> Iterator[None]:
+    """Turn the error of a full disk into a `UserError` that says how many bytes of `directory` are still missing."""
     try:
         yield
     except OSError as error:

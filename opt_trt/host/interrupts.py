@@ -1,4 +1,4 @@
-"""Signals that ask a command to end, where an exception in mid-call would be lost."""
+"""Hold back the signals that ask a command to end, where an exception in the middle of a call would be lost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ ASK_TO_END = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Ctrl-C and SIGTERM come at the end: libraries in C turn an exception that hits them into another, or drop it."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    """Deliver Ctrl-C and SIGTERM when the block ends.
+
+    A library in C that is interrupted by an exception may replace it by another exception, or drop it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     came: list[int] = []

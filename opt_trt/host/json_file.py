@@ -1,4 +1,4 @@
-"""Read JSON files that other programs or people may have changed: what does not fit is named, never guessed."""
+"""Read JSON files that may have been edited: an error names the value that does not fit; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from opt_trt.errors import UserError
 
-# Values JSON may hold for a field, by the field's annotation; other fields are checked by whoever reads them.
+# The JSON types allowed for a field, by the field's annotation; the reader of any other field checks its value.
 PLAIN: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int,),
@@ -23,12 +23,16 @@ PLAIN: dict[str, tuple[type, ...]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a missing, unreadable or non-object file is named."""
+    """Read the object in a JSON file; `UserError` names a file that is missing, unreadable or not an object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"expected {path}, found nothing there; check the directory given") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, an endless number
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not JSON, or a number with too many digits
         raise UserError(f"{path} is not readable JSON ({error}); fetch or write it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, found {type(values).__name__}")
@@ -36,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_types(cls: type, values: Any, where: Path | str) -> None:
-    """Refuse an object whose values are not of the types of the dataclass `cls` they are for; null is not given."""
+    """Refuse an object unless its values have the types of the fields of `cls`; null stands for a missing value."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object for {cls.__name__}, found {values!r}; write the file again")
     for f in fields(cls):

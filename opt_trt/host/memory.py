@@ -1,4 +1,4 @@
-"""How much memory a process may still take on a device of this machine."""
+"""The memory that a process may still allocate on a device of this machine."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ CGROUP_ROOTS = {"": "sys/fs/cgroup", "memory": "sys/fs/cgroup/memory"}  # contro
 
 
 def free_bytes(device: str) -> int:
-    """What is free on a decoder's device, `cpu` or `cuda`."""
+    """Return the free bytes of a decoder's device, `cpu` or `cuda`."""
     return FREE[device]()
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """What Linux calls available, or less where a container's limit is tighter; `root` holds `proc` and `sys`."""
+    """Return the memory that Linux calls available, or less if a container's limit is lower.
+
+    `root` is the directory that holds `proc` and `sys`.
+    """
     lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return max(0, min([machine, *_cgroup_headrooms(root)]))
 
 
 def _cgroup_headrooms(root: Path) -> list[int]:
-    """Bytes left under each memory limit above this process; page cache a limit would drop counts as left."""
+    """Return the bytes left under each memory limit of this process; page cache that can be dropped counts as left."""
     try:
         memberships = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -68,7 +71,7 @@ def _inactive_file_bytes(group: Path) -> int:
 
 
 def gpu_free_bytes() -> int:
-    """What the driver calls free on the current GPU, once torch has given back what nobody uses."""
+    """Return the free bytes of the current GPU, after torch has released the memory that it caches."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     return free

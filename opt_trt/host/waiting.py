@@ -1,4 +1,4 @@
-"""Wait for what another process does, by looking: at once at first, then leaving the core to others."""
+"""Poll for something that another process does: without a pause at first, then with longer and longer pauses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Patience:
-    """How to look, all in seconds: yielding the core between looks at first, then sleeping, each time twice as long."""
+    """The schedule of a poll, in seconds: it yields the core between looks at first, then sleeps longer each time."""
 
     yielding: float
     first_nap: float
@@ -20,7 +20,7 @@ class Patience:
 
 
 def wait_until(is_so: Callable[[], bool], patience: Patience) -> bool:
-    """Look until it is so; False if that takes longer than the timeout."""
+    """Poll until `is_so` returns True; return False if that takes longer than the timeout."""
     started, nap = time.monotonic(), patience.first_nap
     while not is_so():
         waited = time.monotonic() - started

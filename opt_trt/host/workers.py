@@ -1,4 +1,4 @@
-"""Work on the items of an iterator in threads: as many items as workers exist, each worker with memory of its own."""
+"""Threads of a command: workers that share an iterator, memory that each of them reuses, one thread for torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Item = TypeVar("Item")
 
 
 class Scratch(local):
-    """Memory for a tensor per thread, used again for its next one: fresh pages cost more than what is copied there."""
+    """Memory for one tensor per thread. It is reused, because the first use of a new page costs more than a copy."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialized tensor, valid until the same thread asks for another."""
+        """Return an uninitialized tensor, valid until the same thread asks for another."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes > len(self._memory):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # before the larger one is made
+            self._memory = torch.empty(0, dtype=torch.uint8)  # frees the old memory before the larger one is allocated
             self._memory = torch.empty(nbytes, dtype=torch.uint8)
         return self._memory[:nbytes].view(dtype).view(shape)
 
 
 def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) -> None:
-    """Do `work` for every item, `workers` at a time; no more items than workers exist, and the first failure is raised.
+    """Call `work` for every item in `workers` threads; raise the first failure.
 
-    Items are made one after another: the iterator need not know of threads.
+    At most `workers` items are in memory. They are taken one after another, so the iterator need not be thread-safe.
     """
     taking, stop = Lock(), Event()
 
@@ -44,7 +44,7 @@ def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) 
                 if item is None:
                     return
                 work(item)
-                del item  # before the next one is made
+                del item  # frees it before the next one is made
         except BaseException:
             stop.set()
             raise
@@ -63,7 +63,7 @@ def for_each(items: Iterator[Item], work: Callable[[Item], None], workers: int) 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Copying is bound by memory and disk; more threads would only wait for one another on a busy machine."""
+    """Let torch use one thread: memory and disk limit a copy, and on a busy machine threads wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The model as a checkpoint's `config.json` describes it, in TensorRT-LLM's keys."""
+"""The configuration of a model, with TensorRT-LLM's keys, as the `config.json` of a checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from opt_trt.model.mapping import Mapping
 
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("relu", "gelu")  # `hidden_act`: OPT's and Galactica's
-ENGINE_ACTIVATION = ACTIVATIONS[0]  # the one our own engines compute
+ENGINE_ACTIVATION = ACTIVATIONS[0]  # the only one that our own engines compute
 SIZES = (
     "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
     "max_position_embeddings",
 )  # fmt: skip
-MAX_LAYERS = 1000  # beyond any model; tables of names for a damaged number would fill the memory
+MAX_LAYERS = 1000  # more than any model has; a damaged number would fill the memory with tables of names
 CHOICES: dict[str, tuple[Any, ...]] = {
     "dtype": DTYPES,
     "logits_dtype": ("float32", "float16"),
@@ -28,10 +28,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One OPT, after every oddity of its source is gone.
+    """The hyper-parameters of one OPT, in a form that is the same for all sources.
 
-    The keys up to `do_layer_norm_before` are TensorRT-LLM's; those below are ours (its reader warns about unknown
-    top-level keys and goes on). `max_position_embeddings` does not count the two offset rows of the source's table.
+    The keys up to `do_layer_norm_before` are TensorRT-LLM's. The keys below are ours: TensorRT-LLM's reader warns about
+    unknown top-level keys and continues. `max_position_embeddings` does not count the two offset rows of the source.
     """
 
     architecture: str
@@ -51,13 +51,13 @@ class ModelConfig:
     mapping: Mapping = field(default_factory=Mapping)
     use_parallel_embedding: bool = False
     embedding_sharding_dim: int = 0
-    pp_layers: tuple[int, ...] | None = None  # layers of each pipeline stage; None: as even as can be
+    pp_layers: tuple[int, ...] | None = None  # layers of each pipeline stage; None: as even as possible
     remove_final_layer_norm: bool = False
     bos_token_id: int = 2
     eos_token_id: int = 2
     pad_token_id: int = 1
-    target_sm: int | None = None  # the GPU whose kernels packed weights are laid out for: 80 is compute capability 8.0
-    defer_quantization: bool = False  # weights are of `dtype`: whoever builds with them quantizes
+    target_sm: int | None = None  # the GPU for which weights are packed: 80 is compute capability 8.0
+    defer_quantization: bool = False  # the weights are stored in `dtype`, and the builder quantizes them
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -77,27 +77,27 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        """Features of one attention head."""
+        """The number of features of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def local_heads(self) -> int:
-        """Attention heads of one tensor-parallel rank."""
+        """The number of attention heads of one tensor-parallel rank."""
         return divide_exactly(self.num_attention_heads, self.mapping.tp_size, "num_attention_heads over tp_size")
 
     @property
     def has_final_layer_norm(self) -> bool:
-        """Whether the model ends in `ln_f`: pre-norm models do, unless fine-tuned without it."""
+        """True if the model ends in `ln_f`: pre-norm models do, unless they were fine-tuned without it."""
         return self.do_layer_norm_before and not self.remove_final_layer_norm
 
     @property
     def quant_algo(self) -> str | None:
-        """TensorRT-LLM's name of the weight-only mode; None for plain weights."""
+        """TensorRT-LLM's name of the weight-only mode; None if weights are not quantized."""
         algorithm: str | None = self.quantization.get("quant_algo")
         return algorithm
 
     def stage_layers(self, pp_rank: int) -> range:
-        """The layers of a pipeline stage."""
+        """Return the layers of a pipeline stage."""
         if self.pp_layers is None:
             return self.mapping.layers(self.num_hidden_layers, pp_rank)
         start = sum(self.pp_layers[:pp_rank])
@@ -112,12 +112,15 @@ class ModelConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, in the order of the fields."""
+        """Return plain JSON values in the order of the fields."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: Path | str) -> ModelConfig:
-        """Read what `to_dict` or TensorRT-LLM's converter wrote; null is "not given"; `where` names the file."""
+        """Read the values that `to_dict` or TensorRT-LLM's converter wrote; null stands for a missing value.
+
+        `where` names the file in errors.
+        """
         check_types(cls, values, where)
         values = {k: v for k, v in values.items() if v is not None}
         known = {f.name: f for f in fields(cls)}

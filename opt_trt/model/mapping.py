@@ -1,4 +1,4 @@
-"""Which rank is which: tensor- and pipeline-parallel coordinates of every process of a run."""
+"""The tensor-parallel and pipeline-parallel coordinates of every rank of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from opt_trt.errors import UserError
 
 @dataclass(frozen=True)
 class Mapping:
-    """Rank order is TensorRT-LLM's: tensor-parallel neighbours are consecutive.
+    """The sizes of a grid of ranks. As in TensorRT-LLM, tensor-parallel neighbours have consecutive numbers.
 
     `Mapping(8, tp_size=4, pp_size=2)` has the tensor-parallel groups `[0, 1, 2, 3]` and `[4, 5, 6, 7]`.
     """
@@ -27,15 +27,15 @@ class Mapping:
             )
 
     def tp_rank(self, rank: int) -> int:
-        """The tensor-parallel coordinate of a rank."""
+        """Return the tensor-parallel coordinate of a rank."""
         return rank % self.tp_size
 
     def pp_rank(self, rank: int) -> int:
-        """The pipeline-parallel coordinate of a rank."""
+        """Return the pipeline-parallel coordinate of a rank."""
         return rank // self.tp_size
 
     def layers(self, num_layers: int, pp_rank: int) -> range:
-        """The layers of a pipeline stage; where they do not divide evenly, the first stages hold one more."""
+        """Return the layers of a pipeline stage; if they do not divide evenly, the first stages hold one more."""
         each, more = divmod(num_layers, self.pp_size)
         start = pp_rank * each + min(pp_rank, more)
         return range(start, start + each + (pp_rank < more))

@@ -1,6 +1,6 @@
-"""Which tensors an OPT checkpoint holds, how each is cut for tensor-parallel ranks, and which stage holds it.
+"""The tensors of an OPT checkpoint: their shapes, their cut for tensor-parallel ranks, and their pipeline stage.
 
-Knows nothing of quantization: shards are cut first.
+This module knows nothing of quantization, because weights are cut before they are quantized.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from opt_trt.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Split:
-    """How a tensor is cut: along `dim` (None: every rank holds all of it), in each of `blocks` equal blocks of it.
+    """The cut of a tensor along `dim` for tensor-parallel ranks; None: every rank holds the whole tensor.
 
-    `padded` rounds the length up to a multiple of `tp_size` with zeros instead of refusing a remainder.
+    The axis consists of `blocks` equal blocks, and a rank holds its part of each of them. `padded` fills the length up
+    with zeros to a multiple of `tp_size`; without it a remainder is refused.
     """
 
     dim: int | None
@@ -29,7 +30,7 @@ class Split:
 
 WHOLE = Split(None)
 ROWS = Split(0)  # output features
-COLUMNS = Split(1)  # input features; the product is summed over ranks
+COLUMNS = Split(1)  # input features; products of the ranks are added up
 QKV_ROWS = Split(0, blocks=3)  # each rank's q rows, then its k rows, then its v rows
 VOCAB_ROWS = Split(0, padded=True)
 LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
@@ -39,20 +40,20 @@ EMBEDDING_SPLITS = {0: VOCAB_ROWS, 1: COLUMNS}  # by embedding_sharding_dim
 
 @dataclass(frozen=True)
 class Placement:
-    """The shape of a whole tensor and how ranks share it."""
+    """The shape of a whole tensor and its cut."""
 
     shape: tuple[int, ...]
     split: Split
 
     def local_shape(self, tp_size: int) -> tuple[int, ...]:
-        """The shape each rank holds."""
+        """Return the shape of each rank's part."""
         dim = self.split.dim
         if dim is None:
             return self.shape
         return (*self.shape[:dim], self._local_length(tp_size), *self.shape[dim + 1 :])
 
     def cut(self, tensor: torch.Tensor, tp_size: int, tp_rank: int) -> torch.Tensor:
-        """The part of a rank; a view where its elements are evenly spaced."""
+        """Return the part of a rank, as a view if its elements are evenly spaced."""
         dim, blocks = self.split.dim, self.split.blocks
         if dim is None or tp_size == 1:
             return tensor
@@ -67,7 +68,7 @@ class Placement:
         return parts.flatten(dim, dim + 1)
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The whole tensor from the parts of all ranks, in rank order; the inverse of `cut`."""
+        """Return the whole tensor, made of the parts of all ranks in rank order; the inverse of `cut`."""
         dim, blocks = self.split.dim, self.split.blocks
         if dim is None or len(parts) == 1:
             return parts[0]
@@ -83,9 +84,9 @@ class Placement:
 
 
 def placements(config: ModelConfig) -> dict[str, Placement]:
-    """Every tensor of the checkpoint by name, in the order the model uses them; TensorRT-LLM's names and cuts.
+    """Return the placement of every tensor by TensorRT-LLM's name, in the order in which the model uses them.
 
-    `UserError` when `tp_size` divides a cut axis with a remainder or there are more stages than layers.
+    `UserError` if `tp_size` does not divide an axis that is cut, or if there are more stages than layers.
     """
     check_tp_size(config)
     if config.mapping.pp_size > config.num_hidden_layers:
@@ -106,9 +107,9 @@ def placements(config: ModelConfig) -> dict[str, Placement]:
 
 
 def stage_names(config: ModelConfig, pp_rank: int) -> dict[str, str]:
-    """Whole-model name to the name in its rank files, for every tensor of a pipeline stage.
+    """Map the name of every tensor of a pipeline stage to its name in the rank files of the stage.
 
-    Stages number their layers from 0. The tables are on the first stage, `ln_f` and `lm_head` on the last.
+    Each stage numbers its layers from 0. The first stage holds the tables; the last stage holds `ln_f` and `lm_head`.
     """
     layers = config.stage_layers(pp_rank)
     first, last = pp_rank == 0, pp_rank == config.mapping.pp_size - 1
@@ -123,13 +124,13 @@ def stage_names(config: ModelConfig, pp_rank: int) -> dict[str, str]:
 
 
 def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a layer's matrix product: what weight-only modes quantize."""
+    """Return whether a tensor is a linear weight of a layer; these are the tensors that weight-only modes quantize."""
     layer = LAYER.fullmatch(name)
     return layer is not None and layer[2] in LINEARS
 
 
 def indivisible(config: ModelConfig, tp_size: int) -> list[str]:
-    """What `tp_size` ranks would have to share and cannot share equally; empty if the model can be cut."""
+    """List the sizes that `tp_size` does not divide although they have to be cut; empty if the model can be cut."""
     heads, ffn, hidden = config.num_attention_heads, config.intermediate_size, config.hidden_size
     lengths = {f"{heads} attention heads": heads, f"intermediate_size {ffn}": ffn}
     if config.use_parallel_embedding and EMBEDDING_SPLITS[config.embedding_sharding_dim] == COLUMNS:
@@ -138,7 +139,7 @@ def indivisible(config: ModelConfig, tp_size: int) -> list[str]:
 
 
 def check_tp_size(config: ModelConfig, fitting: Sequence[int] = ()) -> None:
-    """Refuse a `tp_size` the model cannot be cut by; the error names the `fitting` sizes, or all that divide it."""
+    """Refuse a `tp_size` by which the model cannot be cut; the error names the `fitting` sizes, or finds them."""
     tp_size = config.mapping.tp_size
     if problems := indivisible(config, tp_size):
         fitting = fitting or [n for n in range(1, config.num_attention_heads + 1) if not indivisible(config, n)]
@@ -147,7 +148,7 @@ def check_tp_size(config: ModelConfig, fitting: Sequence[int] = ()) -> None:
 
 
 def _in_blocks(tensor: torch.Tensor, dim: int, blocks: int) -> torch.Tensor:
-    """The same elements with axis `dim` split in two: `[3H, H]` → `[3, H, H]`."""
+    """Split the axis `dim` in two: `[3H, H]` → `[3, H, H]`."""
     return tensor.reshape(*tensor.shape[:dim], blocks, -1, *tensor.shape[dim + 1 :])
 
 

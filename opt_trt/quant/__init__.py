@@ -1,4 +1,4 @@
-"""The weight-only quant modes: one file each, one table."""
+"""The table of weight-only quantization modes; each mode has a file of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W4A16: weights in 4 bits, 16 steps a channel."""
+"""W4A16: weights of 4 bits, which is 16 steps for each output channel."""
 
 from __future__ import annotations
 

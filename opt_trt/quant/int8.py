@@ -1,4 +1,4 @@
-"""W8A16: weights in 8 bits, 256 steps a channel."""
+"""W8A16: weights of 8 bits, which is 256 steps for each output channel."""
 
 from __future__ import annotations
 

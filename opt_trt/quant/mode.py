@@ -1,4 +1,4 @@
-"""What a quant mode is: how it turns a matrix into integers and scales, and what a checkpoint stores of it."""
+"""The type of a quantization mode: its functions between a matrix and integers with scales, and the stored shapes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SCALE = "per_channel_scale"
 
 
 def scale_name(weight_name: str) -> str:
-    """What the scale of a quantized weight is called, in checkpoints and engines."""
+    """Return the name of a quantized weight's scale, in checkpoints and engines."""
     return weight_name.removesuffix("weight") + SCALE
 
 
 @dataclass(frozen=True)
 class QuantMode:
-    """One way to quantize a linear weight `[out, in]`.
+    """A way to quantize a linear weight `[out, in]`.
 
-    `quantize` gives integers `[out, in]` in int8 and scales `[out]` in the weight's dtype; `dequantize` takes the two
-    back to fp32 `[out, in]`.
+    `quantize` returns integers `[out, in]` in int8 and scales `[out]` in the weight's dtype; `dequantize` turns both
+    back into fp32 `[out, in]`.
     """
 
     name: str
@@ -30,5 +30,5 @@ class QuantMode:
     dequantize: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def spec(self, out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of the stored weight (int8, `[in, out]`, two int4 in a byte) and of its per_channel_scale."""
+        """Return the shapes of the stored weight (int8 `[in, out]`, two int4 in a byte) and of its scale."""
         return (in_features, out_features * self.bits // 8), (out_features,)

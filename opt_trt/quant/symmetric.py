@@ -1,17 +1,17 @@
-"""Symmetric quantization per output channel, with the values TensorRT-LLM's own quantizer gives."""
+"""Symmetric quantization per output channel, with the same values as TensorRT-LLM's own quantizer."""
 
 from __future__ import annotations
 
 import torch
 
-BELOW_HALF = 0.5 - 2**-25  # the largest fp32 below 0.5: added to it, 0.49999997 stays below 1, and 0.5 reaches it
+BELOW_HALF = 0.5 - 2**-25  # the largest fp32 below 0.5. Its sum with 0.49999997 is below 1, its sum with 0.5 is 1
 
 
 def quantize(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers `[out, in]` in int8 and scales `[out]` in the weight's dtype, of a weight `[out, in]`.
+    """Quantize a weight `[out, in]`: return integers `[out, in]` in int8, and scales `[out]` in the weight's dtype.
 
-    The largest magnitude of a channel becomes `-2^(bits-1)`; where it is positive, it is cut to one less. Quotients are
-    taken with the fp32 scale and rounded half away from zero. A channel of zeros has scale 0 and integers 0.
+    The largest magnitude of a channel becomes `-2^(bits-1)`, or `2^(bits-1) - 1` if it is positive. Weights are divided
+    by the fp32 scale and rounded half away from zero. A channel of zeros has scale 0 and integers 0.
     """
     limit = 2 ** (bits - 1)
     x = weight.float()  # [out, in]
@@ -23,5 +23,5 @@ def quantize(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The fp32 weight `[out, in]` that integers and scales stand for."""
+    """Return the fp32 weight `[out, in]` that integers and scales represent."""
     return q.float() * scale.float()[:, None]

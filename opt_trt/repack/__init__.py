@@ -1,1 +1,1 @@
-"""A packed checkpoint for another GPU."""
+"""The command `python -m opt_trt.repack`; its code is in `convert`."""

@@ -1,4 +1,4 @@
-"""`python -m opt_trt.repack`: lay the weights of a packed checkpoint out for another GPU."""
+"""`python -m opt_trt.repack`: pack the weights of a packed checkpoint for another GPU."""
 
 from opt_trt.commands import repack
 

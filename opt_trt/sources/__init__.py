@@ -1,4 +1,4 @@
-"""Original checkpoints: one file per format, recognized by what is in the directory."""
+"""Original checkpoints. Each format has a file or a folder here, and is recognized by the files in the directory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], ListedSource]]
 
 
 def recognize(directory: Path) -> Callable[[Path], ListedSource] | None:
-    """What opens the checkpoint in a directory; None if it holds none of a known format."""
+    """Return the function that opens the checkpoint in a directory; None if its format is unknown."""
     return next((opens for recognizes, opens in SOURCES.values() if recognizes(directory)), None)
 
 
 def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
-    """Open an original checkpoint, whichever format it is in; `UserError` says what is wrong with it.
+    """Open an original checkpoint of any known format; `UserError` says what is wrong with it.
 
-    `model_type` blip2 asks for the OPT inside a BLIP-2.
+    With `model_type` blip2, open the OPT inside a BLIP-2.
     """
     if not model_dir.is_dir():
         raise UserError(

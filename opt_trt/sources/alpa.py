@@ -1,7 +1,7 @@
-"""Open a folder of Alpa's: one NumPy file per tensor, named after its metaseq key without an extension.
+"""Open an Alpa folder: one NumPy file per tensor, which is named after its metaseq key without an extension.
 
-Alpa writes them as `<name>-np/decoder.embed_tokens.weight`, from metaseq's or from Hugging Face's weights. Headers are
-parsed here: a file is never unpickled.
+Alpa writes files such as `<name>-np/decoder.embed_tokens.weight`, from metaseq's or from Hugging Face's weights. This
+module parses their headers itself, so that no file is ever unpickled.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from opt_trt.sources.published import published_config
 from opt_trt.sources.stored import Stored, contiguous_stride
 
 MAGIC = b"\x93NUMPY"
-LENGTH_BYTES = {1: 2, 2: 4, 3: 4}  # of the header's length, by version of the format
-LONGEST_HEADER = 10_000  # NumPy's own limit: longer literals could exhaust the parser
+LENGTH_BYTES = {1: 2, 2: 4, 3: 4}  # size of the number that says how long the header is, by version of the format
+LONGEST_HEADER = 10_000  # NumPy's own limit, because longer literals could exhaust the parser
 DTYPES = {"<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16}
 RENAMED = {
     "decoder.layer_norm.weight": "decoder.final_layer_norm.weight",
@@ -34,14 +34,14 @@ RENAMED = {
 
 
 def recognizes(directory: Path) -> bool:
-    """Whether this is such a folder, or one around such folders."""
+    """Return whether this is an Alpa folder, or a directory that contains Alpa folders."""
     return (directory / EMBEDDING).is_file() or bool(_folders(directory))
 
 
 def open_source(directory: Path) -> ListedSource:
-    """Open the folder; `UserError` names files that are not NumPy's, and what differs from the model's tensors.
+    """Open the folder; `UserError` names files that are not NumPy files, and tensors that are not the model's.
 
-    Sizes are those of a `config.json` beside the files, if there is one, else those of the published model.
+    Sizes come from a `config.json` beside the files, or from the published model if there is none.
     """
     if not (directory / EMBEDDING).is_file():
         found = ", ".join(str(folder) for folder in _folders(directory))
@@ -61,7 +61,7 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _header(path: Path) -> Stored:
-    """Where the data of a `.npy` file begin, and what they are; see NumPy's `numpy.lib.format`."""
+    """Read the header of a `.npy` file: type, shape and offset of its data; see NumPy's `numpy.lib.format`."""
     with path.open("rb") as file:
         start = file.read(len(MAGIC) + 2)
         width = LENGTH_BYTES.get(start[-2]) if start[:-2] == MAGIC else None
@@ -85,7 +85,7 @@ def _header(path: Path) -> Stored:
 
 
 def _literal(text: bytes) -> dict[str, Any]:
-    """The dictionary of literals a header is, empty when it is damaged."""
+    """Parse the dictionary of literals in a header; return an empty one if the header is damaged."""
     try:
         values = ast.literal_eval(text.decode("latin1"))
     except (ValueError, SyntaxError, MemoryError, RecursionError):

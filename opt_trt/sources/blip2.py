@@ -1,4 +1,4 @@
-"""Open the OPT inside a Hugging Face BLIP-2: its language model; the eyes and what joins them to it are left aside."""
+"""Open the OPT inside a Hugging Face BLIP-2; the vision model and the layers that connect them are left out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
-from opt_trt.sources.hf import list_directory, refuse_pointer
+from opt_trt.sources.hf import list_weights, refuse_pointer
 from opt_trt.sources.hf_config import opt_config
 from opt_trt.sources.listed import ListedSource, listed_source
 from opt_trt.sources.opt import OptConfig
 
 LANGUAGE_MODEL = "language_model."
-DEFAULTS = {  # of transformers' OPTConfig: a config.json within a config.json may leave them out
+DEFAULTS = {  # the defaults of transformers' OPTConfig, because a text_config may leave these keys out
     "vocab_size": 50272,
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -25,16 +25,16 @@ DEFAULTS = {  # of transformers' OPTConfig: a config.json within a config.json m
 
 
 def open_source(directory: Path) -> ListedSource:
-    """Open the directory; a note says what was left aside. `UserError` for other models and for a T5 inside."""
+    """Open the directory; a note lists the parts left out. `UserError` for other models and for a T5 inside."""
     path = directory / "config.json"
     refuse_pointer(path)
     config = _config(path)
-    entries = list_directory(directory)
+    entries = list_weights(directory)
     own = [entry for entry in entries if entry.key.startswith(LANGUAGE_MODEL)]
     others = sorted({entry.key.partition(".")[0] for entry in entries} - {LANGUAGE_MODEL[:-1]})
     named = ((entry.key.removeprefix(LANGUAGE_MODEL).removeprefix("model."), entry) for entry in own)
     source = listed_source(config, named, directory)
-    note = f"{directory}: only the language model is converted; {', '.join(others)} are left aside"
+    note = f"{directory}: only the language model is converted; {', '.join(others)} are left out"
     return replace(source, notes=(note,)) if others else source
 
 

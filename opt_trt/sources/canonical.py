@@ -1,8 +1,8 @@
-"""Turn any source of OPT weights into canonical tensors: TensorRT-LLM's names, one dtype, no oddity left.
+"""Turn any source of OPT weights into canonical tensors, which have TensorRT-LLM's names and one dtype.
 
-q, k and v are merged, the offset rows of the position table dropped, `project_in` and `project_out` folded into the
-embedding and the head, a tied head written out, biases and norm weights of models without them are zeros and ones.
-Values are checked: what is not finite is refused by name, what looks damaged is said.
+q, k and v are merged. The offset rows of the position table are dropped. `project_in` and `project_out` are multiplied
+into the embedding and the head. A tied head is written out. Models without biases or norm weights get zeros and ones.
+Values are checked: tensors with values that are not finite are refused, and tensors that look damaged get a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from opt_trt.sources.opt import (
 )
 from opt_trt.sources.verify import outlier_warnings, pad_row_warning
 
-LAYER_PARTS = {  # canonical part: the source's parts, concatenated along output features
+LAYER_PARTS = {  # canonical part: the source's parts, which are concatenated along output features
     "input_layernorm": ("self_attn_layer_norm",),
     "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attention.dense": ("self_attn.out_proj",),
@@ -44,10 +44,10 @@ def canonical_tensors(
     empty: Callable[..., torch.Tensor] = torch.empty,
     warn: Callable[[str], object] = lambda line: None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of the model once, in `dtype`; one tensor and a block of its source are in memory.
+    """Yield every tensor of the model once, in `dtype`; one tensor and one block of its source are in memory.
 
-    `empty(shape, dtype=dtype)` makes what a tensor is filled into. `warn` is told what may be damaged, a line each; of
-    what needs all layers to compare, after the last one.
+    `empty(shape, dtype=dtype)` allocates the tensors. `warn` is called with a line for each tensor that may be damaged;
+    warnings that compare layers come after the last one.
     """
     reader = _Reader(source, dtype, empty, tensor_shapes(source.config))
     tables = {
@@ -62,7 +62,7 @@ def canonical_tensors(
 
 
 def canonical_parts(config: OptConfig) -> dict[str, tuple[str, ...]]:
-    """Every canonical tensor, in the order the model uses them, and the source's tensors it is made of."""
+    """Map every canonical tensor, in the order in which the model uses them, to the source's tensors in it."""
     parts: dict[str, tuple[str, ...]] = {
         "transformer.vocab_embedding.weight": (EMBEDDING,),
         "transformer.position_embedding.weight": (POSITIONS,),
@@ -79,16 +79,16 @@ def canonical_parts(config: OptConfig) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Fills tensors of one dtype from the blocks of a source, checking each block on the way."""
+    """A reader that fills tensors of one dtype from the blocks of a source, and checks each block."""
 
     source: Source
     dtype: torch.dtype
     empty: Callable[..., torch.Tensor]
     shapes: dict[str, tuple[int, ...]]
-    largest: dict[str, float] = field(default_factory=dict)  # absolute value in each tensor read
+    largest: dict[str, float] = field(default_factory=dict)  # the largest absolute value of each tensor that was read
 
     def concatenated(self, *names: str) -> torch.Tensor:
-        """Tensors under one another, along output features; those the model does not store are constant."""
+        """Concatenate tensors along output features; tensors that the source does not store are constant."""
         rows = sum(self.shapes[name][0] for name in names)
         filled = self.empty((rows, *self.shapes[names[0]][1:]), dtype=self.dtype)
         start = 0
@@ -103,16 +103,16 @@ class _Reader:
         return filled
 
     def positions(self, warn: Callable[[str], object]) -> torch.Tensor:
-        """The position table without its offset rows, of which the pad row is looked at."""
+        """Read the position table without its offset rows; warn if the pad row looks damaged."""
         table = self.concatenated(POSITIONS)
         if line := pad_row_warning(self.source, table):
             warn(line)
         return table[OFFSET_ROWS:]
 
     def table(self, name: str, projection: str) -> torch.Tensor:
-        """An embedding or head table at the decoder's width, `[V, H]`: times its projection, if the model has one.
+        """Read an embedding or head table at the decoder's width `[V, H]`; multiply it by its projection if it has one.
 
-        The product is fp32, rounded once.
+        The product is computed in fp32 and rounded once.
         """
         config = self.source.config
         if not config.has_projections:
@@ -126,7 +126,7 @@ class _Reader:
 
 
 def _fill(target: torch.Tensor, blocks: Iterable[torch.Tensor], where: str) -> float:
-    """Copy blocks of rows one under another; returns the largest absolute value. `where` they are from, for errors."""
+    """Copy blocks of rows one below the other and return the largest absolute value; `where` names them in errors."""
     start, largest = 0, 0.0
     for block in blocks:
         largest = max(largest, _check_range(block, target.dtype, where))
@@ -137,7 +137,7 @@ def _fill(target: torch.Tensor, blocks: Iterable[torch.Tensor], where: str) -> f
 
 
 def _head(source: Source) -> str:
-    """The table the head is made of: its own or, when tied, the embedding."""
+    """Return the name of the table for the head: its own, or the embedding if the two are tied."""
     if not source.config.tie_word_embeddings:
         return HEAD
     pairs = zip(source.blocks(HEAD), source.blocks(EMBEDDING), strict=True) if source.has(HEAD) else ()
@@ -150,8 +150,8 @@ def _head(source: Source) -> str:
 
 
 def _check_range(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> float:
-    """Refuse NaN, infinity and what would become infinite in `dtype`; returns the largest absolute value."""
-    # The extremes tell, without a mask in memory.
+    """Refuse NaN, infinity and values that would become infinite in `dtype`; return the largest absolute value."""
+    # The extremes show all three, and need no mask in memory.
     low, high = (bound.item() for bound in torch.aminmax(tensor))
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = "NaN" if math.isnan(low) else "infinite values"

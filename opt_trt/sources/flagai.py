@@ -1,6 +1,6 @@
-"""Open a directory of FlagAI's: `pytorch_model_00.bin` and so on, the part of each tensor-parallel rank.
+"""Open a FlagAI directory: `pytorch_model_00.bin` and so on, each the part of one tensor-parallel rank.
 
-Tensors have Hugging Face's names or FlagAI's own; under those, q, k and v are three blocks of rows of one tensor.
+Tensors have Hugging Face's names or FlagAI's own. FlagAI's own c_attn holds q, k and v as three blocks of rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from opt_trt.errors import UserError
 from opt_trt.sources.hf import LAYOUTS, refuse_pointer
 from opt_trt.sources.hf_config import read_hf_config
-from opt_trt.sources.listed import ListedSource, Placed, listed_source, some
+from opt_trt.sources.listed import ListedSource, SourceTensor, join_names, listed_source
 from opt_trt.sources.merged import Merged
 from opt_trt.sources.opt import EMBEDDING
 from opt_trt.sources.published import published_config
@@ -34,14 +34,14 @@ OWN_NAMES = {  # FlagAI's spelling: Hugging Face's
     r"transformer\.h\.(\d+)\.mlp\.c_proj\.": r"decoder.layers.\1.fc2.",
 }
 FUSED = ("q_proj", "k_proj", "v_proj")  # the blocks of qkv_proj
-AXES = {  # where a tensor was cut; all others are whole in every part
+AXES = {  # the axis along which a tensor was cut; every part holds the whole of all other tensors
     re.compile(rf"{re.escape(EMBEDDING)}|.*\.([qkv]_proj|fc1)\.(weight|bias)"): 0,
     re.compile(r".*\.(out_proj|fc2)\.weight"): 1,
 }
 
 
 def recognizes(directory: Path) -> bool:
-    """Whether there are parts, and not the whole they were cut from as well."""
+    """Return whether the directory holds parts, but not the whole model as well."""
     whole = any((directory / name).exists() for name in LAYOUTS)
     return not whole and any(directory.glob(PARTS))
 
@@ -49,7 +49,7 @@ def recognizes(directory: Path) -> bool:
 def open_source(directory: Path) -> ListedSource:
     """Open the directory; `UserError` names parts that are missing or that do not belong together.
 
-    Sizes are those of a `config.json` beside the parts, if there is one, else those of the published model.
+    Sizes come from a `config.json` beside the parts, or from the published model if there is none.
     """
     paths = sorted(directory.glob(PARTS))
     for rank, path in enumerate(paths):
@@ -60,7 +60,7 @@ def open_source(directory: Path) -> ListedSource:
     ranks = [dict(_named(path)) for path in paths]
     for path, tensors in zip(paths, ranks, strict=True):
         if odd := sorted(tensors.keys() ^ ranks[0].keys()):
-            raise UserError(f"{path} and {paths[0]} hold different tensors: {some(odd)}; fetch them again")
+            raise UserError(f"{path} and {paths[0]} hold different tensors: {join_names(odd)}; fetch them again")
     merged = {name: Merged(tuple(tensors[name] for tensors in ranks), _axis(name)) for name in ranks[0]}
     path = directory / "config.json"
     shapes = {name: tensor.shape for name, tensor in merged.items()}
@@ -72,19 +72,19 @@ def _axis(name: str) -> int | None:
     return next((axis for pattern, axis in AXES.items() if pattern.fullmatch(name)), None)
 
 
-def _named(path: Path) -> Iterator[tuple[str, Placed]]:
-    """The tensors of a part under Hugging Face's names, q, k and v apart."""
+def _named(path: Path) -> Iterator[tuple[str, SourceTensor]]:
+    """Yield the tensors of a part under Hugging Face's names, with q, k and v as separate tensors."""
     for entry in list_torch_bin(path):
         name = entry.key.removeprefix("model.")
         for pattern, spelling in OWN_NAMES.items():
             name = re.sub(f"^{pattern}", spelling, name)
         if "qkv_proj" in name:
-            yield from _apart(name, entry)
+            yield from _split_qkv(name, entry)
         elif not BUFFER.fullmatch(entry.key):
             yield name, entry
 
 
-def _apart(name: str, fused: Stored | Loaded) -> Iterator[tuple[str, Placed]]:
+def _split_qkv(name: str, fused: Stored | Loaded) -> Iterator[tuple[str, SourceTensor]]:
     rows = fused.shape[0] // len(FUSED)
     for block, part in enumerate(FUSED):
         yield name.replace("qkv_proj", part), fused.rows(block * rows, (block + 1) * rows)

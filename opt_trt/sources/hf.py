@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf_config import read_hf_config
-from opt_trt.sources.listed import ListedSource, listed_source, some
+from opt_trt.sources.listed import ListedSource, join_names, listed_source
 from opt_trt.sources.stored import Loaded, Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
@@ -24,20 +24,20 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def recognizes(directory: Path) -> bool:
-    """Whether this looks like a Hugging Face directory, complete or not."""
+    """Return whether this looks like a Hugging Face directory, complete or incomplete."""
     return (directory / "config.json").exists() or any((directory / name).exists() for name in LAYOUTS)
 
 
 def open_source(directory: Path) -> ListedSource:
-    """Open the directory; `UserError` names whatever is missing, left over, mis-shaped or not fetched."""
+    """Open the directory; `UserError` names tensors that are missing, unexpected or mis-shaped, and missing files."""
     refuse_pointer(directory / "config.json")
     config = read_hf_config(directory / "config.json")
-    named = ((entry.key.removeprefix("model."), entry) for entry in list_directory(directory))
+    named = ((entry.key.removeprefix("model."), entry) for entry in list_weights(directory))
     return listed_source(config, named, directory)
 
 
-def list_directory(directory: Path) -> list[Stored | Loaded]:
-    """The tensors of the directory's weight files, safetensors before `.bin`, one file before several."""
+def list_weights(directory: Path) -> list[Stored | Loaded]:
+    """List the tensors of the weight files; prefer safetensors to `.bin`, and one file to several."""
     for name, (list_file, indexed) in LAYOUTS.items():
         path = directory / name
         if path.exists():
@@ -48,12 +48,12 @@ def list_directory(directory: Path) -> list[Stored | Loaded]:
             return list_file(path)
     for pattern, kind in UNREADABLE.items():
         for path in sorted(directory.glob(pattern)):
-            raise UserError(f"{directory} has {kind} only ({path.name}); fetch its safetensors or .bin files too")
+            raise UserError(f"{directory} has only {kind} ({path.name}); fetch its safetensors or .bin files too")
     raise UserError(f"{directory} has no weights: expected one of {', '.join(LAYOUTS)}; fetch them into it")
 
 
 def _list_shards(index: Path, list_file: Callable[[Path], list[Stored | Loaded]]) -> list[Stored | Loaded]:
-    """The tensors of all files an index names, each checked to hold what the index promises of it."""
+    """List the tensors of all files in an index; refuse a file that lacks tensors which the index lists for it."""
     weight_map = _read_index(index)
     tensors: list[Stored | Loaded] = []
     for name in sorted({str(value) for value in weight_map.values()}):
@@ -64,7 +64,7 @@ def _list_shards(index: Path, list_file: Callable[[Path], list[Stored | Loaded]]
         entries = list_file(path)
         promised = {key for key, file in weight_map.items() if file == name}
         if lacking := sorted(promised - {entry.key for entry in entries}):
-            raise UserError(f"{path} lacks {some(lacking)}, which {index.name} says it holds; fetch the file again")
+            raise UserError(f"{path} lacks {join_names(lacking)}, which {index.name} says it holds; fetch it again")
         tensors += [entry for entry in entries if weight_map.get(entry.key, name) == name]
     return tensors
 
@@ -77,14 +77,14 @@ def _read_index(index: Path) -> dict[str, Any]:
 
 
 def _refuse_two_models(path: Path) -> None:
-    """One file, and an index that names others: nothing says which of the two is the model."""
+    """Refuse one weight file beside an index that names other files, because it is unclear which is the model."""
     index = path.with_name(f"{path.name}.index.json")
     if index.exists() and set(_read_index(index).values()) != {path.name}:
         raise UserError(f"{path.parent} has {path.name} and {index.name}, which names other files; remove one model")
 
 
 def _list_safetensors(path: Path) -> list[Stored | Loaded]:
-    """The header says dtype and shape; data lie one after another behind it, in the order of their offsets."""
+    """List the tensors of a safetensors file: dtype and shape from its header, places from the order of the offsets."""
     try:
         with safe_open(path, framework="numpy") as file, path.open("rb") as raw:
             offset = 8 + int.from_bytes(raw.read(8), "little")
@@ -103,7 +103,7 @@ def _list_safetensors(path: Path) -> list[Stored | Loaded]:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse what git-lfs puts in the place of a file that was not fetched."""
+    """Refuse a git-lfs pointer, which stands in the place of a file that was not fetched."""
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:

@@ -1,4 +1,4 @@
-"""A Hugging Face `config.json` and the `OptConfig` it stands for; what is not this OPT is refused by name."""
+"""Turn a Hugging Face `config.json` into an `OptConfig` and back; refuse configurations that are not of an OPT."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SWITCHES = {  # key: (field, default)
     "layer_norm_elementwise_affine": ("has_norm_weights", True),
 }
 TOKENS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
-HEADED = {"OPTForSequenceClassification": "classes", "OPTForQuestionAnswering": "answers' places"}
+OTHER_HEADS = {"OPTForSequenceClassification": "classes", "OPTForQuestionAnswering": "the positions of answers"}
 
 
 def read_hf_config(path: Path) -> OptConfig:
-    """The configuration in `path`; `UserError` for another model type, a missing or mistyped key, a variant of OPT."""
+    """Read the configuration in `path`; `UserError` for other model types, bad keys and unknown variants of OPT."""
     values = read_json(path)
     found = values.get("model_type")
     if found == "blip-2":
@@ -34,7 +34,7 @@ def read_hf_config(path: Path) -> OptConfig:
 
 
 def opt_config(values: dict[str, Any], where: str) -> OptConfig:
-    """The configuration in the `values` of an OPT; `where` names them in errors."""
+    """Return the configuration in the `values` of an OPT; `where` names them in errors."""
     _refuse_variants(values, where)
     sizes: dict[str, Any] = {key: _size(values, key, where) for key in SIZES}
     if (layers := sizes["num_hidden_layers"]) > MAX_LAYERS:
@@ -51,10 +51,10 @@ def opt_config(values: dict[str, Any], where: str) -> OptConfig:
 
 
 def _refuse_variants(values: dict[str, Any], where: str) -> None:
-    """Name what makes a model more, or something else, than an OPT that says tokens."""
-    for name, says in HEADED.items():
+    """Refuse other heads, quantized weights and unknown activation functions."""
+    for name, predicts in OTHER_HEADS.items():
         if values.get("architectures") == [name]:
-            raise UserError(f"{where} describes an {name}, whose head says {says}; give an OPTForCausalLM")
+            raise UserError(f"{where} describes an {name}, whose head predicts {predicts}; give an OPTForCausalLM")
     if values.get("quantization_config") is not None:
         raise UserError(
             f"{where} has quantization_config: weights that are quantized already cannot be converted; give plain ones"
@@ -68,7 +68,7 @@ def _refuse_variants(values: dict[str, Any], where: str) -> None:
 
 
 def hf_config_values(config: OptConfig) -> dict[str, Any]:
-    """The keys of a `config.json` that `read_hf_config` reads as `config`."""
+    """Return the keys of a `config.json` that `read_hf_config` reads as `config`."""
     fields = {key: key for key in (*SIZES, "word_embed_proj_dim", *TOKENS)}
     fields |= {key: field for key, (field, _) in SWITCHES.items()} | {"activation_function": "hidden_act"}
     return {"model_type": "opt"} | {key: getattr(config, field) for key, field in fields.items()}

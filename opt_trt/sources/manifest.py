@@ -1,4 +1,4 @@
-"""Compare files with a published list of md5 sums, whatever the format of the model they belong to."""
+"""Compare the files of a model of any format with a published list of md5 sums."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tqdm import tqdm
 
 from opt_trt.errors import UserError
 
-COLUMNS = ["shard", "md5sum"]  # the header of metaseq's lists; others are as md5sum prints them
+COLUMNS = ["shard", "md5sum"]  # the header of metaseq's lists; other lists have the form of md5sum's output
 LINE = re.compile(r"\\?([0-9a-fA-F]{32}) [ *](.+)")
 SUM = re.compile(r"[0-9a-fA-F]{32}")
 CHUNK = 1 << 22  # bytes
 
 
 def check_md5(directory: Path, manifest: Path, quiet: bool) -> str:
-    """Hash every file the list names, which must be in `directory`; one line on the result.
+    """Hash every file that the list names in `directory`; return one line with the result.
 
-    `UserError` for a missing file and for another sum; but a list that gives two files the same sum is itself wrong
-    there, which costs a warning only. A progress bar counts bytes unless `quiet` or not on a terminal.
+    `UserError` for a missing file and for a different sum. If the list gives one sum to several files, it is itself
+    wrong there, so a difference is only a warning. A progress bar counts bytes unless `quiet` or not on a terminal.
     """
     sums = read_manifest(manifest)
     missing = [name for name in sums if not (directory / name).is_file()]
@@ -43,10 +43,10 @@ def check_md5(directory: Path, manifest: Path, quiet: bool) -> str:
         raise UserError(f"{texts[damaged[0]]}{more}: it is damaged or of another release; fetch it again")
     for name in wrong:
         print(
-            f"WARNING: {texts[name]}, but of several files: the list is wrong there, the file unchecked",
+            f"WARNING: {texts[name]}, and gives several files this sum: the list is wrong, the file was not checked",
             file=sys.stderr,
         )
-    return f"md5 sums of {len(sums) - len(wrong)} files are those of {manifest}"
+    return f"md5 sums of {len(sums) - len(wrong)} files match {manifest}"
 
 
 def _bar(directory: Path, names: Iterable[str], quiet: bool) -> tqdm:
@@ -55,7 +55,7 @@ def _bar(directory: Path, names: Iterable[str], quiet: bool) -> tqdm:
 
 
 def read_manifest(path: Path) -> dict[str, str]:
-    """Sums by file name, from a csv with the header `shard,md5sum` or from the output of md5sum."""
+    """Read sums by file name, from a csv file with the header `shard,md5sum` or from the output of md5sum."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

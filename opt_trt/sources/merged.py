@@ -1,4 +1,4 @@
-"""One tensor out of the parts that tensor-parallel ranks stored of it."""
+"""A tensor that is merged from the parts that tensor-parallel ranks stored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from opt_trt.errors import UserError
-from opt_trt.sources.listed import Placed
+from opt_trt.sources.listed import SourceTensor
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Parts side by side along `axis` 0 or 1; with `axis` None every rank stored all of it, which is compared."""
+    """Parts that are concatenated along `axis` 0 or 1; None: every part is the whole tensor, and all must be equal."""
 
-    parts: tuple[Placed, ...]
+    parts: tuple[SourceTensor, ...]
     axis: int | None
 
     def __post_init__(self) -> None:
@@ -24,8 +24,8 @@ class Merged:
         for part in self.parts[1:]:
             if (part.dtype, part.shape) != (first.dtype, first.shape):
                 raise UserError(
-                    f"{part.where} is {part.dtype} {list(part.shape)}, {first.where} {first.dtype} "
-                    f"{list(first.shape)}; parts of one model are alike, fetch them again"
+                    f"{part.where} is {part.dtype} {list(part.shape)}, but {first.where} is {first.dtype} "
+                    f"{list(first.shape)}; parts of one model have equal types and shapes: fetch them again"
                 )
 
     @property
@@ -35,27 +35,27 @@ class Merged:
 
     @property
     def where(self) -> str:
-        """Its place in the first part."""
+        """The tensor's own name and the file of the first part."""
         return self.parts[0].where
 
     @property
     def key(self) -> str:
-        """Its spelling, the same in all parts."""
+        """The tensor's own name, the same in all parts."""
         return self.parts[0].key
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type it is stored in."""
+        """The stored type."""
         return self.parts[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The sizes of the whole."""
+        """The shape of the whole tensor."""
         shape = self.parts[0].shape
         return tuple(size * len(self.parts) if axis == self.axis else size for axis, size in enumerate(shape))
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The rows of the whole in order, some at a time; a block is valid until the next one."""
+        """Yield the rows of the whole tensor in order, some at a time; a block is valid until the next one."""
         if self.axis == 0:
             for part in self.parts:
                 yield from part.blocks()

@@ -1,6 +1,6 @@
-"""What every source presents: one OPT under Hugging Face's tensor names, read tensor by tensor.
+"""The interface of every source: one OPT with Hugging Face's tensor names, read tensor by tensor.
 
-Names are without the optional `model.` prefix: `decoder.layers.0.fc1.weight`, `lm_head.weight`.
+Names have no `model.` prefix: `decoder.layers.0.fc1.weight`, `lm_head.weight`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OFFSET_ROWS = 2  # OPT looks up position p in row p + 2
 
 @dataclass(frozen=True)
 class OptConfig:
-    """The hyper-parameters of an OPT, as its source states them."""
+    """The hyper-parameters of an OPT, as stated by its source."""
 
     vocab_size: int
     hidden_size: int
@@ -37,60 +37,60 @@ class OptConfig:
     eos_token_id: int
     pad_token_id: int
     hidden_act: str = "relu"
-    has_biases: bool = True  # of linears; Galactica has none
-    has_norm_weights: bool = True  # layer norms that scale and shift
+    has_biases: bool = True  # linears have biases; Galactica's have none
+    has_norm_weights: bool = True  # layer norms scale and shift
 
     @property
     def has_projections(self) -> bool:
-        """Whether embeddings are narrower than the decoder (350M), with a projection on either side of it."""
+        """True if embeddings are narrower than the decoder (350M) and projections connect the two."""
         return self.word_embed_proj_dim != self.hidden_size
 
     @property
     def has_final_layer_norm(self) -> bool:
-        """Whether a layer norm follows the last layer."""
+        """True if a layer norm follows the last layer."""
         return self.do_layer_norm_before and not self.remove_final_layer_norm
 
 
 class Source(Protocol):
-    """An opened source: its tensors are known to be all there, with the right shapes."""
+    """An open source; all its tensors exist and have the right shapes."""
 
     @property
     def config(self) -> OptConfig:
-        """What the source says of its model."""
+        """The hyper-parameters that the source states."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person may want to know of how it was read, a line each."""
+        """Lines for the user on how the source was read."""
         ...
 
     def has(self, name: str) -> bool:
-        """Whether the source stores this tensor (only `lm_head.weight` may be absent)."""
+        """Return whether the source stores this tensor (only `lm_head.weight` may be absent)."""
         ...
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """The rows of a tensor in order, a few MiB at a time, as stored; a block is valid until the next one."""
+        """Yield the rows of a tensor in order, as stored, a few MiB at a time; a block is valid until the next one."""
         ...
 
     def where(self, name: str) -> str:
-        """The tensor's own spelling and its file, for errors."""
+        """Return the tensor's own name and its file, for errors."""
         ...
 
 
 def source_shapes(config: OptConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor a source of this OPT holds; `lm_head.weight` may be left out when it is tied."""
+    """Return the shapes of all tensors that a source of this OPT stores; it may leave out a tied `lm_head.weight`."""
     return {name: shape for name, shape in tensor_shapes(config).items() if constant(config, name) is None}
 
 
 def constant(config: OptConfig, name: str) -> float | None:
-    """What a tensor is filled with that this OPT computes as if it had, but does not store; None: it is stored."""
+    """Return the value of all elements of a tensor that this OPT does not store; None for a stored tensor."""
     if "layer_norm" in name:
         return None if config.has_norm_weights else float(name.endswith(".weight"))
     return 0.0 if name.endswith(".bias") and not config.has_biases else None
 
 
 def tensor_shapes(config: OptConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor this OPT computes with, stored or constant."""
+    """Return the shapes of all tensors that this OPT computes with, stored or constant."""
     vocab, hidden, width = config.vocab_size, config.hidden_size, config.word_embed_proj_dim
     shapes: dict[str, tuple[int, ...]] = {
         EMBEDDING: (vocab, width),

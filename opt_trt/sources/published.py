@@ -1,4 +1,4 @@
-"""The sizes OPT was published in: shared by all sources that do not state theirs for want of a `config.json`."""
+"""The published sizes of OPT, for sources that have no `config.json`."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ PUBLISHED[1024, 24] = replace(PUBLISHED[1024, 24], word_embed_proj_dim=512, do_l
 
 
 def published_config(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> OptConfig:
-    """The published OPT with these tensors, by Hugging Face's names; `UserError` if none has this width and depth."""
+    """Return the published OPT with the width and depth of these tensors; `UserError` if there is none."""
     hidden = shapes.get(POSITIONS, (OFFSET_ROWS, 0))[-1]
     layers = len({name.split(".")[2] for name in shapes if name.startswith("decoder.layers.")})
     if (hidden, layers) not in PUBLISHED:
         sizes = ", ".join(f"{width} x {depth}" for width, depth in PUBLISHED)
         raise UserError(
-            f"{directory} holds {layers} layers of hidden size {hidden}, no published OPT ({sizes}); put the "
+            f"{directory} holds {layers} layers of hidden size {hidden}, which is no published OPT ({sizes}); put the "
             "config.json of its Hugging Face version beside them"
         )
     return PUBLISHED[hidden, layers]

@@ -1,7 +1,7 @@
-"""Where a tensor lies in a file, and reading it from there block by block.
+"""The place of a tensor in a file; its values are read from there block by block.
 
-Files are read, not mapped: touched pages of a mapping count as memory until the whole file is unmapped, and a private
-mapping of a file larger than the machine's memory may be refused.
+Files are read, not mapped: the pages of a mapping that were touched count as memory until the whole file is unmapped,
+and the system may refuse a private mapping of a file that is larger than the memory.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import torch
 
 from opt_trt.errors import UserError
 
-BLOCK_ELEMENTS = 1 << 19  # small enough to stay in the processor's cache on the way from file to file
+BLOCK_ELEMENTS = 1 << 19  # small enough to stay in the processor's cache between reading and writing
 
 
-class Entry(Protocol):
-    """A tensor of a source, wherever it is."""
+class TensorInfo(Protocol):
+    """The name, type and shape of a tensor of a source."""
 
     @property
     def key(self) -> str:
-        """Its spelling in its file."""
+        """The tensor's own name in its file."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type it is stored in."""
+        """The stored type."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """The shape of the tensor."""
         ...
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor still in its file; `offset` in bytes from the start of the file, `stride` in elements."""
+    """A tensor that is still in its file; `offset` is in bytes from the start of the file, `stride` in elements."""
 
     path: Path
     key: str
@@ -52,15 +52,18 @@ class Stored:
 
     @property
     def where(self) -> str:
-        """Its spelling and its file."""
+        """The tensor's own name and its file."""
         return f"{self.key} in {self.path}"
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The rows in order, some at a time, each block in the memory of the one before; a short file is named."""
+        """Yield the rows in order, some at a time; each block reuses the memory of the one before.
+
+        `UserError` names a file that ends too early.
+        """
         rows, row = rows_per_block(self.shape), math.prod(self.shape[1:])
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            if self.stride != contiguous_stride(self.shape):  # stored as a view: transposed, say
+            if self.stride != contiguous_stride(self.shape):  # stored as a view, for example transposed
                 span = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
                 yield from _in_rows(self._fill(file, self._buffer(span)).as_strided(self.shape, self.stride))
                 return
@@ -70,7 +73,7 @@ class Stored:
                 yield self._fill(file, buffer[: count * row]).view(count, *self.shape[1:])
 
     def rows(self, start: int, stop: int) -> Stored:
-        """Some of its rows, as a tensor of its own."""
+        """Return some of its rows as a tensor of its own."""
         offset = self.offset + start * self.stride[0] * self.dtype.itemsize
         return replace(self, shape=(stop - start, *self.shape[1:]), offset=offset)
 
@@ -89,7 +92,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A tensor of a file that can only be loaded whole."""
+    """A tensor of a file that can only be loaded as a whole."""
 
     path: Path
     key: str
@@ -97,30 +100,30 @@ class Loaded:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type it was stored in."""
+        """The stored type."""
         return self.tensor.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
+        """The shape of the tensor."""
         return tuple(self.tensor.shape)
 
     @property
     def where(self) -> str:
-        """Its spelling and its file."""
+        """The tensor's own name and its file."""
         return f"{self.key} in {self.path}"
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The rows in order, some at a time."""
+        """Yield the rows in order, some at a time."""
         yield from _in_rows(self.tensor)
 
     def rows(self, start: int, stop: int) -> Loaded:
-        """Some of its rows, as a tensor of its own."""
+        """Return some of its rows as a tensor of its own."""
         return replace(self, tensor=self.tensor[start:stop])
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Elements between neighbours along each axis of a row-major tensor."""
+    """Return the distance of neighbours along each axis of a row-major tensor, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
@@ -130,5 +133,5 @@ def _in_rows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def rows_per_block(shape: tuple[int, ...]) -> int:
-    """Rows of a tensor that make up a block."""
+    """Return the number of rows in a block of a tensor."""
     return min(shape[0], max(1, BLOCK_ELEMENTS // math.prod(shape[1:])))

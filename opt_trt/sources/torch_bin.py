@@ -1,4 +1,4 @@
-"""List the tensors of a `pytorch_model.bin` and where they lie in it, without running what a pickle may hold."""
+"""List the tensors of a `pytorch_model.bin` with their places, without running the code that a pickle may hold."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from opt_trt.sources.stored import Loaded, Stored
 from opt_trt.sources.unpickle import Tensor, unpickle
 
 FOREIGN = re.compile(r"GLOBAL (\S+)")
-WRAPPER = "module"  # where trainers keep the state dict, beside counters and the like
+WRAPPER = "module"  # the key under which trainers keep the state dict, beside counters and settings
 
 
 def list_torch_bin(path: Path) -> list[Stored | Loaded]:
-    """The tensors of a file by `torch.save`; files older than torch 1.6 have no index and are loaded whole."""
+    """List the tensors of a file written by `torch.save`; a file older than torch 1.6 has no index and is loaded."""
     with path.open("rb") as file:
         indexed = torch_zip.is_zip(file)
     if indexed:
@@ -35,7 +35,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _state_dict(values: Any, is_tensor: Callable[[Any], bool], path: Path) -> dict[str, Any]:
-    """Tensors by name; anything else in their place is named."""
+    """Return tensors by name; `UserError` if there is anything else among them."""
     if isinstance(values, Mapping) and isinstance(values.get(WRAPPER), Mapping):
         values = values[WRAPPER]
     if not isinstance(values, Mapping) or not all(map(is_tensor, values.values())):
@@ -45,7 +45,7 @@ def _state_dict(values: Any, is_tensor: Callable[[Any], bool], path: Path) -> di
 
 def _load(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():  # about the pickle's protocol; what matters of it is an error below
+        with warnings.catch_warnings():  # warnings about the pickle's protocol; its real problems are errors below
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

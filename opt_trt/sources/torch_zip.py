@@ -1,4 +1,4 @@
-"""The records of a file by `torch.save`: a zip archive that stores them as they are, so that they are read in place."""
+"""The records of a file written by `torch.save`: a zip archive that does not compress, so they are read in place."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from typing import BinaryIO
 from opt_trt.errors import UserError
 
 ZIP_START = b"PK\x03\x04"
-DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)  # what zipfile raises of such archives
-LOCAL_HEADER = 30  # bytes before the name of an entry; the last four are the lengths of the name and an extra field
+DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    struct.error,
+)  # the errors that zipfile raises for damaged archives
+LOCAL_HEADER = 30  # bytes before the name of an entry; the last four hold the lengths of the name and an extra field
 
 
 def is_zip(file: BinaryIO) -> bool:
-    """Whether torch 1.6 or newer wrote this file: what older ones write is no archive."""
+    """Return whether torch 1.6 or newer wrote this file; older versions do not write an archive."""
     file.seek(0)
     return file.read(len(ZIP_START)) == ZIP_START
 
 
 def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
-    """The archive's directory; a truncated or compressed archive is named."""
+    """Return the archive's directory; `UserError` for a truncated or compressed archive."""
     try:
         with zipfile.ZipFile(file) as archive:
             found = archive.infolist()
@@ -33,9 +38,9 @@ def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
 
 
 def data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the data of an entry begin, in bytes from the start of the file."""
+    """Return where the data of an entry begin, in bytes from the start of the file."""
     header = b""
-    with suppress(OSError, ValueError):  # an offset that no file has
+    with suppress(OSError, ValueError):  # a damaged offset, outside the file
         file.seek(entry.header_offset)
         header = file.read(LOCAL_HEADER)
     if len(header) < LOCAL_HEADER or not header.startswith(ZIP_START):

@@ -1,8 +1,9 @@
-"""Read the pickle of a torch archive without running it: tensors become their place in the file, the rest inert.
+"""Read the pickle of a torch archive without running its code.
 
-Training left objects of omegaconf, argparse, metaseq and fairscale in these files. Their classes are never imported;
-stand-ins keep the state. A name that belongs to no such library (`os.system`, `builtins.eval`) refuses the file: nobody
-stores it but to run it. So a pickle reaches nothing that does more than make values.
+A tensor becomes its place in the file. Training left objects of omegaconf, argparse, metaseq and fairscale in these
+files; their classes are never imported, and a `Stub` keeps the state of each object. A file that names anything else
+(`os.system`, `builtins.eval`) is refused, because such a name has no purpose but to run code. So a pickle can only make
+values.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CONTAINERS = (
     "dict", "slice", "range",
 )  # fmt: skip
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
-INERT: dict[str, tuple[str, ...]] = {  # top-level package: names that get a stand-in; () is all of them
+STUBBED: dict[str, tuple[str, ...]] = {  # top-level package: names that become a `Stub`; () stands for all names
     "omegaconf": (), "metaseq": (), "fairseq": (), "fairscale": (), "hydra": (), "typing": (), "pathlib": (),
     "enum": (), "datetime": (),
     "argparse": ("Namespace",),
@@ -41,12 +42,12 @@ STORAGES = {
 
 
 class Stub:
-    """Stands in for an object of a class that is not imported; `state` is what the pickle says of it."""
+    """An object of a class that is not imported; `state` is its state in the pickle."""
 
     state: Any = None
 
     def __new__(cls, *args: Any, **named: Any) -> Stub:
-        """Whatever arguments the class would take."""
+        """Accept any arguments, as the class may take them."""
         return object.__new__(cls)
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -59,14 +60,14 @@ class Stub:
         pass
 
     def append(self, value: Any) -> None:
-        """Items of a list or a queue are of no interest."""
+        """Ignore an item of a list or a queue."""
 
     def extend(self, values: Iterable[Any]) -> None:
-        """Nor are several."""
+        """Ignore several items."""
 
 
 class Items(dict[Any, Any]):
-    """A dictionary that takes no attributes (a state dict has some): they would hide its methods."""
+    """A dictionary that ignores the attributes of a state dict, because they would hide its methods."""
 
     __slots__ = ()
 
@@ -75,7 +76,7 @@ class Items(dict[Any, Any]):
 
 
 class Storage(NamedTuple):
-    """A record of numbers: `offset` in bytes from the start of the file, `size` elements."""
+    """A record of numbers; `offset` is in bytes from the start of the file, `size` in elements."""
 
     offset: int
     size: int
@@ -83,7 +84,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor in the file; `offset` in bytes from its start, `stride` in elements. A pickle cannot change it."""
+    """A tensor in the file, which a pickle cannot change; `offset` is in bytes from its start, `stride` in elements."""
 
     offset: int
     dtype: torch.dtype
@@ -92,14 +93,14 @@ class Tensor(NamedTuple):
 
 
 def unpickle(path: Path) -> Any:
-    """The object `torch.save` wrote, with `Tensor` for tensors and `Stub` for foreign objects.
+    """Return the object that `torch.save` wrote, with `Tensor` for tensors and `Stub` for foreign objects.
 
-    `UserError` for a file that is no archive of torch's, is damaged, or names what could run code.
+    `UserError` for a file that is not an archive of torch, is damaged, or names something that could run code.
     """
     with path.open("rb") as file:
         if not torch_zip.is_zip(file):
             raise UserError(
-                f"{path} is not a file by torch.save of torch 1.6 or newer (a git-lfs pointer, an unfinished "
+                f"{path} was not written by torch.save of torch 1.6 or newer (a git-lfs pointer, an unfinished "
                 "download?); fetch it again, or load it with the torch that wrote it and save it anew"
             )
         reader = _Unpickler(path, file)
@@ -109,27 +110,29 @@ def unpickle(path: Path) -> Any:
             raise
         except Exception as error:  # a damaged pickle can fail in any way
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} is damaged or not by torch.save ({reason}); fetch the file again") from error
+            raise UserError(
+                f"{path} is damaged or was not written by torch.save ({reason}); fetch the file again"
+            ) from error
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C takes 64 GB when a damaged byte names memo entry 2**32
+class _Unpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a damaged byte names memo entry 2**32
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.records = {entry.filename.partition("/")[2]: entry for entry in torch_zip.entries(file)}
         if "data.pkl" not in self.records:
-            raise UserError(f"{path} is a zip archive but not one by torch.save; fetch the file again")
+            raise UserError(f"{path} is a zip archive that torch.save did not write; fetch the file again")
         if "byteorder" in self.records and self._read("byteorder") != b"little":
             raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
         super().__init__(io.BytesIO(self._read("data.pkl")))
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for; nothing is imported."""
+        """Return the stand-in for a name in the pickle; nothing is imported."""
         known = REBUILDS.get((module, name))
         if known is not None:
             return known
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        allowed = INERT.get(module.partition(".")[0])
+        allowed = STUBBED.get(module.partition(".")[0])
         if allowed is None or (allowed and name not in allowed):
             shown = ascii(f"{module}.{name}")[1:-1]
             raise UserError(
@@ -139,7 +142,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C takes 64 GB when
         return type(name, (Stub,), {"__module__": module})
 
     def persistent_load(self, pid: Any) -> Storage:
-        """A storage: `("storage", type, key, device, elements)`."""
+        """Return the storage that `("storage", type, key, device, elements)` describes."""
         _, dtype, key, _, count = pid
         record = self.records[f"data/{key}"]
         if not isinstance(dtype, torch.dtype) or not 0 <= count * dtype.itemsize <= record.file_size:

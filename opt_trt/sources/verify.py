@@ -1,4 +1,4 @@
-"""Say which finite values of a source look damaged, from what its conversion sees anyway."""
+"""Find finite values of a source that look damaged, in the numbers that its conversion computes anyway."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from opt_trt.sources.opt import POSITIONS, Source
 from opt_trt.sources.published import PUBLISHED
 
 PAD_ROW = 1  # of the position table
-# Times the median of the other layers. The high exponent bit, flipped, multiplies an fp16 value by 65,536, so 100 finds
-# it in all but the smallest values; trained matrices of one kind are of one scale. Vectors (layer norms, biases) may
-# differ much more from layer to layer in a healthy model.
+# A value is suspicious if it is this many times the median of the other layers. A flipped high exponent bit multiplies
+# an fp16 value by 65,536, so 100 finds it in all but the smallest values: trained matrices of one kind have one scale.
+# Vectors (layer norms, biases) may differ much more from layer to layer in a healthy model.
 MATRIX_FACTOR = 100
 VECTOR_FACTOR = 1000
 
 
 def pad_row_warning(source: Source, positions: torch.Tensor) -> str | None:
-    """What a published OPT's position table `[P + 2, E]` says about it: the pad row is never trained and all zero.
+    """Return a warning if the pad row of a position table `[P + 2, E]` is not zero, as it is in every published OPT.
 
-    Models of other sizes may have been initialized otherwise, so nothing is concluded for them.
+    Models of other sizes may have been initialized in another way, so they get no warning.
     """
     largest = positions[PAD_ROW].abs().max().item()
     if largest == 0 or (source.config.hidden_size, source.config.num_hidden_layers) not in PUBLISHED:
@@ -34,7 +34,7 @@ def pad_row_warning(source: Source, positions: torch.Tensor) -> str | None:
 
 
 def outlier_warnings(source: Source, largest: Mapping[str, float]) -> Iterator[str]:
-    """A line for every tensor whose largest absolute value is far from those of the same tensor in other layers."""
+    """Yield a line for every tensor whose largest absolute value is far above that of its twins in other layers."""
     by_part: dict[str, dict[str, float]] = defaultdict(dict)
     for name, value in largest.items():
         head, layers, tail = name.partition("decoder.layers.")

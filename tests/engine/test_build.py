@@ -330,7 +330,7 @@ def test_a_missing_file_of_an_engine_is_named(damaged, name):
 def test_truncated_weights_are_named(damaged):
     with (damaged / "rank0.weights.safetensors").open("r+b") as file:
         file.truncate(5000)
-    with pytest.raises(UserError, match=r"rank0\.weights\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"rank0\.weights\.safetensors is truncated or not safetensors"):
         open_engine(damaged, LIMIT)
 
 

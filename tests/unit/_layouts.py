@@ -12,8 +12,8 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from tests.unit._models import Model, Tensors
 
-COLUMNS = ("out_proj.weight", "fc2.weight")  # what FlagAI cuts along input features, and along output features:
-ROWS = ("embed_tokens.", "q_proj.", "k_proj.", "v_proj.", "fc1.")
+COLUMNS = ("out_proj.weight", "fc2.weight")  # FlagAI cuts these along input features
+ROWS = ("embed_tokens.", "q_proj.", "k_proj.", "v_proj.", "fc1.")  # and these along output features
 FLAGAI_OUTER = {"embed_tokens": "wte", "embed_positions": "wpe", "final_layer_norm": "ln_f"}
 FLAGAI_INNER = {
     "self_attn_layer_norm": "ln_1", "final_layer_norm": "ln_2", "self_attn.out_proj": "attn.c_proj",
@@ -22,20 +22,20 @@ FLAGAI_INNER = {
 
 
 def converted(model_dir: Path, out: Path, **flags: Any) -> dict[str, bytes]:
-    """The files of a checkpoint."""
+    """Write the files of a checkpoint."""
     convert(ConvertConfig(model_dir=str(model_dir), output_dir=str(out), log_level="warning", **flags))
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 def write_config(model: Model, directory: Path) -> Path:
-    """The directory, with the model's `config.json`."""
+    """Create the directory with the model's `config.json`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(model.config))
     return directory
 
 
 def npy(tensor: torch.Tensor, descr: str, fortran_order: bool = False, version: int = 1) -> bytes:
-    """A `.npy` file, as NumPy's format says: magic, version, length of the header, header, data."""
+    """Write a `.npy` file by the format's specification: magic, version, length of the header, header, data."""
     text = f"{{'descr': '{descr}', 'fortran_order': {fortran_order}, 'shape': {tuple(tensor.shape)}, }}"
     text = text.ljust(117) + "\n"
     data = (tensor.T if fortran_order else tensor).contiguous().numpy().tobytes()
@@ -44,12 +44,12 @@ def npy(tensor: torch.Tensor, descr: str, fortran_order: bool = False, version: 
 
 
 def flagai_parts(tensors: Tensors, ranks: int) -> list[Tensors]:
-    """What FlagAI's splitter stores for each rank of a model under Hugging Face's names."""
+    """Return the tensors that FlagAI's splitter stores for each rank, under Hugging Face's names."""
     return [{name: _cut(name, tensor, ranks, rank) for name, tensor in tensors.items()} for rank in range(ranks)]
 
 
 def flagai_names(tensors: Tensors, ranks: int) -> list[Tensors]:
-    """The same under FlagAI's own names, q, k and v in one tensor."""
+    """Return the same tensors under FlagAI's own names, with q, k and v in one tensor."""
     return [_own_names(part) for part in flagai_parts(tensors, ranks)]
 
 

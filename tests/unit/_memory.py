@@ -1,4 +1,4 @@
-"""Peak memory of a command in a process of its own, beside that of its libraries alone."""
+"""The peak memory of a command in a process of its own, and that of its libraries alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def peak_bytes(*command: str, **flags: Any) -> int:
-    """Most memory a process ever held, mapped pages included (VmHWM: unlike ru_maxrss, not its parent's).
+    """Return the peak memory of a process with mapped pages (VmHWM; ru_maxrss may include the parent's memory).
 
     `command` is a configuration's module and class, a library's module and entry; without flags it is not called.
     """

@@ -1,4 +1,4 @@
-"""Write a small model of `_models` as metaseq writes it: every variant of files, with what training leaves there."""
+"""Write a small model of `_models` as metaseq does: every variant of files, with the objects that training leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYER_ORDER = [
 ]
 EMBEDDINGS = ["decoder.embed_tokens.weight", "decoder.embed_positions.weight"]
 NORM = ["decoder.layer_norm.weight", "decoder.layer_norm.bias"]
-FOREIGN = {  # modules of the classes that training pickles, none of which need be installed
+FOREIGN = {  # modules of the classes that training pickles; they need not be installed
     "omegaconf.dictconfig": "DictConfig", "omegaconf.nodes": "AnyNode", "omegaconf.base": "ContainerMetadata",
     "metaseq.data.iterators": "StreamingEpochBatchIterator", "metaseq.dataclass.constants": "DDP_BACKEND_CHOICES",
 }  # fmt: skip
@@ -36,15 +36,15 @@ FOREIGN = {  # modules of the classes that training pickles, none of which need 
 
 @dataclass
 class Metaseq:
-    """How to write a model; `damage` is called with the part, the shard and the object before each file is saved."""
+    """The way to write a model; `damage` is called with part, shard and object before each file is saved."""
 
     model: Model
     parts: int = 1
     shards: int = 1
     fused: bool = True
-    layout: str = "named"  # one: all in one vector; layers: one a layer and one for the rest
+    layout: str = "named"  # one: all tensors in one vector; layers: one vector per layer and one for the rest
     metadata: bool = False
-    settings: str = "cfg"  # where the hyper-parameters are: cfg, dict, args, or "" for nowhere
+    settings: str = "cfg"  # the place of the hyper-parameters: cfg, dict, args, or "" for none
     name: str = "reshard{part}{shard}.pt"
     stated: dict[str, Any] = field(default_factory=dict)
 
@@ -58,12 +58,12 @@ class Metaseq:
         return directory
 
     def file(self, part: int, shard: int = 0) -> str:
-        """The name of a file."""
+        """Return the name of a file."""
         numbers = {"part": f"-model_part-{part}" * (self.parts > 1), "shard": f"-shard{shard}" * (self.shards > 1)}
         return self.name.format(**numbers)
 
     def contents(self, part: int, shard: int, classes: dict[str, type]) -> dict[str, Any]:
-        """The object one file holds."""
+        """Return the object of one file."""
         tensors = self.part(part)
         top: dict[str, Any] = {"criterion": None, "optimizer_history": [{"lr_scheduler_state": {"best": 2.5}}]}
         top |= {"extra_state": {"train_iterator": made(classes["StreamingEpochBatchIterator"], epoch=1)}}
@@ -77,7 +77,7 @@ class Metaseq:
         return top | self.training_settings(classes)
 
     def training_settings(self, classes: dict[str, type]) -> dict[str, Any]:
-        """`cfg` as OmegaConf keeps it or as a plain dictionary, or `args`."""
+        """Return `cfg`, as OmegaConf's object or as a plain dictionary, or `args`."""
         from argparse import Namespace
 
         model = self.model
@@ -96,7 +96,7 @@ class Metaseq:
         return {"cfg": None, "args": Namespace(**values)} if self.settings else {}
 
     def part(self, part: int) -> Tensors:
-        """The named tensors of a part, in the order of the module: embeddings, layers, layer norm."""
+        """Return the named tensors of a part, in the order of the module: embeddings, layers, layer norm."""
         cut = {name: self.slice(name, tensor, part) for name, tensor in renamed(self.model.tensors).items()}
         if self.fused:
             for layer in range(self.model.layers):
@@ -111,7 +111,7 @@ class Metaseq:
         return tensor.clone() if axis is None else tensor.chunk(self.parts, axis)[part].clone()
 
     def vectors(self, tensors: Tensors) -> dict[str, Tensors]:
-        """Which tensors each flat vector holds, in order."""
+        """Return the names of the tensors in each flat vector, in order."""
         layers = [[f"decoder.layers.{n}.{name}" for name in LAYER_ORDER] for n in range(self.model.layers)]
         names = {"flat_param_0": EMBEDDINGS + NORM}
         names |= {f"decoder.layers.{layer}.flat_param_0": keys for layer, keys in enumerate(layers)}
@@ -120,7 +120,7 @@ class Metaseq:
         return {key: {name: tensors[name] for name in order} for key, order in names.items()}
 
     def cut(self, vector: torch.Tensor, shard: int) -> torch.Tensor:
-        """A shard of a vector, the last ones padded with zeros."""
+        """Return a shard of a vector; zeros fill the last ones."""
         length = math.ceil(len(vector) / self.shards)
         piece = vector[shard * length : (shard + 1) * length]
         return torch.cat([piece, torch.zeros(length - len(piece), dtype=vector.dtype)])
@@ -137,7 +137,7 @@ class Metaseq:
 
 
 def renamed(tensors: Tensors) -> Tensors:
-    """Metaseq's names for Hugging Face's; only the layer norm of the model, not those of layers."""
+    """Return metaseq's name for Hugging Face's; it renames the layer norm of the model, not those of layers."""
     found = {}
     for name, tensor in tensors.items():
         words = name.removeprefix("model.").split(".")
@@ -150,14 +150,14 @@ def renamed(tensors: Tensors) -> Tensors:
 
 
 def made(cls: type, **state: Any) -> Any:
-    """An object with this state."""
+    """Return an object with this state."""
     value = cls()
     value.__dict__.update(state)
     return value
 
 
 def container(classes: dict[str, type], values: dict[str, Any]) -> Any:
-    """A DictConfig: nodes in `_content`, each with its `_val`."""
+    """Return a DictConfig: nodes in `_content`, each with its `_val`."""
     nodes: dict[str, Any] = {
         key: value if type(value).__name__ == "DictConfig" else made(classes["AnyNode"], _val=value, _parent=None)
         for key, value in values.items()
@@ -168,7 +168,7 @@ def container(classes: dict[str, type], values: dict[str, Any]) -> Any:
 
 @contextmanager
 def foreign_classes() -> Iterator[dict[str, type]]:
-    """Classes that can be pickled under the names of libraries that are not there afterwards."""
+    """Provide classes for pickling, under the names of libraries; remove them at the end of the block."""
     classes = {name: type(name, (), {"__module__": module}) for module, name in FOREIGN.items()}
     modules = {}
     for module, name in FOREIGN.items():

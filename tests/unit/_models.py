@@ -16,7 +16,7 @@ FILES = {"safetensors": "model{}.safetensors", "bin": "pytorch_model{}.bin", "le
 
 @dataclass
 class Model:
-    """A model to write: `config` and `tensors` may be damaged by a test before `write`."""
+    """A model to write; a test may damage its `config` and `tensors` before `write`."""
 
     vocab: int = 48
     hidden: int = 16

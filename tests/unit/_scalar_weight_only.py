@@ -1,4 +1,4 @@
-"""Quantizing and packing as written down for TensorRT-LLM, value by value in plain Python: the oracle for the tests.
+"""Quantizing and packing by TensorRT-LLM's description, value by value in plain Python: the reference for tests.
 
 Shares nothing with the package: matrices are lists of rows `[in][out]`, each of the four steps is done on its own.
 """
@@ -19,7 +19,7 @@ WORD_ORDER = {8: [0, 2, 1, 3], 4: [0, 2, 4, 6, 1, 3, 5, 7]}
 
 
 def quantize_channel(weights: list[float], bits: int) -> tuple[list[int], float]:
-    """Integers and the fp32 scale of one output channel."""
+    """Return the integers and the fp32 scale of one output channel."""
     scale = np.float32(max(abs(w) for w in weights)) / np.float32(2 ** (bits - 1))
     if scale == 0:
         return [0] * len(weights), 0.0
@@ -32,7 +32,7 @@ def _round_and_clamp(quotient: float, bits: int) -> int:
 
 
 def pack(matrix: Matrix, bits: int, sm: int) -> bytes:
-    """The bytes of a matrix `[in][out]` of signed integers in the layout of a GPU."""
+    """Return the bytes of a matrix `[in][out]` of signed integers in the layout of a GPU."""
     rows, columns = len(matrix), len(matrix[0])
     order = ROW_ORDER[bits]
     permuted = [matrix[row - row % len(order) + order[row % len(order)]] for row in range(rows)]
@@ -48,7 +48,7 @@ def pack(matrix: Matrix, bits: int, sm: int) -> bytes:
 
 
 def _interleave(flat: list[int], rows: int, columns: int, bits: int) -> list[int]:
-    """Of every group of columns, the pieces of 64 rows one after another."""
+    """Put the pieces of 64 rows of every group of columns one after another."""
     group = {8: 2, 4: 4}[bits]
     laid: list[int] = []
     for first in range(0, columns, group):

@@ -1,4 +1,4 @@
-"""Folders of Alpa's, one NumPy file per tensor, convert to the bytes of the Hugging Face route."""
+"""Alpa folders, with one NumPy file per tensor, convert to the same bytes as the model from Hugging Face."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BIAS = "decoder.layers.1.fc1.bias"
 
 
 def write(model: Model, directory: Path, order: str = "C") -> Path:
-    """As Alpa saves it: `np.save` into files without an extension, under metaseq's names."""
+    """Write a folder as Alpa does: `np.save` into files without an extension, under metaseq's names."""
     write_config(model, directory)
     for name, tensor in model.tensors.items():
         key = name.removeprefix("model.")
@@ -48,7 +48,7 @@ def test_the_bytes_are_those_of_the_hugging_face_route(
 
 
 def test_what_metaseq_stores_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
-    """`decoder.version`, and the tied table a second time as `decoder.output_projection.weight`."""
+    """These are `decoder.version`, and the tied table again as `decoder.output_projection.weight`."""
     model = Model()
     directory = write(model, tmp_path / "alpa")
     (directory / "decoder.version").write_bytes(npy(torch.tensor([3.0]), "<f4"))
@@ -61,7 +61,7 @@ def test_what_metaseq_stores_beside_the_weights_is_passed_over(tmp_path: Path) -
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("fortran_order", [False, True])
 def test_a_header_written_out_by_hand_is_read(tmp_path: Path, fortran_order: bool, version: int) -> None:
-    """Against the format's own text, not NumPy's writer: magic, version, length, literal, data."""
+    """The file follows the format's specification, not NumPy's writer: magic, version, length, literal, data."""
     directory = write(Model(), tmp_path)
     weight = torch.arange(640.0).view(40, 16)
     (directory / "decoder.layers.0.fc1.weight").write_bytes(npy(weight, "<f4", fortran_order, version))
@@ -97,7 +97,7 @@ def test_an_unpublished_size_without_a_config_is_named(tmp_path: Path) -> None:
     directory = write(Model(), tmp_path)
     (directory / "config.json").unlink()
     text = refusal(directory)
-    assert "holds 2 layers of hidden size 16, no published OPT" in text and "config.json" in text
+    assert "holds 2 layers of hidden size 16, which is no published OPT" in text and "config.json" in text
 
 
 class Payload:

@@ -1,4 +1,4 @@
-"""A directory appears whole or not at all."""
+"""A directory appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_target_that_a_living_process_writes_is_refused_and_its_work_left_alon
 
 
 def test_writers_that_start_together_never_mix(tmp_path: Path) -> None:
-    """Each writes its own number into every file, twenty times; the rest of the attempts are refused."""
+    """Each process writes its own number into every file, twenty times; the other attempts are refused."""
     code = """
 import sys, time
 from pathlib import Path
@@ -178,7 +178,7 @@ while written < 20:
     while any(writer.poll() is None for writer in writers):
         if not (tmp_path / "out").exists():
             continue
-        directory = os.open(tmp_path / "out", os.O_RDONLY)  # whole, also once it has been replaced
+        directory = os.open(tmp_path / "out", os.O_RDONLY)  # stays complete, even after it has been replaced
         try:
             assert len({path.read_text() for path in Path(f"/proc/self/fd/{directory}").iterdir()}) <= 1
         except FileNotFoundError:  # replaced and being removed
@@ -222,7 +222,7 @@ def test_a_directory_that_is_replaced_while_it_is_looked_at_is_looked_at_again(
             (tmp_path / name / file).write_text(name)
     iterdir = Path.iterdir
 
-    def emptied(directory: Path) -> Iterator[Path]:  # by a writer who has just put another in its place
+    def emptied(directory: Path) -> Iterator[Path]:  # by a writer that has just put another directory in its place
         monkeypatch.undo()
         target.rename(tmp_path / "old")
         (tmp_path / "newer").rename(target)

@@ -1,4 +1,4 @@
-"""The benchmark's column of errors: how logits are compared, and who is asked for them how."""
+"""The benchmark's column of errors: the comparison of logits, and the requests for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from costs import Computes
 from engine import EngineRunner
 from errors import EMBEDDING, PROMPTS, Reference, compute_reference, errors_of, is_of_other_weights
-from peers import PEERS, Choice, Peer
+from peers import PEERS, Peer, PeerVariant
 from peers.environment import PeerUnavailable
 from peers.process import PeerProcess
 from safetensors.torch import save_file
@@ -38,7 +38,7 @@ def test_a_number_added_to_a_row_is_no_error():
 
 
 class Echo:
-    """Answers with numbers given, or ends."""
+    """A runner that returns given numbers, or fails."""
 
     def __init__(self, logits):
         self._logits = logits
@@ -78,12 +78,12 @@ def test_nobody_is_asked_without_a_reference():
 
 
 class Oracle:
-    """A double of a peer's process, which remembers that it was ended."""
+    """A fake of a peer's process that records its end."""
 
     closed = 0
 
     def __init__(self, choice, model, cache, log):
-        assert (choice, model) == (Choice("transformers", "float32"), Path("hf"))
+        assert (choice, model) == (PeerVariant("transformers", "float32"), Path("hf"))
 
     def logits(self, prompts):
         return np.array(prompts, np.float32)
@@ -129,10 +129,10 @@ def test_an_engine_built_without_a_flag_for_logits_gives_those_of_the_whole_voca
 
 ECHO = """
 from array import array
-from worker import Opened, run
+from worker import LoadedModel, run
 
 def open_model(model, variant):
-    return Opened({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": "int8"},
+    return LoadedModel({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": "int8"},
                   lambda prompts: prompts, lambda prompts, n: [row[:n] for row in prompts],
                   lambda prompts: array("f", [id / 2 for row in prompts for id in row]))
 
@@ -142,12 +142,12 @@ run(open_model)
 
 @pytest.fixture
 def peer(tmp_path, monkeypatch):
-    """A process that answers prompts with themselves, and with half of them as logits."""
+    """Start a process that returns its prompts as ids, and half of their values as logits."""
     (tmp_path / "run_echo.py").write_text(ECHO)
     monkeypatch.setitem(PEERS, "echo", Peer("run_echo.py", None, {}))
     monkeypatch.setattr("peers.process.HERE", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PEERS_DIR))
-    with closing(PeerProcess(Choice("echo", "int4"), tmp_path, tmp_path, tmp_path / "log")) as process:
+    with closing(PeerProcess(PeerVariant("echo", "int4"), tmp_path, tmp_path, tmp_path / "log")) as process:
         yield process
 
 
@@ -172,4 +172,4 @@ def test_transformers_answers_with_the_logits_of_the_token_after_each_prompt(tmp
     expected = model(torch.tensor(prompts)).logits[:, -1].detach().numpy()
     found = open_model(str(tmp_path / "hf"), "float32").logits(prompts)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # one prompt at a time sums in another order
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # single prompts are summed in another order

@@ -1,4 +1,4 @@
-"""Benchmarks start as they are told to: from a checkout, nothing installed."""
+"""Benchmarks start from a checkout without an installation."""
 
 from __future__ import annotations
 

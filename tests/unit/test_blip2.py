@@ -1,4 +1,4 @@
-"""`--model_type blip2` converts the OPT inside a BLIP-2, and nothing else of it."""
+"""`--model_type blip2` converts the OPT inside a BLIP-2, and no other part of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = {
 
 @pytest.fixture(scope="module")
 def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BLIP-2 as transformers saves it, and its language model saved alone, in directories side by side."""
+    """Save a BLIP-2 with transformers, and its language model alone in another directory."""
     tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Blip2Config(
         vision_config=tiny | {"image_size": 4, "patch_size": 2},
@@ -49,7 +49,7 @@ def files(model_dir: Path, out: Path, **flags: Any) -> dict[str, bytes]:
 
 
 def edited(source: Path, directory: Path, **values: Any) -> Path:
-    """A directory with the configuration of another and some changes."""
+    """Write a directory with the configuration of another one, and some changes."""
     directory.mkdir()
     config = json.loads((source / "config.json").read_text()) | values
     (directory / "config.json").write_text(json.dumps(config))
@@ -69,7 +69,7 @@ def test_what_is_left_aside_is_said_in_one_line(
     files(blip2 / "whole", tmp_path / "out", model_type="blip2")
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(
-        "only the language model is converted; language_projection, qformer, query_tokens, vision_model are left aside"
+        "only the language model is converted; language_projection, qformer, query_tokens, vision_model are left out"
     )
     assert second.startswith("checkpoint ")
     files(blip2 / "whole", tmp_path / "out", model_type="blip2", log_level="warning")
@@ -87,7 +87,7 @@ def test_a_tied_head_and_integer_buffers_of_older_exports_are_accepted(blip2: Pa
 
 
 def test_what_the_inner_configuration_leaves_out_is_transformers_default(blip2: Path, tmp_path: Path) -> None:
-    """Some exports keep of a text_config only what differs from OPTConfig()."""
+    """Some exports keep only those values of a text_config that differ from OPTConfig()."""
     directory = edited(blip2 / "whole", tmp_path / "m", text_config={"model_type": "opt", "num_hidden_layers": 1})
     default = Model(vocab=50272, hidden=768, width=768, layers=1, ffn=3072, positions=2048)
     save_file({f"language_model.{n}": t for n, t in default.tensors.items()}, directory / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Whatever the source looks like, canonical tensors are TensorRT-LLM's: merged, shifted, folded and finite."""
+"""Canonical tensors have TensorRT-LLM's form for every source: merged, shifted, folded and finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def convert(model: Model, directory: Path, dtype: torch.dtype = torch.float32) -
 
 
 def small(values: dict[str, list[float]]) -> Model:
-    """One layer, hidden 4 (or as given), with some vectors set by hand."""
+    """Return a source of one layer, hidden 4 (or as given), with some vectors set by hand."""
     return Model(
         vocab=3,
         hidden=4,
@@ -70,7 +70,7 @@ def test_projections_are_folded_into_embedding_and_head(tmp_path: Path) -> None:
 
 
 def test_a_fold_is_rounded_once(tmp_path: Path) -> None:
-    """2049 is no fp16 number: a product that rounded its factors or its sum on the way would lose the 1."""
+    """2049 is no fp16 number: a product with an early rounding of its factors or its sum would lose the 1."""
     model = Model(vocab=1, hidden=4, width=2, layers=1, ffn=4, positions=2, pre_norm=False)
     model.tensors |= {
         "model.decoder.embed_tokens.weight": torch.tensor([[2049.0, 1.0]]),

@@ -1,4 +1,4 @@
-"""A checkpoint holds exactly what its config.json asks for, when written and when read."""
+"""A checkpoint holds exactly the tensors that its config.json asks for, when it is written and when it is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def write(directory: Path, values: dict[str, torch.Tensor] | None = None) -> Path:
-    """A checkpoint by the format's own library, so that what is read need not be what would be written."""
+    """Write a checkpoint with the safetensors library, so that it may be one that our writer would refuse."""
     write_config(directory, CONFIG)
     save_file(tensors() if values is None else values, directory / "rank0.safetensors")
     return directory

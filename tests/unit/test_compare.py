@@ -1,4 +1,4 @@
-"""Two checkpoints are compared as whole models: by configuration, by what is there, by value."""
+"""Two checkpoints are compared as whole models: configurations, tensors and values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from opt_trt.convert.convert import convert
 from opt_trt.describe import listing
 from opt_trt.describe.compare import config_differences
 from opt_trt.describe.describe import describe
-from opt_trt.describe.difference import Difference, difference
+from opt_trt.describe.measurement import Difference, compare_tensors
 from opt_trt.errors import CheckFailed, UserError
 from tests.unit._models import Model
 
@@ -39,7 +39,7 @@ def compare(a: Path, b: Path, **flags: Any) -> None:
 
 
 def change(directory: Path, name: str, by: float) -> None:
-    """Add to the first element of a tensor."""
+    """Add a number to the first element of a tensor."""
     tensors = load_file(directory / "rank0.safetensors")
     tensors[name].view(-1)[0] += by
     save_file(tensors, directory / "rank0.safetensors")
@@ -68,7 +68,7 @@ def test_differences_are_printed_and_exit_1(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_ranks_and_packing_do_not_hide_equal_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Channels are whole on every rank of pp 2, so both quantize alike; the layouts of the GPUs differ."""
+    """Every rank of pp 2 has whole channels, so both quantize to the same values; the layouts of the GPUs differ."""
     model = Model(hidden=192, width=192, ffn=384, config={"num_attention_heads": 6})
     a = checkpoint(tmp_path, "a", model, use_weight_only=True, target_sm=80)
     b = checkpoint(tmp_path, "b", model, use_weight_only=True, target_sm=90, pp_size=2)
@@ -129,8 +129,8 @@ def test_distances_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(listing, "BLOCK_ELEMENTS", block)
     a, b = torch.tensor([[3.0, 0.0, -1.0], [2.0, 0.0, 1.0]]), torch.tensor([[3.0, 0.0, -1.0], [1.0, 0.5, -1.0]])
     rms = math.sqrt((1 + 0.25 + 4) / (9 + 1 + 4 + 1))
-    assert difference(a, b) == Difference(2.0, 2.0, pytest.approx(rms))
-    assert difference(a, a.clone()) == Difference(0.0, 0.0, 0.0)
+    assert compare_tensors(a, b) == Difference(2.0, 2.0, pytest.approx(rms))
+    assert compare_tensors(a, a.clone()) == Difference(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_distances_by_hand(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     [(math.nan, math.nan, 0.0), (math.inf, math.inf, 0.0), (math.nan, 1.0, math.nan), (1.0, -math.inf, math.inf)],
 )
 def test_what_is_not_finite_is_equal_to_itself_only(a: float, b: float, largest: float) -> None:
-    found = difference(torch.tensor([1.0, a]), torch.tensor([1.0, b])).largest
+    found = compare_tensors(torch.tensor([1.0, a]), torch.tensor([1.0, b])).largest
     assert found == pytest.approx(largest, nan_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""From a Hugging Face directory to a checkpoint of one rank: flags, refusals, what an interruption leaves behind."""
+"""The conversion of a Hugging Face directory to a checkpoint of one rank: flags, refusals, interruptions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def script(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[st
 
 
 def test_folded_tables_are_the_rounded_product(tmp_path: Path) -> None:
-    """Within 1 ulp in at most 0.2 % of elements: an fp32 sum depends on its order, and may round to a neighbour."""
+    """At most 0.2 % of elements differ, by 1 ulp: an fp32 sum depends on its order, so it may round to a neighbour."""
     source = {
         n.removeprefix("model."): t.double()
         for n, t in load_file(GOLDEN / "opt-tiny-postnorm/model.safetensors").items()
@@ -75,7 +75,7 @@ def test_every_layout_converts_to_the_same_bytes(tmp_path: Path, kind: str, shar
 def test_every_spelling_of_the_tied_table_converts_to_the_same_bytes(
     tmp_path: Path, prefix: str, tables: tuple[str, ...], width: int
 ) -> None:
-    """Hubs have `decoder.*` and `model.decoder.*`, each with the head, without it, or with the head alone."""
+    """Hubs have models with `decoder.*` or `model.decoder.*`, and with the table, the head or both."""
     model = Model(width=width, pre_norm=width == 16)
     reference = run(model.write(tmp_path / "reference"), tmp_path / "expected")
     table = model.tensors.pop("model.decoder.embed_tokens.weight")
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_keeps_the_old_and_says_what_lacks(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
+    """Mount a file system of 2 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True).returncode:
@@ -219,8 +219,8 @@ def test_a_full_file_system_ends_the_same_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Path, workers: int
 ) -> None:
     monkeypatch.setattr(
-        "opt_trt.convert.convert.check_space", lambda *_: None
-    )  # as if another program took the room meanwhile
+        "opt_trt.convert.output_directory.check_space", lambda *_: None
+    )  # as if another program filled the disk meanwhile
     model = Model(vocab=50_000).write(tmp_path / "model")
     with pytest.raises(UserError, match=r"rank0\.safetensors: No space left on device; 0\.001 of 0\.003 GB"):
         run(model, small_disk / "a" / "out", workers=workers)
@@ -263,9 +263,9 @@ write = writer.write_all
 def slow(descriptor, view, offset):
     write(descriptor, view, offset)
     if offset > 5000:
-        sys.stdout.write("writing\\n")  # one piece: workers write side by side
+        sys.stdout.write("writing\\n")  # one write, because several workers write at once
         sys.stdout.flush()
-        time.sleep(3)  # of each of some twenty tensors; a worker thread ends the one it is at
+        time.sleep(3)  # for each of about twenty tensors; a worker thread finishes its current one
 writer.write_all = slow
 sys.argv[0] = "convert_checkpoint.py"
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
@@ -276,7 +276,7 @@ WAITING = SLOW.replace("time.sleep(3)", "sys.stdin.readline()")  # at every tens
 
 
 def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """A conversion in a process of its own, in the middle of writing."""
+    """Start a conversion in a process of its own; return when it is writing."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(REPOSITORY / "convert_checkpoint.py"), *map(str, arguments)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

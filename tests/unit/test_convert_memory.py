@@ -1,4 +1,4 @@
-"""A conversion needs the interpreter, its libraries and at most three times the largest tensor, whatever the model."""
+"""A conversion of any model needs the interpreter, its libraries, and at most three times the largest tensor."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
 
 MIB = 1 << 20
-LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times that
+LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times as large
 COMMAND = ("opt_trt.config.convert_flags", "ConvertConfig", "opt_trt.convert.convert", "convert")
 
 
 def convert(model_dir: Path, output_dir: Path, **flags: Any) -> int:
-    """Peak of a conversion."""
+    """Return the peak memory of a conversion."""
     return peak_bytes(*COMMAND, model_dir=str(model_dir), output_dir=str(output_dir), log_level="error", **flags)
 
 
 @pytest.fixture(scope="module")
 def baseline() -> int:
-    """The same libraries, no conversion."""
+    """Return the peak memory of the libraries without a conversion."""
     return peak_bytes(*COMMAND)
 
 
@@ -43,7 +43,7 @@ def test_peak_is_bounded_by_the_largest_tensor(
 
 
 def test_peak_of_metaseq_files_is_that_of_their_tensors_not_of_their_vectors(tmp_path: Path, baseline: int) -> None:
-    """The one vector of a part, in three shards, is five times the largest tensor."""
+    """The vector of a part, in three shards, is five times as large as the largest tensor."""
     model = Model(vocab=8192, hidden=1024, width=1024, layers=4, ffn=2048, positions=64)
     assert sum(tensor.nbytes for tensor in model.tensors.values()) > 9 * LARGEST
     directory = Metaseq(model, parts=2, shards=3, layout="one").write(tmp_path / "model")
@@ -53,7 +53,7 @@ def test_peak_of_metaseq_files_is_that_of_their_tensors_not_of_their_vectors(tmp
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of twenty times the largest tensor, most of it in products."""
+    """Write a model that is twenty times as large as its largest tensor; linears make up most of it."""
     model = Model(vocab=8192, hidden=1024, width=1024, layers=4, ffn=8192, positions=64)
     assert sum(tensor.nbytes for tensor in model.tensors.values()) > 20 * LARGEST
     return model.write(tmp_path_factory.mktemp("wide") / "model")
@@ -72,7 +72,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_peak_does_not_grow_with_ranks_but_with_workers(
     tmp_path: Path, baseline: int, wide: Path, flags: dict[str, Any], tensors: int
 ) -> None:
-    """A worker holds the tensor it distributes and a rank's part of it or what is stored of it; blocks are small.
+    """A worker holds its tensor, and a rank's part of it or the packed form of that part; blocks are small.
 
     Of 16 MiB tensors that is 2.2 to 3.1 when quantized, from run to run: what malloc keeps varies by some 14 MiB.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: which rank holds what, from literals and from Hugging Face's own tensors."""
+"""Checkpoints of several ranks: the parts of each rank, compared with literals and with Hugging Face's tensors."""
 
 from __future__ import annotations
 

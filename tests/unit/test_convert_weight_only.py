@@ -1,4 +1,4 @@
-"""Quantized checkpoints: stored bytes against the scalar quantizer and packer, flags, refusals."""
+"""Quantized checkpoints: stored bytes equal those of the scalar quantizer and packer; flags; refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYER = "transformer.layers.0."
 
 
 def small(**changes: Any) -> Model:
-    """The smallest shape that every mode and GPU takes at tp_size 1 and 3."""
+    """Return the smallest model that every mode and GPU can pack at tp_size 1 and 3."""
     shape = {"vocab": 50, "hidden": 192, "width": 192, "layers": 1, "ffn": 384, "config": {"num_attention_heads": 6}}
     return Model(**(shape | changes))
 
@@ -43,7 +43,7 @@ def config_of(directory: Path) -> dict[str, Any]:
 
 
 def shards(model: Model, dtype: torch.dtype, tp_size: int, rank: int) -> dict[str, torch.Tensor]:
-    """A rank's part of the first layer's linears, cut by hand from Hugging Face's tensors."""
+    """Return a rank's part of the first layer's linears, cut by hand from Hugging Face's tensors."""
 
     def part(name: str, axis: int) -> torch.Tensor:
         return model.tensors[f"model.decoder.layers.0.{name}.weight"].to(dtype).chunk(tp_size, axis)[rank]
@@ -88,7 +88,7 @@ def test_stored_bytes_are_the_scalar_quantizers(
 @pytest.mark.parametrize("tp_size", [1, 6])
 @pytest.mark.parametrize("precision", MODES)
 def test_every_stage_and_rank_is_quantized_from_its_own_part(tmp_path: Path, precision: str, tp_size: int) -> None:
-    """Deferred weights, quantized here, are what the packed checkpoint holds; blocks of rows included."""
+    """Deferred weights that are quantized here equal those of the packed checkpoint, in several blocks of rows too."""
     model = small(hidden=384, width=384, layers=2, ffn=1536).write(tmp_path / "model")
     flags = {"weight_only_precision": precision, "tp_size": tp_size, "pp_size": 2}
     packed = run(model, tmp_path / "packed", target_sm=80, workers=2, **flags)
@@ -141,7 +141,7 @@ def test_a_bare_precision_is_int8() -> None:
 
 @pytest.mark.parametrize("sm", [None, 90, 100, 119])
 def test_deferred_weights_are_plain_with_a_quant_algo(tmp_path: Path, sm: int | None) -> None:
-    source = small(hidden=24, width=24, ffn=40).write(tmp_path / "model")  # no shape is too odd
+    source = small(hidden=24, width=24, ffn=40).write(tmp_path / "model")  # deferred weights may have any shape
     (plain,) = run(source, tmp_path / "plain", use_weight_only=False)
     (deferred,) = run(source, tmp_path / "out", defer_quantization=True, target_sm=sm)
     config = config_of(tmp_path / "out")
@@ -231,7 +231,7 @@ def test_gpus_whose_builder_takes_no_packed_weights_need_deferral(tmp_path: Path
 
 @pytest.mark.parametrize("defer", [False, True])
 def test_an_unknown_gpu_is_named(tmp_path: Path, defer: bool) -> None:
-    with pytest.raises(UserError, match=r"target_sm 70 is no GPU .*known are 75, 80"):
+    with pytest.raises(UserError, match=r"target_sm 70 has no known .*known are 75, 80"):
         run(small().write(tmp_path / "model"), tmp_path / "out", target_sm=70, defer_quantization=defer)
 
 

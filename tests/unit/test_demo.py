@@ -1,4 +1,4 @@
-"""Is the demo what its README says: made from seeds, tested on things never trained on, and read by transformers?"""
+"""The demo is as its README says: generated from seeds, tested on unseen names, and readable by transformers."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ MEGABYTES = 10
 
 
 def load_news() -> ModuleType:
-    """The generator, which lies outside the package."""
+    """Load the generator, which is outside the package."""
     spec = importlib.util.spec_from_file_location("demo_news", DEMO / "news.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""What a directory holds is printed whole, from the files alone: checkpoints, engines, Hugging Face models."""
+"""The contents of checkpoints, engines and original models are printed completely, from their files alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.convert.convert import convert
 from opt_trt.describe import listing
 from opt_trt.describe.describe import describe
-from opt_trt.describe.extremes import measure
-from opt_trt.describe.listing import Entry, blocks_of
+from opt_trt.describe.listing import ListedTensor, blocks_of
+from opt_trt.describe.measurement import measure_tensor
 from opt_trt.describe.table import aligned, collapsed, number_text, size_text
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
@@ -49,7 +49,7 @@ def printed(capsys: pytest.CaptureFixture[str], directory: Path, **flags: Any) -
 
 
 def cells(text: str, name: str) -> list[str]:
-    """The columns of a tensor's line."""
+    """Return the columns of a tensor's line."""
     (line,) = (line for line in text.splitlines() if line.startswith(name + " "))
     return re.split(r"  +", line)
 
@@ -91,7 +91,7 @@ def test_layers_share_a_line_with_the_extremes_of_all(tmp_path: Path, capsys: py
         model.tensors[name] = torch.full((40,), value - 0.5)
     text = printed(capsys, checkpoint(tmp_path, model))
     assert cells(text, "transformer.layers.0-2.mlp.fc.bias")[1:] == ["float32", "[40]", "480", "-0.500000", "1.500000"]
-    assert "a line of several layers has their bytes together" in text
+    assert "a line for several layers shows the sum of their bytes" in text
 
 
 def test_every_layer_has_its_own_lines_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +132,7 @@ def test_packed_weights_show_their_integers(
 
 
 def test_a_checkpoint_that_names_no_gpu_can_be_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As TensorRT-LLM's own converter writes them: which integers there are does not depend on the layout."""
+    """TensorRT-LLM's own converter leaves the GPU out; the set of integers does not depend on the layout."""
     directory = checkpoint(tmp_path, packable(), use_weight_only=True)
     expected = printed(capsys, directory)
     values = json.loads((directory / "config.json").read_text())
@@ -198,10 +198,13 @@ def test_what_is_not_finite_is_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_blocks_do_not_change_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
-    entry = Entry("x", "float32", (100, 6), tensor.nbytes, lambda: blocks_of(tensor))
-    whole = measure(entry, True)
+    entry = ListedTensor("x", "float32", (100, 6), tensor.nbytes, lambda: blocks_of(tensor))
+    whole = measure_tensor(entry, True)
     monkeypatch.setattr(listing, "BLOCK_ELEMENTS", 7)
-    assert measure(entry, True) == whole and (whole.low, whole.high) == (tensor.min().item(), tensor.max().item())
+    assert measure_tensor(entry, True) == whole and (whole.low, whole.high) == (
+        tensor.min().item(),
+        tensor.max().item(),
+    )
 
 
 def test_a_hugging_face_model_is_listed_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +249,9 @@ def test_an_engine_is_listed_with_what_it_was_built_for(tmp_path: Path, capsys: 
     assert cells(text, "transformer.layers.0-1.a")[1:] == ["float32", "[2, 3]", "48", "0", "1"]
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "found nothing there"), ("{}", "is of no checkpoint, engine or")])
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "found nothing there"), ("{}", "does not describe a checkpoint, engine or")]
+)
 def test_another_directory_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, says: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Workers really run side by side, hold one item each, and the first failure stops all of them and is raised."""
+"""Workers run at the same time and hold one item each; the first failure stops all of them and is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of any ranks, sharding and packing becomes the Hugging Face model it was made from."""
+"""A checkpoint with any ranks, sharding and packing becomes the Hugging Face model again from which it was made."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def same(found: Tensors, expected: Tensors) -> bool:
 
 
 def without_offset_rows(tensors: Tensors) -> Tensors:
-    """The two rows of the position table that nothing looks up are not in a checkpoint."""
+    """A checkpoint does not hold the two rows of the position table that are never looked up."""
     positions = tensors[POSITIONS].clone()
     positions[:2] = 0
     return tensors | {POSITIONS: positions}
@@ -91,12 +91,12 @@ def test_kinds_of_decoder_come_back_as_such(tmp_path: Path, changes: dict[str, A
 
 
 def packable(**changes: Any) -> Model:
-    """The smallest shape that every mode and GPU takes at tp_size 1 and 3."""
+    """Return the smallest model that every mode and GPU can pack at tp_size 1 and 3."""
     return Model(vocab=50, hidden=192, width=192, layers=2, ffn=384, config={"num_attention_heads": 6}, **changes)
 
 
 def dequantized(model: Model, precision: str, tp_size: int, dtype: torch.dtype) -> Tensors:
-    """What the integers and scales of every rank's part stand for, in Hugging Face's own shapes."""
+    """Return the dequantized parts of all ranks, in Hugging Face's own shapes."""
     mode, tensors = MODES[precision], {name: tensor.to(dtype) for name, tensor in model.tensors.items()}
     for name, tensor in tensors.items():
         if ".layers." in name and tensor.dim() == 2:
@@ -145,7 +145,7 @@ def test_transformers_finds_every_tensor_and_warns_of_nothing(
 
 
 def test_a_model_with_projections_computes_the_same_without_them(tmp_path: Path) -> None:
-    """The products are rounded once at conversion: fp32 sums in another order, nothing else."""
+    """The products are rounded once, at conversion, so only the order of fp32 sums differs."""
     model = Model(width=8, pre_norm=False)
     output = there_and_back(model, tmp_path, tp_size=2)
     ids = torch.arange(40).view(4, 10)
@@ -201,7 +201,7 @@ def test_a_tokenizer_is_copied_when_named(tmp_path: Path) -> None:
     tokenizer.mkdir()
     for name in ("vocab.json", "merges.txt", "pytorch_model.bin"):
         (tokenizer / name).write_text(name)
-    for source in (tokenizer, output):  # the second is what is being replaced
+    for source in (tokenizer, output):  # the second one is being replaced
         run(tmp_path / "checkpoint", output, tokenizer_dir=str(source))
         assert [(output / name).read_text() for name in ("vocab.json", "merges.txt")] == ["vocab.json", "merges.txt"]
     assert not (output / "pytorch_model.bin").exists()

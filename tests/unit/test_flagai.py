@@ -1,4 +1,4 @@
-"""The parts FlagAI stores for its tensor-parallel ranks convert to the bytes of the Hugging Face route."""
+"""The parts of FlagAI's tensor-parallel ranks convert to the same bytes as the model from Hugging Face."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PART = "model.decoder.layers.1.fc2.bias"
 
 
 def write(model: Model, directory: Path, parts: list[Tensors], legacy: bool = False) -> Path:
-    """As FlagAI's splitter saves it: tensors under `module`, what else the whole file held as None."""
+    """Write parts as FlagAI's splitter does: tensors under `module`, and None for everything else in the whole file."""
     write_config(model, directory)
     for rank, part in enumerate(parts):
         values = dict.fromkeys(model.tensors) | {"module": part, "mp_world_size": len(parts)}
@@ -68,7 +68,7 @@ def test_causal_masks_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_the_whole_file_is_preferred_to_its_parts(tmp_path: Path) -> None:
-    """FlagAI's splitter writes the parts beside the file it read."""
+    """FlagAI's splitter writes the parts beside the whole file."""
     model = Model()
     write(model, tmp_path, flagai_parts(model.tensors, 2))
     source = open_source(model.write(tmp_path, "bin"))
@@ -126,8 +126,11 @@ def damage_names(parts: list[Tensors]) -> None:
     ("damage", "says"),
     [
         (damage_value, f"{PART} in .*_01.bin differs from {PART} in .*_00.bin"),
-        (damage_shape, rf"{PART} in .*_01.bin is torch.float32 \[8\], {PART} in .*_00.bin torch.float32 \[16\]"),
-        (damage_dtype, rf"{PART} in .*_01.bin is torch.float16 \[16\], {PART} in .*_00.bin torch.float32 \[16\]"),
+        (damage_shape, rf"{PART} in .*_01.bin is torch.float32 \[8\], but {PART} in .*_00.bin is torch.float32 \[16\]"),
+        (
+            damage_dtype,
+            rf"{PART} in .*_01.bin is torch.float16 \[16\], but {PART} in .*_00.bin is torch.float32 \[16\]",
+        ),
         (damage_names, "_01.bin and .*_00.bin hold different tensors: decoder.layers.1.fc2.bias"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic and options: what is a ratio, what counts, who takes part. Nothing is measured here."""
+"""The benchmark's arithmetic and options: ratios, validity, participants. Nothing is measured here."""
 
 import json
 import subprocess
@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import generation
 import pytest
-from ceilings import Ceilings
+from ceilings import MachineCeilings
 from costs import Computes, context_flops, step_bytes, step_flops, weight_bytes
 from engine import precision_of
 from models import SHAPES
-from peers import PEERS, Choice, parse_choices
+from peers import PEERS, PeerVariant, parse_variants
 from peers.environment import PeerUnavailable, last_line, peer_python
-from report import Measurement, ceilings_line, rows_of, table
-from roofline import Point, draw
+from report import Measurement, ceilings_line, measurement_table, runner_rows
+from roofline import Point, draw_roofline
 from turns import Load, Spread, Turn, ratio, read_shares, step_seconds, take_turns
 
 from opt_trt.cli import parse
@@ -26,16 +26,16 @@ from opt_trt.quant import MODES
 
 ROOT = Path(__file__).parents[2]
 INT8 = Computes("int8", "float16", "float16", "float32")
-CALM = Ceilings(40.0, 200.0, 900.0)
+CALM = MachineCeilings(40.0, 200.0, 900.0)
 LOAD = Load(batch_size=1, input_len=200, output_len=5)
 
 
 def test_a_run_counts_if_no_ceiling_moved_by_more_than_eight_percent():
-    assert CALM.agrees(Ceilings(43.0, 210.0, 900.0))
-    assert not CALM.agrees(Ceilings(36.0, 200.0, 900.0))
-    assert not CALM.agrees(Ceilings(40.0, 200.0, 800.0))
-    assert CALM.drift(Ceilings(50.0, 200.0, 900.0)) == pytest.approx(0.2)
-    assert CALM.best(Ceilings(36.0, 210.0, 900.0)) == Ceilings(40.0, 210.0, 900.0)
+    assert CALM.agrees(MachineCeilings(43.0, 210.0, 900.0))
+    assert not CALM.agrees(MachineCeilings(36.0, 200.0, 900.0))
+    assert not CALM.agrees(MachineCeilings(40.0, 200.0, 800.0))
+    assert CALM.drift(MachineCeilings(50.0, 200.0, 900.0)) == pytest.approx(0.2)
+    assert CALM.best(MachineCeilings(36.0, 210.0, 900.0)) == MachineCeilings(40.0, 210.0, 900.0)
 
 
 def test_ratios_are_those_of_the_rounds_not_of_the_medians():
@@ -90,12 +90,12 @@ def test_bytes_and_operations_of_a_step_are_those_counted_by_hand():
 def measurement(after=CALM):
     turns = {"engine": [Turn(0.1, 0.5, 8.0)] * 2, "other:int8": [Turn(0.2, 1.0, 8.0), Turn(0.2, 1.2, 8.0)]}
     shape = SHAPES["opt-125m"]
-    rows = rows_of(shape, LOAD, dict.fromkeys(turns, INT8), {"engine": 0.02064}, turns)
+    rows = runner_rows(shape, LOAD, dict.fromkeys(turns, INT8), {"engine": 0.02064}, turns)
     return Measurement(shape, LOAD, CALM, after, rows, {"gone": "it cannot be installed: no such version"})
 
 
 def test_the_table_names_ratios_errors_computation_and_those_who_are_absent():
-    text = table(measurement())
+    text = measurement_table(measurement())
     assert "2.25 (2.00-2.50)" in text and "2.00 (2.00-2.00)" in text
     ours, other = text.splitlines()[2:4]
     assert ours.endswith(" 2.064 %") and other.endswith("  -")
@@ -106,29 +106,29 @@ def test_the_table_names_ratios_errors_computation_and_those_who_are_absent():
 def test_the_saved_numbers_are_plain_json_and_say_whether_they_count():
     saved = json.loads(json.dumps(measurement().to_dict()))
     assert saved["counts"] is True and [row["error"] for row in saved["rows"]] == [0.02064, None]
-    noisy = measurement(Ceilings(30.0, 200.0, 900.0))
+    noisy = measurement(MachineCeilings(30.0, 200.0, 900.0))
     assert noisy.to_dict()["counts"] is False
-    assert "moved by 25.0%, more than 8%: the run does NOT count" in ceilings_line(noisy.before, noisy.after)
+    assert "moved by 25.0%, more than 8%: the run is NOT valid" in ceilings_line(noisy.before, noisy.after)
 
 
 def test_the_picture_is_well_formed_and_puts_more_operations_higher():
     points = [Point("a & b", "generation", 1.0, 20.0), Point("a & b", "context", 400.0, 600.0)]
-    root = ElementTree.fromstring(draw("<title>", "sub", CALM, points))
+    root = ElementTree.fromstring(draw_roofline("<title>", "sub", CALM, points))
     discs = [node for node in root.iter("{http://www.w3.org/2000/svg}circle") if len(node)]
     (low, high) = [(float(disc.get("cx")), float(disc.get("cy"))) for disc in discs]
     assert low[0] < high[0] and low[1] > high[1]
 
 
 def test_a_peer_is_taken_in_the_variant_nearest_to_the_precision_unless_one_is_named():
-    assert parse_choices("openvino,ctranslate2:float32,openvino", "int8") == [
-        Choice("openvino", "int8"),
-        Choice("ctranslate2", "float32"),
+    assert parse_variants("openvino,ctranslate2:float32,openvino", "int8") == [
+        PeerVariant("openvino", "int8"),
+        PeerVariant("ctranslate2", "float32"),
     ]
-    assert parse_choices("", "int8") == []
+    assert parse_variants("", "int8") == []
     with pytest.raises(UserError, match="--peers must be of transformers, "):
-        parse_choices("onnx", "int8")
+        parse_variants("onnx", "int8")
     with pytest.raises(UserError, match=r"--peers openvino has the variants .*int8-bf16.*, found 'int3'"):
-        parse_choices("openvino:int3", "int8")
+        parse_variants("openvino:int3", "int8")
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -149,7 +149,7 @@ def test_a_peer_that_cannot_be_installed_says_why(tmp_path, monkeypatch):
     with pytest.raises(PeerUnavailable, match=r"requirements-openvino.txt cannot be installed: ERROR: no such version"):
         peer_python(PEERS["openvino"], tmp_path)
     assert not list(tmp_path.rglob("ready"))
-    assert last_line("") == "it said nothing"
+    assert last_line("") == "it printed no error"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_options_say_what_is_measured_and_what_the_build_is_given():
 
 
 def engine_of(dtype, algorithm):
-    """As much of an engine's configuration as says its precision."""
+    """Return the part of an engine's configuration that determines its precision."""
     return SimpleNamespace(pretrained_config=SimpleNamespace(dtype=dtype, quantization={"quant_algo": algorithm}))
 
 
@@ -190,11 +190,11 @@ def test_an_engine_of_another_precision_is_refused():
 
 
 ECHO = """
-from worker import Opened, run
+from worker import LoadedModel, run
 
 def open_model(model, variant):
     print("noise of a library")
-    return Opened({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": model},
+    return LoadedModel({"weights": variant, "head": "int8", "kv_cache": "int8", "activations": model},
                   lambda prompts: prompts, lambda prompts, n: [row[:n] for row in prompts], None)
 
 run(open_model)
@@ -202,7 +202,7 @@ run(open_model)
 
 
 def asked_of_echo(tmp_path, output_len):
-    """A worker that answers prompts with themselves, asked once for so many new tokens."""
+    """Ask a worker that returns its prompts once for some new tokens."""
     (tmp_path / "run_echo.py").write_text(ECHO)
     asked = json.dumps({"seconds": {"prompts": [[1, 2, 3]], "output_len": output_len}}) + "\n"
     command = [sys.executable, tmp_path / "run_echo.py", "serve", "m", "int4"]

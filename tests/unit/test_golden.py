@@ -1,4 +1,4 @@
-"""Checkpoints are TensorRT-LLM's, byte for byte: every golden case, every rank."""
+"""Checkpoints equal those of TensorRT-LLM byte for byte, for every golden case and every rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ CASES = [
     for model in MODELS
     for case in json.loads((GOLDEN / f"{model}.json").read_text())["cases"]
 ]
-FOLDED = {"transformer.vocab_embedding.weight", "lm_head.weight"}  # of a model with projections: see test_convert
+FOLDED = {
+    "transformer.vocab_embedding.weight",
+    "lm_head.weight",
+}  # these differ for a model with projections: see test_convert
 
 
 def flags(case: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A Hugging Face directory is opened as it is, or what is wrong with it is named."""
+"""A Hugging Face directory is opened as it is, or an error names its problem."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
     in_first = [n for n, file in values["weight_map"].items() if file == first]
     tensors = {n: t for n, t in Model().tensors.items() if values["weight_map"][n] == second or n == in_first[0]}
     save(tensors, directory / second, "safetensors")
-    del values["weight_map"][in_first[0]]  # the index says which one counts, if it says anything
+    del values["weight_map"][in_first[0]]  # the index decides which one counts, if it lists the tensor
     index.write_text(json.dumps(values))
     assert re.search(rf"{in_first[0]} in .*{second} and {in_first[0]} in .*{first} are the same", refusal(directory))
 
@@ -323,7 +323,7 @@ def test_a_header_that_lies_about_its_length_is_named(tmp_path: Path) -> None:
         ("activation_function", 3, "activation_function = 3: only relu and gelu"),
         ("enable_bias", "no", "enable_bias of type bool, found 'no'"),
         ("enable_bias", False, "unexpected: model.decoder.layers.0."),
-        ("architectures", ["OPTForSequenceClassification"], "whose head says classes; give an OPTForCausalLM"),
+        ("architectures", ["OPTForSequenceClassification"], "whose head predicts classes; give an OPTForCausalLM"),
         ("architectures", ["OPTForQuestionAnswering"], "describes an OPTForQuestionAnswering"),
         ("model_type", "blip-2", "has model_type 'blip-2'; give --model_type blip2"),
         ("quantization_config", {"bits": 4}, "quantized already"),
@@ -357,7 +357,7 @@ def test_absent_keys_have_transformers_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bin", "legacy"])
 def test_a_modules_state_dict_with_a_shared_table_is_read(tmp_path: Path, kind: str) -> None:
-    """`torch.save(model.state_dict())`: an ordered dictionary with metadata, the tied head sharing its storage."""
+    """Save as `torch.save(model.state_dict())` does: an ordered dictionary with metadata, and a tied head."""
     model = Model()
     module = torch.nn.ModuleDict({"embed": torch.nn.Embedding(48, 16), "head": torch.nn.Linear(16, 48, bias=False)})
     table = module["embed"].get_parameter("weight")

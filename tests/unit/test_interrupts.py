@@ -1,4 +1,4 @@
-"""Ctrl-C waits for the end of what would lose it."""
+"""Ctrl-C is delivered after a block that would lose it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_signal_comes_at_the_end_and_once(number):
         signal.raise_signal(number)
         reached = True
     assert reached
-    with pytest.raises(Asked):  # as before, without it
+    with pytest.raises(Asked):  # as before, outside the block
         signal.raise_signal(number)
 
 

@@ -1,4 +1,4 @@
-"""A published list of md5 sums decides whether the files of a model are the published ones."""
+"""A published list of md5 sums shows whether the files of a model are the published ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_files_that_are_as_listed_pass_and_others_are_of_no_interest(directory: 
     names = ("part-0.pt", "part-2.pt")
     (directory / "sums.md5").write_text("".join(f"{md5(directory / name)}  {name}\n" for name in names))
     assert check_md5(directory, directory / "sums.md5", quiet=True) == (
-        f"md5 sums of 2 files are those of {directory / 'sums.md5'}"
+        f"md5 sums of 2 files match {directory / 'sums.md5'}"
     )
 
 
@@ -88,7 +88,7 @@ def test_a_listed_file_that_is_not_there_is_named(directory: Path) -> None:
 
 
 def test_a_list_that_gives_two_files_one_sum_warns_only(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the published list of the 66B model does, for its parts 5 and 6."""
+    """The published list of the 66B model does so for its parts 5 and 6."""
     sums = {"part-0.pt": md5(directory / "part-0.pt"), "part-1.pt": md5(directory / "part-1.pt")}
     sums["part-2.pt"] = sums["part-1.pt"]
     (directory / "sums.csv").write_text("shard,md5sum\n" + "\n".join(f"{n},{s}" for n, s in sums.items()))
@@ -105,4 +105,4 @@ def test_a_conversion_hashes_first_and_says_so(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
     sums.write_text(f"{md5(model / 'model.safetensors')}  model.safetensors\n")
     convert(config)
-    assert capsys.readouterr().out.startswith(f"md5 sums of 1 files are those of {sums}\n")
+    assert capsys.readouterr().out.startswith(f"md5 sums of 1 files match {sums}\n")

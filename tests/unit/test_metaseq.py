@@ -16,7 +16,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.sources import metaseq, open_source
 from opt_trt.sources.metaseq import settings, sizes
-from opt_trt.sources.metaseq.reading import OPEN_FILES, Joined, OpenFiles
+from opt_trt.sources.metaseq.reading import OPEN_FILES, JoinedTensor, OpenFiles
 from opt_trt.sources.opt import EMBEDDING, OptConfig
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
@@ -42,13 +42,13 @@ Convert = Callable[..., str]
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model of the tests, as if it were one of those that were published."""
+    """Add the model of the tests to the published sizes."""
     monkeypatch.setattr("opt_trt.sources.metaseq.flat.PUBLISHED", (*sizes.PUBLISHED, TINY))
     monkeypatch.setattr("opt_trt.sources.metaseq.settings.PUBLISHED", (*sizes.PUBLISHED, TINY))
 
 
 def digest(directory: Path, output_dir: Path) -> str:
-    """One sum of everything a conversion writes."""
+    """Return one hash of all files that a conversion writes."""
     convert(ConvertConfig(model_dir=str(directory), output_dir=str(output_dir), tp_size=2, log_level="error"))
     files = sorted(output_dir.iterdir())
     assert len(files) == 3
@@ -100,7 +100,7 @@ def test_a_pre_norm_model_may_lack_the_final_layer_norm_if_its_training_says_so(
 
 
 def test_the_model_parallel_trainings_false_normalize_before_is_not_believed(tmp_path: Path) -> None:
-    """Their code overruled it; the layer norm after the last layer shows it."""
+    """The code of the training ignored this setting, as the layer norm after the last layer shows."""
     how = Metaseq(Model(), parts=2, stated={"decoder_normalize_before": False})
     assert open_source(how.write(tmp_path)).config.do_layer_norm_before
 
@@ -125,7 +125,7 @@ def test_hyper_parameters_are_those_of_shapes_and_training(tmp_path: Path) -> No
 
 
 def test_the_published_sizes_are_opts() -> None:
-    """With the number of parameters of each: V*E + 2050*H + L*(12*H^2 + 13*H), a final norm or projections."""
+    """The number of parameters is V*E + 2050*H + L*(12*H^2 + 13*H), and those of a final norm or projections."""
     counts = {}
     for size in sizes.PUBLISHED:
         hidden, layers = size.hidden_size, size.num_hidden_layers
@@ -142,7 +142,7 @@ def test_the_published_sizes_are_opts() -> None:
 
 
 def test_a_layer_of_175b_lies_in_124_shards_as_published() -> None:
-    """226,576,896 elements in shards of 1,827,234; fc1 row 1537, column 5172 is element 1,241,838 of shard 51."""
+    """Its 226,576,896 elements lie in shards of 1,827,234; fc1[1537, 5172] is element 1,241,838 of shard 51."""
     layout = sizes.flat_layout(sizes.PUBLISHED[-1], 8, layered=True)
     shapes = layout["decoder.layers.15.flat_param_0"]
     assert sizes.elements(shapes) == 226_576_896 and sizes.elements(layout["flat_param_0"]) == 102_432_768
@@ -167,7 +167,7 @@ def test_q_k_and_v_are_blocks_of_every_part_in_the_order_k_v_q(tmp_path: Path) -
 
 
 def test_tensors_may_be_views_of_one_storage_and_slices_of_wider_ones(tmp_path: Path, expected: str) -> None:
-    """As unflattened files are, and those of tools that cut parts out of whole matrices."""
+    """Unflattened files have such tensors, and so have the files of tools that cut parts out of whole matrices."""
     model, how = Model(dtype=torch.float16), Metaseq(Model(dtype=torch.float16), fused=False)
     whole = torch.cat([tensor.flatten() for tensor in model.tensors.values()])
     start = 0
@@ -181,7 +181,7 @@ def test_tensors_may_be_views_of_one_storage_and_slices_of_wider_ones(tmp_path: 
 
 
 def test_shards_are_taken_by_number_and_files_in_any_order(tmp_path: Path, expected: str) -> None:
-    """12 shards: in the order of their names shard 10 would come before shard 2."""
+    """With 12 shards, shard 10 comes before shard 2 in the order of names."""
     how = Metaseq(Model(dtype=torch.float16), parts=2, shards=12, layout="layers")
     directory = how.write(tmp_path / "model")
     names = sorted(path.name for path in directory.iterdir())
@@ -217,7 +217,7 @@ def test_replicated_tensors_are_compared_and_the_largest_difference_told(
 
 
 class Drifted(Metaseq):
-    """Part 1 has moved by 2**-12 where it should equal part 0."""
+    """Part 1 differs by 2**-12 where it should equal part 0."""
 
     drift = 2.0**-12
 
@@ -230,7 +230,7 @@ class Drifted(Metaseq):
 def test_only_a_few_files_are_open_at_a_time(tmp_path: Path) -> None:
     source = open_source(Metaseq(Model(), shards=OPEN_FILES + 8, layout="layers", metadata=True).write(tmp_path))
     tensor = source.tensors["decoder.embed_tokens.weight"]  # type: ignore[attr-defined]
-    assert isinstance(tensor, Joined)
+    assert isinstance(tensor, JoinedTensor)
     whole = tensor.pieces[0]
     assert len(whole.segments) > 1
     with OpenFiles() as files:

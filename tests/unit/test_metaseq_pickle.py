@@ -1,4 +1,4 @@
-"""Unpickling a metaseq file imports and runs nothing: foreign objects stand still, what could act is refused."""
+"""Unpickling a metaseq file imports and runs nothing: foreign objects become stubs, dangerous names are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.unit._models import Model
 
 
 class Payload:
-    """Pickles as the call of a function."""
+    """An object whose pickle is the call of a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -35,7 +35,7 @@ class Payload:
 
 
 def archive(path: Path, pickled: bytes) -> Path:
-    """A torch archive with this pickle."""
+    """Write a torch archive with this pickle."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickled)
     return path
@@ -107,7 +107,7 @@ def test_a_foreign_object_keeps_its_state_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_a_pickle_cannot_ask_for_memory_it_has_no_data_for(tmp_path: Path) -> None:
-    """LONG_BINPUT: an index that an array of memo entries would have to reach."""
+    """LONG_BINPUT has an index up to which an array of memo entries would have to grow."""
     assert unpickle(archive(tmp_path / "x.pt", b"\x80\x02K\x07r\xff\xff\xff\xff.")) == 7
 
 
@@ -147,7 +147,7 @@ def test_a_tensor_made_by_a_foreign_object_is_refused(tmp_path: Path) -> None:
 
 
 def tensor_pickle(*arguments: Any) -> bytes:
-    """A pickle of one tensor: storage key, elements, then offset, shape and stride."""
+    """Write a pickle of one tensor: storage key, elements, then offset, shape and stride."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
@@ -166,7 +166,7 @@ def tensor_pickle(*arguments: Any) -> bytes:
 
 
 def test_a_tensor_cannot_be_moved_after_it_was_made(tmp_path: Path) -> None:
-    """BUILD puts a state into an object: here into a tensor, and into the dictionary that holds it."""
+    """BUILD puts a state into an object: here into a tensor, and into the dictionary of the tensor."""
     good = tensor_pickle("0", 4, 0, (4,), (1,))
     for state in (b"}X\x06\x00\x00\x00offsetK\x07s", b"N}X\x06\x00\x00\x00offsetK\x07s\x86"):
         path = archive(tmp_path / "x.pt", good[: good.rindex(b"s.")] + state + b"bs.")
@@ -196,12 +196,12 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, arguments: tupl
         if good:
             assert unpickle(path)["decoder.x"].shape == (4,)
         else:
-            with pytest.raises(UserError, match=r"x\.pt is damaged or not by torch\.save"):
+            with pytest.raises(UserError, match=r"x\.pt is damaged or was not written by torch\.save"):
                 unpickle(path)
 
 
 def test_a_damaged_file_is_named_or_read_never_a_crash(tmp_path: Path) -> None:
-    """Bytes of the pickle and of the archive's directory at its end."""
+    """Damage bytes of the pickle, and of the archive's directory at its end."""
     path = Metaseq(Model(layers=1), layout="layers", metadata=True).write(tmp_path) / "reshard.pt"
     whole, rng = path.read_bytes(), random.Random(0)
     with zipfile.ZipFile(path) as file:

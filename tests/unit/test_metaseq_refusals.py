@@ -1,4 +1,4 @@
-"""Metaseq files that are incomplete, damaged, of two models or of no OPT are named in one line, never converted."""
+"""Metaseq files that are incomplete, damaged, of two models or not of an OPT get an error of one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refusal(directory: Path) -> str:
 
 
 class Changed(Metaseq):
-    """`tensors` are put into the files of the last part; None leaves one out."""
+    """Write a model; put `tensors` into the files of the last part, where None leaves a tensor out."""
 
     tensors: dict[str, Any]
 
@@ -47,7 +47,7 @@ def changed(directory: Path, tensors: dict[str, Any], **how: Any) -> Path:
 
 
 def with_part_of(tmp_path: Path, other: Model, **how: Any) -> Path:
-    """Two parts, the second one of another model."""
+    """Write two parts, of which the second one belongs to another model."""
     directory = Metaseq(Model(), parts=2, **how).write(tmp_path / "m")
     Metaseq(other, parts=2, **how).write(tmp_path / "other")
     for path in (tmp_path / "other").glob("*part-1*"):
@@ -121,7 +121,7 @@ def test_vectors_that_fit_no_opt_are_named(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_that_padding_leaves_open_is_not_guessed(tmp_path: Path) -> None:
-    """17 shards can be padded by a row of 16 elements: two vocabularies have vectors of these lengths."""
+    """17 shards may hold a row of 16 elements as padding, so two vocabularies have vectors of these lengths."""
     assert "tried hidden_size 16 with 2 layers" in refusal(Metaseq(Model(), shards=17, layout="layers").write(tmp_path))
 
 
@@ -203,8 +203,11 @@ def test_whole_tensors_in_shards_are_named(tmp_path: Path, shards: int) -> None:
         ({FC1: 3.0}, f"{FC1} is a builtins.float, expected a tensor with elements"),
         ({FC1: torch.zeros(2).expand(20, 2).T}, f"{FC1} in"),
         ({"decoder.layers.0.fc2.weight": torch.zeros(40, 16).T}, "is not stored row by row (strides [1, 16])"),
-        ({"decoder.embed_tokens.weight": None}, "holds no whole OPT: no matrix decoder.embed_tokens.weight"),
-        ({"decoder.embed_positions.weight": torch.zeros(16)}, "no matrix decoder.embed_positions.weight"),
+        (
+            {"decoder.embed_tokens.weight": None},
+            "does not hold a whole OPT: it lacks the matrix decoder.embed_tokens.weight",
+        ),
+        ({"decoder.embed_positions.weight": torch.zeros(16)}, "lacks the matrix decoder.embed_positions.weight"),
         ({"decoder.layer_norm.weight": None}, "unexpected: decoder.layer_norm.bias"),
         ({"decoder.output_projection.weight": torch.zeros(24, 16)}, "output_projection.weight is [24, 16], expected"),
     ],
@@ -272,7 +275,7 @@ def test_without_training_configuration_an_unpublished_size_asks_for_config_json
 def test_a_published_pre_norm_model_misses_its_final_layer_norm_whatever_its_training_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Model-parallel training noted that layer norms come after; it was not so."""
+    """Model-parallel training stored that layer norms come after; that was wrong."""
     monkeypatch.setattr(settings, "PUBLISHED", (sizes.Size("OPT-tiny", 16, 2, 4, 40),))
     lost = dict.fromkeys(("decoder.layer_norm.weight", "decoder.layer_norm.bias"))
     assert "missing: decoder.final_layer_norm.weight" in refusal(changed(tmp_path, lost))
@@ -285,7 +288,7 @@ def test_without_final_layer_norm_nothing_says_where_the_others_are(tmp_path: Pa
 
 
 class Metadata(Metaseq):
-    """With `metadata` as it should not be."""
+    """Write a model with damaged `metadata`."""
 
     broken: Any
 
@@ -341,7 +344,7 @@ def test_a_compressed_file_and_a_strange_archive_are_named(tmp_path: Path) -> No
     assert "was compressed after torch wrote it" in refusal(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/readme", "hello")
-    assert "is a zip archive but not one by torch.save" in refusal(tmp_path)
+    assert "is a zip archive that torch.save did not write" in refusal(tmp_path)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
             archive.writestr(name, b"big" if name.endswith("byteorder") else data)
@@ -350,7 +353,7 @@ def test_a_compressed_file_and_a_strange_archive_are_named(tmp_path: Path) -> No
 
 def test_what_torch_before_1_6_wrote_and_a_git_lfs_pointer_are_named(tmp_path: Path) -> None:
     torch.save(Model().tensors, tmp_path / "reshard.pt", _use_new_zipfile_serialization=False)
-    assert "reshard.pt is not a file by torch.save of torch 1.6 or newer" in refusal(tmp_path)
+    assert "reshard.pt was not written by torch.save of torch 1.6 or newer" in refusal(tmp_path)
     (tmp_path / "reshard.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     assert "a git-lfs pointer" in refusal(tmp_path)
 

@@ -1,4 +1,4 @@
-"""A checkpoint's configuration: what was written comes back, what was damaged is named."""
+"""A checkpoint's configuration is read as it was written, and an error names a damaged value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int4 values come back from their bytes, along any axis."""
+"""Unpacking returns the int4 values that were packed, along any axis."""
 
 from __future__ import annotations
 

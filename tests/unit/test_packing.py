@@ -1,4 +1,4 @@
-"""The kernel layout: against the scalar steps, and there and back for every GPU, width and shape."""
+"""The packed layout equals that of the scalar steps, and unpacking undoes packing for every GPU, width and shape."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_blocks_of_output_features_lie_one_after_another(bits: int, sm: int) -> 
 
 
 def test_int8_bytes_are_biased_and_paired_over_eight() -> None:
-    """Of SM 90, which does not interleave: values 0 and 8, 1 and 9, … of a channel are neighbours, plus 128."""
+    """SM 90 does not interleave: values 0 and 8, 1 and 9, … of a channel are neighbours, and 128 is added to each."""
     q = torch.arange(32, dtype=torch.int8).repeat(32, 1)
     first = pack(q, 8, 90).view(torch.uint8).flatten()[:16].tolist()
     assert first == [128, 136, 129, 137, 130, 138, 131, 139, 132, 140, 133, 141, 134, 142, 135, 143]

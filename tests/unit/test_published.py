@@ -1,4 +1,4 @@
-"""The published sizes add up to the published numbers of parameters, and tensors say which of them a model is."""
+"""The published sizes give the published numbers of parameters, and the tensors of a model determine its size."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_another_size_is_named_with_the_way_out() -> None:
     shapes = source_shapes(PUBLISHED[768, 12])
     shapes = {name: shape for name, shape in shapes.items() if ".layers.11." not in name}
     with pytest.raises(
-        UserError, match=r"m holds 11 layers of hidden size 768, no published OPT .*put the config\.json"
+        UserError, match=r"m holds 11 layers of hidden size 768, which is no published OPT .*put the config\.json"
     ):
         published_config(shapes, Path("m"))
     with pytest.raises(UserError, match="m holds 0 layers of hidden size 0"):

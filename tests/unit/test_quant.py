@@ -1,4 +1,4 @@
-"""Quantized values, by literals and against the scalar loop."""
+"""Quantized values equal literals, and those of a scalar loop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_zero_channels_have_scale_zero_and_integers_zero(mode) -> None:
 
 
 def test_quotients_are_taken_with_the_scale_before_it_is_rounded() -> None:
-    """fp16 rounds so small a scale by 0.75 %: with the stored one, 81.14 would be 81.76."""
+    """fp16 rounds such a small scale by 0.75 %: with the stored scale, 81.14 would be 81.76."""
     weight = torch.tensor([[2.53677368e-4, 1.60813332e-4]]).half()
     q, scale = MODES["int8"].quantize(weight)
     assert q.tolist() == [[127, 81]]

@@ -1,4 +1,4 @@
-"""The quantization report: its numbers are those of the stored weights, its picture shows them all."""
+"""The quantization report gives the errors of the stored weights, and its picture shows all of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from opt_trt.checkpoint.packing import unpack
 from opt_trt.cli import parse
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
-from opt_trt.convert.heatmap import COLOURS, Cell, Heatmap, Row, colour, draw
-from opt_trt.convert.quant_report import Distance, QuantReport, Shard
+from opt_trt.convert.heatmap import COLOURS, Cell, Heatmap, HeatmapRow, colour, draw_heatmap
+from opt_trt.convert.quant_report import QuantError, QuantReport, Shard
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
 from tests.unit._models import Model
@@ -26,7 +26,7 @@ MATRICES = ["attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Three layers that every mode takes at tp_size 1 and 3."""
+    """Return a model of three layers that every mode can pack at tp_size 1 and 3."""
     model = Model(vocab=50, hidden=192, width=192, layers=3, ffn=384, config={"num_attention_heads": 6})
     model.tensors["model.decoder.layers.1.fc1.weight"][7] = 0
     model.tensors["model.decoder.layers.2.fc2.weight"][:] = 0
@@ -47,14 +47,14 @@ def test_error_and_cosine_are_summed_up_over_blocks() -> None:
     report, shard = QuantReport(MODES["int8"]), Shard("mlp.fc", 0, 5, 0)
     report.add(shard, torch.tensor([[3.0, 0.0]]), torch.tensor([[3, 0]], dtype=torch.int8), torch.tensor([1.0]))
     report.add(shard, torch.tensor([[0.0, 4.0]]), torch.tensor([[0, 0]], dtype=torch.int8), torch.tensor([2.0]))
-    assert report.distances() == {shard: Distance(relative_error=0.8, cosine=0.6)}  # 4 / 5 and 9 / (5 * 3)
+    assert report.errors() == {shard: QuantError(relative_error=0.8, cosine=0.6)}  # 4 / 5 and 9 / (5 * 3)
 
 
-@pytest.mark.parametrize(("value", "distance"), [(0.0, Distance(0.0, 1.0)), (1.0, Distance(1.0, 0.0))])
-def test_zeros_have_a_distance_too(value: float, distance: Distance) -> None:
+@pytest.mark.parametrize(("value", "error"), [(0.0, QuantError(0.0, 1.0)), (1.0, QuantError(1.0, 0.0))])
+def test_a_weight_of_zeros_has_an_error_too(value: float, error: QuantError) -> None:
     report, shard = QuantReport(MODES["int8"]), Shard("mlp.fc", 0, 0, 0)
     report.add(shard, torch.tensor([[value]]), torch.tensor([[0]], dtype=torch.int8), torch.tensor([0.0]))
-    assert report.distances() == {shard: distance}
+    assert report.errors() == {shard: error}
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("int8", "float16"), ("int4", "bfloat16")])
@@ -122,13 +122,13 @@ def test_a_report_without_quantization_is_refused() -> None:
 
 @pytest.mark.parametrize("path", ["out", "out/r.json", "out/deep"])
 def test_a_report_inside_the_checkpoint_is_refused(tmp_path: Path, model: Path, path: str) -> None:
-    with pytest.raises(UserError, match=r"^--report .* is inside --output_dir .*, which holds the checkpoint alone"):
+    with pytest.raises(UserError, match=r"^--report .* is inside --output_dir .*, which may hold the checkpoint alone"):
         run(model, tmp_path / "out", report=str(tmp_path / path))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_name_of_a_report_is_refused(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(UserError, match=r"^--report must be a directory or .* found an empty one"):
+    with pytest.raises(UserError, match=r"^--report must be a directory or .* found an empty text"):
         run(model, tmp_path / "out", report="")
     assert not (tmp_path / "out").exists()
 
@@ -150,7 +150,7 @@ def test_a_failed_conversion_leaves_no_report(tmp_path: Path) -> None:
 
 def picture(layers: int) -> str:
     rows = [
-        Row(
+        HeatmapRow(
             name,
             name,
             [Cell(value + layer, f"{value + layer:.1f}", f"<hint {layer}>") for layer in range(layers)],
@@ -158,7 +158,7 @@ def picture(layers: int) -> str:
         )
         for name, value in (("a&b", 10.0), ("c", 20.0))
     ]
-    return draw(Heatmap("title <1>", "subtitle", "unit", "layer", ["remark"], rows))
+    return draw_heatmap(Heatmap("title <1>", "subtitle", "unit", "layer", ["remark"], rows))
 
 
 def texts(svg: str) -> list[str]:
@@ -193,6 +193,6 @@ def test_colours_run_from_the_first_to_the_last_and_are_mixed_between() -> None:
 
 
 def test_equal_values_have_one_colour() -> None:
-    rows = [Row("a", "a", [Cell(1.0, "1", "x"), Cell(1.0, "1", "x")], [])]
-    svg = draw(Heatmap("t", "s", "u", "c", [], rows))
+    rows = [HeatmapRow("a", "a", [Cell(1.0, "1", "x"), Cell(1.0, "1", "x")], [])]
+    svg = draw_heatmap(Heatmap("t", "s", "u", "c", [], rows))
     assert svg.count(f'fill="{colour(0.5)}"') == 2

@@ -1,4 +1,4 @@
-"""A quantized checkpoint gives its integers back, whichever GPU it was packed for, or not packed at all."""
+"""A quantized checkpoint returns its integers, whether it is packed for some GPU or not packed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_integers_and_scales_are_those_of_the_plain_weight(model, tmp_path, prec
 
 
 def test_packed_weights_of_an_unknown_gpu_are_refused_with_what_to_add(model, tmp_path):
-    """TensorRT-LLM's own converter does not say what it packed for."""
+    """TensorRT-LLM's own converter does not name the GPU for which it packed."""
     converted(model, tmp_path / "q", use_weight_only=True, target_sm=80)
     path = tmp_path / "q" / "config.json"
     values = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A packed checkpoint for another GPU: the bytes of a conversion for it, there and back; refusals by name."""
+"""Repacking for another GPU gives the bytes of a conversion for that GPU, there and back; refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GPUS = (75, 90, 120)
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest shape that both modes and all GPUs take at tp_size 2."""
+    """Return the smallest model that both modes and all GPUs can pack at tp_size 2."""
     model = Model(vocab=50, hidden=128, width=128, layers=2, ffn=256, config={"num_attention_heads": 4})
     return model.write(tmp_path_factory.mktemp("model"))
 
@@ -98,7 +98,7 @@ def test_one_line_says_what_was_done(tmp_path: Path, model_dir: Path, capsys: py
     [
         ({"use_weight_only": False, "target_sm": None}, 90, "no quantized weights: it fits every GPU as it is"),
         ({"defer_quantization": True}, 90, "float16 weights, to be quantized by the builder: it fits every GPU as"),
-        ({}, 70, "target_sm 70 is no GPU with a known weight-only layout"),
+        ({}, 70, "target_sm 70 has no known weight-only layout"),
         ({}, 100, "target_sm 100: TensorRT-LLM's builder refuses packed weights on SM 100 to 119; convert the model"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_cannot_be_repacked_is_named(
 
 
 def test_a_shard_the_other_gpu_cannot_read_is_named(tmp_path: Path) -> None:
-    """SM 90 takes 96 int8 input features, where interleaving needs multiples of 64."""
+    """SM 90 can have 96 int8 input features; interleaving needs multiples of 64."""
     model = Model(vocab=50, hidden=96, width=96, layers=1, ffn=192, config={"num_attention_heads": 3})
     checkpoint = converted(model.write(tmp_path / "model"), tmp_path / "checkpoint", target_sm=90)
     with pytest.raises(UserError, match=r"cannot be packed for SM 80: .*96 input features must be a multiple of 64"):

@@ -1,4 +1,4 @@
-"""How tensors are cut for tensor-parallel ranks: by literals, and back again."""
+"""The cut of tensors for tensor-parallel ranks equals literals, and joining undoes it."""
 
 from __future__ import annotations
 

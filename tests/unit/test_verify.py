@@ -1,4 +1,4 @@
-"""Values that are finite and far from what their neighbours are get a line; healthy models get none."""
+"""Finite values far above those of other layers get a warning; healthy models get none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAD_ROW = "model.decoder.embed_positions.weight"
 
 
 def model(fill: float = 0.5) -> Model:
-    """Every tensor of every layer reaches exactly `fill`."""
+    """Return a model in which the largest value of every tensor of every layer is `fill`."""
     made = Model(layers=LAYERS)
     for name, tensor in made.tensors.items():
         if ".layers." in name:
@@ -42,7 +42,7 @@ def test_a_healthy_model_gets_no_warning(tmp_path: Path) -> None:
 
 
 def test_the_values_of_a_known_corrupted_shard_are_named_with_their_neighbours_median(tmp_path: Path) -> None:
-    """fp16 values up to 5e4 in one fc1 of the 175B once gave fluent gibberish."""
+    """fp16 values of up to 5e4 in one fc1 of the 175B once made the model write fluent nonsense."""
     damaged = model()
     damaged.tensors[MATRIX].view(-1)[500:518] = torch.linspace(-5e4, 4e4, 18)
     (line,) = warnings(damaged, tmp_path, torch.float16)
@@ -74,7 +74,7 @@ def test_matrices_may_be_100_and_vectors_1000_times_their_neighbours(
 
 
 def test_the_first_and_last_layers_of_a_real_opt_may_differ_tenfold(tmp_path: Path) -> None:
-    """Trained layers differ in scale: each tensor ten times as large as, or a tenth of, the median one."""
+    """Trained layers differ in scale: here a tensor has ten times or a tenth of the median scale."""
     changed = model()
     for name, tensor in changed.tensors.items():
         tensor *= 10.0 if ".layers.0." in name else 0.1 if ".layers.4." in name else 1.0
@@ -104,7 +104,7 @@ def test_a_single_layer_has_no_neighbours(tmp_path: Path) -> None:
 def test_the_pad_row_of_a_published_size_must_be_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = model()
     changed.tensors[PAD_ROW][1, 4] = -0.25
-    assert warnings(changed, tmp_path) == []  # a model of another size may have been initialized otherwise
+    assert warnings(changed, tmp_path) == []  # a model of another size may have been initialized in another way
     monkeypatch.setattr("opt_trt.sources.verify.PUBLISHED", {(16, LAYERS): None})
     (line,) = warnings(changed, tmp_path)
     assert line.startswith(f"{PAD_ROW} in {tmp_path}/model.safetensors reaches 0.25 in row 1, which is zero in every")

@@ -1,4 +1,4 @@
-"""Waiting by looking: what is so at once is seen at once, and nothing is waited for longer than asked."""
+"""Polling sees a condition at once if it holds at once, and never takes longer than its timeout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opt_trt.host.waiting import Patience, wait_until
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A clock that only naps advance; the naps taken."""
+    """Replace the clock by one that only naps advance; return the naps."""
     naps: list[float] = []
     monkeypatch.setattr(time, "monotonic", lambda: sum(naps))
     monkeypatch.setattr(time, "sleep", naps.append)

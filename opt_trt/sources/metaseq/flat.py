@@ -1,4 +1,4 @@
-"""Find the tensors inside flat vectors, which FSDP cut into equal shards with padding at the end of the last."""
+"""Find the tensors inside flat vectors, which FSDP cuts into equal shards with padding at the end of the last one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from opt_trt.sources.metaseq.pieces import Piece
 from opt_trt.sources.metaseq.pt_file import FLAT, Layout, PtFile, read_layout
 from opt_trt.sources.metaseq.sizes import PUBLISHED, Size, elements, flat_layout, with_vocabulary
 
-PARTS = (1, 2, 4, 8, 16)  # model-parallel degrees an error looks for
-MOST_SHARDS = 1024  # per part; short vectors would fit any model in shards enough
-STATED = ("hidden_size", "num_hidden_layers", "ffn_dim")  # what must be stated to know the shapes of an OPT
+PARTS = (1, 2, 4, 8, 16)  # model-parallel degrees that are tried for a hint in an error
+MOST_SHARDS = 1024  # per part; with more shards, short vectors would fit any model
+STATED = ("hidden_size", "num_hidden_layers", "ffn_dim")  # the sizes that determine the shapes of an OPT
 
 
 def find_layout(first: PtFile, parts: int, shards: int, settings: dict[str, Any]) -> Layout:
-    """How the vectors of every part are made up: as `shard_metadata` says, else as an OPT that fits their lengths.
+    """Find the layout of the vectors: the one in `shard_metadata`, or that of an OPT whose lengths fit.
 
-    `settings` are the hyper-parameters stated beside the tensors; without them published sizes are tried.
+    `settings` are the hyper-parameters stated beside the tensors; without them, the published sizes are tried.
     """
     lengths = {key: math.prod(tensor.shape) for key, tensor in first.tensors.items() if key.endswith(FLAT)}
     if told := read_layout(first.path):
@@ -35,7 +35,7 @@ def find_layout(first: PtFile, parts: int, shards: int, settings: dict[str, Any]
 
 
 def unflatten(shards: Iterable[PtFile], layout: Layout) -> dict[str, Piece]:
-    """The tensors of one part, by name; those beside the vectors are the first shard's."""
+    """Return the tensors of one part by name; tensors beside the vectors are taken from the first shard."""
     shards = list(shards)
     pieces = {key: Piece.of(tensor) for key, tensor in shards[0].tensors.items() if not key.endswith(FLAT)}
     for key, shapes in layout.items():
@@ -61,13 +61,17 @@ def _stated(settings: dict[str, Any]) -> tuple[Size, ...]:
 def _fits(
     sizes: Iterable[Size], lengths: dict[str, int], shards: int, degrees: Iterable[int]
 ) -> dict[tuple[int, int], Layout]:
-    """By (parts, shards): the layout of a size whose vectors have these lengths."""
+    """Return the layouts whose vectors have these lengths, by (parts, shards)."""
     layered = len(lengths) > 1
     fits: dict[tuple[int, int], Layout] = {}
-    most = len(lengths) - 1 if layered else sum(lengths.values()) * shards  # layers, not to list what cannot be
+    most = (
+        len(lengths) - 1 if layered else sum(lengths.values()) * shards
+    )  # layers; larger sizes cannot fit, and listing their tensors takes long
     for degree in degrees:
         for size in (size for size in sizes if size.num_hidden_layers <= most):
-            if not size.vocab_size and FLAT in lengths and shards <= size.hidden_size:  # else several would fit
+            if (
+                not size.vocab_size and FLAT in lengths and shards <= size.hidden_size
+            ):  # otherwise several vocabularies would fit
                 size = with_vocabulary(size, degree, layered, lengths[FLAT] * shards)
             layout = flat_layout(size, degree, layered)
             if cuts := _shards(layout, lengths, shards):
@@ -76,7 +80,7 @@ def _fits(
 
 
 def _shards(layout: Layout, lengths: dict[str, int], found: int) -> int:
-    """In how many shards vectors were cut, if these are the lengths of one: `found` if that fits, 0 if none does."""
+    """Return the number of shards that gives vectors these lengths: `found` if it fits, 0 if no number does."""
     if layout.keys() != lengths.keys() or not all(lengths.values()):
         return 0
     totals = {key: elements(shapes) for key, shapes in layout.items()}

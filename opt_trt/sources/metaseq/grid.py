@@ -1,4 +1,4 @@
-"""Which files of a directory are which part and which shard of one metaseq checkpoint; names say nothing else."""
+"""The grid of a metaseq checkpoint's files, by the numbers of part and shard in their names."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from opt_trt.errors import UserError
 
 NUMBERS = {"part": re.compile(r"(?:^|-)model_part-(\d+)"), "shard": re.compile(r"(?:^|-)shard(\d+)")}
-LISTED = 5  # numbers an error names
+LISTED = 5  # the number of missing files that an error names
 
 Place = tuple[int, int]  # part, shard
 
 
 def list_grid(directory: Path) -> list[list[Path]]:
-    """The files as `grid[part][shard]`; `UserError` for holes, doubles and files of two checkpoints."""
+    """Return the files as `grid[part][shard]`; `UserError` for missing and doubled files, and for two checkpoints."""
     places: dict[Place, Path] = {}
     first = ""
     for path in sorted(directory.glob("*.pt")):

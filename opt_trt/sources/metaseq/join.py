@@ -8,26 +8,31 @@ from pathlib import Path
 
 from opt_trt.errors import UserError
 from opt_trt.sources.metaseq.pieces import Piece
-from opt_trt.sources.metaseq.reading import Joined
+from opt_trt.sources.metaseq.reading import JoinedTensor
 from opt_trt.sources.opt import EMBEDDING, HEAD, POSITIONS, PROJECT_IN, PROJECT_OUT
 
 FUSED = re.compile(r"(.*self_attn\.)qkv_proj(\..*)")
-FUSED_ORDER = ("k_proj", "v_proj", "q_proj")  # blocks of rows of the fused matrix, in every part
+FUSED_ORDER = ("k_proj", "v_proj", "q_proj")  # the blocks of rows in the fused matrix of every part
 LAYER = re.compile(r"layers\.\d+\.(.*)")
 OUT_PROJ = re.compile(r".*self_attn\.out_proj\.weight")
 IGNORED = ("version",)  # a format number
 
-# Name without `decoder.`: Hugging Face's, and the axis the parts are joined on (None: each part holds all of it).
+# Name without `decoder.`: Hugging Face's name, and the axis along which parts are joined (None: all parts are equal).
 MODEL: dict[str, tuple[str, int | None]] = {
     "embed_tokens.weight": (EMBEDDING, 0),
     "embed_positions.weight": (POSITIONS, None),
-    "layer_norm.weight": ("decoder.final_layer_norm.weight", None),  # of the model: each layer has one of that name too
+    "layer_norm.weight": (
+        "decoder.final_layer_norm.weight",
+        None,
+    ),  # this is the model's; every layer has one with this name, too
     "layer_norm.bias": ("decoder.final_layer_norm.bias", None),
     "project_in_dim.weight": (PROJECT_IN, None),
     "project_out_dim.weight": (PROJECT_OUT, None),
     "output_projection.weight": (HEAD, 0),
 }
-LAYER_AXES: dict[str, tuple[int | None, int | None]] = {  # axes of weight and bias; names are Hugging Face's already
+LAYER_AXES: dict[
+    str, tuple[int | None, int | None]
+] = {  # axes of weight and bias; these names are Hugging Face's as well
     "self_attn.q_proj": (0, 0),
     "self_attn.k_proj": (0, 0),
     "self_attn.v_proj": (0, 0),
@@ -39,8 +44,8 @@ LAYER_AXES: dict[str, tuple[int | None, int | None]] = {  # axes of weight and b
 }
 
 
-def join(parts: Sequence[Mapping[str, Piece]], directory: Path) -> dict[str, Joined]:
-    """The model's tensors; one that no OPT has keeps its name. `UserError`: parts are missing or do not match."""
+def join(parts: Sequence[Mapping[str, Piece]], directory: Path) -> dict[str, JoinedTensor]:
+    """Return the model's tensors; an unknown tensor keeps its name. `UserError` if parts are missing or differ."""
     _check_alike(parts)
     _check_number(parts, directory)
     split = [_without_fused(part) for part in parts]
@@ -49,7 +54,7 @@ def join(parts: Sequence[Mapping[str, Piece]], directory: Path) -> dict[str, Joi
         name, axis = _place(key)
         if name.removeprefix("decoder.") not in IGNORED:
             pieces = tuple(part[key] for part in split)
-            joined[name] = Joined(key, pieces, axis if axis in range(len(pieces[0].shape)) else None)
+            joined[name] = JoinedTensor(key, pieces, axis if axis in range(len(pieces[0].shape)) else None)
     return joined
 
 
@@ -87,7 +92,7 @@ def _check_alike(parts: Sequence[Mapping[str, Piece]]) -> None:
 
 
 def _check_number(parts: Sequence[Mapping[str, Piece]], directory: Path) -> None:
-    """Every part holds whole output features of `out_proj`, `[H, H / parts]`, whichever parts are missing."""
+    """Compare the number of parts with `out_proj`, which is `[H, H / parts]` in every part."""
     for key, piece in parts[0].items():
         if OUT_PROJ.fullmatch(key) and len(piece.shape) == 2 and len(parts) * piece.shape[1] != piece.shape[0]:
             features, inputs = piece.shape

@@ -1,4 +1,4 @@
-"""The named tensors of every model-parallel part, whether its files name them or hold flat vectors of them."""
+"""The named tensors of every model-parallel part; its files hold them by name or inside flat vectors."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from tqdm import tqdm
 
 from opt_trt.errors import UserError
-from opt_trt.sources.metaseq.agree import refuse_copies
+from opt_trt.sources.metaseq.agreement import refuse_copies
 from opt_trt.sources.metaseq.flat import find_layout, unflatten
 from opt_trt.sources.metaseq.grid import list_grid
 from opt_trt.sources.metaseq.pieces import Piece
 from opt_trt.sources.metaseq.pt_file import FLAT, PtFile, read_pt_file
 
-DISTINCT = ("decoder.embed_tokens.weight", FLAT)  # what differs from file to file: its part of the vocabulary
+DISTINCT = ("decoder.embed_tokens.weight", FLAT)  # tensors that differ in every file: its part of the vocabulary
 
 
 def read_grid(directory: Path) -> list[list[PtFile]]:
-    """What each file lists, as `grid[part][shard]`; a progress bar counts them."""
+    """Read the tables of all files, as `grid[part][shard]`; a progress bar counts the files."""
     paths = list_grid(directory)
     bar = tqdm(total=len(paths) * len(paths[0]), desc="open", unit="file", disable=None, delay=2, leave=False)
     with bar:
@@ -32,12 +32,12 @@ def _read(path: Path, bar: tqdm) -> PtFile:
 
 
 def named_parts(grid: list[list[PtFile]], settings: dict[str, Any]) -> list[dict[str, Piece]]:
-    """The tensors of each part; `settings` are the hyper-parameters that are stated, for vectors without metadata."""
+    """Return the tensors of each part; `settings` are stated hyper-parameters, for vectors without metadata."""
     first, shards = grid[0][0], len(grid[0])
     for row in grid:
         for file in row:
             _check_kind(first, file, shards)
-    for files in (*grid, [row[0] for row in grid]):  # at the start of its vectors a part is like no other
+    for files in (*grid, [row[0] for row in grid]):  # the vectors of each part begin with other values
         refuse_copies(Piece.of(file.tensors[key]) for file in files for key in DISTINCT if key in file.tensors)
     if not first.is_flat:
         return [{key: Piece.of(tensor) for key, tensor in file.tensors.items()} for (file,) in grid]

@@ -1,4 +1,4 @@
-"""A tensor of one model-parallel part: row-major elements in one or more segments of files."""
+"""A tensor of one model-parallel part, whose row-major elements lie in one or more segments of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opt_trt.sources.stored import Stored, contiguous_stride
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive elements in a file; `offset` in bytes from its start, `key` is the tensor they belong to."""
+    """Consecutive elements of the tensor `key` in a file; `offset` is in bytes from the start of the file."""
 
     path: Path
     key: str
@@ -27,7 +27,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Piece:
-    """A row-major tensor whose elements are those of its segments, one after another."""
+    """A row-major tensor; its elements are those of its segments, one segment after the other."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Piece:
 
     @classmethod
     def of(cls, stored: Stored) -> Piece:
-        """A whole tensor of a file; a slice of a wider matrix is a segment per row."""
+        """Return a whole tensor of a file as a piece; a slice of a wider matrix has one segment per row."""
         row, offset = math.prod(stored.shape[1:]), stored.offset
         if stored.stride == contiguous_stride(stored.shape):
             places = [(offset, math.prod(stored.shape))]
@@ -56,11 +56,11 @@ class Piece:
 
     @property
     def count(self) -> int:
-        """Elements in all segments."""
+        """The number of elements in all segments."""
         return self._starts[-1]
 
     def cut(self, start: int, shape: tuple[int, ...]) -> Piece:
-        """The tensor of `shape` whose elements begin at element `start` of this one."""
+        """Return the tensor of `shape` whose elements begin at element `start` of this one."""
         segments, missing = [], math.prod(shape)
         index = bisect_right(self._starts, start) - 1
         while missing:
@@ -71,5 +71,5 @@ class Piece:
         return Piece(self.dtype, shape, tuple(segments))
 
     def rows(self, start: int, count: int) -> Piece:
-        """Rows `start` to `start + count`."""
+        """Return the rows `start` to `start + count`."""
         return self.cut(start * math.prod(self.shape[1:]), (count, *self.shape[1:]))

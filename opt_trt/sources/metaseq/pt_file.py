@@ -1,4 +1,4 @@
-"""What one metaseq file holds: tensors, what training said of the model, and how flat vectors were made up."""
+"""The contents of one metaseq file: tensors, hyper-parameters of the training, and the layout of flat vectors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from opt_trt.errors import UserError
 from opt_trt.sources.stored import Stored
 from opt_trt.sources.unpickle import Stub, Tensor, unpickle
 
-Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of the tensors in it, in order
+Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of its tensors, in order
 
 FLAT = "flat_param_0"
-SETTINGS = {  # metaseq's spelling: ours
+SETTINGS = {  # metaseq's name: ours
     "decoder_embed_dim": "hidden_size",
     "decoder_layers": "num_hidden_layers",
     "decoder_ffn_embed_dim": "ffn_dim",
@@ -28,7 +28,7 @@ ACTIVATION = "relu"
 
 @dataclass(frozen=True)
 class PtFile:
-    """`tensors` by metaseq's names, `settings` by `OptConfig`'s."""
+    """A file's `tensors` by metaseq's names, and its `settings` by the names of `OptConfig`."""
 
     path: Path
     tensors: dict[str, Stored]
@@ -36,12 +36,12 @@ class PtFile:
 
     @property
     def is_flat(self) -> bool:
-        """Whether tensors were concatenated into vectors."""
+        """True if tensors were concatenated into vectors."""
         return any(key.endswith(FLAT) for key in self.tensors)
 
 
 def read_pt_file(path: Path) -> PtFile:
-    """List a file; `UserError` when it is damaged, holds no named tensors or could run code."""
+    """Read the table of a file; `UserError` if it is damaged, holds no named tensors or could run code."""
     top = unpickle(path)
     found = _fields(top)
     model = found.get("model", top)
@@ -56,13 +56,13 @@ def read_pt_file(path: Path) -> PtFile:
             kind = type(value)
             what = f"of shape {list(value.shape)}" if kind is Tensor else f"a {kind.__module__}.{kind.__name__}"
             raise UserError(f"{path}: {key} is {what}, expected a tensor with elements; give a metaseq checkpoint")
-        name = intern(key)  # a file of hundreds has the same names as the others
+        name = intern(key)  # hundreds of files have the same names
         tensors[name] = Stored(path, name, value.dtype, value.shape, value.offset, value.stride)
     return PtFile(path, tensors, _settings(found, path))
 
 
 def read_layout(path: Path) -> Layout:
-    """What the flat vectors of a file hold, as its `shard_metadata` says; empty if it says nothing."""
+    """Return the layout of flat vectors in `shard_metadata`; empty if the file has none."""
     layout: Layout = {}
     try:
         for module in _fields(_fields(unpickle(path)).get("shard_metadata")).get("param_metadata", ()):
@@ -79,7 +79,7 @@ def read_layout(path: Path) -> Layout:
 
 
 def _fields(value: Any) -> dict[Any, Any]:
-    """The contents of a dictionary, a Namespace or an OmegaConf container; of anything else none."""
+    """Return the contents of a dictionary, a Namespace or an OmegaConf container; nothing for any other value."""
     if isinstance(value, Stub):
         value = value.state
     if isinstance(value, dict) and isinstance(value.get("_content"), dict):
@@ -92,7 +92,7 @@ def _leaf(value: Any) -> Any:
 
 
 def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
-    """Hyper-parameters in `args` and in `cfg.model`, which newer checkpoints have."""
+    """Return the hyper-parameters in `args` and in `cfg.model`, which newer checkpoints have."""
     stated = _fields(top.get("args")) | _fields(_leaf(_fields(top.get("cfg")).get("model")))
     activation = _leaf(stated.get("activation_fn", ACTIVATION))
     if activation != ACTIVATION:

@@ -1,6 +1,6 @@
-"""Read tensors that lie in pieces over many files, in rows, a few MiB at a time.
+"""Read the rows of tensors whose pieces lie in many files, a few MiB at a time.
 
-A joined tensor is its pieces one under another, or side by side; what it is for is not known here.
+The pieces of a joined tensor are concatenated along its rows or its columns. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from opt_trt.errors import UserError
 from opt_trt.sources.metaseq.pieces import Piece, Segment
 from opt_trt.sources.stored import rows_per_block
 
-OPEN_FILES = 32  # at a time: a tensor of the 175B model lies in hundreds of its 992
+OPEN_FILES = 32  # at a time, because a tensor of the 175B model lies in hundreds of its 992 files
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A tensor in pieces, joined along `axis`; None: every part holds all of it, and the first one's is read."""
+class JoinedTensor:
+    """A tensor whose pieces are joined along `axis`; None: every piece is the whole tensor, and the first is read."""
 
     key: str
     pieces: tuple[Piece, ...]
@@ -31,7 +31,7 @@ class Joined:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its sizes when joined."""
+        """The shape of the joined tensor."""
         first = self.pieces[0].shape
         if self.axis is None:
             return first
@@ -40,23 +40,23 @@ class Joined:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type it is stored in, the same in all pieces."""
+        """The stored type, the same in all pieces."""
         return self.pieces[0].dtype
 
     @property
     def path(self) -> Path:
-        """The file, of several the first."""
+        """The file, or the first of several."""
         return self.pieces[0].segments[0].path
 
     @property
     def where(self) -> str:
-        """Its spelling and its files, for errors."""
+        """The tensor's own name and its files, for errors."""
         others = {segment.path for piece in self.pieces for segment in piece.segments} - {self.path}
         more = f" and {len(others)} more of its files" if others else ""
         return f"{self.key} in {self.path}{more}"
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The rows in order, some at a time; a block is valid until the next one."""
+        """Yield the rows in order, some at a time; a block is valid until the next one."""
         rows = rows_per_block(self.shape)
         with OpenFiles() as files:
             if self.axis == 1 and len(self.pieces) > 1:
@@ -76,7 +76,7 @@ def _row_blocks(piece: Piece, rows: int) -> Iterator[Piece]:
 
 
 class OpenFiles:
-    """Files opened when first read, the ones not read for longest closed again."""
+    """Files that are opened at the first read; the least recently read ones are closed again."""
 
     def __init__(self) -> None:
         self.files: OrderedDict[Path, FileIO] = OrderedDict()
@@ -89,7 +89,7 @@ class OpenFiles:
             file.close()
 
     def read(self, piece: Piece) -> torch.Tensor:
-        """All elements of a piece, in memory; a file that ends too early is named."""
+        """Read all elements of a piece; `UserError` names a file that ends too early."""
         tensor = torch.empty(piece.shape, dtype=piece.dtype)
         view = tensor.view(-1).view(torch.uint8).numpy().data
         for segment in piece.segments:

@@ -1,4 +1,4 @@
-"""The hyper-parameters of a metaseq checkpoint: what its shapes, its training and a `config.json` beside it say."""
+"""The hyper-parameters of a metaseq checkpoint, from its shapes, its training and a `config.json` beside it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TOKENS: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 
 
 @dataclass(frozen=True)
 class Statement:
-    """What one place says of the model, in `OptConfig`'s names; it may leave out any."""
+    """The hyper-parameters that one place states, some or all, by the names of `OptConfig`."""
 
     where: str
     values: Mapping[str, Any]
 
 
 def agreed(statements: Iterable[Statement]) -> dict[str, Any]:
-    """All sizes that were stated; two that differ are a `UserError`."""
+    """Return all sizes that were stated; `UserError` if two statements differ."""
     found: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for statement in statements:
@@ -43,9 +43,9 @@ def agreed(statements: Iterable[Statement]) -> dict[str, Any]:
     return found
 
 
-def opt_config(shapes: Mapping[str, tuple[int, ...]], stated: list[Statement], directory: Path) -> OptConfig:
-    """The configuration without a `config.json`; `stated` is what files of the checkpoint say, `shapes` are joined."""
-    sizes = agreed([measure(shapes, directory), *stated])
+def metaseq_config(shapes: Mapping[str, tuple[int, ...]], stated: list[Statement], directory: Path) -> OptConfig:
+    """Return the configuration of a checkpoint without `config.json`, from its joined `shapes` and its statements."""
+    sizes = agreed([state_sizes(shapes, directory), *stated])
     key = sizes["hidden_size"], sizes["num_hidden_layers"]
     known = next((size for size in PUBLISHED if (size.hidden_size, size.num_hidden_layers) == key), None)
     if "num_attention_heads" not in sizes:
@@ -57,7 +57,7 @@ def opt_config(shapes: Mapping[str, tuple[int, ...]], stated: list[Statement], d
     divide_exactly(key[0], sizes["num_attention_heads"], f"{directory}: hidden_size over attention heads")
     pre_norm, removed = True, False
     if FINAL_NORM not in shapes and known:
-        pre_norm = known.do_layer_norm_before  # where that is true, the layer norm will be missed
+        pre_norm = known.do_layer_norm_before  # if True, the missing layer norm is reported later
     elif FINAL_NORM not in shapes:
         said = [s.values["do_layer_norm_before"] for s in stated if "do_layer_norm_before" in s.values]
         if not said:
@@ -68,11 +68,13 @@ def opt_config(shapes: Mapping[str, tuple[int, ...]], stated: list[Statement], d
     )
 
 
-def measure(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> Statement:
-    """What shapes tell; `UserError` names the tensors without which they tell nothing."""
+def state_sizes(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> Statement:
+    """Derive sizes from shapes; `UserError` names the tensors that are missing for that."""
     ranks = {EMBEDDING: 2, POSITIONS: 2, FFN: 2}
     if bad := [name for name, rank in ranks.items() if len(shapes.get(name, ())) != rank]:
-        raise UserError(f"{directory} holds no whole OPT: no matrix {', '.join(bad)}; fetch its files again")
+        raise UserError(
+            f"{directory} does not hold a whole OPT: it lacks the matrix {', '.join(bad)}; fetch its files again"
+        )
     (vocab, width), (rows, hidden) = shapes[EMBEDDING], shapes[POSITIONS]
     layers = {name.split(".")[2] for name in shapes if name.startswith("decoder.layers.")}
     values = dict(zip(SIZES, (vocab, hidden, width, len(layers)), strict=False))

@@ -1,4 +1,4 @@
-"""The published sizes of OPT, and how a part of any size lies in flat vectors."""
+"""The published sizes of OPT, and the layout of flat vectors that follows from a size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shapes = list[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Size:
-    """The hyper-parameters that shapes follow from; `vocab_size` 0: not known, it follows from a vector's length."""
+    """The hyper-parameters that determine shapes; `vocab_size` 0 is unknown and follows from a vector's length."""
 
     name: str
     hidden_size: int
@@ -42,9 +42,9 @@ PUBLISHED = tuple(
 
 
 def flat_layout(size: Size, parts: int, layered: bool) -> Layout:
-    """What the flat vectors of one of `parts` hold: one vector in all, or (`layered`) one a layer and one for the rest.
+    """Return the layout of the flat vectors of one of `parts`: one vector, or (`layered`) one per layer and one more.
 
-    The layer norm after the last layer comes last in the module, hence behind the layers where they are in the vector.
+    The layer norm after the last layer is the last module, so it follows the layers in a vector that holds them.
     """
     hidden = size.hidden_size
     embeddings: Shapes = [
@@ -59,13 +59,13 @@ def flat_layout(size: Size, parts: int, layered: bool) -> Layout:
 
 
 def with_vocabulary(size: Size, parts: int, layered: bool, length: int) -> Size:
-    """The size with the vocabulary that makes the outer vector of a part `length` elements long, padding included."""
+    """Return the size with the vocabulary that gives a part's outer vector `length` elements, padding included."""
     rest = elements(flat_layout(size, parts, layered)[FLAT])
     return replace(size, vocab_size=max(0, length - rest) // size.hidden_size * parts)
 
 
 def elements(shapes: Shapes) -> int:
-    """Elements in all tensors together."""
+    """Return the number of elements of all tensors together."""
     return sum(math.prod(shape) for _, shape in shapes)
 
 

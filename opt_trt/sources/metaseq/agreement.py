@@ -1,4 +1,4 @@
-"""Compare what must be the same in several parts, and what must not."""
+"""Compare the tensors that must be the same in all parts, and those that must be different."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.sources.metaseq.pieces import Piece
-from opt_trt.sources.metaseq.reading import Joined, OpenFiles
+from opt_trt.sources.metaseq.reading import JoinedTensor, OpenFiles
 
 TOLERANCE = 1e-3  # ranks of one training run may drift apart by rounding; two models differ by far more
-SAMPLE = 2048  # elements that tell one part from another
+SAMPLE = 2048  # the number of first elements by which parts are told apart
 
 
-def compare_replicated(tensors: Mapping[str, Joined]) -> str:
-    """What every part holds a copy of, compared: one line on the largest difference, `UserError` beyond `TOLERANCE`."""
+def compare_replicated(tensors: Mapping[str, JoinedTensor]) -> str:
+    """Compare tensors of which every part holds a copy; return one line about the largest difference.
+
+    `UserError` if a difference is larger than `TOLERANCE`.
+    """
     largest, parts, where = 0.0, 1, ""
     for tensor in tensors.values():
         if tensor.axis is not None or len(tensor.pieces) == 1:
             continue
         parts = len(tensor.pieces)
         for part, piece in enumerate(tensor.pieces[1:], 1):
-            difference = _difference(tensor.pieces[0], piece)
+            difference = _largest_difference(tensor.pieces[0], piece)
             if not difference <= TOLERANCE:
                 raise UserError(
                     f"{tensor.key} must be the same in all parts, but part {part} ({piece.segments[0].path}) differs "
@@ -34,12 +37,14 @@ def compare_replicated(tensors: Mapping[str, Joined]) -> str:
 
 
 def refuse_copies(pieces: Iterable[Piece]) -> None:
-    """Refuse two files that begin alike although each holds its own part: one is a copy under a new name."""
+    """Refuse two files that begin with the same values, because one must be a renamed copy of the other."""
     seen: dict[bytes, Piece] = {}
     with OpenFiles() as files:
         for piece in pieces:
             sample = files.read(piece.cut(0, (min(SAMPLE, piece.count),)))
-            if torch.equal(sample, sample[:1].expand_as(sample)):  # padding, or layer norms as they were initialized
+            if torch.equal(
+                sample, sample[:1].expand_as(sample)
+            ):  # all equal: padding, or layer norms in their initial state
                 continue
             other = seen.setdefault(sample.view(torch.uint8).numpy().tobytes(), piece)
             if other is not piece:
@@ -49,8 +54,8 @@ def refuse_copies(pieces: Iterable[Piece]) -> None:
                 )
 
 
-def _difference(one: Piece, other: Piece) -> float:
-    """The largest absolute difference; NaN if there is one."""
-    pairs = zip(*(Joined("", (piece,), None).blocks() for piece in (one, other)), strict=True)
+def _largest_difference(one: Piece, other: Piece) -> float:
+    """Return the largest absolute difference; NaN if any difference is NaN."""
+    pairs = zip(*(JoinedTensor("", (piece,), None).blocks() for piece in (one, other)), strict=True)
     found = [(a.double() - b.double()).abs().max() for a, b in pairs if not torch.equal(a, b)]
     return float(torch.stack(found).max()) if found else 0.0
