@@ -10,37 +10,36 @@ from typing import Any
 import torch
 
 from opt_trt.api.prompt_requests import Asked, Asker, draws
-from opt_trt.config import sampling
+from opt_trt.config.sampling import FILTERS, Sampling
+from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.step import DecoderSpec
 
-DRAWING = ("temperature", "top_k", "top_p", "min_p")
-SEARCHING = ("num_beams", "length_penalty", "early_stopping")
+DRAWING = tuple(FILTERS)
+BEAMS = tuple(name for name, row in options_of(CommonOptions).items() if row.kind is Kind.BEAMS)
+SEARCHING = ("num_beams", *BEAMS, "early_stopping")
 CONTRASTIVE = ("penalty_alpha", "top_k")
 NEEDS = dict.fromkeys(DRAWING, "do_sample=True") | dict.fromkeys(SEARCHING[1:], "num_beams=4")  # to have an effect
 EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # transformers' values and TensorRT-LLM's
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorOptions:
-    """Options of `generate_ids`, with transformers' names and defaults; its length limit counts new tokens only."""
+class TensorOptions(CommonOptions):
+    """Options of `generate_ids`, with transformers' names and defaults; the length limit counts new tokens only.
+
+    Further options, such as penalties, are those of `CommonOptions`.
+    """
 
     max_new_tokens: int
     eos_token_id: int | None  # default: the model's; None never ends early
     pad_token_id: int  # default: the model's
     do_sample: bool = False
-    temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
-    min_p: float = 0.0
-    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
     bad_words_ids: Sequence[Sequence[int]] = ()
     num_beams: int = 1
-    length_penalty: float = 1.0
     early_stopping: bool | str = False
     num_return_sequences: int = 1
     seed: int | None = None  # of the tokens drawn; transformers has a global one
@@ -51,18 +50,16 @@ class TensorOptions:
         ways = {DRAWING: self.do_sample, SEARCHING: self.num_beams != 1, CONTRASTIVE: self.penalty_alpha != 0}
         return next((names for names, asked in ways.items() if asked), ())
 
-    def sampling(self, seed: int) -> sampling.SamplingParams:
-        """How the tokens of the first output of a row are chosen; `seed` is for those who brought none."""
-        chosen = {name: getattr(self, name) for name in self.choosing}
-        if "early_stopping" in chosen:
-            chosen["early_stopping"] = EARLY_STOPPING[self.early_stopping]
-        return sampling.SamplingParams(
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
+    def sampling(self, seed: int) -> Sampling:
+        """Return how the tokens of a row's first output are chosen; `seed` is used where the user gave none."""
+        idle = {*DRAWING, *SEARCHING, *CONTRASTIVE}.difference(self.choosing)
+        given = {f.name: getattr(self, f.name) for f in fields(CommonOptions)}
+        given |= {"num_beams": self.num_beams, "early_stopping": EARLY_STOPPING[self.early_stopping]}
+        return Sampling(
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
             random_seed=seed if self.seed is None else self.seed,
-            **chosen,
+            **{name: value for name, value in given.items() if name not in idle},
         )
 
 

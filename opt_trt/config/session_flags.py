@@ -7,7 +7,8 @@ from typing import Any
 
 from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import Sampling
+from opt_trt.config.sampling_options import SamplingOptions, options_of
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 
@@ -45,16 +46,10 @@ RUNTIME_FLAGS = (
     "enable_chunked_context", "max_attention_window_size", "sink_token_length",
 )  # fmt: skip
 
-SAMPLING_FLAGS = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "min_length", "random_seed", "num_beams", "length_penalty", "early_stopping",
-    "beam_search_diversity_rate", "penalty_alpha",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class SessionConfig(Logged):
-    """Fields common to both scripts."""
+class TextFlags:
+    """How text becomes token ids, and which ids have a meaning."""
 
     tokenizer_dir: str | None = flag(None, "directory of the tokenizer; default: --hf_model_dir")
     hf_model_dir: str | None = flag(None, "directory of the Hugging Face model", aliases=("model_dir",))
@@ -62,36 +57,12 @@ class SessionConfig(Logged):
     max_input_length: int = flag(923, "prompts are cut to this many tokens, from the left")
     end_id: int | None = flag(None, "token that ends a sequence; default: the model's </s>")
     pad_id: int | None = flag(None, "token that stands for padding; default: the model's <pad>")
-    temperature: float = flag(GREEDY.temperature, "divides logits before tokens are drawn; 0 is greedy")
-    top_k: int = flag(GREEDY.top_k, "draw from so many most likely tokens; 1 is greedy, 0 keeps all")
-    top_p: float = flag(GREEDY.top_p, "draw from the fewest tokens with this probability together; 0 and 1 keep all")
-    min_p: float = flag(GREEDY.min_p, "draw from tokens at least this many times as likely as the first; 0 keeps all")
-    repetition_penalty: float = flag(
-        GREEDY.repetition_penalty, "divides positive logits of tokens of prompt and output, multiplies negative ones"
-    )
-    presence_penalty: float = flag(GREEDY.presence_penalty, "subtracted from logits of tokens of the output")
-    frequency_penalty: float = flag(
-        GREEDY.frequency_penalty, "subtracted from logits of tokens of the output for every time they appeared"
-    )
-    no_repeat_ngram_size: int = flag(GREEDY.no_repeat_ngram_size, "so many tokens in a row never repeat; 0 is off")
-    min_length: int = flag(GREEDY.min_length, "new tokens before the end id or a stop word may end the output")
-    random_seed: int = flag(GREEDY.random_seed, "seed of the tokens drawn; each prompt's own, whatever runs beside it")
-    num_beams: int = flag(GREEDY.num_beams, "search for the most likely outputs with so many beams")
-    length_penalty: float = flag(
-        GREEDY.length_penalty, "beams are ranked by log-probability over output length to this power"
-    )
-    early_stopping: int = flag(
-        GREEDY.early_stopping, "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, "
-        "2: when there can be none",
-    )  # fmt: skip
-    beam_search_diversity_rate: float = flag(
-        GREEDY.beam_search_diversity_rate,
-        "times the place of a beam (0 is the best), added where its tokens are ranked",
-    )
-    penalty_alpha: float = flag(
-        GREEDY.penalty_alpha,
-        "contrastive search: of the --top_k most likely tokens the one least like any before it; the weight of that",
-    )
+
+
+@dataclass(frozen=True)
+class SessionConfig(SamplingOptions, TextFlags, Logged):
+    """The fields common to both scripts."""
+
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
     kv_cache_free_gpu_memory_fraction: float = flag(
         0.9, "share of the free memory of the engine's device the KV cache may take"
@@ -129,9 +100,9 @@ class SessionConfig(Logged):
         """How requests share the session."""
         return Scheduling(self.scheduler_policy, self.context_chunk_size, self.kv_cache_enable_block_reuse)
 
-    def sampling(self, **more: Any) -> SamplingParams:
-        """What the flags, and fields beyond them, say of the choice of tokens; `UserError` if they contradict."""
-        return SamplingParams(**{name: getattr(self, name) for name in SAMPLING_FLAGS}, **more)
+    def sampling(self, **more: Any) -> Sampling:
+        """Return what the flags and `more` say of the choice of tokens; `UserError` if they contradict."""
+        return Sampling(**{name: getattr(self, name) for name in options_of(SamplingOptions)}, **more)
 
     def __post_init__(self) -> None:
         self.sampling()

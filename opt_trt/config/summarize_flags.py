@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import ClassVar
 
 from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.sampling_options import SamplingOptions, options_of
 from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
@@ -94,6 +95,6 @@ class SummarizeConfig(SessionConfig):
                 raise UserError(f"--{flag_name} takes one limit or one for each of {len(names)}, found {len(given)}")
 
     def _check_penalties(self) -> None:
-        for name in ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate", "penalty_alpha"):
-            if self.test_hf and getattr(self, name):
+        for name, row in options_of(SamplingOptions).items():
+            if self.test_hf and row.transformers is None and getattr(self, name) not in row.neutral:
                 raise UserError(f"--{name} is unknown to transformers: drop it, or --test_hf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -16,9 +16,7 @@ from opt_trt.runtime.session import Session
 class EngineSummarizer:
     """Summaries from a live engine; every new request ends at `end_id` or after `output_len` tokens."""
 
-    def __init__(
-        self, session: Session, output_len: int, end_id: int | None, sampling: SamplingParams = GREEDY
-    ) -> None:
+    def __init__(self, session: Session, output_len: int, end_id: int | None, sampling: Sampling = GREEDY) -> None:
         self._session = session
         self._output_len = output_len
         self._end_id = end_id

@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import CHANGING, GREEDY, OPTIONS, Sampling
+from opt_trt.config.sampling_options import Kind
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -41,7 +42,7 @@ class Decoding:
     output_len: int
     end_id: int | None
     pad_id: int
-    sampling: SamplingParams = GREEDY
+    sampling: Sampling = GREEDY
 
 
 class HfReference:
@@ -120,27 +121,18 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def _choice(sampling: SamplingParams) -> dict[str, Any]:
-    """The fields of a `GenerationConfig` that say which tokens are chosen."""
-    penalties = {
-        "repetition_penalty": sampling.repetition_penalty,
-        "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
-        "min_new_tokens": sampling.min_length or None,
-    }
-    if not sampling.draws:
-        beams = {
-            "num_beams": sampling.num_beams,
-            "length_penalty": sampling.length_penalty,
-            "early_stopping": EARLY_STOPPING[sampling.early_stopping],
-        }
-        return {"do_sample": False} | penalties | (beams if sampling.num_beams > 1 else {})
-    filters = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p or 1.0,
-        "min_p": sampling.min_p or None,
-    }
-    return {"do_sample": True} | filters | penalties
+def _choice(sampling: Sampling) -> dict[str, Any]:
+    """Return the fields of a `GenerationConfig` that say which tokens are chosen."""
+    has_beams = sampling.num_beams > 1
+    acting = {*CHANGING, *((Kind.FILTER,) if sampling.draws else ()), *((Kind.BEAMS,) if has_beams else ())}
+    chosen: dict[str, Any] = {"do_sample": sampling.draws}
+    for name, row in OPTIONS.items():
+        if row.transformers is not None and row.kind in acting:
+            value = getattr(sampling, name)
+            chosen[row.transformers] = row.transformers_off if value in row.neutral else value
+    if has_beams:
+        chosen |= {"num_beams": sampling.num_beams, "early_stopping": EARLY_STOPPING[sampling.early_stopping]}
+    return chosen
 
 
 def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:
