@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from opt_trt.config.sampling import FILTERS
 from opt_trt.runtime.sampling.choose import draw_rows
+from opt_trt.step import DRAW_COLUMNS
 
 ROWS_AT_ONCE = 64  # some 130 MB of OPT's vocabulary while they are sorted and summed
 
@@ -16,20 +18,21 @@ def drawn(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     a row with a NaN it is any.
     """
     parts = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(logits), ROWS_AT_ONCE)]
-    token_ids = [draw_rows(filtered(logits[part], draws[part]), draws[part, 4:5]) for part in parts]
+    token_ids = [draw_rows(filtered(logits[part], draws[part]), draws[part, DRAW_COLUMNS.number]) for part in parts]
     return torch.cat(token_ids).clamp(max=logits.shape[1] - 1)
 
 
 def filtered(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """`logits / temperature`, -inf where a filter leaves a token out: those of `processors.FILTERS`, in one sort."""
-    temperature, top_k, top_p, min_p = (column.unsqueeze(1) for column in draws[:, :4].unbind(1))
+    """`logits / temperature`, -inf where a filter leaves a token out: all of `FILTERS`, in one sort."""
+    columns = (column.unsqueeze(1) for column in draws[:, DRAW_COLUMNS.filters].unbind(1))
+    given = dict(zip(FILTERS, columns, strict=True))  # each fp64 [L, 1]
     vocab_size = logits.shape[1]
-    logits = logits / temperature.float()
+    logits = logits / given["temperature"].float()
     ascending, token_ids = logits.sort()
-    count = top_k.masked_fill(top_k == 0, vocab_size).clamp(max=vocab_size).long()
+    count = given["top_k"].masked_fill(given["top_k"] == 0, vocab_size).clamp(max=vocab_size).long()
     least = ascending.gather(1, vocab_size - count)
     probabilities = ascending.masked_fill(ascending < least, -torch.inf).softmax(-1)
-    drop = probabilities.cumsum(-1) <= (1 - top_p).float()
-    drop |= probabilities < min_p.float() * probabilities[:, -1:]
+    drop = probabilities.cumsum(-1) <= (1 - given["top_p"]).float()
+    drop |= probabilities < given["min_p"].float() * probabilities[:, -1:]
     drop[:, -1].fill_(False)  # an assignment would make the number a tensor first
     return logits.masked_fill(drop.scatter(1, token_ids, drop), -torch.inf)
