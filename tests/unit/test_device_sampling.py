@@ -85,6 +85,13 @@ def test_the_token_is_the_one_the_session_draws(params, vocab, spread):
     assert ((found == choose(logits, rows)) | by_rounding).all()
 
 
+@pytest.mark.parametrize("name", FILTERS)
+def test_there_is_a_form_for_devices_of_every_filter(name):
+    logits, value = logits_of(1, 50, 4.0), {"top_k": 2}.get(name, 0.5)
+    everything, one = (step_of(sequences(replace(ALL, **given))).draws for given in ({}, {name: value}))
+    assert not torch.equal(filtered(logits, everything), filtered(logits, one))
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_nothing_waits_for_the_logits_and_no_shape_depends_on_them(device):
     """As a capture demands: tensors without memory have nothing to wait for."""
