@@ -1,10 +1,10 @@
-"""The Python API: engines as `LLM`s, with the names vLLM's and TensorRT-LLM's users know."""
+"""The Python API: `LLM` and what it takes and returns, with vLLM's and TensorRT-LLM's names."""
 
 import os
 
 from opt_trt.runtime.world import current_world
 from opt_trt.runtime.world.cores import SPIN_COUNT, share_cores
 
-# As the commands do; both act unless torch is loaded already.
+# As the commands do. Neither has an effect once torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 share_cores(current_world(os.environ), os.environ)

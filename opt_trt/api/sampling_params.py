@@ -1,4 +1,4 @@
-"""What may be asked for with a prompt, by vLLM's names and with its defaults; standard library only."""
+"""`SamplingParams`: how a prompt is continued, with vLLM's names and defaults. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class SamplingParams(TokenOptions):
     min_tokens: int = 0  # new tokens before the end id or a stop word may end an output
     top_k: int = 0  # 0 and -1 keep all tokens
     top_p: float = 1.0
-    seed: int | None = None  # None: one of the LLM's, another for each request
+    seed: int | None = None  # None: the LLM draws another seed for each request
     stop: str | Sequence[str] | None = None  # strings that end an output and are left out of its text
-    stop_token_ids: Sequence[int] | None = None  # ids that do
+    stop_token_ids: Sequence[int] | None = None  # ids that end an output
     bad_words: Sequence[str] | None = None  # never generated, as the tokenizer cuts them (" London" with its space)
     logit_bias: Mapping[int, float] | None = None  # added to the logit of an id; -inf bans it
     ignore_eos: bool = False
-    logprobs: int | None = None  # tell the log-probability of each new token and of that many most likely ones
-    skip_special_tokens: bool = True  # in the text
+    logprobs: int | None = None  # report the log-probability of each new token and of that many most likely ones
+    skip_special_tokens: bool = True  # leave them out of the text
 
     def __post_init__(self) -> None:
         for name in ("n", "best_of", "max_tokens"):
@@ -79,12 +79,12 @@ class SamplingParams(TokenOptions):
 
     @property
     def num_beams(self) -> int:
-        """Outputs that are searched for at the same time; one where there is no search."""
+        """The outputs that are searched for at the same time; 1 without a search."""
         return (self.best_of or self.n) if self.use_beam_search else 1
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as several strings."""
+        """The strings of `stop`."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def _check_beams(self) -> None:
