@@ -1,17 +1,15 @@
-"""The articles and reference summaries of CNN/DailyMail: from the hub, or from files somebody put on this machine.
+"""Read the articles and reference summaries of CNN/DailyMail, from the hub or from local files.
 
-Knows nothing of tokens: see `prompts`. Files are read as data only; dataset scripts are never run.
+Tokens are made elsewhere: see `prompts`. Files are read as data only; dataset scripts are never run.
 """
 
 from __future__ import annotations
 
 import json
 import ssl
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,11 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from opt_trt.errors import UserError
+from opt_trt.evaluate.quiet import quiet_unless_terminal
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
-MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")  # where upstream looks below --dataset_dir, then itself
+# Directories below --dataset_dir in which upstream looks for the dataset, and --dataset_dir itself.
+MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")
 SUBFOLDERS = ("3.0.0", "3.0.0/test", "", "data", "test")  # layouts of a cloned hub repository and its exports
 COLUMNS = ("article", "highlights")
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -41,7 +41,7 @@ class Article:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where rows come from and in which order: a file or directory, or the hub when `path` is None."""
+    """The place that rows come from, and the seed of their order: a file, a directory, or (`path` None) the hub."""
 
     path: Path | None
     cache_dir: Path | None = None
@@ -49,9 +49,13 @@ class DatasetSource:
 
 
 def load_articles(source: DatasetSource) -> Iterator[Article]:
-    """Yield every row in the order `datasets` shuffles them to with the seed; what cannot be read is a `UserError`."""
+    """Yield every row, in the order to which `datasets` shuffles them by the seed.
+
+    Raise `UserError` for what cannot be read.
+    """
     cache = None if source.cache_dir is None else str(source.cache_dir)
-    with _quiet_unless_terminal():
+    bars = (not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars)
+    with quiet_unless_terminal(*bars):
         rows = _from_hub(cache) if source.path is None else _from_path(source.path, cache)
     where = source.path or HUB_NAME
     if not rows.num_rows:
@@ -85,7 +89,7 @@ def _from_path(path: Path, cache: str | None) -> datasets.Dataset:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The files of the test split, or all of a kind when none is called test; parquet is preferred."""
+    """Return the files of the test split, or all files if none is called test; parquet is preferred."""
     for suffix in (".parquet", ".jsonl", ".json"):
         files = sorted(f for f in folder.glob(f"*{suffix}") if f.is_file() and f.name not in METADATA)
         if files:
@@ -106,7 +110,7 @@ def _from_files(files: list[Path], cache: str | None) -> datasets.Dataset:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file with one JSON object a line, or one JSON list of objects."""
+    """Yield the rows of a file that has a JSON object on each line, or one JSON list of objects."""
     try:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
@@ -125,7 +129,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _from_saved(folder: Path) -> datasets.Dataset:
-    """A directory written by `save_to_disk`: its test split, or the only one it has."""
+    """Load a directory that `save_to_disk` wrote: its test split, or the only split it has."""
     try:
         saved = datasets.load_from_disk(str(folder))
     except (DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
@@ -148,19 +152,22 @@ def _from_hub(cache: str | None) -> datasets.Dataset:
 
 
 def _reachable(endpoint: str) -> bool:
-    """One short request: the hub's client alone would retry for 23 s without a network, and 80 s behind a firewall."""
+    """Return whether the hub answers a short request.
+
+    The hub's own client retries for 23 s without a network, and for 80 s behind a firewall.
+    """
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return True  # it answered
     except OSError as error:
-        # The hub's client brings certificates of its own, so a doubt about these is no proof.
+        # The hub's client has certificates of its own: it may accept what failed here.
         return isinstance(getattr(error, "reason", None), ssl.SSLError)
     return True
 
 
 def _from_hub_cache(cache: Path) -> datasets.Dataset:
-    """What an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
+    """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
     owner, name = HUB_NAME.split("/")
     files = list(cache.expanduser().glob(f"{owner}___{name}/{HUB_CONFIG}/*/*/{name}-{SPLIT}*.arrow"))
     if not files:
@@ -168,16 +175,3 @@ def _from_hub_cache(cache: Path) -> datasets.Dataset:
     newest = max((f.parent for f in files), key=lambda folder: folder.stat().st_mtime)
     shards = sorted(f for f in files if f.parent == newest)
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in shards])
-
-
-@contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Keep the library's progress bars out of logs."""
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

@@ -1,13 +1,11 @@
-"""The oracle: the same prompts through Hugging Face transformers, on this machine.
+"""The reference that engines are compared with: Hugging Face transformers, on this machine.
 
-No code from the model directory runs and nothing is fetched.
+No code from the model directory runs, and nothing is fetched.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from opt_trt.config.sampling import CHANGING, GREEDY, OPTIONS, Sampling
 from opt_trt.config.sampling_options import Kind
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
+from opt_trt.evaluate.quiet import quiet_unless_terminal
 from opt_trt.evaluate.summarizer import Demand, TokenIds
 
 DTYPES = {
@@ -30,14 +29,12 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-
 EARLY_STOPPING = (False, True, "never")  # by TensorRT-LLM's numbers
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen and how far: `output_len` at most, or to `end_id`; `pad_id` fills short prompts."""
+    """How outputs are generated: by `sampling`, until `end_id` or `output_len` tokens; `pad_id` fills short prompts."""
 
     output_len: int
     end_id: int | None
@@ -46,13 +43,13 @@ class Decoding:
 
 
 class HfReference:
-    """A transformers model as a `Summarizer`; it computes in the type asked for, fp16 on a CPU included."""
+    """A transformers model as a `Summarizer`; it computes in the type asked for, also in fp16 on a CPU."""
 
     def __init__(self, model_dir: Path, dtype: str, decoding: Decoding) -> None:
         self._where = model_dir
         self._decoding = decoding
         self._model = _load(model_dir, DTYPES[dtype])
-        # Replaced as a whole, so that nothing in generation_config.json (beams, penalties, sampling) has a say.
+        # Replaced as a whole, so that nothing in generation_config.json (beams, penalties, sampling) has an effect.
         self._model.generation_config = GenerationConfig(
             **_choice(decoding.sampling),
             max_new_tokens=decoding.output_len,
@@ -62,7 +59,7 @@ class HfReference:
         )
 
     def check(self, demand: Demand) -> None:
-        """Refuse ids without an embedding and positions beyond the table."""
+        """Refuse ids without an embedding, and more positions than the model has."""
         config = self._model.config
         largest = max(demand.largest_id, self._decoding.pad_id)
         if largest >= config.vocab_size:
@@ -78,7 +75,7 @@ class HfReference:
             )
 
     def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """New tokens of each prompt, up to and including the end token."""
+        """Return the new tokens of each prompt, up to and including the end token."""
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self._decoding.pad_id)  # [B, T], padded on the left
         mask = torch.zeros_like(ids)
@@ -91,7 +88,7 @@ class HfReference:
         return [_up_to_end(row.tolist(), self._decoding.end_id) for row in sequences[:, longest:]]
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
-        """One unpadded pass over the whole text: the batch size cannot change it."""
+        """Compute it in one pass over the whole text, without padding: the batch size cannot change it."""
         whole = prompt + output
         with torch.inference_mode():
             logits = self._model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]  # [T, V]
@@ -101,13 +98,15 @@ class HfReference:
 def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not (model_dir / "config.json").is_file():
         raise UserError(f"expected a Hugging Face model with config.json in {model_dir}; check --hf_model_dir")
+    is_enabled = transformers_logging.is_progress_bar_enabled()
+    bars = (is_enabled, transformers_logging.disable_progress_bar, transformers_logging.enable_progress_bar)
     try:
-        with _quiet_unless_terminal():
+        with quiet_unless_terminal(*bars):
             model, info = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
-    except Exception as error:  # damaged files raise a dozen unrelated types here, each about what is in the directory
-        # The first sentence: torch goes on to recommend loading pickles without its protection.
+    except Exception as error:  # damaged files raise a dozen unrelated types here
+        # Only the first sentence: in the next ones torch recommends to load pickles without its protection.
         reason = " ".join(str(error).split()).split(". ")[0]
         raise UserError(
             f"transformers cannot load {model_dir} ({type(error).__name__}: {reason}); fetch its files again"
@@ -136,18 +135,5 @@ def _choice(sampling: Sampling) -> dict[str, Any]:
 
 
 def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:
-    """Drop the padding `generate` puts behind rows that ended before the longest one."""
+    """Drop the padding that `generate` puts behind rows that ended before the longest one."""
     return tuple(output if end_id not in output else output[: output.index(end_id) + 1])
-
-
-@contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Keep the library's progress bars out of logs."""
-    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
-        yield
-        return
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
