@@ -1,4 +1,4 @@
-"""How the next token of a request is chosen: the options as one value, and the contradictions it refuses."""
+"""All options that choose the next token of a request, as one value that refuses contradictions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from opt_trt.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(SamplingOptions):
-    """How the new tokens of one sequence are chosen. Names and defaults are TensorRT-LLM's: greedy.
+    """The options that choose the new tokens of one sequence. Names and defaults are TensorRT-LLM's: greedy.
 
-    Tokens are drawn when `top_k` is not 1 and `temperature` not 0, unless `penalty_alpha` is given. `top_k` 0 keeps all
-    tokens, `top_p` 0 as many as 1.0 does. Repetition and n-grams look at prompt and output, presence and frequency at
-    the output alone. The options below are no flags, or flags of another type.
+    Tokens are drawn when `top_k` is not 1 and `temperature` is not 0, unless `penalty_alpha` is given. `top_k` 0 keeps
+    all tokens, and so does `top_p` 0 or 1. Repetition and n-grams look at prompt and output, presence and frequency at
+    the output alone. The options declared here are no flags, or flags of another type.
     """
 
     bad_words: tuple[tuple[int, ...], ...] = option((), Kind.BAN)  # sequences of ids that must not be generated
@@ -37,24 +37,24 @@ class Sampling(SamplingOptions):
 
     @property
     def num_rows(self) -> int:
-        """Rows of a step a sequence may need: its beams, its candidates, or one."""
+        """The rows of a step that a sequence may need: its beams, its candidates, or one."""
         return self.top_k if self.penalty_alpha else self.num_beams
 
     @cached_property
     def processors(self) -> tuple[str, ...]:
-        """The names of the options that change logits here, in the order in which they do."""
+        """The names of the options that change logits, in the order in which they are applied."""
         table = PENALTIES | FILTERS if self.draws else PENALTIES
         return tuple(name for name, neutral in table.items() if getattr(self, name) not in neutral)
 
     @cached_property
     def filters(self) -> tuple[float, ...]:
-        """A number for each of `FILTERS`, in their order: its value, or the first of those that change nothing."""
+        """A number for each of `FILTERS`, in their order: its value, or the first neutral one if it has no effect."""
         values = ((getattr(self, name), neutral) for name, neutral in FILTERS.items())
         return tuple(neutral[0] if value in neutral else value for value, neutral in values)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Every token id named."""
+        """All token ids that the options name."""
         return (*(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
 
     def _check_ranges(self) -> None:
@@ -132,12 +132,12 @@ def _of_kinds(*kinds: Kind) -> dict[str, Option]:
 
 
 OPTIONS = options_of(Sampling)
-BEAM_OPTIONS = tuple(_of_kinds(Kind.BEAMS))  # without effect on one beam
+BEAM_OPTIONS = tuple(_of_kinds(Kind.BEAMS))  # they have no effect on one beam
 
-# The options that change logits, in their order, with the values that change nothing. Filters act on draws alone.
+# The options that change logits, in order, with their neutral values. Filters have an effect on drawn tokens only.
 CHANGING = (Kind.BIAS, Kind.PENALTY, Kind.BAN, Kind.END)
 PENALTIES = {name: row.neutral for name, row in _of_kinds(*CHANGING).items()}
 FILTERS: dict[str, tuple[float, ...]] = {name: row.neutral for name, row in _of_kinds(Kind.FILTER).items()}
-SHARES = tuple(name for name in FILTERS if name not in ("temperature", "top_k"))  # they keep a share of probability
+SHARES = tuple(name for name in FILTERS if name not in ("temperature", "top_k"))  # they keep tokens by probability
 
 GREEDY = Sampling()

@@ -1,8 +1,9 @@
-"""The options of sampling, one row each: all that other modules must know of an option stands in its row.
+"""The options of sampling, one row each: a row has all that other modules must know of its option.
 
-A row is a dataclass field, so that editors and mypy know its type and default in every interface. The classes below
-say which interfaces have an option under its name: each interface is a subclass, which has the fields of the class and
-repeats those alone whose default differs.
+A row is a dataclass field, so that editors and mypy know its type and default in every interface. An interface is a
+subclass of one of the classes below: it inherits the rows of that class, and declares only the fields whose default
+differs. To add an option, add a row here, what it does (`runtime/sampling/`: `processors` or `filters`, and `on_device`
+for a filter) and the keyword by which TensorRT-LLM takes it (`backends/trtllm/keywords`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SMALL, LARGE = 1e-5, 1e5  # beyond these, fp32 logits would overflow
 
 
 class Kind(IntEnum):
-    """What an option does. Logits are changed in the order of the first five, which is transformers' order."""
+    """The effect of an option. The first five change logits, in this order, which is transformers'."""
 
     BIAS = 1
     PENALTY = 2
@@ -32,7 +33,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Option:
-    """What is said of an option beside its type, default and help."""
+    """The properties of an option beside its type, default and help."""
 
     kind: Kind
     least: float = -inf
@@ -68,31 +69,32 @@ class CommonOptions:
         1.0, Kind.FILTER, "divides logits before tokens are drawn; 0 is greedy", transformers="temperature"
     )
     top_k: int = option(
-        1, Kind.FILTER, "draw from so many most likely tokens; 1 is greedy, 0 keeps all", (0, inf), neutral=(0,),
+        1, Kind.FILTER, "draw from this many most likely tokens; 1 is greedy, 0 keeps all", (0, inf), neutral=(0,),
         transformers="top_k", transformers_off=0,  # it would keep 50
     )  # fmt: skip
     top_p: float = option(
-        0.0, Kind.FILTER, "draw from the fewest tokens with this probability together; 0 and 1 keep all", (0.0, 1.0),
-        neutral=(1.0, 0.0), transformers="top_p",
+        0.0, Kind.FILTER, "draw from the fewest tokens whose probabilities add up to this; 0 and 1 keep all",
+        (0.0, 1.0), neutral=(1.0, 0.0), transformers="top_p",
     )  # fmt: skip
     min_p: float = option(
-        0.0, Kind.FILTER, "draw from tokens at least this many times as likely as the first; 0 keeps all", (0.0, 1.0),
-        transformers="min_p",
+        0.0, Kind.FILTER, "draw from tokens at least this many times as likely as the likeliest; 0 keeps all",
+        (0.0, 1.0), transformers="min_p",
     )  # fmt: skip
     repetition_penalty: float = option(
-        1.0, Kind.PENALTY, "divides positive logits of tokens of prompt and output, multiplies negative ones",
+        1.0, Kind.PENALTY, "divides positive logits of tokens in prompt or output, multiplies negative ones",
         (SMALL, LARGE), transformers="repetition_penalty",
     )  # fmt: skip
     no_repeat_ngram_size: int = option(
-        0, Kind.BAN, "so many tokens in a row never repeat; 0 is off", (0, inf), transformers="no_repeat_ngram_size"
-    )
+        0, Kind.BAN, "no sequence of this many tokens occurs twice; 0 is off", (0, inf),
+        transformers="no_repeat_ngram_size",
+    )  # fmt: skip
     length_penalty: float = option(  # an output length to this power is an fp32 number
         1.0, Kind.BEAMS, "beams are ranked by log-probability over output length to this power", (-10.0, 10.0),
         transformers="length_penalty",
     )  # fmt: skip
     penalty_alpha: float = option(
         0.0, Kind.SEARCH,
-        "contrastive search: of the --top_k most likely tokens the one least like any before it; the weight of that",
+        "above 0: contrastive search among the --top_k most likely tokens; the weight of being unlike tokens before",
         (0.0, 1.0),
     )  # fmt: skip
 
@@ -102,19 +104,19 @@ class TokenOptions(CommonOptions):
     """Options that the Python API and TensorRT-LLM call by one name."""
 
     presence_penalty: float = option(
-        0.0, Kind.PENALTY, "subtracted from logits of tokens of the output", (-LARGE, LARGE)
+        0.0, Kind.PENALTY, "subtracted from logits of tokens in the output", (-LARGE, LARGE)
     )
     frequency_penalty: float = option(
-        0.0, Kind.PENALTY, "subtracted from logits of tokens of the output for every time they appeared",
+        0.0, Kind.PENALTY, "subtracted from logits of tokens in the output, once for each time they occur",
         (-LARGE, LARGE),
     )  # fmt: skip
     early_stopping: int = option(
         1, Kind.BEAMS,
-        "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, 2: when there can be none",
+        "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, 2: when none can be better",
         (0, 2), transformers="early_stopping",
     )  # fmt: skip
     beam_search_diversity_rate: float = option(
-        0.0, Kind.BEAMS, "times the place of a beam (0 is the best), added where its tokens are ranked", (-LARGE, LARGE)
+        0.0, Kind.BEAMS, "times the place of a beam (0 is the best); added when its tokens are ranked", (-LARGE, LARGE)
     )
 
 
@@ -123,13 +125,13 @@ class SamplingOptions(TokenOptions):
     """All options that are flags of the commands, with TensorRT-LLM's names and defaults."""
 
     min_length: int = option(
-        0, Kind.END, "new tokens before the end id or a stop word may end the output", (0, inf),
+        0, Kind.END, "fewest new tokens before the end id or a stop word may end the output", (0, inf),
         transformers="min_new_tokens",
     )  # fmt: skip
     random_seed: int = option(
-        0, Kind.OTHER, "seed of the tokens drawn; each prompt's own, whatever runs beside it", (0, inf),
+        0, Kind.OTHER, "seed of the tokens drawn; a prompt's tokens do not depend on the prompts beside it", (0, inf),
         transformers="torch.manual_seed",
     )  # fmt: skip
     num_beams: int = option(
-        1, Kind.SEARCH, "search for the most likely outputs with so many beams", (1, inf), transformers="num_beams"
+        1, Kind.SEARCH, "search for the most likely outputs with this many beams", (1, inf), transformers="num_beams"
     )
