@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.sampling.candidates import ROUNDS, Kept, keep, largest
+from opt_trt.runtime.sampling.candidates import ROUNDS, Kept, find_candidates, keep
 from opt_trt.runtime.sampling.filters import FILTERS
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import TokenSequence
@@ -39,7 +39,7 @@ def random_logits(rows: int, vocab: int, spread: float, decimals: int | None = N
 
 
 def found(logits: torch.Tensor, number: int, *params: Sampling) -> list[Kept | None]:
-    rows = largest(logits, sequences(*params), number)
+    rows = find_candidates(logits, sequences(*params), number)
     return [keep(row, asked) for row, asked in zip(rows, params, strict=True)]
 
 

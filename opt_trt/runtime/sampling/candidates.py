@@ -47,7 +47,7 @@ def draw_among_largest(
     left = [row for row, s in enumerate(sequences) if _can_tell(s.request.sampling)]
     for number in ROUNDS if left else ():
         asked = [sequences[row] for row in left]
-        found = largest(logits if len(left) == len(logits) else logits[left], asked, number)
+        found = find_candidates(logits if len(left) == len(logits) else logits[left], asked, number)
         for row, candidates, sequence in zip(left, found, asked, strict=True):
             kept = keep(candidates, sequence.request.sampling)
             token_ids[row] = kept.draw(uniforms[row]) if kept else None
@@ -63,7 +63,7 @@ def _can_tell(params: Sampling) -> bool:
     return bool(asked) and all(name in LIMITS for name in asked)
 
 
-def largest(logits: torch.Tensor, sequences: Sequence[TokenSequence], number: int) -> list[Candidates]:
+def find_candidates(logits: torch.Tensor, sequences: Sequence[TokenSequence], number: int) -> list[Candidates]:
     """Return the `number` largest logits of each row of fp32 `[R, V]`."""
     best, token_ids = logits.topk(min(number, logits.shape[1]))
     temperature = parameter("temperature", sequences)

@@ -20,20 +20,20 @@ import torch
 from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.sequence import TokenSequence
 
-MARGIN = 1e-5  # of probability, or of a logit: fp32 sums over a vocabulary differ by some 1e-6
+MARGIN = 1e-5  # of probability, or of a logit: fp32 sums over a vocabulary have errors of some 1e-6
 
 
 @dataclass(frozen=True)
 class Candidates:
     """The largest logits of a row, divided by its temperature, in descending order."""
 
-    logits: list[float]  # the last one is -inf if all that are possible are here
+    logits: list[float]  # the last one is -inf if all possible tokens are here
     token_ids: list[int]
-    log_total: float | None  # logarithm of the sum over all of the row's exponentials, where no top-k limits it
+    log_total: float | None  # log of the sum of exp over the whole row; None with top-k, which limits the sum
 
     @cached_property
     def weights(self) -> list[float]:
-        """Probabilities, as shares of the first one's."""
+        """The probabilities, divided by the first one."""
         return [exp(logit - self.logits[0]) for logit in self.logits[: len(self.token_ids)]]
 
 
@@ -84,7 +84,7 @@ def _by_top_p(found: Candidates, params: Sampling, count: int) -> int | None:
     """Keep the fewest tokens that hold `top_p` of the probability, at least one."""
     weights = found.weights[:count]
     total = sum(weights) if found.log_total is None else exp(found.log_total - found.logits[0])
-    before = [*accumulate(weights, initial=0.0)][:count]  # more probable than each; the first one always stays
+    before = [*accumulate(weights, initial=0.0)][:count]  # the probability before each; the first one always stays
     edge, margin = params.top_p * total, MARGIN * total
     least, most = bisect_left(before, edge - margin, 1), bisect_right(before, edge + margin, 1)
     ties = least < count and found.logits[least - 1] == found.logits[least]

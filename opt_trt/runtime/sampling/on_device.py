@@ -1,4 +1,4 @@
-"""Tokens drawn by chance where the logits are: no shape and no wait depends on them, so a captured step may hold it."""
+"""Draw tokens on the device of the logits. No shape and no wait depends on values, so that a step can be captured."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from opt_trt.config.sampling import FILTERS
 from opt_trt.runtime.sampling.choose import draw_rows
 from opt_trt.step import DRAW_COLUMNS
 
-ROWS_AT_ONCE = 64  # some 130 MB of OPT's vocabulary while they are sorted and summed
+ROWS_AT_ONCE = 64  # sorting and summing them takes some 130 MB with OPT's vocabulary
 
 
 def drawn(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """A token of each row of fp32 `[L, V]` as its row of `StepInputs.draws` says: int64 `[L]`.
+    """Draw a token of each row of fp32 `[L, V]`, int64 `[L]`, as its row of `StepInputs.draws` says.
 
-    The one the session would draw of whole logits, where neither rounding nor a tie at the edge of `top_p` decides. Of
-    a row with a NaN it is any.
+    It is the token that the session would draw from whole logits, unless rounding or a tie at the edge of `top_p`
+    decides. For a row with a NaN it may be any token.
     """
     parts = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(logits), ROWS_AT_ONCE)]
     token_ids = [draw_rows(filtered(logits[part], draws[part]), draws[part, DRAW_COLUMNS.number]) for part in parts]
@@ -23,7 +23,7 @@ def drawn(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 def filtered(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """`logits / temperature`, -inf where a filter leaves a token out: all of `FILTERS`, in one sort."""
+    """Return `logits / temperature`, with -inf where one of `FILTERS` leaves a token out; they share one sort."""
     columns = (column.unsqueeze(1) for column in draws[:, DRAW_COLUMNS.filters].unbind(1))
     given = dict(zip(FILTERS, columns, strict=True))  # each fp64 [L, 1]
     vocab_size = logits.shape[1]
@@ -34,5 +34,5 @@ def filtered(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     probabilities = ascending.masked_fill(ascending < least, -torch.inf).softmax(-1)
     drop = probabilities.cumsum(-1) <= (1 - given["top_p"]).float()
     drop |= probabilities < given["min_p"].float() * probabilities[:, -1:]
-    drop[:, -1].fill_(False)  # an assignment would make the number a tensor first
+    drop[:, -1].fill_(False)  # an assignment would first make a tensor of the number
     return logits.masked_fill(drop.scatter(1, token_ids, drop), -torch.inf)

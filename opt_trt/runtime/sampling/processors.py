@@ -1,7 +1,7 @@
 """Change logits before the next token is chosen: penalties and bans, as transformers defines them, then filters.
 
-Every function takes fp32 logits `[R, V]` of its own, changes them in place or not, and returns the new ones; row `r` is
-that of `sequences[r]`, and all of them ask for what the function does. No row depends on another.
+Every function takes fp32 logits `[R, V]`, which it may overwrite, and returns the new ones. Row `r` belongs to
+`sequences[r]`. The requests of all rows ask for what the function does. No row depends on another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from opt_trt.runtime.sequence import TokenSequence
 
 
 def process(logits: torch.Tensor, sequences: Sequence[TokenSequence], table: Table | None = None) -> torch.Tensor:
-    """Apply to each row of `logits [R, V]`, which are overwritten, what its sequence asks for of a table, or of all."""
+    """Apply to each row of `logits [R, V]` the processors of a table that its request asks for; by default of all.
+
+    The logits are overwritten.
+    """
     for name, apply in (PROCESSORS if table is None else table).items():
         rows = [row for row, sequence in enumerate(sequences) if name in sequence.request.sampling.processors]
         if not rows:
@@ -71,7 +74,7 @@ def _history(sequence: TokenSequence) -> list[int]:
 
 
 def _indices(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the ids listed for each row: int64 `[N]`, `[N]`."""
+    """Return the rows and the columns of the ids listed for each row: int64 `[N]`, `[N]`."""
     rows = torch.repeat_interleave(torch.tensor([len(row) for row in ids]))
     return rows, torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
 
@@ -81,7 +84,7 @@ def _ban(logits: torch.Tensor, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def _ngram_ends(history: list[int], size: int) -> list[int]:
-    """What followed each earlier place where the last `size - 1` tokens stood."""
+    """Return the tokens that followed the last `size - 1` tokens wherever these stood before."""
     if len(history) < size:
         return []
     ids = torch.tensor(history)
@@ -90,7 +93,7 @@ def _ngram_ends(history: list[int], size: int) -> list[int]:
 
 
 def _word_ends(history: list[int], words: Sequence[tuple[int, ...]]) -> list[int]:
-    """The last id of each word whose other ids are the end of the history."""
+    """Return the last id of each word whose other ids end the history."""
     return [word[-1] for word in words if tuple(history[max(0, len(history) + 1 - len(word)) :]) == word[:-1]]
 
 
