@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,8 +19,11 @@ class DrawColumns(NamedTuple):
     next_number: slice  # the same number for the token behind that one, if it is known
 
 
-DRAW_COLUMNS = DrawColumns(*(slice(*ends) for ends in pairwise((0, len(FILTERS), len(FILTERS) + 1, len(FILTERS) + 2))))
-LARGEST = (*map(float, GREEDY.filters), 0.0, 0.0)  # a row that takes the first of the largest logits: `top_k` is 1
+NUM_FILTERS = len(FILTERS)
+DRAW_COLUMNS = DrawColumns(
+    slice(0, NUM_FILTERS), slice(NUM_FILTERS, NUM_FILTERS + 1), slice(NUM_FILTERS + 1, NUM_FILTERS + 2)
+)
+LARGEST = (*map(float, GREEDY.filters), 0.0, 0.0)  # a row that takes the first of the largest logits: its top-k is 1
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ class CompletionOutput:
     token_ids: list[int]
     cumulative_logprob: float | None
     logprobs: list[dict[int, Logprob]] | None
-    finish_reason: str | None  # "length", "stop", or None while more tokens follow
+    finish_reason: str | None  # "length", "stop", or None while more is to come
     stop_reason: str | int | None
-    text_diff: str  # new since the previous output of the stream; never half a character
+    text_diff: str  # what is new since the output before this one; never half a character
     token_ids_diff: list[int]
 
 

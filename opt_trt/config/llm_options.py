@@ -38,9 +38,9 @@ class LlmOptions:
     kv_cache_free_gpu_memory_fraction: float = 0.9  # share of free memory the KV cache may take
     kv_cache_enable_block_reuse: bool = False  # keep blocks of the KV cache for prompts that begin alike
     scheduler_policy: str = Scheduling.policy  # or "max_utilization": start over the newest when the cache is full
-    context_chunk_size: int | None = None  # most prompt tokens in a step in which other requests generate
+    context_chunk_size: int | None = None  # most prompt tokens in a step in which others generate
     tensor_parallel_size: int = 1
-    seed: int = 0  # from it come the seeds of requests that give none
+    seed: int = 0  # of the seeds of requests that bring none
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from opt_trt.errors import UserError
-from opt_trt.evaluate.quiet import quiet_unless_terminal
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
 # Directories below --dataset_dir in which upstream looks for the dataset, and --dataset_dir itself.
@@ -54,8 +55,7 @@ def load_articles(source: DatasetSource) -> Iterator[Article]:
     Raise `UserError` for what cannot be read.
     """
     cache = None if source.cache_dir is None else str(source.cache_dir)
-    bars = (not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars)
-    with quiet_unless_terminal(*bars):
+    with _quiet_unless_terminal():
         rows = _from_hub(cache) if source.path is None else _from_path(source.path, cache)
     where = source.path or HUB_NAME
     if not rows.num_rows:
@@ -175,3 +175,16 @@ def _from_hub_cache(cache: Path) -> datasets.Dataset:
     newest = max((f.parent for f in files), key=lambda folder: folder.stat().st_mtime)
     shards = sorted(f for f in files if f.parent == newest)
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in shards])
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """Keep the library's progress bars out of logs."""
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -5,7 +5,9 @@ No code from the model directory runs, and nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from opt_trt.config.sampling import CHANGING, GREEDY, OPTIONS, Sampling
 from opt_trt.config.sampling_options import Kind
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
-from opt_trt.evaluate.quiet import quiet_unless_terminal
 from opt_trt.evaluate.summarizer import Demand, TokenIds
 
 DTYPES = {
@@ -98,10 +99,8 @@ class HfReference:
 def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not (model_dir / "config.json").is_file():
         raise UserError(f"expected a Hugging Face model with config.json in {model_dir}; check --hf_model_dir")
-    is_enabled = transformers_logging.is_progress_bar_enabled()
-    bars = (is_enabled, transformers_logging.disable_progress_bar, transformers_logging.enable_progress_bar)
     try:
-        with quiet_unless_terminal(*bars):
+        with _quiet_unless_terminal():
             model, info = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
@@ -135,5 +134,18 @@ def _choice(sampling: Sampling) -> dict[str, Any]:
 
 
 def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:
-    """Drop the padding that `generate` puts behind rows that ended before the longest one."""
+    """Drop the padding `generate` puts behind rows that ended before the longest one."""
     return tuple(output if end_id not in output else output[: output.index(end_id) + 1])
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """Keep the library's progress bars out of logs."""
+    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()

@@ -74,14 +74,14 @@ def _keep_min_p(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> tor
 
 
 def _by_top_k(found: Candidates, params: Sampling, count: int) -> int | None:
-    """Keep the `top_k` largest logits, and all that equal the least of them."""
+    """Return how many are kept: the `top_k` largest, and all that equal the least of them."""
     least = found.logits[min(params.top_k, len(found.logits)) - 1]
     more_may_equal_it = least == found.logits[-1] > -inf
     return None if more_may_equal_it else min(count, count_at_least(found.logits, least))
 
 
 def _by_top_p(found: Candidates, params: Sampling, count: int) -> int | None:
-    """Keep the fewest tokens that hold `top_p` of the probability, at least one."""
+    """Return how many are kept: the fewest that hold `top_p` of the probability, at least one."""
     weights = found.weights[:count]
     total = sum(weights) if found.log_total is None else exp(found.log_total - found.logits[0])
     before = [*accumulate(weights, initial=0.0)][:count]  # the probability before each; the first one always stays
@@ -92,7 +92,7 @@ def _by_top_p(found: Candidates, params: Sampling, count: int) -> int | None:
 
 
 def _by_min_p(found: Candidates, params: Sampling, count: int) -> int | None:
-    """Keep the tokens that are at least `min_p` times as probable as the first one."""
+    """Return how many are kept: those at least `min_p` times as probable as the first one."""
     edge = found.logits[0] + log(params.min_p)
     least, most = (count_at_least(found.logits[:count], value) for value in (edge + MARGIN, edge - MARGIN))
     return None if least < most else least
