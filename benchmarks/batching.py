@@ -32,7 +32,7 @@ from opt_trt.backends.build import build
 from opt_trt.backends.inductor.decoder.compiled import open_decoder
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.convert.convert import convert
 from opt_trt.runtime.request import Request
@@ -152,7 +152,7 @@ def report_latency(decoder: Decoder, output_len: int) -> None:
 
 def report_overhead(decoder: Decoder) -> None:
     """Print the share of a step that is spent outside the decoder, at a full batch."""
-    ways = {"greedy": SamplingParams(), "top_k 50 top_p 0.9": SamplingParams(top_k=50, top_p=0.9)}
+    ways = {"greedy": Sampling(), "top_k 50 top_p 0.9": Sampling(top_k=50, top_p=0.9)}
     for name, sampling in ways.items():
         timed = TimedDecoder(decoder)
         of, requests = session(timed), [Request(prompt(100, s), 64, sampling=sampling) for s in range(BATCH_SIZE)]

@@ -17,7 +17,7 @@ from turns import Prompts
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import WEIGHTS, EngineConfig, read_engine_config
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -76,7 +76,7 @@ class EngineRunner:
 
     def logits(self, prompts: Prompts) -> np.ndarray:
         """Return logits as `LogitsRunner.logits` says: as log-probabilities, because every engine can return those."""
-        everything = SamplingParams(log_probs=self._session.spec.vocab_size)
+        everything = Sampling(log_probs=self._session.spec.vocab_size)
         return np.stack([self._log_probs(Request(tuple(row), 1, sampling=everything)) for row in prompts])
 
     def _log_probs(self, request: Request) -> np.ndarray:

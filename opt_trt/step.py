@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+
+from opt_trt.config.sampling import FILTERS, GREEDY
+
+
+class DrawColumns(NamedTuple):
+    """The columns of `StepInputs.draws`; a row of it says how one token is drawn."""
+
+    filters: slice  # a column for each of `FILTERS`, in their order, as `Sampling.filters` has them
+    number: slice  # a number from [0, 1): the token drawn is the one at which it falls
+    next_number: slice  # the same number for the token behind that one, if it is known
+
+
+NUM_FILTERS = len(FILTERS)
+DRAW_COLUMNS = DrawColumns(
+    slice(0, NUM_FILTERS), slice(NUM_FILTERS, NUM_FILTERS + 1), slice(NUM_FILTERS + 1, NUM_FILTERS + 2)
+)
+LARGEST = (*map(float, GREEDY.filters), 0.0, 0.0)  # a row that takes the first of the largest logits: its top-k is 1
 
 
 @dataclass(frozen=True)
@@ -27,9 +44,8 @@ class StepInputs:
     last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
     hidden_token_ids: torch.Tensor | None = None  # int64 [M], of those whose hidden states are; None for none
     greedy: bool = False  # of the wanted logits only the largest of each row matters
-    # Of the wanted logits only a token drawn from each row matters, and whether the largest is a number. fp64 [L, 6]:
-    # temperature, top_k (0: all), top_p, min_p, and numbers from [0, 1) for this token and, if it is known, the next.
-    draws: torch.Tensor | None = None
+    # Of the wanted logits only a token drawn from each row matters, and whether the largest is a number.
+    draws: torch.Tensor | None = None  # fp64 [L, len(LARGEST)], see `DrawColumns`
     goes_on: bool = False  # the next step should be one of the same sequences, those that end left out
 
     @property

@@ -1,4 +1,4 @@
-"""The Python API: engines as `LLM`s, with the names vLLM's and TensorRT-LLM's users know."""
+"""The Python API: `LLM` and what it takes and returns, with vLLM's and TensorRT-LLM's names."""
 
 import os
 

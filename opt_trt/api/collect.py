@@ -1,4 +1,4 @@
-"""What the worker has to tell about the outputs of some prompts, and what the caller makes of it."""
+"""Collect the outputs of prompts in the caller's thread, from updates that the worker's thread sends."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from opt_trt.api.outputs import Growing, RequestOutput
-from opt_trt.api.prompt_requests import Asked
+from opt_trt.api.outputs import PartialOutput, RequestOutput
+from opt_trt.api.prompt_requests import PromptRequests
 from opt_trt.errors import UserError
 from opt_trt.runtime.generate import event_of, events_of, result_of
 from opt_trt.runtime.request import Request, RequestFailed, TokenEvent
 from opt_trt.runtime.sequence import TokenSequence
 
-Letter = tuple[int, Sequence[TokenEvent] | Exception]  # which output, its next tokens or why there are none
+# The position of an output among those of all prompts, and its next tokens or the error that ended it.
+OutputUpdate = tuple[int, Sequence[TokenEvent] | Exception]
+Send = Callable[[OutputUpdate], object]
 
 
 @dataclass(eq=False)
-class Mailbox:
-    """A `Listener` that sends letters to another thread: one a token, or one for a whole output.
+class OutputListener:
+    """A `Listener` that sends updates to another thread: one for each token, or one for a whole output.
 
-    Beams are whole outputs: what is best turns out at the end.
+    Beams are sent as whole outputs, because the best ones are known at the end only.
     """
 
     position: int  # of the first of the request's outputs
     num_beams: int
-    send: Callable[[Letter], object]
+    send: Send
     whole: bool
     _events: list[TokenEvent] = field(default_factory=list)
 
@@ -46,28 +48,28 @@ class Mailbox:
         self.send((self.position, error))
 
 
-def addressed(asked: Sequence[Asked], send: Callable[[Letter], object], whole: bool) -> list[tuple[Request, Mailbox]]:
-    """Every request with the mailbox of its outputs; positions count the outputs of all prompts."""
-    sizes = [(request, one.num_beams) for one in asked for request in one.requests]
+def with_listeners(prompts: Sequence[PromptRequests], send: Send, whole: bool) -> list[tuple[Request, OutputListener]]:
+    """Pair every request with a listener of its outputs, whose positions count the outputs of all prompts."""
+    sizes = [(request, prompt.num_beams) for prompt in prompts for request in prompt.requests]
     starts = accumulate((size for _, size in sizes), initial=0)
-    return [(request, Mailbox(start, size, send, whole)) for (request, size), start in zip(sizes, starts, strict=False)]
+    return [
+        (request, OutputListener(start, size, send, whole))
+        for (request, size), start in zip(sizes, starts, strict=False)
+    ]
 
 
-class Delivery:
-    """The outputs of some prompts while letters arrive; positions count the outputs of all of them."""
+class OutputCollector:
+    """The outputs of some prompts, while updates arrive."""
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
-        self._asked = asked
-        self._outputs = [
-            [Growing(i, r, one.tokenizer) for i, r in enumerate(r for r in one.requests for _ in range(one.num_beams))]
-            for one in asked
-        ]
+    def __init__(self, prompts: Sequence[PromptRequests]) -> None:
+        self._prompts = prompts
+        self._outputs = [_outputs_of(prompt) for prompt in prompts]
         self._places = [(prompt, i) for prompt, outputs in enumerate(self._outputs) for i in range(len(outputs))]
-        self.missing = len(self._places)  # outputs that are not finished
+        self.num_missing = len(self._places)  # outputs that are not finished
 
-    def take(self, letter: Letter) -> None:
-        """Take tokens; an error is raised, naming the prompt as the caller numbers it."""
-        position, content = letter
+    def add(self, update: OutputUpdate) -> None:
+        """Add the tokens of an update, or raise its error, which then names the prompt by the caller's number."""
+        position, content = update
         prompt, index = self._places[position]
         if isinstance(content, RequestFailed):
             raise RequestFailed(prompt, content.problem) from content
@@ -76,10 +78,15 @@ class Delivery:
         if isinstance(content, Exception):
             raise RuntimeError(f"the engine failed while prompt {prompt} was in flight: {content}") from content
         self._outputs[prompt][index].add(content)
-        self.missing -= content[-1].finish_reason is not None
+        self.num_missing -= content[-1].finish_reason is not None
 
     def output(self, prompt: int) -> RequestOutput:
-        """What there is of a prompt's outputs."""
-        asked = self._asked[prompt]
-        outputs = [growing.take() for growing in self._outputs[prompt]]
-        return RequestOutput(asked.prompt, list(asked.requests[0].prompt_ids), outputs)
+        """Return what a prompt's outputs have so far."""
+        requests = self._prompts[prompt]
+        outputs = [partial.next_output() for partial in self._outputs[prompt]]
+        return RequestOutput(requests.prompt, list(requests.requests[0].prompt_ids), outputs)
+
+
+def _outputs_of(prompt: PromptRequests) -> list[PartialOutput]:
+    requests = [request for request in prompt.requests for _ in range(prompt.num_beams)]
+    return [PartialOutput(index, request, prompt.tokenizer) for index, request in enumerate(requests)]

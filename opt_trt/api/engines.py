@@ -1,4 +1,4 @@
-"""The engine of a model: the directory itself if it is one, else one that is built once and kept in a cache."""
+"""Find or build the engine of a model: the directory itself, or an engine that is built once and kept in a cache."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from opt_trt.host.cache import cache_dir
 from opt_trt.host.json_file import read_json
 from opt_trt.version import __version__
 
-QUIET = "warning"  # the log level: one line of this file's says what goes on
+QUIET = "warning"  # the log level of converter and builder: this module prints one line instead
 LONGEST = 2**31 - 1  # cut by the builder to what max_seq_len and max_num_tokens allow
 
 
 def engine_of(model: Path, options: LlmOptions) -> Path:
-    """The engine directory of an engine, a checkpoint or an original model; `UserError` if it cannot be had."""
+    """Return the engine directory of an engine, a checkpoint or an original model; `UserError` if there can be none."""
     if not model.is_dir():
         raise UserError(f"expected a model in {model}, found no such directory; hubs are not read: give a local copy")
     keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
@@ -52,7 +52,10 @@ def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:
 
 
 def _fingerprint(model: Path, options: LlmOptions) -> str:
-    """Changes when a file of the model, an option, the machine or a version does; contents are not read."""
+    """Return a name that changes when a file of the model, an option, the machine or a version does.
+
+    Files count as changed by size and time; their contents are not read.
+    """
     files = sorted(path for path in model.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(model)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     what = [os.path.realpath(model), stats, options.given(CONVERTING + BUILDING), machine(), __version__]
@@ -62,7 +65,7 @@ def _fingerprint(model: Path, options: LlmOptions) -> str:
 
 @contextmanager
 def _locked(engine: Path) -> Iterator[None]:
-    """Whoever wants the same engine waits until it is built."""
+    """Hold a lock, so that other processes that need the same engine wait until it is built."""
     engine.parent.mkdir(parents=True, exist_ok=True)
     with engine.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -70,7 +73,7 @@ def _locked(engine: Path) -> Iterator[None]:
 
 
 def _make(model: Path, is_checkpoint: bool, options: LlmOptions, engine: Path) -> None:
-    """Convert and build; what is needed in between is removed, that of a killed process as well."""
+    """Convert and build, and remove intermediate files, also those that a killed process left."""
     print(f"opt_trt: making an engine of {model} in {engine}, once for these options", file=sys.stderr)
     work = engine.with_suffix(".partial")
     shutil.rmtree(work, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""`LLM`: an engine that answers prompts, from any number of threads and tasks at once."""
+"""`LLM`: an engine that continues prompts, for any number of threads and tasks at once."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -15,12 +15,12 @@ from weakref import finalize
 
 import torch
 
-from opt_trt.api.collect import Delivery, Letter, addressed
+from opt_trt.api.collect import OutputCollector, OutputUpdate, Send, with_listeners
 from opt_trt.api.engines import engine_of
 from opt_trt.api.outputs import RequestOutput
-from opt_trt.api.prompt_requests import Asked, Asker, Prompt, as_list
+from opt_trt.api.prompt_requests import Prompt, PromptRequests, RequestFactory, as_list
 from opt_trt.api.sampling_params import SamplingParams
-from opt_trt.api.tensors import ask_rows, join_rows, tensor_options
+from opt_trt.api.tensors import join_rows, row_requests, tensor_options
 from opt_trt.api.wording import in_python
 from opt_trt.backends import follow_leader, open_engine
 from opt_trt.config.llm_options import LlmOptions, llm_options
@@ -34,18 +34,20 @@ from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.text.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
 
-# How often a waiting caller looks for Ctrl-C: what arrives just before the wait, or in another thread, does not end it.
+# How often a waiting caller looks for Ctrl-C: one that arrives just before the wait, or in another thread, does not end
+# the wait.
 CTRL_C_SECONDS = 0.2
 
 
 class LLM:
     """An OPT that continues prompts: `LLM("path/to/model", dtype="float16").generate("The mayor")`.
 
-    The model is an engine directory, a TensorRT-LLM checkpoint or an original model; of the last two an engine is made
+    The model is an engine directory, a TensorRT-LLM checkpoint or an original model. An engine of the last two is built
     in `~/.cache/opt_trt/engines` on first use. Options are those of `LlmOptions`. Requests of all callers share one
-    batch, stepped by a thread that ends with `close()` or with the `with` block. Mistakes are `UserError`s.
+    batch, which a thread computes until `close()` or the end of the `with` block. Mistakes raise `UserError`.
 
-    Under mpirun rank 0 goes on from here; the others compute their part of the engine, and their programs end here.
+    Under mpirun, only rank 0 returns from the constructor. The other ranks compute their part of the engine until rank
+    0 closes it, and then exit.
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
@@ -59,7 +61,7 @@ class LLM:
 
     @classmethod
     def over(cls, session: Session, tokenizer: Tokenizer | None = None, seed: int = 0) -> Self:
-        """An `LLM` over a session that is open already, that nobody else steps, and that is closed with it."""
+        """Return an `LLM` over a session that is open already; nothing else may step it, and `close` closes it."""
         llm = cls.__new__(cls)
         llm._open(session, tokenizer, seed)
         return llm
@@ -69,55 +71,55 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Continue a prompt (text or token ids) or several; one `RequestOutput` each, in their order.
+        """Continue a prompt (text or token ids) or several, and return a `RequestOutput` for each, in their order.
 
         `sampling_params` are for all prompts or one for each. All prompts are checked before the first one runs.
         """
         several = as_list(prompts)
         with in_python():
-            delivery = self._collect(self._asker.ask(several, sampling_params))
-        return [delivery.output(prompt) for prompt in range(len(several))]
+            collector = self._collect(self._factory.make(several, sampling_params))
+        return [collector.output(prompt) for prompt in range(len(several))]
 
     async def generate_async(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Continue a prompt and yield what there is of its outputs whenever there is more of them.
+        """Continue a prompt, and yield what its outputs have so far whenever there are more tokens.
 
         `text` grows by `text_diff`, in whole characters. Leaving the loop, or cancelling its task, ends the request.
         """
-        arrived = asyncio.Queue[Letter]()
+        arrived = asyncio.Queue[OutputUpdate]()
         loop = asyncio.get_running_loop()
 
-        def send(letter: Letter) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, letter)
+        def send(update: OutputUpdate) -> None:
+            loop.call_soon_threadsafe(arrived.put_nowait, update)
 
         with in_python():
-            asked = self._asker.ask([prompt], sampling_params)
-            if asked[0].requests[0].sampling.num_beams > 1:
+            requests = self._factory.make([prompt], sampling_params)
+            if requests[0].requests[0].sampling.num_beams > 1:
                 raise UserError(
                     "beams change until the last token: they cannot be streamed; call generate, or drop use_beam_search"
                 )
-            delivery = Delivery(asked)
-            with self._in_flight(asked, send, whole=False):
-                while delivery.missing:
-                    delivery.take(await arrived.get())
+            collector = OutputCollector(requests)
+            with self._in_flight(requests, send, whole=False):
+                while collector.num_missing:
+                    collector.add(await arrived.get())
                     while not arrived.empty():
-                        delivery.take(arrived.get_nowait())
-                    yield delivery.output(0)
+                        collector.add(arrived.get_nowait())
+                    yield collector.output(0)
 
     def generate_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
     ) -> torch.Tensor:
-        """What transformers' `model.generate` returns: int64 `[rows, prompt + longest output]`, prompts included.
+        """Return what transformers' `model.generate` does: int64 `[rows, prompt + longest output]`, prompts included.
 
-        `input_ids` is int `[rows, tokens]`, short prompts padded on the left; without `attention_mask` the pad id is
-        padding. Finished rows are filled with the pad id. Options are those of `TensorOptions`, greedy by default.
+        `input_ids` is int `[rows, tokens]`, with short prompts padded on the left. Without `attention_mask` the pad id
+        is padding. Finished rows are filled with the pad id. Options are those of `TensorOptions`, greedy by default.
         """
         with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens", num_beams="num_beams"):
-            chosen = tensor_options(options, self._asker.session.spec)
-            asked = ask_rows(input_ids, attention_mask, chosen, self._asker)
-            delivery = self._collect(asked)
-        outputs = [output.token_ids for row in range(len(asked)) for output in delivery.output(row).outputs]
+            chosen = tensor_options(options, self._factory.session.spec)
+            rows = row_requests(input_ids, attention_mask, chosen, self._factory)
+            collector = self._collect(rows)
+        outputs = [output.token_ids for row in range(len(rows)) for output in collector.output(row).outputs]
         return join_rows(input_ids, outputs, chosen)
 
     def close(self) -> None:
@@ -133,35 +135,38 @@ class LLM:
         self.close()
 
     def _open(self, session: Session, tokenizer: Tokenizer | None, seed: int) -> None:
-        self._asker = Asker(session, tokenizer, Random(seed))
+        self._factory = RequestFactory(session, tokenizer, Random(seed))
         self._worker = Worker(session)
         self._finalizer = finalize(self, _end, self._worker, session)
 
-    def _collect(self, asked: Sequence[Asked]) -> Delivery:
-        """Wait until all outputs are there; a progress bar counts them."""
-        arrived, delivery = SimpleQueue[Letter](), Delivery(asked)
-        bar = Bar(total=delivery.missing, unit="output", disable=None, delay=QUIET_SECONDS, leave=False)
-        with bar, self._in_flight(asked, arrived.put, whole=True):
-            while delivery.missing:
+    def _collect(self, prompts: Sequence[PromptRequests]) -> OutputCollector:
+        """Submit requests and wait until all outputs are finished; a progress bar counts them."""
+        arrived, collector = SimpleQueue[OutputUpdate](), OutputCollector(prompts)
+        bar = Bar(total=collector.num_missing, unit="output", disable=None, delay=QUIET_SECONDS, leave=False)
+        with bar, self._in_flight(prompts, arrived.put, whole=True):
+            while collector.num_missing:
                 try:
-                    delivery.take(arrived.get(timeout=CTRL_C_SECONDS))
+                    collector.add(arrived.get(timeout=CTRL_C_SECONDS))
                 except Empty:
                     continue
                 bar.update()
-        return delivery
+        return collector
 
     @contextmanager
-    def _in_flight(self, asked: Sequence[Asked], send: Callable[[Letter], object], whole: bool) -> Iterator[None]:
-        """Submit requests, and cancel what is left of them at the end, whatever ended it."""
-        tickets = self._worker.submit(addressed(asked, send, whole))
+    def _in_flight(self, prompts: Sequence[PromptRequests], send: Send, whole: bool) -> Iterator[None]:
+        """Submit requests, and cancel the unfinished ones when the block ends, for whatever reason."""
+        submitted = self._worker.submit(with_listeners(prompts, send, whole))
         try:
             yield
         finally:
-            self._worker.cancel(tickets)
+            self._worker.cancel(submitted)
 
 
 def _require_leader(world: World) -> None:
-    """Join the other ranks, if there are any, and return on the first; the others follow it to its end, and exit."""
+    """Join the other ranks, if there are any, and return on rank 0 only.
+
+    The other ranks follow rank 0 until it ends, and exit.
+    """
     if world.size > 1:
         join_world(world)
     if not world.is_leader:
@@ -175,7 +180,7 @@ def _end(worker: Worker, session: Session) -> None:
 
 
 def _tokenizer(model: Path, options: LlmOptions) -> Tokenizer | None:
-    """The tokenizer asked for, or the model's; None where there is none, which is enough for token ids."""
+    """Return the tokenizer asked for, or the model's, or None: token ids need none."""
     if options.tokenizer is not None:
         return load_tokenizer(options.tokenizer)
     return load_tokenizer(model) if holds_tokenizer(model) else None

@@ -1,4 +1,4 @@
-"""What `LLM` answers, with vLLM's and TensorRT-LLM's names, and how an answer grows token by token."""
+"""The outputs that `LLM` returns, with vLLM's and TensorRT-LLM's names, and how they grow token by token."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FINISH_REASONS = {None: None, "length": "length", "end_id": "stop", "stop_words"
 
 @dataclass(frozen=True)
 class Logprob:
-    """How likely the model found a token."""
+    """The probability that the model gave a token."""
 
     logprob: float  # natural logarithm of its probability
-    rank: int | None  # 1 is the most likely one, None is none of those that were asked for
+    rank: int | None  # 1 for the most likely token; None if it is not among the most likely ones that were asked for
     decoded_token: str | None  # None without a tokenizer
 
 
@@ -26,8 +26,8 @@ class Logprob:
 class CompletionOutput:
     """One output of a prompt, or as much of it as there is.
 
-    `token_ids` hold the end id or stop word that ended it, `text` does not. `logprobs` have a dictionary a token: of
-    the token itself and of the most likely ones. `stop_reason` is the stop word or id, None for the end id.
+    `token_ids` include the end id or stop word that ended the output, `text` does not. `logprobs` has a dictionary for
+    each token, of the token itself and the most likely ones. `stop_reason` is the stop word or id, None for the end id.
     """
 
     index: int  # its place among the prompt's outputs
@@ -43,7 +43,7 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A prompt and its outputs: all of them finished, or what there is of them when streaming."""
+    """A prompt and its outputs: finished ones, or, when streaming, what they have so far."""
 
     prompt: str | None  # None if token ids were given
     prompt_token_ids: list[int]  # as the engine was given them
@@ -51,12 +51,12 @@ class RequestOutput:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether all outputs are finished."""
         return all(output.finish_reason is not None for output in self.outputs)
 
 
-class Growing:
-    """One output while its tokens come."""
+class PartialOutput:
+    """One output while its tokens arrive."""
 
     def __init__(self, index: int, request: Request, tokenizer: Decodes | None) -> None:
         self._index = index
@@ -66,10 +66,10 @@ class Growing:
         self._logprobs: list[dict[int, Logprob]] | None = None if request.sampling.log_probs is None else []
         self._sums: list[float] = []
         self._last: TokenEvent | None = None
-        self._told = (0, 0)  # characters and tokens of the last `take`
+        self._returned = (0, 0)  # characters and tokens of the last `next_output`
 
     def add(self, events: Sequence[TokenEvent]) -> None:
-        """The next tokens, at least one; the last may end the output."""
+        """Add the next tokens, at least one; the last one may end the output."""
         self._last = events[-1]
         ids = [event.token_id for event in events]
         self._ids += ids
@@ -80,10 +80,10 @@ class Growing:
         if self._pieces is not None:
             self._text += self._new_text(self._pieces, ids, events[-1])
 
-    def take(self) -> CompletionOutput:
-        """The output so far."""
-        last, (characters, tokens) = self._last, self._told
-        self._told = len(self._text), len(self._ids)
+    def next_output(self) -> CompletionOutput:
+        """Return the output so far; its `text_diff` begins where the previous one ended."""
+        last, (characters, tokens) = self._last, self._returned
+        self._returned = len(self._text), len(self._ids)
         return CompletionOutput(
             index=self._index,
             text=self._text,
@@ -100,7 +100,9 @@ class Growing:
         if last.finish_reason is None:
             return pieces.push(ids)
         in_text = last.finish_reason == "length" or (last.stop is not None and last.stop.text_end is not None)
-        return pieces.finish(ids if in_text else ids[:-1], last.stop)  # an id that ends an output is none of its text
+        return pieces.finish(
+            ids if in_text else ids[:-1], last.stop
+        )  # an id that ends an output is not part of its text
 
     def _explain(self, token_id: int, log_probs: TokenLogProbs) -> dict[int, Logprob]:
         ranks = {other: rank for rank, (other, _) in enumerate(log_probs.top, start=1)}

@@ -1,4 +1,4 @@
-"""Prompts and sampling parameters become requests: one for each output that is drawn, one for all beams."""
+"""Make requests of prompts and sampling parameters: one for each output that is drawn, or one for all beams."""
 
 from __future__ import annotations
 
@@ -21,52 +21,56 @@ Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt and the requests that continue it, which differ in their random numbers."""
+class PromptRequests:
+    """A prompt and the requests that continue it; they differ in their random numbers only."""
 
-    prompt: str | None  # None if ids were given
+    prompt: str | None  # None if token ids were given
     requests: tuple[Request, ...]
-    tokenizer: Tokenizer | None = None  # what shows their outputs
-    num_beams: int = 1  # outputs each request has: the best beams of a search
+    tokenizer: Tokenizer | None = None  # decodes the outputs
+    num_beams: int = 1  # outputs of each request: the best beams of a search
 
 
 @dataclass(frozen=True)
-class Asker:
-    """What makes requests for a session."""
+class RequestFactory:
+    """The session that requests are made for, and what is needed to make them of prompts."""
 
     session: Session
     tokenizer: Tokenizer | None
     seeds: Random
 
-    def ask(self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None) -> list[Asked]:
-        """Checked requests for prompts; `params` are for all of them or one for each."""
+    def make(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[PromptRequests]:
+        """Return checked requests for prompts; `params` are for all of them, or one for each."""
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else params
         if len(each) != len(prompts):
             raise UserError(
                 f"expected one SamplingParams for all or {len(prompts)} for as many prompts, found {len(each)}"
             )
-        asked = [self._ask(*one) for one in zip(range(len(prompts)), prompts, each, strict=True)]
-        for index, one in enumerate(asked):
-            for request in one.requests:
+        made = [self._of_prompt(*one) for one in zip(range(len(prompts)), prompts, each, strict=True)]
+        for index, prompt in enumerate(made):
+            for request in prompt.requests:
                 self.session.check(request, index)
-        return asked
+        return made
 
-    def _ask(self, index: int, prompt: Prompt, params: SamplingParams) -> Asked:
+    def _of_prompt(self, index: int, prompt: Prompt, params: SamplingParams) -> PromptRequests:
         text = prompt if isinstance(prompt, str) else None
         ids = self._ids(index, prompt)
-        shown = self.tokenizer if params.skip_special_tokens or self.tokenizer is None else self.tokenizer.verbatim()
+        tokenizer = self.tokenizer
+        if tokenizer is not None and not params.skip_special_tokens:
+            tokenizer = tokenizer.verbatim()
         sampling = params.of_sequence(self.seeds.getrandbits(32), self._bad_words(params))
         most = self.session.spec.max_seq_len - len(ids)
         request = Request(
             ids,
             max_new_tokens=most if params.max_tokens is None else params.max_tokens,
             end_id=None if params.ignore_eos else self.session.spec.end_id,
-            stop_words=self._stop_words(params, shown),
+            stop_words=self._stop_words(params, tokenizer),
             sampling=sampling,
         )
         if params.use_beam_search:
-            return Asked(text, (request,), shown, num_beams=params.n)
-        return Asked(text, draws(request, params.n), shown)
+            return PromptRequests(text, (request,), tokenizer, num_beams=params.n)
+        return PromptRequests(text, one_per_output(request, params.n), tokenizer)
 
     def _ids(self, index: int, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -75,12 +79,13 @@ class Asker:
             raise UserError(f"prompt {index} must be text or a list of token ids, found {type(prompt).__name__}")
         return tuple(prompt)
 
-    def _stop_words(self, params: SamplingParams, shown: Tokenizer | None) -> StopWords | None:
+    def _stop_words(self, params: SamplingParams, tokenizer: Tokenizer | None) -> StopWords | None:
         if not (params.stop_strings or params.stop_token_ids):
             return None
         spellings = tuple(self._needed("a stop string").encode_word(word) for word in params.stop_strings)
         ids = tuple((token_id,) for token_id in params.stop_token_ids or ())
-        return StopWords(ids, params.stop_strings, None if shown is None else partial(Detokenizer, shown), spellings)
+        detokenizer = None if tokenizer is None else partial(Detokenizer, tokenizer)
+        return StopWords(ids, params.stop_strings, detokenizer, spellings)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         return tuple(self._needed("a bad word").encode_word(word) for word in params.bad_words or ())
@@ -91,13 +96,13 @@ class Asker:
         return self.tokenizer
 
 
-def draws(request: Request, number: int) -> tuple[Request, ...]:
-    """The request as often as outputs are drawn, with other random numbers each time."""
+def one_per_output(request: Request, number: int) -> tuple[Request, ...]:
+    """Return `number` requests like this one, each with random numbers of its own."""
     return tuple(replace(request, sampling=replace(request.sampling, sequence=one)) for one in range(number))
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """One prompt, or several, as several."""
+    """Return one prompt, or several, as a sequence of prompts."""
     if isinstance(prompts, str) or (prompts and is_ids(prompts)):
         return [prompts]
     if not isinstance(prompts, list | tuple):
@@ -106,5 +111,5 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
 
 
 def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
-    """Whether this is a sequence of token ids (an empty one as well)."""
+    """Return whether this is a sequence of token ids, which may be empty."""
     return isinstance(prompt, list | tuple) and all(isinstance(token_id, int) for token_id in prompt)

@@ -1,58 +1,51 @@
-"""What may be asked for with a prompt, by vLLM's names and with its defaults; standard library only."""
+"""`SamplingParams`: how a prompt is continued, with vLLM's names and defaults. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from opt_trt.api.wording import in_python
-from opt_trt.config import sampling
+from opt_trt.config.sampling import BEAM_OPTIONS, FILTERS, Sampling
+from opt_trt.config.sampling_options import TokenOptions
 from opt_trt.errors import UserError
 
-SAME_NAME = (
-    "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size",
-    "penalty_alpha", *sampling.BEAM_OPTIONS,
-)  # fmt: skip
 ALL_TOKENS = -1  # older spelling of top_k 0
-IDLE_ON_BEAMS: dict[str, tuple[object, ...]] = {  # what draws or ends a single output: the values that do neither
-    "temperature": (0, 1.0), "top_k": (0, 1, ALL_TOKENS), "top_p": (1.0,), "min_p": (0.0,), "penalty_alpha": (0.0,),
-    "stop": (None, (), []), "stop_token_ids": (None, (), []),
-}  # fmt: skip
+# What draws or ends a single output, with the values that do neither.
+IDLE_ON_BEAMS: dict[str, tuple[object, ...]] = {
+    **{name: neutral[:1] for name, neutral in FILTERS.items()},
+    "temperature": (0, 1.0),
+    "top_k": (0, 1, ALL_TOKENS),
+    "penalty_alpha": (0.0,),
+    "stop": (None, (), []),
+    "stop_token_ids": (None, (), []),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How a prompt is continued: how often, how far, by which tokens, and what is told of them.
+class SamplingParams(TokenOptions):
+    """How a prompt is continued: how many outputs, how long, by which tokens, and what is reported of them.
 
-    Tokens are drawn from the whole vocabulary unless told otherwise; `temperature=0` is greedy. `use_beam_search`
-    searches with `best_of` beams for the most likely outputs instead and gives the best `n`, with log-probabilities.
+    Tokens are drawn from the whole vocabulary by default; `temperature=0` is greedy. `use_beam_search=True` searches
+    with `best_of` beams for the most likely outputs instead and returns the best `n`, with log-probabilities. Further
+    options, such as penalties, are those of `TokenOptions`.
     """
 
     n: int = 1  # outputs of the prompt
     use_beam_search: bool = False
     best_of: int | None = None  # beams of a search; None: n
-    length_penalty: float = 1.0  # beams are ranked by log-probability over new tokens to this power
-    early_stopping: int = 1  # end with as many outputs as beams; 0: when better ones are unlikely; 2: impossible
-    beam_search_diversity_rate: float = 0.0  # times the place of a beam, added where its tokens are ranked
     max_tokens: int | None = 16  # new tokens at most; None: as many as the engine takes
     min_tokens: int = 0  # new tokens before the end id or a stop word may end an output
-    temperature: float = 1.0
     top_k: int = 0  # 0 and -1 keep all tokens
     top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    no_repeat_ngram_size: int = 0
-    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates, by transformers' name
-    seed: int | None = None  # None: one of the LLM's, another for each request
+    seed: int | None = None  # None: the LLM draws another seed for each request
     stop: str | Sequence[str] | None = None  # strings that end an output and are left out of its text
-    stop_token_ids: Sequence[int] | None = None  # ids that do
+    stop_token_ids: Sequence[int] | None = None  # ids that end an output
     bad_words: Sequence[str] | None = None  # never generated, as the tokenizer cuts them (" London" with its space)
     logit_bias: Mapping[int, float] | None = None  # added to the logit of an id; -inf bans it
     ignore_eos: bool = False
-    logprobs: int | None = None  # tell the log-probability of each new token and of that many most likely ones
-    skip_special_tokens: bool = True  # in the text
+    logprobs: int | None = None  # report the log-probability of each new token and of that many most likely ones
+    skip_special_tokens: bool = True  # leave them out of the text
 
     def __post_init__(self) -> None:
         for name in ("n", "best_of", "max_tokens"):
@@ -67,35 +60,36 @@ class SamplingParams:
         if self.n > 1 and not (chosen.draws or self.use_beam_search):
             raise UserError(f"n={self.n} would give one greedy output as many times; give a temperature above 0")
 
-    def of_sequence(self, seed: int, bad_words: tuple[tuple[int, ...], ...]) -> sampling.SamplingParams:
-        """How the tokens of the first output are chosen; `seed` is for those who brought none."""
+    def of_sequence(self, seed: int, bad_words: tuple[tuple[int, ...], ...]) -> Sampling:
+        """Return how the tokens of the first output are chosen; `seed` is used where the user gave none."""
         beams = self.num_beams > 1
         greedy = beams or self.top_k == 1  # whatever else is given: the largest logit is the only one left
-        return sampling.SamplingParams(
-            temperature=0.0 if greedy else self.temperature,
-            top_k=0 if self.top_k == ALL_TOKENS else self.top_k,
+        chosen = {f.name: getattr(self, f.name) for f in fields(TokenOptions)}
+        chosen["temperature"] = 0.0 if greedy else self.temperature
+        chosen["top_k"] = 0 if self.top_k == ALL_TOKENS else self.top_k
+        return Sampling(
             min_length=self.min_tokens,
             bad_words=bad_words,
             logit_bias=tuple((self.logit_bias or {}).items()),
             random_seed=seed if self.seed is None else self.seed,
             num_beams=self.num_beams,
             log_probs=0 if beams and self.logprobs is None else self.logprobs,
-            **{name: getattr(self, name) for name in SAME_NAME},
+            **chosen,
         )
 
     @property
     def num_beams(self) -> int:
-        """Outputs that are searched for at the same time; one where there is no search."""
+        """The outputs that are searched for at the same time; 1 without a search."""
         return (self.best_of or self.n) if self.use_beam_search else 1
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as several strings."""
+        """The strings of `stop`."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def _check_beams(self) -> None:
         if not self.use_beam_search:
-            names = ("best_of", *sampling.BEAM_OPTIONS)
+            names = ("best_of", *BEAM_OPTIONS)
             given = next((name for name in names if getattr(self, name) != getattr(SamplingParams, name)), None)
             if given:
                 raise UserError(f"{given} says how to search with beams: give use_beam_search=True too, or drop it")

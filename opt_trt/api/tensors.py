@@ -1,4 +1,4 @@
-"""Generation as transformers calls it: a tensor of padded prompts in, prompts with their outputs out."""
+"""Generate as transformers does: from a tensor of padded prompts to a tensor of prompts with their outputs."""
 
 from __future__ import annotations
 
@@ -9,65 +9,62 @@ from typing import Any
 
 import torch
 
-from opt_trt.api.prompt_requests import Asked, Asker, draws
-from opt_trt.config import sampling
+from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
+from opt_trt.config.sampling import FILTERS, Sampling
+from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.step import DecoderSpec
 
-DRAWING = ("temperature", "top_k", "top_p", "min_p")
-SEARCHING = ("num_beams", "length_penalty", "early_stopping")
+DRAWING = tuple(FILTERS)
+BEAMS = tuple(name for name, row in options_of(CommonOptions).items() if row.kind is Kind.BEAMS)
+SEARCHING = ("num_beams", *BEAMS, "early_stopping")
 CONTRASTIVE = ("penalty_alpha", "top_k")
 NEEDS = dict.fromkeys(DRAWING, "do_sample=True") | dict.fromkeys(SEARCHING[1:], "num_beams=4")  # to have an effect
 EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # transformers' values and TensorRT-LLM's
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorOptions:
-    """Options of `generate_ids`, with transformers' names and defaults; its length limit counts new tokens only."""
+class TensorOptions(CommonOptions):
+    """Options of `generate_ids`, with transformers' names and defaults; the length limit counts new tokens only.
+
+    Further options, such as penalties, are those of `CommonOptions`.
+    """
 
     max_new_tokens: int
     eos_token_id: int | None  # default: the model's; None never ends early
     pad_token_id: int  # default: the model's
     do_sample: bool = False
-    temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
-    min_p: float = 0.0
-    penalty_alpha: float = 0.0  # above 0: contrastive search among `top_k` candidates
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
     bad_words_ids: Sequence[Sequence[int]] = ()
     num_beams: int = 1
-    length_penalty: float = 1.0
     early_stopping: bool | str = False
     num_return_sequences: int = 1
-    seed: int | None = None  # of the tokens drawn; transformers has a global one
+    seed: int | None = None  # of the tokens drawn; transformers has one seed for all calls
 
     @property
     def choosing(self) -> tuple[str, ...]:
-        """The options that say how a token is chosen from what the model and the penalties made of it."""
+        """The options that choose a token from the logits, once penalties have changed these."""
         ways = {DRAWING: self.do_sample, SEARCHING: self.num_beams != 1, CONTRASTIVE: self.penalty_alpha != 0}
         return next((names for names, asked in ways.items() if asked), ())
 
-    def sampling(self, seed: int) -> sampling.SamplingParams:
-        """How the tokens of the first output of a row are chosen; `seed` is for those who brought none."""
-        chosen = {name: getattr(self, name) for name in self.choosing}
-        if "early_stopping" in chosen:
-            chosen["early_stopping"] = EARLY_STOPPING[self.early_stopping]
-        return sampling.SamplingParams(
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
+    def sampling(self, seed: int) -> Sampling:
+        """Return how the tokens of a row's first output are chosen; `seed` is used where the user gave none."""
+        idle = {*DRAWING, *SEARCHING, *CONTRASTIVE}.difference(self.choosing)
+        given = {f.name: getattr(self, f.name) for f in fields(CommonOptions)}
+        given |= {"num_beams": self.num_beams, "early_stopping": EARLY_STOPPING[self.early_stopping]}
+        return Sampling(
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
             random_seed=seed if self.seed is None else self.seed,
-            **chosen,
+            **{name: value for name, value in given.items() if name not in idle},
         )
 
 
 def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions:
-    """The options among keyword arguments; what is unknown, missing or without effect is named."""
+    """Return the options that keyword arguments give; a `UserError` names what is unknown, missing or idle."""
     known = [f.name for f in fields(TensorOptions)]
     if unknown := [name for name in given if name not in known]:
         raise UserError(f"generate_ids has no option {unknown[0]}; known are {', '.join(known)}")
@@ -80,7 +77,7 @@ def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions
 
 
 def _refuse_contradictions(options: TensorOptions) -> None:
-    """Two ways to choose tokens at once, or options of a way that was not asked for."""
+    """Refuse two ways to choose tokens at once, and options of a way that was not asked for."""
     ways = {
         "do_sample=True": options.do_sample,
         f"num_beams={options.num_beams}": options.num_beams != 1,
@@ -106,24 +103,24 @@ def _check_number_of_outputs(options: TensorOptions) -> None:
         )
 
 
-def ask_rows(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions, asker: Asker
-) -> list[Asked]:
-    """Checked requests for the rows of a tensor."""
-    asked = []
+def row_requests(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions, factory: RequestFactory
+) -> list[PromptRequests]:
+    """Return checked requests for the rows of a tensor."""
+    rows = []
     for row, ids in enumerate(_prompts(input_ids, _mask(input_ids, attention_mask, options))):
-        chosen = options.sampling(asker.seeds.getrandbits(32))
+        chosen = options.sampling(factory.seeds.getrandbits(32))
         request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen)
-        asker.session.check(request, row)
+        factory.session.check(request, row)
         if options.num_beams == 1:
-            asked.append(Asked(None, draws(request, options.num_return_sequences)))
+            rows.append(PromptRequests(None, one_per_output(request, options.num_return_sequences)))
         else:
-            asked.append(Asked(None, (request,), num_beams=options.num_return_sequences))
-    return asked
+            rows.append(PromptRequests(None, (request,), num_beams=options.num_return_sequences))
+    return rows
 
 
 def join_rows(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], options: TensorOptions) -> torch.Tensor:
-    """Every row of `input_ids`, as often as it was continued, with its output behind it: int64."""
+    """Return each row of `input_ids` once for each of its outputs, followed by that output: int64."""
     prompts = input_ids.repeat_interleave(options.num_return_sequences, dim=0)
     new = torch.full((len(outputs), max(map(len, outputs), default=0)), options.pad_token_id)
     for row, ids in zip(new, outputs, strict=True):
@@ -132,7 +129,10 @@ def join_rows(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], options
 
 
 def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions) -> torch.Tensor:
-    """Where `input_ids` has prompts; without a mask everything but the pad id, unless that has a meaning as well."""
+    """Return where `input_ids` has prompts.
+
+    Without `attention_mask` that is everywhere but at the pad id, unless the pad id is the end id as well.
+    """
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise UserError(
             f"input_ids must be integers of shape [rows, tokens], found {input_ids.dtype} of {tuple(input_ids.shape)}"
@@ -149,7 +149,7 @@ def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options:
 
 
 def _prompts(input_ids: torch.Tensor, mask: torch.Tensor) -> list[tuple[int, ...]]:
-    """The ids of each row without its padding, which must be on the left."""
+    """Return the ids of each row without its padding, which must be on the left."""
     prompts = []
     for row, (ids, kept) in enumerate(zip(input_ids, mask, strict=True)):
         first = len(ids) - int(kept.sum())

@@ -1,4 +1,4 @@
-"""What `build.py` takes: TensorRT-LLM's builder flags for OPT."""
+"""The flags of `build.py`: TensorRT-LLM's builder flags for OPT."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from opt_trt.errors import UserError
 
 PLUGIN_VALUES = (*DTYPES, "disable")
 DEVICES = ("cpu", "cuda")
-TARGET_ISAS = ("avx512", "avx2", "generic")  # as an engine records them
+TARGET_ISAS = ("avx512", "avx2", "generic")  # the names that engines record
 SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
          "max_output_len", "max_beam_width", "workers")  # fmt: skip
 NOT_OPT = "OPT has no use for it"
 NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class drops them)"
 NO_DRAFT = "speculative decoding is not offered for OPT"
 NO_FP8 = "there is no fp8 quantization of OPT"
-OWN_RANKS = "how ranks exchange is not the user's choice: every backend has its one way for OPT"
-LEFT = "an option TensorRT-LLM's builder had and gave up"
+OWN_RANKS = "every backend has a single way to exchange data between ranks"
+LEFT = "newer releases of TensorRT-LLM do not have this option"
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,18 @@ class BuildConfig(TensorRtOptions, Logged):
     max_seq_len: int | None = flag(
         None, "prompt plus output in tokens; default: the position table", aliases=("max_decoder_seq_len",)
     )
-    max_output_len: int | None = flag(None, "longest output in tokens: the older way to say --max_seq_len")
+    max_output_len: int | None = flag(None, "longest output in tokens: an older form of --max_seq_len")
     max_num_tokens: int = flag(8192, "most packed tokens in one step")
-    opt_num_tokens: int | None = flag(None, "packed tokens the tactics are weighed at; default: all buckets alike")
+    opt_num_tokens: int | None = flag(
+        None, "number of packed tokens to choose tactics for; default: all buckets count alike"
+    )
     tokens_per_block: int = flag(32, "tokens in one block of the paged KV cache")
     gemm_plugin: str = flag(
-        "auto", "auto or the checkpoint's dtype: own kernels may win; disable: library only",
+        "auto", "auto or the checkpoint's dtype: the fastest of own kernels and libraries; disable: libraries only",
         choices=PLUGIN_VALUES, bare="auto",
     )  # fmt: skip
     gpt_attention_plugin: str = flag(
-        "auto", "auto or the checkpoint's dtype: own kernels may win; disable: library only",
+        "auto", "auto or the checkpoint's dtype: the fastest of own kernels and libraries; disable: libraries only",
         choices=PLUGIN_VALUES, bare="auto",
     )  # fmt: skip
     context_fmha: str | None = flag(
@@ -60,17 +62,18 @@ class BuildConfig(TensorRtOptions, Logged):
         choices=SWITCH, bare="enable", aliases=("enable_context_fmha",),
     )  # fmt: skip
     deterministic: bool = flag(
-        False, "a token's result is the same bits whatever else is in the step: only tactics that keep their order"
+        False,
+        "a token's result has the same bits whatever else is in the step: only tactics with a fixed order of sums",
     )
     context_int8: bool = flag(
         False,
-        "products of several tokens may round activations to int8 where weights are integers: faster, less exact",
+        "with integer weights, products of several tokens may round activations to int8: faster, less exact",
     )
     logits_dtype: str | None = flag(
         None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
     )
     lm_head_precision: str | None = flag(
-        None, "quantize the head (what makes logits) to it, a scale per token; default: as the checkpoint has it",
+        None, "quantize the head, which makes logits, with a scale per token; default: as the checkpoint has it",
         choices=PRECISIONS,
     )  # fmt: skip
     gather_context_logits: bool = flag(False, "the engine can return logits of prompt tokens (for perplexity)")
@@ -81,15 +84,15 @@ class BuildConfig(TensorRtOptions, Logged):
         None, "check the axis the checkpoint was converted with", choices=("0", "1")
     )
     input_timing_cache: str | None = flag(
-        None, "tactic timings to reuse, an empty cache if missing; default: those of this user's earlier builds"
+        None, "tactic timings to reuse; a missing file is an empty cache; default: those of this user's earlier builds"
     )
-    output_timing_cache: str = flag("model.cache", "where tactic timings are kept for the next build")
+    output_timing_cache: str = flag("model.cache", "file that keeps tactic timings for the next build")
     profiling_verbosity: str = flag(
         "layer_names_only",
-        "how much is printed: the winning tactics; all of them, and a profile of a step; nothing",
+        "what is printed: the chosen tactics; all tactics, and a profile of a step; nothing",
         choices=("layer_names_only", "detailed", "none"),
     )
-    workers: int = flag(1, "ranks whose weights are written at a time; each holds one tensor in memory")
+    workers: int = flag(1, "ranks whose weights are written at the same time; each holds one tensor in memory")
     dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
@@ -97,7 +100,7 @@ class BuildConfig(TensorRtOptions, Logged):
         "max_encoder_input_len": Refusal(NOT_OPT, ("1024",)),
         "max_prompt_embedding_table_size": Refusal("prompt tables are not supported", ("0",)),
         "max_multimodal_len": Refusal("prompt tables are not supported", ("0",)),
-        "model_config": Refusal("an engine is built from weights, those in --checkpoint_dir"),
+        "model_config": Refusal("an engine is built from the weights in --checkpoint_dir"),
         "build_config": Refusal("every size has a flag of its own"),
         "model_cls_file": Refusal("only the built-in OPT decoder is compiled"),
         "model_cls_name": Refusal("only the built-in OPT decoder is compiled"),
@@ -145,7 +148,7 @@ class BuildConfig(TensorRtOptions, Logged):
     }
 
     def longest_sequence(self, positions: int) -> int:
-        """Prompt plus output in tokens, as either flag says it, of a model with so many positions."""
+        """Return prompt plus output in tokens, as given by either flag, for a model with that many positions."""
         if self.max_output_len is not None:
             return self.max_input_len + self.max_output_len
         return positions if self.max_seq_len is None else self.max_seq_len

@@ -1,4 +1,4 @@
-"""What `convert_checkpoint.py` takes."""
+"""The flags of `convert_checkpoint.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ConvertConfig(Logged):
     """Convert an OPT checkpoint to a TensorRT-LLM checkpoint; no GPU and no tensorrt_llm needed."""
 
     model_dir: str | None = flag(None, "directory of the original checkpoint: Hugging Face, metaseq, FlagAI or Alpa")
-    model_type: str = flag("opt", "what it holds; blip2: convert the OPT inside a BLIP-2", choices=("opt", "blip2"))
+    model_type: str = flag("opt", "the model in it; blip2: convert the OPT inside a BLIP-2", choices=("opt", "blip2"))
     md5_manifest: str | None = flag(
         None, "published md5 sums of files in --model_dir, as md5sum prints them or csv with the header shard,md5sum"
     )
@@ -28,18 +28,22 @@ class ConvertConfig(Logged):
     tp_size: int = flag(1, "ranks that share every layer")
     pp_size: int = flag(1, "stages that share the layers one after another")
     pp_layers: tuple[int, ...] | None = flag(
-        None, "layers of each stage, one number a stage; default: as even as can be", nargs="+"
+        None, "layers of each stage, one number per stage; default: as even as possible", nargs="+"
     )
-    use_weight_only: bool = flag(False, "quantize the linears of the layers, each rank's part on its own")
+    use_weight_only: bool = flag(False, "quantize the linear weights of the layers, each rank's part separately")
     weight_only_precision: str | None = flag(
         None, "quant mode of --use_weight_only; default: int8", choices=PRECISIONS, bare="int8"
     )
     target_sm: int | None = flag(
-        None, "GPU the quantized weights are packed for, 80 = compute capability 8.0; default: the visible one, else 80"
+        None,
+        "GPU to pack quantized weights for, 80 = compute capability 8.0; default: the GPU of this machine, else 80",
     )
-    defer_quantization: bool = flag(False, "store --dtype weights, to be quantized by the builder: fits every GPU")
+    defer_quantization: bool = flag(
+        False, "store weights as --dtype, and let the builder quantize them: such a checkpoint fits every GPU"
+    )
     report: str | None = flag(
-        None, "write what quantizing changes, per matrix and rank: PATH/report.json and .svg, or PATH.json and PATH.svg"
+        None,
+        "write how quantizing changes each matrix of each rank: PATH/report.json and .svg, or PATH.json and PATH.svg",
     )
     workers: int = flag(1, "threads; each holds one tensor in memory")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)

@@ -1,4 +1,4 @@
-"""What `python -m opt_trt describe` takes."""
+"""The flags of `python -m opt_trt describe`."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ class DescribeConfig(Logged):
 
     @property
     def every_layer(self) -> bool:
-        """Whether each layer's tensors are listed: hashes belong to one tensor each, and so do JSON objects."""
+        """Whether each layer's tensors are listed: a hash and a JSON object belong to a single tensor."""
         return self.all or self.sha256 or self.json

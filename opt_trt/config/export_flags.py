@@ -1,4 +1,4 @@
-"""What `python -m opt_trt export_hf` takes."""
+"""The flags of `python -m opt_trt export_hf`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExportConfig(Logged):
 
     @property
     def max_shard_bytes(self) -> int:
-        """`max_shard_size` as a number."""
+        """The bytes that `max_shard_size` stands for."""
         size = SIZE.fullmatch(self.max_shard_size.strip())
         if size is None or size[2].upper() not in UNITS:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Describe a command-line flag once: its default, help, choices and aliases live on the dataclass field."""
+"""Describe a command-line flag once: a dataclass field has its default, help, choices and aliases."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
 
 
 class Logged:
-    """Commands that have a `--log_level`."""
+    """The base of commands that have a `--log_level`."""
 
     log_level: str
 
     @property
     def talks(self) -> bool:
-        """Whether the command tells what it did, and shows progress on a terminal."""
+        """Whether the command prints what it did, and shows progress on a terminal."""
         return self.log_level in TALKATIVE
 
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field appears on the command line; its type is the field's annotation."""
+    """A field's appearance on the command line; its type is the annotation of the field."""
 
     help: str
     choices: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
     nargs: str | None = None
-    repeats: bool = False  # every use adds a group of values
-    bare: str | None = None  # what the flag means when given without a value
-    positional: str | None = None  # given without a name; this stands for it in the help
-    group: str | None = None  # the heading it stands under in the help
+    repeats: bool = False  # every use of the flag adds a group of values
+    bare: str | None = None  # the value when the flag is given without one
+    positional: str | None = None  # given without the flag's name; the help prints this word for it
+    group: str | None = None  # its heading in the help
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A flag of TensorRT-LLM's that cannot act here: why, and the values that ask for what happens anyway.
+    """A flag of TensorRT-LLM that has no effect here: the reason, and the values that are accepted all the same.
 
-    `neutral` holds those values as typed; `()` refuses every use, `("",)` is a switch that is true already.
-    `note` is printed when a neutral value is given. `advice` is what else leads to what the flag asks for.
+    `neutral` holds the values, as typed, that ask for what happens anyway. `()` refuses every use, and `("",)` stands
+    for a switch that is always on. `note` is printed when a neutral value is given. `advice` names another way to what
+    the flag asks for.
     """
 
     reason: str
@@ -56,14 +57,14 @@ class Refusal:
             raise UserError(f"{f'{option} {given}'.strip()} is not supported{self.why(option)}")
 
     def why(self, option: str) -> str:
-        """The reason, and everything a person can do."""
+        """Return the reason, and everything that a user can do."""
         allowed = " or ".join(f"{option} {v}".strip() for v in self.neutral)
         ways = (self.advice, "drop the flag", f"give {allowed}" if allowed else None)
         return f": {self.reason}; {' or '.join(filter(None, ways))}"
 
 
 def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:
-    """Refuse by name the fields of a configuration that were given and cannot act."""
+    """Raise `UserError` for a field of a configuration that was given and is refused."""
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name in refused and value != f.default:
@@ -71,5 +72,5 @@ def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:
 
 
 def flag(default: Any, help: str, **how: Any) -> Any:
-    """A dataclass field that is also a flag: `max_batch_size: int = flag(8, "sequences in one step")`."""
+    """Return a dataclass field that is also a flag: `max_batch_size: int = flag(8, "sequences in one step")`."""
     return field(default=default, metadata={"flag": Flag(help, **how)})

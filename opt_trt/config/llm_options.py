@@ -1,4 +1,4 @@
-"""What `LLM` takes beside the model: how to make an engine of it, and how to run it."""
+"""The options of `LLM` beside the model: how to build an engine of it, and how to run it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opt_trt.model.config import DTYPES
 CHOICES: dict[str, tuple[str | None, ...]] = {"dtype": (None, *DTYPES), "quantization": (None, *PRECISIONS)}
 CONVERTING = ("dtype", "quantization")
 BUILDING = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
-RENAMED = {  # vLLM's name: TensorRT-LLM's, which this project follows
+RENAMED = {  # vLLM's names, and TensorRT-LLM's names, which are used here
     "max_model_len": "max_seq_len",
     "max_num_seqs": "max_batch_size",
     "max_num_batched_tokens": "max_num_tokens",
@@ -25,15 +25,13 @@ RENAMED = {  # vLLM's name: TensorRT-LLM's, which this project follows
 
 @dataclass(frozen=True)
 class LlmOptions:
-    """Options of `LLM`; None leaves a choice to converter and builder, or to the engine that is there already."""
+    """Options of `LLM`; None leaves a choice to the converter and the builder, or to an engine that exists already."""
 
     tokenizer: str | None = None  # directory; default: the model's
     dtype: str | None = None  # type the weights are stored in; default: float16
     quantization: str | None = None  # weight-only mode of the linears
     max_batch_size: int | None = None  # sequences in one step; further ones wait
-    max_input_len: int | None = (
-        None  # longest prompt in tokens; default: as long as max_seq_len and max_num_tokens allow
-    )
+    max_input_len: int | None = None  # longest prompt in tokens; default: what max_seq_len and max_num_tokens allow
     max_seq_len: int | None = None  # prompt plus output in tokens; default: the position table
     max_num_tokens: int | None = None  # packed tokens in one step
     max_tokens_in_paged_kv_cache: int | None = None
@@ -57,20 +55,19 @@ class LlmOptions:
             raise UserError(
                 f"tensor_parallel_size {self.tensor_parallel_size} is not supported: engines have one rank; give 1"
             )
-
         self.scheduling()
 
     def scheduling(self) -> Scheduling:
-        """How requests share the session."""
+        """Return how requests share the session."""
         return Scheduling(self.scheduler_policy, self.context_chunk_size, self.kv_cache_enable_block_reuse)
 
     def given(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Those of the options that were given."""
+        """Return those of the named options that were given."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def llm_options(given: Mapping[str, Any]) -> LlmOptions:
-    """The options among keyword arguments; `UserError` names those that are none."""
+    """Return the options that keyword arguments give; a `UserError` names an unknown one."""
     known = [f.name for f in fields(LlmOptions)]
     for name in given:
         if name not in known:

@@ -1,4 +1,4 @@
-"""What `python -m opt_trt repack` takes."""
+"""The flags of `python -m opt_trt repack`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `run.py` takes."""
+"""The flags of `run.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
-Groups = tuple[tuple[str, ...], ...] | None  # of words: one for all prompts, or one for each
+Groups = tuple[tuple[str, ...], ...] | None  # groups of words: one for all prompts, or one for each prompt
 DEFAULT_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
@@ -21,11 +21,13 @@ class RunConfig(SessionConfig):
     engine_dir: str = flag("engine_outputs", "engine directory written by build.py")
     max_output_len: int | None = flag(None, "most new tokens per prompt (required)")
     input_text: tuple[str, ...] = flag((DEFAULT_PROMPT,), "prompts", nargs="+")
-    input_file: str | None = flag(None, "prompts from .txt (a line each), or token ids from .csv or .npy (a row each)")
-    output_csv: str | None = flag(None, "write token ids, prompt included, a row per prompt")
-    output_npy: str | None = flag(None, "write token ids, prompt included, a row per prompt")
+    input_file: str | None = flag(
+        None, "prompts from .txt (one per line), or token ids from .csv or .npy (one prompt per row)"
+    )
+    output_csv: str | None = flag(None, "write token ids, prompt included, one row per prompt")
+    output_npy: str | None = flag(None, "write token ids, prompt included, one row per prompt")
     output_log_probs_npy: str | None = flag(None, "write the model's log-probability of every new token")
-    output_cum_log_probs_npy: str | None = flag(None, "write the log-probability of every output as a whole")
+    output_cum_log_probs_npy: str | None = flag(None, "write the sum of the log-probabilities of every output")
     output_logits_npy: str | None = flag(
         None, "write NAME_context.npy, logits of all prompt tokens (engine built with --gather_context_logits)"
     )
@@ -33,24 +35,24 @@ class RunConfig(SessionConfig):
         False, "write NAME_generation.npy too, logits of all new tokens (--gather_generation_logits)"
     )
     num_return_sequences: int | None = flag(
-        None, "outputs per prompt: drawn, each with random numbers of its own, or the best of the beams; "
+        None, "outputs per prompt: drawn with random numbers of their own, or the best of the beams; "
         "default: one, or all beams",
     )  # fmt: skip
     stop_words: tuple[tuple[str, ...], ...] | None = flag(
-        None, "strings that end an output and are left out; repeat the flag to give each prompt its own",
+        None, "strings that end an output, which leaves them out; repeat the flag to give each prompt its own",
         nargs="+", repeats=True,
     )  # fmt: skip
     bad_words: tuple[tuple[str, ...], ...] | None = flag(
-        None, "words never generated, as the tokenizer cuts them (' London' with its space); repeat likewise",
+        None, "words that are never generated, with spaces as in the text (' London'); repeat likewise",
         nargs="+", repeats=True,
     )  # fmt: skip
     streaming: bool = flag(False, "print text while it is generated")
     streaming_interval: int = flag(5, "tokens between two prints of a stream")
-    interactive: bool = flag(False, "ask for prompts, a line each, and print outputs while they are generated")
+    interactive: bool = flag(False, "ask for prompts, one per line, and print outputs while they are generated")
     fail_fast_on_attention_window_too_large: bool = flag(
-        False, "TensorRT engines: refuse an attention window larger than the KV cache in place of shrinking it"
+        False, "TensorRT engines: refuse an attention window larger than the KV cache, do not shrink it"
     )
-    run_profiling: bool = flag(False, "time 10 generations after 10 to warm up")
+    run_profiling: bool = flag(False, "time 10 generations, after 10 to warm up")
 
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
         "multimodal_input_file": Refusal("OPT reads text"),
@@ -85,21 +87,21 @@ class RunConfig(SessionConfig):
 
     @property
     def num_draws(self) -> int:
-        """Sequences to draw for each prompt: requests of their own."""
+        """The sequences to draw for each prompt; each is a request of its own."""
         return 1 if self.num_beams > 1 else self.num_return_sequences or 1
 
     @property
     def num_shown_beams(self) -> int:
-        """Outputs of each request that are printed and written."""
+        """The outputs of each request that are printed and written."""
         return 1 if self.num_beams == 1 else self.num_return_sequences or self.num_beams
 
     def targets(self) -> list[str]:
-        """Every file to write."""
+        """Return every file to write."""
         names = (self.output_csv, self.output_npy, self.output_log_probs_npy, self.output_cum_log_probs_npy)
         return [*(name for name in names if name is not None), *self.logits_targets()]
 
     def logits_targets(self) -> tuple[str, ...]:
-        """The files of context and of generation logits, by upstream's names, where logits are asked for."""
+        """Return the files of context and of generation logits, with upstream's names, if logits are asked for."""
         if self.output_logits_npy is None:
             return ()
         stem = self.output_logits_npy.removesuffix(".npy")
@@ -125,7 +127,7 @@ class RunConfig(SessionConfig):
             )
 
     def _check_beams(self) -> None:
-        """What follows the only output there is does not go with beams."""
+        """Refuse beams together with options that follow a single output."""
         following = ("streaming", "interactive", "stop_words", "output_generation_logits")
         given = next((name for name in following if getattr(self, name)), None)
         if self.num_beams > 1 and given:
@@ -141,7 +143,7 @@ class RunConfig(SessionConfig):
             raise UserError("--output_logits_npy writes whole outputs, --streaming has none: drop one of the two")
 
     def _check_interactive(self) -> None:
-        """What needs all prompts before the first output does not go with prompts that are typed."""
+        """Refuse `--interactive` together with options that need all prompts before the first output."""
         given = {
             "--input_file": self.input_file,
             "--input_text": self.input_text != (DEFAULT_PROMPT,),
@@ -153,5 +155,5 @@ class RunConfig(SessionConfig):
             raise UserError(f"--interactive asks for prompts and prints outputs; drop it or {clash}")
 
     def prints_outputs(self) -> bool:
-        """Whether outputs go to the terminal: they do unless their ids go to a file."""
+        """Return whether outputs are printed: they are unless their ids are written to a file."""
         return self.output_csv is None and self.output_npy is None

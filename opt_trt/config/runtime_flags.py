@@ -1,4 +1,4 @@
-"""What only a TensorRT engine can be told when it is opened, and why an embedded one cannot."""
+"""Options for opening TensorRT engines, and what an embedded engine answers to each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opt_trt.errors import UserError
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Names and defaults are those of TensorRT-LLM's run.py."""
+    """Options for opening an engine, with the names and defaults of TensorRT-LLM's run.py."""
 
     use_py_session: bool = False
     debug_mode: bool = False
@@ -32,14 +32,14 @@ class RuntimeOptions:
             raise UserError(f"--gpu_weights_percent must be from 0 to 1, found {self.gpu_weights_percent}")
 
     def given(self) -> tuple[str, ...]:
-        """The names of those that differ from their defaults."""
+        """Return the names of the options that differ from their defaults."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default)
 
 
-GPU_ONLY = "it steers a GPU; this engine runs on a CPU"
+GPU_ONLY = "it has an effect on GPUs only; this engine runs on a CPU"
 WHOLE = "OPT attends to the whole sequence"
 
-# What the embedded engine says to each on any device: an empty reason asks for what happens anyway.
+# The embedded engine's answers on any device. An empty reason: the option asks for what happens anyway.
 COMMON: dict[str, Refusal] = {
     "use_py_session": Refusal("", note="--use_py_session: the embedded engine has one session, in Python"),
     "debug_mode": Refusal("it traces TensorRT's layers", advice="give --log_level verbose"),
@@ -59,8 +59,8 @@ EMBEDDED: Mapping[str, Mapping[str, Refusal]] = MappingProxyType({
         "gpu_weights_percent": Refusal(GPU_ONLY),
     },
     "cuda": COMMON | {
-        "enable_context_fmha_fp32_acc": Refusal("", note=""),  # acts
-        "multi_block_mode": Refusal("how many blocks share a sequence's attention was timed when the engine was built"),
+        "enable_context_fmha_fp32_acc": Refusal("", note=""),  # has an effect there
+        "multi_block_mode": Refusal("the blocks that share a sequence's attention were chosen at build time"),
         "cuda_graph_mode": Refusal(
             "", note="--cuda_graph_mode: generation steps are always replayed as CUDA graphs"
         ),
@@ -70,7 +70,7 @@ EMBEDDED: Mapping[str, Mapping[str, Refusal]] = MappingProxyType({
 
 
 def check_embedded(options: RuntimeOptions, device: str = "cpu") -> None:
-    """Refuse by name what an embedded engine on a device cannot do; say of the rest that it happens anyway."""
+    """Refuse what an embedded engine on a device cannot do, and print a note for what it does anyway."""
     for name in options.given():
         refusal = EMBEDDED[device][name]
         if refusal.reason:

@@ -1,4 +1,4 @@
-"""How requests share a session: who waits, how long prompts are cut, what is kept for prompts that begin alike."""
+"""How requests share a session: which wait, how prompts are cut, and whether equal beginnings of prompts are kept."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from opt_trt.errors import UserError
 
 POLICIES = ("guaranteed_no_evict", "max_utilization")  # TensorRT-LLM's names
-LEAST_CHUNK = 16  # prompt tokens: what reads the weights anyway may as well do some work
+LEAST_CHUNK = 16  # prompt tokens: a step reads all weights anyway, so that a few tokens more cost little
 
 
 @dataclass(frozen=True)
 class Scheduling:
-    """`guaranteed_no_evict` reserves blocks for all tokens a request may need before it starts.
+    """The rules by which requests share a session.
 
-    `max_utilization` reserves none: more requests run, and when blocks run out the newest one starts over.
+    `guaranteed_no_evict` reserves blocks for all tokens that a request may need before it starts. `max_utilization`
+    reserves none: more requests run, and when blocks run out the newest request starts over.
     """
 
     policy: str = POLICIES[0]
     context_chunk_size: int | None = None  # most prompt tokens in a step in which other requests generate
-    enable_block_reuse: bool = False  # look up beginnings of prompts in the KV cache
+    enable_block_reuse: bool = False  # look for beginnings of prompts in the KV cache
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -28,9 +29,9 @@ class Scheduling:
             raise UserError(f"--context_chunk_size must be at least 1, found {self.context_chunk_size}")
 
     def most_prompt_tokens(self, num_generating: int) -> int:
-        """In a step in which `num_generating` requests wait for a token of theirs.
+        """Return the most prompt tokens of a step in which `num_generating` requests wait for their next token.
 
-        By default three for every two of them: a token costs about the same in either phase, so that a step with
-        prompts takes no longer than two and a half without.
+        By default there are three for every two such requests. A token costs about the same in either phase, so that a
+        step with prompts takes no longer than two and a half steps without.
         """
         return self.context_chunk_size or max(LEAST_CHUNK, 3 * num_generating // 2)

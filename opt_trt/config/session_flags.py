@@ -1,4 +1,4 @@
-"""The flags `run.py` and `summarize.py` share: which engine, which tokenizer, how much memory, how to decode."""
+"""The flags that `run.py` and `summarize.py` share: tokenizer, sampling, memory and runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import Sampling
+from opt_trt.config.sampling_options import SamplingOptions, options_of
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 
@@ -15,7 +16,7 @@ NO_LORA = "LoRA adapters are not applied to OPT (TensorRT-LLM's own OPT class dr
 NO_DRAFT = "speculative decoding is not offered for OPT"
 
 SESSION_REFUSED: dict[str, Refusal] = {
-    "beam_width_array": Refusal("a search has as many beams at every token", advice="give --num_beams"),
+    "beam_width_array": Refusal("a search has the same number of beams at every token", advice="give --num_beams"),
     "no_prompt_template": Refusal("", ("",)),
     "prompt_table_path": Refusal("prompt tables are not supported"),
     "prompt_tasks": Refusal("prompt tables are not supported"),
@@ -23,11 +24,9 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "lora_dir": Refusal(NO_LORA),
     "lora_task_uids": Refusal(NO_LORA),
     "lora_ckpt_source": Refusal(NO_LORA),
-    "tokenizer_type": Refusal("the tokenizer's own files say what it is", ("auto",)),
+    "tokenizer_type": Refusal("the type is read from the tokenizer's own files", ("auto",)),
     "vocab_file": Refusal("a tokenizer is a directory, with vocab.json and merges.txt", advice="give --tokenizer_dir"),
-    "gpus_per_node": Refusal(
-        "ranks know their number on their host from the launcher: mpirun -N, or slots in --hostfile"
-    ),
+    "gpus_per_node": Refusal("the launcher sets the ranks of a host: mpirun -N, or slots in --hostfile"),
     "cross_kv_cache_fraction": Refusal("OPT has no encoder", ("0.5",)),
     "return_all_generated_tokens": Refusal("streaming returns new tokens only"),
     "medusa_choices": Refusal(NO_DRAFT),
@@ -45,67 +44,37 @@ RUNTIME_FLAGS = (
     "enable_chunked_context", "max_attention_window_size", "sink_token_length",
 )  # fmt: skip
 
-SAMPLING_FLAGS = (
-    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "no_repeat_ngram_size", "min_length", "random_seed", "num_beams", "length_penalty", "early_stopping",
-    "beam_search_diversity_rate", "penalty_alpha",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class SessionConfig(Logged):
-    """Fields common to both scripts."""
+class TextFlags:
+    """The flags for turning text into token ids, and for ids with a special meaning."""
 
     tokenizer_dir: str | None = flag(None, "directory of the tokenizer; default: --hf_model_dir")
     hf_model_dir: str | None = flag(None, "directory of the Hugging Face model", aliases=("model_dir",))
     no_add_special_tokens: bool = flag(False, "do not put </s> before the prompt")
-    max_input_length: int = flag(923, "prompts are cut to this many tokens, from the left")
+    max_input_length: int = flag(923, "cut prompts to this many tokens, from the left")
     end_id: int | None = flag(None, "token that ends a sequence; default: the model's </s>")
-    pad_id: int | None = flag(None, "token that stands for padding; default: the model's <pad>")
-    temperature: float = flag(GREEDY.temperature, "divides logits before tokens are drawn; 0 is greedy")
-    top_k: int = flag(GREEDY.top_k, "draw from so many most likely tokens; 1 is greedy, 0 keeps all")
-    top_p: float = flag(GREEDY.top_p, "draw from the fewest tokens with this probability together; 0 and 1 keep all")
-    min_p: float = flag(GREEDY.min_p, "draw from tokens at least this many times as likely as the first; 0 keeps all")
-    repetition_penalty: float = flag(
-        GREEDY.repetition_penalty, "divides positive logits of tokens of prompt and output, multiplies negative ones"
-    )
-    presence_penalty: float = flag(GREEDY.presence_penalty, "subtracted from logits of tokens of the output")
-    frequency_penalty: float = flag(
-        GREEDY.frequency_penalty, "subtracted from logits of tokens of the output for every time they appeared"
-    )
-    no_repeat_ngram_size: int = flag(GREEDY.no_repeat_ngram_size, "so many tokens in a row never repeat; 0 is off")
-    min_length: int = flag(GREEDY.min_length, "new tokens before the end id or a stop word may end the output")
-    random_seed: int = flag(GREEDY.random_seed, "seed of the tokens drawn; each prompt's own, whatever runs beside it")
-    num_beams: int = flag(GREEDY.num_beams, "search for the most likely outputs with so many beams")
-    length_penalty: float = flag(
-        GREEDY.length_penalty, "beams are ranked by log-probability over output length to this power"
-    )
-    early_stopping: int = flag(
-        GREEDY.early_stopping, "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, "
-        "2: when there can be none",
-    )  # fmt: skip
-    beam_search_diversity_rate: float = flag(
-        GREEDY.beam_search_diversity_rate,
-        "times the place of a beam (0 is the best), added where its tokens are ranked",
-    )
-    penalty_alpha: float = flag(
-        GREEDY.penalty_alpha,
-        "contrastive search: of the --top_k most likely tokens the one least like any before it; the weight of that",
-    )
+    pad_id: int | None = flag(None, "token used as padding; default: the model's <pad>")
+
+
+@dataclass(frozen=True)
+class SessionConfig(SamplingOptions, TextFlags, Logged):
+    """The flags that both scripts have."""
+
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
     kv_cache_free_gpu_memory_fraction: float = flag(
         0.9, "share of the free memory of the engine's device the KV cache may take"
     )
-    kv_cache_enable_block_reuse: bool = flag(False, "keep blocks of the KV cache for prompts that begin alike")
+    kv_cache_enable_block_reuse: bool = flag(False, "keep blocks of the KV cache for prompts with the same beginning")
     scheduler_policy: str = flag(
-        POLICIES[0], "reserve the KV cache a request may need, or start over the newest when it is full",
+        POLICIES[0], "reserve all KV cache a request may need, or start over the newest request when it is full",
         choices=POLICIES,
     )  # fmt: skip
     context_chunk_size: int | None = flag(
         None,
-        "most prompt tokens in a step in which other requests generate; default: 3 for every 2 of these, 16 or more",
+        "most prompt tokens in a step in which other requests generate; default: 3 for every 2 of them, at least 16",
     )
-    use_py_session: bool = flag(False, "TensorRT engines: run the Python session in place of the C++ one")
+    use_py_session: bool = flag(False, "TensorRT engines: run the Python session, not the C++ session")
     enable_context_fmha_fp32_acc: bool = flag(False, "engines on GPUs: accumulate context attention in fp32")
     multi_block_mode: str = flag(
         "True", "TensorRT engines: share a sequence's attention among blocks of threads", choices=tuple(BOOLEANS)
@@ -114,24 +83,28 @@ class SessionConfig(Logged):
     gpu_weights_percent: float = flag(1.0, "TensorRT engines: share of the weights kept on the GPU, 0 to 1")
     enable_chunked_context: bool = flag(False, "TensorRT engines: cut prompts that do not fit into a step")
     max_attention_window_size: tuple[int, ...] | None = flag(
-        None, "TensorRT engines: attend to so many newest tokens; one number, or one for each layer in turn", nargs="+"
+        None,
+        "TensorRT engines: attend to this many newest tokens; one number, or one for each layer in turn",
+        nargs="+",
     )
-    sink_token_length: int | None = flag(None, "TensorRT engines: first tokens that stay in the attention window")
+    sink_token_length: int | None = flag(
+        None, "TensorRT engines: number of first tokens that stay in the attention window"
+    )
     debug_mode: bool = flag(False, "TensorRT engines: keep the tensors of every step (with the Python session)")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
     def runtime_options(self) -> RuntimeOptions:
-        """What only a TensorRT engine is told."""
+        """Return the options for opening a TensorRT engine."""
         values = {name: getattr(self, name) for name in RUNTIME_FLAGS}
         return RuntimeOptions(multi_block_mode=BOOLEANS[self.multi_block_mode], **values)
 
     def scheduling(self) -> Scheduling:
-        """How requests share the session."""
+        """Return how requests share the session."""
         return Scheduling(self.scheduler_policy, self.context_chunk_size, self.kv_cache_enable_block_reuse)
 
-    def sampling(self, **more: Any) -> SamplingParams:
-        """What the flags, and fields beyond them, say of the choice of tokens; `UserError` if they contradict."""
-        return SamplingParams(**{name: getattr(self, name) for name in SAMPLING_FLAGS}, **more)
+    def sampling(self, **more: Any) -> Sampling:
+        """Return how tokens are chosen, by the flags and by further fields; `UserError` if they contradict."""
+        return Sampling(**{name: getattr(self, name) for name in options_of(SamplingOptions)}, **more)
 
     def __post_init__(self) -> None:
         self.sampling()

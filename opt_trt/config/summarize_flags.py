@@ -1,4 +1,4 @@
-"""What `summarize.py` takes."""
+"""The flags of `summarize.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import ClassVar
 
 from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.sampling_options import SamplingOptions, options_of
 from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
@@ -18,7 +19,7 @@ class SummarizeConfig(SessionConfig):
     """Summarize CNN/DailyMail with Hugging Face and with the engine, and compare ROUGE, perplexity and speed."""
 
     engine_dir: tuple[str, ...] = flag(
-        ("engine_outputs",), "engine directories written by build.py, a column each", nargs="+"
+        ("engine_outputs",), "engine directories written by build.py; each has a column in the table", nargs="+"
     )
     test_hf: bool = flag(False, "summarize with Hugging Face transformers")
     test_trt_llm: bool = flag(False, "summarize with the engine (whichever backend built it)")
@@ -30,11 +31,11 @@ class SummarizeConfig(SessionConfig):
         None, "local copy of the dataset (parquet, json lines, saved dataset); default: the hub"
     )
     dataset_cache_dir: str | None = flag(None, "where a dataset from the hub is cached")
-    batch_size: int = flag(1, "articles submitted together")
-    max_ite: int = flag(20, "batches summarized")
+    batch_size: int = flag(1, "articles that are submitted together")
+    max_ite: int = flag(20, "batches to summarize")
     output_len: int = flag(100, "most new tokens per summary")
-    min_input_length: int = flag(0, "articles with fewer tokens are left out")
-    random_seed: int = flag(0, "order in which the articles are drawn, and seed of the tokens drawn")
+    min_input_length: int = flag(0, "leave out articles with fewer tokens")
+    random_seed: int = flag(0, "seed of the order of the articles, and of the tokens drawn")
     check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds")
     tensorrt_llm_rouge1_threshold: tuple[float, ...] = flag(
         (15.0,), "ROUGE-1 of the engine must be above this; one for all engines or one each", nargs="+"
@@ -77,7 +78,7 @@ class SummarizeConfig(SessionConfig):
         self._check_engines()
 
     def engine_names(self) -> tuple[str, ...]:
-        """What the engines are called in table and files: `engine`, or each by its directory if there are several."""
+        """Return the engines' names in table and files: `engine` for one, their directories' names for several."""
         several = len(self.engine_dir) > 1
         return tuple(PurePath(d).name for d in self.engine_dir) if several else ("engine",)
 
@@ -94,6 +95,6 @@ class SummarizeConfig(SessionConfig):
                 raise UserError(f"--{flag_name} takes one limit or one for each of {len(names)}, found {len(given)}")
 
     def _check_penalties(self) -> None:
-        for name in ("presence_penalty", "frequency_penalty", "beam_search_diversity_rate", "penalty_alpha"):
-            if self.test_hf and getattr(self, name):
+        for name, row in options_of(SamplingOptions).items():
+            if self.test_hf and row.transformers is None and getattr(self, name) not in row.neutral:
                 raise UserError(f"--{name} is unknown to transformers: drop it, or --test_hf")

@@ -1,4 +1,4 @@
-"""The builder flags only TensorRT-LLM can follow, and what the embedded backend says to each."""
+"""The builder flags that only TensorRT-LLM can follow, and what the embedded backend answers to each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_LOOKUP = "embedding lookup needs no plugin (removed from TensorRT-LLM too)"
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """Flags for `--backend tensorrt_llm`; not given, the release's own choice stands."""
+    """Flags for `--backend tensorrt_llm`; without one, the release's own default holds."""
 
     tensorrt_llm_version: str | None = flag(
         None, "release whose builder a --dry_run shows; default: the one installed, else the newest known", group=GROUP

@@ -1,6 +1,6 @@
-"""The articles and reference summaries of CNN/DailyMail: from the hub, or from files somebody put on this machine.
+"""Read the articles and reference summaries of CNN/DailyMail, from the hub or from local files.
 
-Knows nothing of tokens: see `prompts`. Files are read as data only; dataset scripts are never run.
+Tokens are made elsewhere: see `prompts`. Files are read as data only; dataset scripts are never run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from opt_trt.errors import UserError
 from opt_trt.host.progress import quiet_unless_terminal
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
-MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")  # where upstream looks below --dataset_dir, then itself
+# Directories below --dataset_dir in which upstream looks for the dataset, and --dataset_dir itself.
+MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")
 SUBFOLDERS = ("3.0.0", "3.0.0/test", "", "data", "test")  # layouts of a cloned hub repository and its exports
 COLUMNS = ("article", "highlights")
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -40,7 +41,7 @@ class Article:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where rows come from and in which order: a file or directory, or the hub when `path` is None."""
+    """The place that rows come from, and the seed of their order: a file, a directory, or (`path` None) the hub."""
 
     path: Path | None
     cache_dir: Path | None = None
@@ -48,7 +49,10 @@ class DatasetSource:
 
 
 def load_articles(source: DatasetSource) -> Iterator[Article]:
-    """Yield every row in the order `datasets` shuffles them to with the seed; what cannot be read is a `UserError`."""
+    """Yield every row, in the order to which `datasets` shuffles them by the seed.
+
+    Raise `UserError` for what cannot be read.
+    """
     cache = None if source.cache_dir is None else str(source.cache_dir)
     with quiet_unless_terminal(
         lambda: not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars
@@ -86,7 +90,7 @@ def _from_path(path: Path, cache: str | None) -> datasets.Dataset:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The files of the test split, or all of a kind when none is called test; parquet is preferred."""
+    """Return the files of the test split, or all files if none is called test; parquet is preferred."""
     for suffix in (".parquet", ".jsonl", ".json"):
         files = sorted(f for f in folder.glob(f"*{suffix}") if f.is_file() and f.name not in METADATA)
         if files:
@@ -107,7 +111,7 @@ def _from_files(files: list[Path], cache: str | None) -> datasets.Dataset:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file with one JSON object a line, or one JSON list of objects."""
+    """Yield the rows of a file that has a JSON object on each line, or one JSON list of objects."""
     try:
         text = path.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
@@ -126,7 +130,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _from_saved(folder: Path) -> datasets.Dataset:
-    """A directory written by `save_to_disk`: its test split, or the only one it has."""
+    """Load a directory that `save_to_disk` wrote: its test split, or the only split it has."""
     try:
         saved = datasets.load_from_disk(str(folder))
     except (DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
@@ -149,19 +153,22 @@ def _from_hub(cache: str | None) -> datasets.Dataset:
 
 
 def _reachable(endpoint: str) -> bool:
-    """One short request: the hub's client alone would retry for 23 s without a network, and 80 s behind a firewall."""
+    """Return whether the hub answers a short request.
+
+    The hub's own client retries for 23 s without a network, and for 80 s behind a firewall.
+    """
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return True  # it answered
     except OSError as error:
-        # The hub's client brings certificates of its own, so a doubt about these is no proof.
+        # The hub's client has certificates of its own: it may accept what failed here.
         return isinstance(getattr(error, "reason", None), ssl.SSLError)
     return True
 
 
 def _from_hub_cache(cache: Path) -> datasets.Dataset:
-    """What an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
+    """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
     owner, name = HUB_NAME.split("/")
     files = list(cache.expanduser().glob(f"{owner}___{name}/{HUB_CONFIG}/*/*/{name}-{SPLIT}*.arrow"))
     if not files:

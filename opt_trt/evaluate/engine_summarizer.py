@@ -1,11 +1,11 @@
-"""The engine as a `Summarizer`: prompts become requests, and texts are scored by their context logits."""
+"""An engine as a `Summarizer`: it turns prompts into requests, and scores texts by their context logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -14,18 +14,16 @@ from opt_trt.runtime.session import Session
 
 
 class EngineSummarizer:
-    """Summaries from a live engine; every new request ends at `end_id` or after `output_len` tokens."""
+    """An open session that summarizes; every output ends at `end_id` or after `output_len` tokens."""
 
-    def __init__(
-        self, session: Session, output_len: int, end_id: int | None, sampling: SamplingParams = GREEDY
-    ) -> None:
+    def __init__(self, session: Session, output_len: int, end_id: int | None, sampling: Sampling = GREEDY) -> None:
         self._session = session
         self._output_len = output_len
         self._end_id = end_id
         self._sampling = sampling
 
     def check(self, demand: Demand) -> None:
-        """Refuse what the engine was not built for, with the flags that would change it."""
+        """Refuse what the engine was not built for, and name the flags that change it."""
         spec = self._session.spec
         if demand.largest_id >= spec.vocab_size:
             raise UserError(
@@ -47,12 +45,12 @@ class EngineSummarizer:
             self._check_perplexity(needed)
 
     def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """New tokens of each prompt, all submitted together."""
+        """Return the new tokens of each prompt; all prompts are submitted together."""
         requests = [self._request(prompt, self._output_len) for prompt in prompts]
         return [result.output_ids for result in self._session.generate(requests)]
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
-        """Score one text alone, so that one sequence's logits are in memory at a time."""
+        """Score a text on its own, so that the logits of only one sequence are in memory."""
         whole = prompt + output
         if self._fits_as_prompt(len(whole)):
             (result,) = self._session.generate([Request(whole, 1, self._end_id, return_context_logits=True)])
@@ -61,7 +59,7 @@ class EngineSummarizer:
         return self._mean_nll_by_generating(prompt, len(output))
 
     def _mean_nll_by_generating(self, prompt: TokenIds, output_len: int) -> float:
-        """Generate the text again and keep the logits of both phases: for texts too long to be a prompt."""
+        """Generate the text again and keep the logits of both phases, because it is too long for a prompt."""
         request = self._request(prompt, output_len)
         request = replace(request, return_context_logits=True, return_generation_logits=True)
         (result,) = self._session.generate([request])

@@ -1,4 +1,4 @@
-"""Pass or fail: are the engines' scores good enough?"""
+"""Check that the engines' scores are within the limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opt_trt.evaluate.scores import Scores
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits of the engine's scores; None means not checked. ROUGE in percent."""
+    """Limits of an engine's scores, ROUGE in percent; None is no limit."""
 
     rouge1_above: float
     perplexity_below: float | None = None
@@ -24,7 +24,7 @@ class Gate:
 
 
 def check_gates(gates: Sequence[Gate], engines: Sequence[Scores], reference: Scores | None) -> None:
-    """`CheckFailed` names every score that misses its engine's limit; `UserError` when a score is not a number."""
+    """Raise `CheckFailed`, which names every score beyond a limit, or `UserError` if a score is not a number."""
     judged = [(engine.title, _misses(gate, engine, reference)) for gate, engine in zip(gates, engines, strict=True)]
     if failed := [f"{title}: {'; '.join(misses)}" for title, misses in judged if misses]:
         raise CheckFailed("; ".join(failed))

@@ -1,6 +1,6 @@
-"""The oracle: the same prompts through Hugging Face transformers, on this machine.
+"""The reference that engines are compared with: Hugging Face transformers, on this machine.
 
-No code from the model directory runs and nothing is fetched.
+No code from the model directory runs, and nothing is fetched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import CHANGING, GREEDY, OPTIONS, Sampling
+from opt_trt.config.sampling_options import Kind
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -28,29 +29,27 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-
 EARLY_STOPPING = (False, True, "never")  # by TensorRT-LLM's numbers
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen and how far: `output_len` at most, or to `end_id`; `pad_id` fills short prompts."""
+    """How outputs are generated: by `sampling`, until `end_id` or `output_len` tokens; `pad_id` fills short prompts."""
 
     output_len: int
     end_id: int | None
     pad_id: int
-    sampling: SamplingParams = GREEDY
+    sampling: Sampling = GREEDY
 
 
 class HfReference:
-    """A transformers model as a `Summarizer`; it computes in the type asked for, fp16 on a CPU included."""
+    """A transformers model as a `Summarizer`; it computes in the type asked for, also in fp16 on a CPU."""
 
     def __init__(self, model_dir: Path, dtype: str, decoding: Decoding) -> None:
         self._where = model_dir
         self._decoding = decoding
         self._model = _load(model_dir, DTYPES[dtype])
-        # Replaced as a whole, so that nothing in generation_config.json (beams, penalties, sampling) has a say.
+        # Replaced as a whole, so that nothing in generation_config.json (beams, penalties, sampling) has an effect.
         self._model.generation_config = GenerationConfig(
             **_choice(decoding.sampling),
             max_new_tokens=decoding.output_len,
@@ -60,7 +59,7 @@ class HfReference:
         )
 
     def check(self, demand: Demand) -> None:
-        """Refuse ids without an embedding and positions beyond the table."""
+        """Refuse ids without an embedding, and more positions than the model has."""
         config = self._model.config
         largest = max(demand.largest_id, self._decoding.pad_id)
         if largest >= config.vocab_size:
@@ -76,7 +75,7 @@ class HfReference:
             )
 
     def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """New tokens of each prompt, up to and including the end token."""
+        """Return the new tokens of each prompt, up to and including the end token."""
         longest = max(map(len, prompts))
         ids = torch.full((len(prompts), longest), self._decoding.pad_id)  # [B, T], padded on the left
         mask = torch.zeros_like(ids)
@@ -89,7 +88,7 @@ class HfReference:
         return [_up_to_end(row.tolist(), self._decoding.end_id) for row in sequences[:, longest:]]
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
-        """One unpadded pass over the whole text: the batch size cannot change it."""
+        """Compute it in one pass over the whole text, without padding: the batch size cannot change it."""
         whole = prompt + output
         with torch.inference_mode():
             logits = self._model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]  # [T, V]
@@ -108,8 +107,8 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
             model, info = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
-    except Exception as error:  # damaged files raise a dozen unrelated types here, each about what is in the directory
-        # The first sentence: torch goes on to recommend loading pickles without its protection.
+    except Exception as error:  # damaged files raise a dozen unrelated types here
+        # Only the first sentence: in the next ones torch recommends to load pickles without its protection.
         reason = " ".join(str(error).split()).split(". ")[0]
         raise UserError(
             f"transformers cannot load {model_dir} ({type(error).__name__}: {reason}); fetch its files again"
@@ -123,27 +122,18 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def _choice(sampling: SamplingParams) -> dict[str, Any]:
-    """The fields of a `GenerationConfig` that say which tokens are chosen."""
-    penalties = {
-        "repetition_penalty": sampling.repetition_penalty,
-        "no_repeat_ngram_size": sampling.no_repeat_ngram_size,
-        "min_new_tokens": sampling.min_length or None,
-    }
-    if not sampling.draws:
-        beams = {
-            "num_beams": sampling.num_beams,
-            "length_penalty": sampling.length_penalty,
-            "early_stopping": EARLY_STOPPING[sampling.early_stopping],
-        }
-        return {"do_sample": False} | penalties | (beams if sampling.num_beams > 1 else {})
-    filters = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p or 1.0,
-        "min_p": sampling.min_p or None,
-    }
-    return {"do_sample": True} | filters | penalties
+def _choice(sampling: Sampling) -> dict[str, Any]:
+    """Return the fields of a `GenerationConfig` that say which tokens are chosen."""
+    has_beams = sampling.num_beams > 1
+    acting = {*CHANGING, *((Kind.FILTER,) if sampling.draws else ()), *((Kind.BEAMS,) if has_beams else ())}
+    chosen: dict[str, Any] = {"do_sample": sampling.draws}
+    for name, row in OPTIONS.items():
+        if row.transformers is not None and row.kind in acting:
+            value = getattr(sampling, name)
+            chosen[row.transformers] = row.transformers_off if value in row.neutral else value
+    if has_beams:
+        chosen |= {"num_beams": sampling.num_beams, "early_stopping": EARLY_STOPPING[sampling.early_stopping]}
+    return chosen
 
 
 def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:

@@ -1,4 +1,4 @@
-"""Run the same batches through every model, in turns, and keep what each wrote and how long it took."""
+"""Run the same batches through every model, in turns, and keep its outputs and its time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from opt_trt.evaluate.summarizer import Summarizer, TokenIds
 
 @dataclass(frozen=True)
 class MeasurePlan:
-    """How to run: articles a batch, and whether texts are scored for perplexity too."""
+    """The articles in a batch, and whether texts are scored for perplexity too."""
 
     batch_size: int
     perplexity: bool
 
 
 @dataclass
-class Measured:
-    """What one model did, a row per sample; `latency_s` is the time in `generate` alone."""
+class ModelRun:
+    """The outputs of one model, a row per sample; `latency_s` is the time in `generate` alone."""
 
     outputs: list[TokenIds] = field(default_factory=list)
     nlls: list[float] = field(default_factory=list)  # mean per text; empty unless asked for
@@ -29,15 +29,15 @@ class Measured:
 
     @property
     def output_tokens(self) -> int:
-        """New tokens over all rows."""
+        """The number of new tokens of all rows."""
         return sum(map(len, self.outputs))
 
 
 def measure(
     summarizers: Mapping[str, Summarizer], samples: Sequence[Sample], plan: MeasurePlan, clock: Callable[[], float]
-) -> dict[str, Measured]:
-    """Give each batch to each model before the next batch, so that the machine's moods hit all of them alike."""
-    measured = {name: Measured() for name in summarizers}
+) -> dict[str, ModelRun]:
+    """Give each batch to each model before the next batch, so that a slow period of the machine slows all of them."""
+    measured = {name: ModelRun() for name in summarizers}
     with tqdm(total=len(samples), desc="summarize", unit="article", disable=None) as bar:
         for start in range(0, len(samples), plan.batch_size):
             prompts = [s.prompt_ids for s in samples[start : start + plan.batch_size]]
@@ -51,7 +51,7 @@ def measure(
 
 
 def _measure_batch(
-    summarizer: Summarizer, prompts: Sequence[TokenIds], into: Measured, clock: Callable[[], float]
+    summarizer: Summarizer, prompts: Sequence[TokenIds], into: ModelRun, clock: Callable[[], float]
 ) -> None:
     began = clock()
     outputs = summarizer.generate(prompts)
@@ -60,6 +60,6 @@ def _measure_batch(
     into.outputs += outputs
 
 
-def _score_batch(summarizer: Summarizer, prompts: Sequence[TokenIds], into: Measured) -> None:
+def _score_batch(summarizer: Summarizer, prompts: Sequence[TokenIds], into: ModelRun) -> None:
     outputs = into.outputs[-len(prompts) :]
     into.nlls += [summarizer.mean_nll(p, o) for p, o in zip(prompts, outputs, strict=True)]

@@ -1,4 +1,4 @@
-"""How surprised a model is by a text: exp of the mean negative log-likelihood of its tokens."""
+"""Perplexity of a text: exp of the mean negative log-likelihood of its tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS_AT_ONCE = 64  # bounds the fp32 copy of the logits: 64 rows of OPT's vocabu
 
 
 def mean_nll(logits: torch.Tensor, targets: Sequence[int]) -> float:
-    """Mean negative log-likelihood in nats; row `i` of `logits` `[n, V]` predicts `targets[i]`."""
+    """Return the mean negative log-likelihood in nats; row `i` of `logits` `[n, V]` predicts `targets[i]`."""
     assert len(logits) == len(targets) > 0, (len(logits), len(targets))
     expected = torch.tensor(targets, device=logits.device)
     total = 0.0
@@ -22,7 +22,7 @@ def mean_nll(logits: torch.Tensor, targets: Sequence[int]) -> float:
 
 
 def perplexity(nll: float) -> float:
-    """exp of a mean negative log-likelihood; infinite where a float cannot hold it."""
+    """Return exp of a mean negative log-likelihood, or infinity where a float cannot hold it."""
     try:
         return math.exp(nll)
     except OverflowError:

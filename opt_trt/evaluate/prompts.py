@@ -1,4 +1,4 @@
-"""What the models are asked: article plus marker, as token ids, cut from the left so that the marker survives."""
+"""Make the prompts: article plus marker, as token ids, cut from the left so that the marker stays."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Encoder(Protocol):
     """The part of a tokenizer that prompts need."""
 
     def encode(self, text: str, max_length: int) -> tuple[int, ...]:
-        """Token ids, special tokens included, at most `max_length`: the first ones are dropped."""
+        """Return token ids, special tokens included, at most `max_length`: the first ones are dropped."""
         ...
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One article ready to be summarized."""
+    """An article and its prompt."""
 
     article: Article
     prompt_ids: tuple[int, ...]
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which articles are taken: at most `count`, of prompts with at least `min_len` and at most `max_len` tokens."""
+    """The articles to take: at most `count`, with prompts of at least `min_len` tokens, cut to `max_len`."""
 
     count: int
     min_len: int
@@ -40,12 +40,12 @@ class Selection:
 
 
 def prompt_text(article: str) -> str:
-    """The text a summary is asked with: TensorRT-LLM's, to the letter."""
+    """Return the prompt for a summary, exactly as TensorRT-LLM writes it."""
     return (article + MARKER).strip().replace(" n't", "n't")
 
 
 def select_samples(articles: Iterable[Article], encoder: Encoder, selection: Selection) -> list[Sample]:
-    """The first articles that are long enough; an empty selection is a `UserError`."""
+    """Return the first articles that are long enough; raise `UserError` if there are none."""
     samples: list[Sample] = []
     seen = 0
     for article in tqdm(articles, desc="tokenize", unit="article", disable=None, delay=2, leave=False):

@@ -1,4 +1,4 @@
-"""Lay the scores out: a table side by side for people, JSON for programs, the summaries for reading."""
+"""Write the scores as a table for people and as JSON for programs, and the summaries as text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from opt_trt.host.atomic import replace_text
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: which value, how it is printed, whether models compare by ratio or by difference."""
+class TableRow:
+    """A line of the table: its value, its digits, and whether models are compared by ratio or by difference."""
 
     label: str
     key: str
@@ -24,36 +24,36 @@ class Row:
 
 
 ROWS = (
-    Row("ROUGE-1", "rouge1", 2),
-    Row("ROUGE-2", "rouge2", 2),
-    Row("ROUGE-L", "rougeL", 2),
-    Row("ROUGE-Lsum", "rougeLsum", 2),
-    Row("ROUGE-1 mean", "rouge1_mean", 2),
-    Row("ROUGE-2 mean", "rouge2_mean", 2),
-    Row("ROUGE-L mean", "rougeL_mean", 2),
-    Row("ROUGE-Lsum mean", "rougeLsum_mean", 2),
-    Row("ROUGE-1 95 % low", "rouge1_low", 2),
-    Row("ROUGE-1 95 % high", "rouge1_high", 2),
-    Row("perplexity", "perplexity", 4),
-    Row("latency, s", "latency_s", 3, ratio=True),
-    Row("output tokens", "output_tokens", 0, ratio=True),
-    Row("tokens/s", "tokens_per_s", 2, ratio=True),
-    Row("summaries/s", "summaries_per_s", 3, ratio=True),
+    TableRow("ROUGE-1", "rouge1", 2),
+    TableRow("ROUGE-2", "rouge2", 2),
+    TableRow("ROUGE-L", "rougeL", 2),
+    TableRow("ROUGE-Lsum", "rougeLsum", 2),
+    TableRow("ROUGE-1 mean", "rouge1_mean", 2),
+    TableRow("ROUGE-2 mean", "rouge2_mean", 2),
+    TableRow("ROUGE-L mean", "rougeL_mean", 2),
+    TableRow("ROUGE-Lsum mean", "rougeLsum_mean", 2),
+    TableRow("ROUGE-1 95 % low", "rouge1_low", 2),
+    TableRow("ROUGE-1 95 % high", "rouge1_high", 2),
+    TableRow("perplexity", "perplexity", 4),
+    TableRow("latency, s", "latency_s", 3, ratio=True),
+    TableRow("output tokens", "output_tokens", 0, ratio=True),
+    TableRow("tokens/s", "tokens_per_s", 2, ratio=True),
+    TableRow("summaries/s", "summaries_per_s", 3, ratio=True),
 )
 
-SHORT = {"hf": "HF"}  # in the heads of columns that compare
+SHORT = {"hf": "HF"}  # names in the headings of columns that compare
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured: models by name (`hf`, `engine`); the first one is what the others are held to."""
+    """Everything that was measured, by the names of models (`hf`, `engine`): the first is compared with the others."""
 
     scores: dict[str, Scores]
     indices: tuple[int, ...]  # place of each summarized row in the shuffled dataset
     settings: dict[str, Any]
 
     def table(self) -> str:
-        """Plain text, aligned; a column per model, then one per comparison with the first."""
+        """Return the table as aligned text: a column per model, then a column per comparison with the first model."""
         models = list(self.scores.values())
         first, others = self._first, self._others
         shown = [row for row in ROWS if row.key in models[0].values]
@@ -67,7 +67,7 @@ class Report:
         return "\n".join([text[0].rstrip(), "-" * len(text[0]), *text[1:], *self._footnotes()])
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers of the table, unrounded; what is not finite becomes null."""
+        """Return the numbers of the table, unrounded; null stands for numbers that are not finite."""
         values: dict[str, Any] = {"rows": len(self.indices), "settings": _finite(self.settings)}
         values |= {name: _finite(scores.values) for name, scores in self.scores.items()}
         for name in self._others:
@@ -105,27 +105,27 @@ class Report:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write strict JSON, whole or not at all."""
+    """Write strict JSON; the file appears only when it is whole."""
     replace_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def write_summaries(path: Path, header: Sequence[str], indices: Sequence[int], summaries: Sequence[str]) -> None:
-    """Write upstream's `.out` layout, every row of every batch: `[index] [Beam 0] text` below the header lines."""
+    """Write upstream's `.out` layout: the header lines, and `[index] [Beam 0] text` for every row of every batch."""
     rows = [f"[{index}] [Beam 0] {text}" for index, text in zip(indices, summaries, strict=True)]
     replace_text(path, "".join(f"{line}\n" for line in (*header, *rows)))
 
 
-def _comparison(row: Row, reference: float, engine: float) -> float:
+def _comparison(row: TableRow, reference: float, engine: float) -> float:
     if row.ratio:
         return engine / reference if reference else math.nan
     return engine - reference
 
 
-def _compare(row: Row, reference: float, engine: float) -> str:
+def _compare(row: TableRow, reference: float, engine: float) -> str:
     value = _comparison(row, reference, engine)
     return f"{value:.2f}x" if row.ratio else f"{value:+.{row.digits}f}"
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

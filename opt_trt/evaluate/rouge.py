@@ -1,4 +1,4 @@
-"""ROUGE of summaries against references, aggregated as TensorRT-LLM's metric does, with the plain mean beside it."""
+"""Compute ROUGE of summaries against references, aggregated as in TensorRT-LLM's metric, and as a plain mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRIC_SEED = 0
 
 @dataclass(frozen=True)
 class RougeScores:
-    """F-measures in percent by type: bootstrap median (`mid`), plain mean, 95 % interval of it (`low`, `high`)."""
+    """F-measures in percent by type: bootstrap median (`mid`), plain mean, and 95 % interval (`low`, `high`)."""
 
     mid: dict[str, float]
     mean: dict[str, float]
@@ -28,7 +28,7 @@ class RougeScores:
 
 
 def score_rouge(references: Sequence[str], summaries: Sequence[str]) -> RougeScores:
-    """Score summaries against their references, no stemming; `rougeLsum` takes the lines of a text as its sentences."""
+    """Score summaries against their references, without stemming; `rougeLsum` takes each line as a sentence."""
     if not references:
         raise UserError("nothing to score: no summaries were made; check the dataset and --min_input_length")
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
@@ -49,7 +49,7 @@ def score_rouge(references: Sequence[str], summaries: Sequence[str]) -> RougeSco
 
 @contextmanager
 def _seeded_numpy(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, which the aggregator draws from, and put its state back."""
+    """Seed numpy's global generator, which the aggregator uses, and restore its state after the block."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -23,14 +23,14 @@ from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 
 EXCERPT_CHARS = 400
 TITLES = {"hf": "Hugging Face"}  # engines are called by their names
-FILES = {"engine": "trtllm"}  # upstream's name for the only engine's summaries
+FILES = {"engine": "trtllm"}  # upstream's name for the summaries of a single engine
 Say = Callable[[str], None]
 
 
 def summarize(config: SummarizeConfig) -> None:
-    """Measure, print the table, write the files, then apply the gate.
+    """Measure, print the table, write the files, then check the limits.
 
-    Raises `UserError` for what a person can fix and `CheckFailed` when a score misses its limit.
+    Raise `UserError` for what a person can fix, and `CheckFailed` when a score is beyond its limit.
     """
     gates = _gates(config) if config.check_accuracy else None
     say: Say = print if config.talks else lambda text: None
@@ -74,11 +74,11 @@ def _load_samples(config: SummarizeConfig, tokenizer: Tokenizer) -> list[Sample]
 
 
 def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -> dict[str, Summarizer]:
-    """The models to run by name, Hugging Face first: the report holds others to the first."""
+    """Return the models to run by their names; Hugging Face is first, because the report compares with the first."""
     end_id = _end_id(config, tokenizer)
     summarizers: dict[str, Summarizer] = {}
     if config.test_hf:
-        # Here and not above: transformers' models take seconds to import, and not every run needs them.
+        # Imported here, because transformers' models take seconds to import and not every run needs them.
         from opt_trt.evaluate.hf_reference import Decoding, HfReference
 
         if config.hf_data_type in ("fp16", "float16"):
@@ -94,7 +94,7 @@ def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -
 
 
 def _end_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int | None:
-    """The token that ends a summary; None, asked for with a negative `--end_id`, never ends one early."""
+    """Return the token that ends a summary; None, for a negative `--end_id`, stands for no such token."""
     end_id = tokenizer.eos_id if config.end_id is None else config.end_id
     if end_id is None:
         raise UserError(f"the tokenizer in {_tokenizer_dir(config)} names no eos_token; give --end_id (-1: none)")
@@ -102,7 +102,7 @@ def _end_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int | None:
 
 
 def _pad_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int:
-    """What fills short prompts of a batch: masked, so any token does, as long as the model has it."""
+    """Return the token that fills short prompts of a batch; they are masked, so that any token of the model will do."""
     ids = (config.pad_id, tokenizer.pad_id, tokenizer.eos_id, 0)
     return next(i for i in ids if i is not None)
 
@@ -117,7 +117,7 @@ def _demand(config: SummarizeConfig, samples: Sequence[Sample]) -> Demand:
 
 
 def _show_one(summarizers: dict[str, Summarizer], sample: Sample, tokenizer: Tokenizer, say: Say) -> None:
-    """Run one article before the clock starts: it warms caches up, and people see what is measured."""
+    """Run one article before the clock starts, to warm up caches and to show what is measured."""
     article = sample.article
     cut = " ..." if len(article.text) > EXCERPT_CHARS else ""
     say(f"Article:      {article.text[:EXCERPT_CHARS]}{cut}\n\nReference:    {article.highlights}\n")
@@ -152,7 +152,7 @@ def _write(config: SummarizeConfig, report: Report) -> None:
 
 
 def _gates(config: SummarizeConfig) -> list[Gate]:
-    """A gate per engine; a single limit is every engine's."""
+    """Return a gate for each engine; a single limit holds for all of them."""
     perplexity = config.tensorrt_llm_ppl_threshold if config.eval_ppl else None
     return [
         Gate(

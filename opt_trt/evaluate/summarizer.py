@@ -1,4 +1,4 @@
-"""What Hugging Face and the engine have in common: token ids in, token ids out, and how likely a text is to them."""
+"""The interface that Hugging Face and an engine share: continue prompts, and score texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run will ask of a model, in tokens: to be checked before hours are spent."""
+    """The sizes in tokens that a run needs of a model: they are checked before it starts."""
 
     longest_prompt: int
     largest_id: int
@@ -27,9 +27,9 @@ class Summarizer(Protocol):
         ...
 
     def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
-        """New tokens of each prompt, the end token included where one was generated."""
+        """Return the new tokens of each prompt, including the end token where one was generated."""
         ...
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
-        """Mean negative log-likelihood of all tokens but the first of prompt and output together."""
+        """Return the mean negative log-likelihood of all tokens but the first, of prompt and output together."""
         ...

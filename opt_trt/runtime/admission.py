@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import RequestFailed
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opt_trt.step import DecoderSpec
 
 
-def describe_rows(sampling: SamplingParams) -> str:
+def describe_rows(sampling: Sampling) -> str:
     """How many there are, and what they are called: `3 beams`."""
     return f"{sampling.num_rows} {'candidates' if sampling.penalty_alpha else 'beams'}"
 

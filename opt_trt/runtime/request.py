@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from opt_trt.config.sampling import GREEDY, PENALTIES, SamplingParams
+from opt_trt.config.sampling import GREEDY, PENALTIES, Sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.stopping import Stop, StopWords
 
@@ -39,7 +39,7 @@ class Request:
     end_id: int | None = None
     return_context_logits: bool = False
     return_generation_logits: bool = False
-    sampling: SamplingParams = GREEDY
+    sampling: Sampling = GREEDY
     stop_words: StopWords | None = None
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -89,7 +89,7 @@ def _request(chance: random.Random, beginning: list[int], ways: Sequence[Options
     prompt = beginning[:known] + chance.choices(range(3, vocab), k=chance.randint(not known, 64 - known))
     new_tokens = chance.randint(1, 30)
     words = StopWords(((5, 6), (chance.randrange(3, vocab),)), ("ab", "q"), Letters)
-    sampling = SamplingParams(
+    sampling = Sampling(
         random_seed=chance.randrange(2**32), log_probs=chance.choice((None, None, 2)),
         min_length=chance.choice((0, 0, new_tokens // 2)), **chance.choice(ways), **chance.choice(PENALTIES),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.host.workers import one_thread
 from opt_trt.runtime.generate import result_of
@@ -45,7 +45,7 @@ def test_beams_equal_transformers(kind, open_session, oracle):
     model, session = oracle(kind), open_session(kind)
     widths = (2, 3, 5, 8)
     requests = [
-        Request(prompt, 12, sampling=SamplingParams(num_beams=width))
+        Request(prompt, 12, sampling=Sampling(num_beams=width))
         for width, prompt in zip(widths, random_prompts((31, 5, 64, 1)), strict=True)
     ]
     for request, result in zip(requests, session.generate(requests), strict=True):

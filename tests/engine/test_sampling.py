@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 
@@ -20,7 +20,7 @@ def test_penalized_greedy_ids_equal_transformers(open_session, oracle):
     model = oracle("pre-norm")
     plain = model.generate(torch.tensor([PROMPTS[0]]), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None)
     end_id, bad_id, *_ = dict.fromkeys(plain[0, len(PROMPTS[0]) :].tolist())  # what it would say, so that bans matter
-    sampling = SamplingParams(
+    sampling = Sampling(
         repetition_penalty=1.3, no_repeat_ngram_size=2, bad_words=((bad_id,), (5, 6)), min_length=NEW_TOKENS
     )
     request = partial(Request, max_new_tokens=NEW_TOKENS, end_id=end_id, sampling=sampling)
@@ -35,7 +35,7 @@ def test_penalized_greedy_ids_equal_transformers(open_session, oracle):
 
 def test_log_probabilities_of_drawn_tokens_equal_transformers(open_session, oracle):
     model = oracle("pre-norm")
-    sampling = SamplingParams(log_probs=3, random_seed=5, **CHANCE)
+    sampling = Sampling(log_probs=3, random_seed=5, **CHANCE)
     for result in open_session("pre-norm").generate([Request(p, NEW_TOKENS, sampling=sampling) for p in PROMPTS]):
         whole = torch.tensor([(*result.prompt_ids, *result.output_ids)])
         scores = model(whole).logits[0, len(result.prompt_ids) - 1 : -1].log_softmax(-1)
@@ -50,7 +50,7 @@ def test_log_probabilities_of_drawn_tokens_equal_transformers(open_session, orac
 def test_drawn_tokens_are_those_of_the_request_alone(open_session):
     session = open_session("pre-norm")
     requests = [
-        Request(prompt, NEW_TOKENS, sampling=SamplingParams(random_seed=seed, **CHANCE))
+        Request(prompt, NEW_TOKENS, sampling=Sampling(random_seed=seed, **CHANCE))
         for seed, prompt in enumerate(PROMPTS * 4)
     ]
     alone = [session.generate([request])[0].output_ids for request in requests]

@@ -25,6 +25,7 @@ from opt_trt.plugins.cuda.graphs import capture
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.on_device import drawn
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.step import DRAW_COLUMNS
 from tests.gpu.conftest import VOCAB
 
 LIMITS = {"max_batch_size": 80, "max_num_tokens": 300, "gather_all_token_logits": True}
@@ -138,7 +139,7 @@ def test_drawing_among_a_whole_vocabulary_can_be_captured():
     for rows in (1, 2, 64):
         captured = capture(lambda: drawn(logits[:rows], draws[:rows]))  # noqa: B023, it runs here
         for uniform in (0.0, 0.3, 0.999):
-            draws[:, 4] = uniform
+            draws[:, DRAW_COLUMNS.number] = uniform
             captured.replay()
             expected = drawn(logits[:rows].cpu(), draws[:rows].cpu())
             assert (captured.result.cpu() == expected).float().mean() > 0.98

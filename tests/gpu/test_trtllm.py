@@ -21,7 +21,7 @@ from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.export_flags import ExportConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.convert.convert import convert
 from opt_trt.convert.export_hf import export_hf
 from opt_trt.runtime.request import Request
@@ -143,7 +143,7 @@ def test_both_sessions_and_both_accumulations_agree_at_first(built):
 
 
 def test_log_probabilities_add_up(built):
-    asking = SamplingParams(log_probs=0)
+    asking = Sampling(log_probs=0)
     for result in opened(built[1], RuntimeOptions()).generate([Request(p, 8, 2, sampling=asking) for p in PROMPTS]):
         assert len(result.log_probs) == len(result.output_ids)
         assert all(token.log_prob <= 1e-3 for token in result.log_probs)
@@ -151,7 +151,7 @@ def test_log_probabilities_add_up(built):
 
 def test_draws_differ_and_repeat(built):
     drawn = [
-        Request(PROMPTS[0], 8, None, sampling=SamplingParams(top_k=0, top_p=0.95, random_seed=3, sequence=n))
+        Request(PROMPTS[0], 8, None, sampling=Sampling(top_k=0, top_p=0.95, random_seed=3, sequence=n))
         for n in range(3)
     ]
     session = opened(built[1], RuntimeOptions())

@@ -23,7 +23,7 @@ import torch
 
 from opt_trt.cli import run_main
 from opt_trt.config.flags import flag
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.host.waiting import Patience, wait_until
@@ -40,9 +40,9 @@ from tests.unit._decoders import SumDecoder, spec
 REUSE = Scheduling("max_utilization", 5, True)
 PROMPTS = [(5, 6, 7, 8, 9, 10, 11, 12, 13), (5, 6, 7, 8, 9, 10, 3), (4,), (5, 6, 7, 8, 9, 10, 11, 12, 1, 2)]
 MIXED = [  # greedy, drawn and searched for, at once
-    Request(prompt, 6 + index, sampling=SamplingParams(num_beams=1 + 2 * (index % 2), min_length=4))
+    Request(prompt, 6 + index, sampling=Sampling(num_beams=1 + 2 * (index % 2), min_length=4))
     for index, prompt in enumerate(PROMPTS)
-] + [Request((9, 8, 7), 8, sampling=SamplingParams(top_k=0, top_p=0.9, random_seed=5))]
+] + [Request((9, 8, 7), 8, sampling=Sampling(top_k=0, top_p=0.9, random_seed=5))]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from opt_trt.backends.trtllm.calls import NO_END
 from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, CPP, OLDEST_RUNNER, OPENING, PYTHON, SAMPLING
 from opt_trt.backends.trtllm.release import NEWEST, Release
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from tests.trtllm._facts import Facts
@@ -133,7 +133,7 @@ def check_sampling(facts: Facts) -> None:
     assert fields.keys() == set(python.values()) | others
     for name, field in python.items():
         if field not in ALWAYS["py_sampling"]:
-            assert fields[field] == {"default": getattr(SamplingParams, name)}, field
+            assert fields[field] == {"default": getattr(Sampling, name)}, field
     assert {name: fields[name] for name in AT_EACH_CALL} == {key: {"default": None} for key in AT_EACH_CALL}
 
 
@@ -193,7 +193,7 @@ def _answers(double: Double, options: RuntimeOptions, kind: str) -> None:
     assert len(session.generation.step()) == (2 if kind == PYTHON else 1)  # a part of a C++ stream covers some requests
     if kind == CPP:
         session.generation.step()
-    [beams] = session.generate([Request((1, 3), 2, sampling=SamplingParams(num_beams=3))])
+    [beams] = session.generate([Request((1, 3), 2, sampling=Sampling(num_beams=3))])
     assert [beam.output_ids for beam in beams.beams] == [(4, 8), (5, 10), (6, 12)]
     gathering = double.open(options, gather_context_logits=True, gather_generation_logits=True)
     [result] = gathering.generate([Request((1, 3), 2, return_context_logits=True, return_generation_logits=True)])
@@ -207,7 +207,7 @@ def _answers(double: Double, options: RuntimeOptions, kind: str) -> None:
     if plain.spec.gather_generation_logits:
         plain.generate([Request((1, 3), 2, return_generation_logits=True)])
     if kind == CPP:
-        asking = SamplingParams(log_probs=0)
+        asking = Sampling(log_probs=0)
         [told] = session.generate([Request((1, 1), 6, 8, sampling=asking)])
         assert [token.log_prob for token in told.log_probs] == [-0.5, -0.5, -0.25]
         assert beams.beams[0].score == -0.5

@@ -14,7 +14,7 @@ from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, OPENING, SAMPLING
 from opt_trt.cli import parse
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import EMBEDDED, RuntimeOptions, check_embedded
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.config.session_flags import RUNTIME_FLAGS
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
@@ -106,7 +106,7 @@ def run_ids(double: Double, tmp_path: Path, *flags: str, **changes: Any) -> list
 
 
 def test_every_option_is_in_the_table() -> None:
-    assert SAMPLING.keys() == CHOSEN.keys() == {f.name for f in fields(SamplingParams)}
+    assert SAMPLING.keys() == CHOSEN.keys() == {f.name for f in fields(Sampling)}
     opened = {flag.split()[0].removeprefix("--") for flag in OPENED}
     renamed = {"output_generation_logits": "gather_generation_logits"}
     assert OPENING.keys() == {renamed.get(name, name) for name in opened}
@@ -166,7 +166,7 @@ def test_a_share_of_the_weights_is_from_0_to_1(percent: str) -> None:
 def test_options_of_a_request_reach_generate(double: Double, option: str, runner: str) -> None:
     given, cpp, python = CHOSEN[option]
     session = double.open(RuntimeOptions(use_py_session=runner == PYTHON))
-    request = Request((1, 3), 4, 2, sampling=SamplingParams(**given))
+    request = Request((1, 3), 4, 2, sampling=Sampling(**given))
     expected = python if runner == PYTHON else cpp
     if expected == REFUSED:
         with pytest.raises(RequestFailed, match=r"prompt 0 asks for .*: .*; drop it"):
@@ -196,7 +196,7 @@ def test_what_every_call_says(double: Double, options: RuntimeOptions) -> None:
 
 
 def test_draws_of_a_prompt_are_one_row_of_a_call(double: Double) -> None:
-    drawn = SamplingParams(top_k=9)
+    drawn = Sampling(top_k=9)
     requests = [Request(p, 3, sampling=replace(drawn, sequence=n)) for p in ((1, 3), (2,)) for n in range(3)]
     results = double.open().generate(requests)
     [call] = double.seen.calls
@@ -215,7 +215,7 @@ def test_an_older_release_is_not_given_what_it_would_pass_over(double: Double) -
     sys.modules["tensorrt_llm"].__version__ = "0.20.0"  # type: ignore[attr-defined]
     session = double.open()
     with pytest.raises(RequestFailed, match=r"asks for --min_p: only the C\+\+ session of 1\.0 and later knows it"):
-        session.generate([Request((1,), 2, sampling=SamplingParams(top_k=9, min_p=0.1))])
+        session.generate([Request((1,), 2, sampling=Sampling(top_k=9, min_p=0.1))])
     session.generate([Request((1,), 2)])
     assert not {"min_p", "min_tokens", "num_return_sequences"} & double.seen.calls[0].keys()
 

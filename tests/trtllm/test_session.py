@@ -15,8 +15,8 @@ import torch
 from opt_trt import LLM, SamplingParams
 from opt_trt.backends import open_engine, open_rank
 from opt_trt.backends.identity import identify
-from opt_trt.config import sampling
 from opt_trt.config.runtime_flags import RuntimeOptions
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
@@ -72,7 +72,7 @@ def test_requests_that_are_told_alike_share_a_call(double: Double) -> None:
 
 
 def test_requests_with_words_have_calls_of_their_own(double: Double) -> None:
-    banning = sampling.SamplingParams(bad_words=((2,),))
+    banning = Sampling(bad_words=((2,),))
     results = double.open().generate([Request((1,), 2), Request((2,), 2, sampling=banning), Request((3,), 2)])
     assert [call["bad_words_list"] for call in double.seen.calls] == [None, [[[2]]]]
     assert results[1].output_ids == (3, 5)
@@ -109,7 +109,7 @@ def test_generation_logits_have_a_row_for_each_new_token(double: Double, options
 
 
 def test_the_log_probability_of_the_end_id_is_what_the_whole_outputs_leaves(double: Double) -> None:
-    asking = sampling.SamplingParams(log_probs=0)
+    asking = Sampling(log_probs=0)
     ended, cut = double.open().generate(
         [Request((1, 1), 6, 8, sampling=asking), Request((1, 3), 6, 8, sampling=asking)]
     )
@@ -119,7 +119,7 @@ def test_the_log_probability_of_the_end_id_is_what_the_whole_outputs_leaves(doub
 
 @BOTH
 def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: RuntimeOptions) -> None:
-    searching = sampling.SamplingParams(num_beams=3)
+    searching = Sampling(num_beams=3)
     [result] = double.open(options).generate([Request((1, 3), 2, sampling=searching)])
     assert [beam.output_ids for beam in result.beams] == [(4, 8), (5, 10), (6, 12)]
     assert result.output_ids == (4, 8) and result.finish_reason == "length"
@@ -130,7 +130,7 @@ def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: Run
 @BOTH
 def test_beams_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
     with pytest.raises(UserError, match="beams change until the last token"):
-        double.open(options).stream([Request((1, 3), 2, sampling=sampling.SamplingParams(num_beams=2))])
+        double.open(options).stream([Request((1, 3), 2, sampling=Sampling(num_beams=2))])
     assert double.seen.calls == []
 
 
@@ -207,12 +207,12 @@ def test_a_contiguous_cache_runs_in_the_python_session(double: Double) -> None:
         (Request((1,) * 30, 20), "needs 30 tokens . 20 new ones = 50, the engine takes 48"),
         (Request((1,), 2, return_context_logits=True), "asks for context logits; build the engine with"),
         (Request((1,), 2, return_generation_logits=True), "asks for generation logits; build the engine with"),
-        (Request((1,), 2, sampling=sampling.SamplingParams(num_beams=4)), "asks for 4 beams, the engine takes 3"),
+        (Request((1,), 2, sampling=Sampling(num_beams=4)), "asks for 4 beams, the engine takes 3"),
         (
-            Request((1,), 2, sampling=sampling.SamplingParams(num_beams=2), stop_words=StopWords(((1,),))),
+            Request((1,), 2, sampling=Sampling(num_beams=2), stop_words=StopWords(((1,),))),
             "asks for beams and for stop words",
         ),
-        (Request((1,), 2, sampling=sampling.SamplingParams(log_probs=2)), "asks for the most likely tokens beside"),
+        (Request((1,), 2, sampling=Sampling(log_probs=2)), "asks for the most likely tokens beside"),
     ],
 )
 def test_what_the_engine_cannot_serve_is_named(double: Double, request_: Request, problem: str) -> None:

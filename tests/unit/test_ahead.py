@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.backends.inductor.decoder.lookahead import LOOKED_BACK, Foresight, next_step, rows_within
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
 from opt_trt.step import StepInputs
 from tests.unit._arrivals import REQUESTS, RULES, require_expected_outputs
@@ -72,8 +72,8 @@ def test_arrivals_and_cancellations_change_no_other_request(requests, max_tokens
 @pytest.mark.parametrize(
     "sampling",
     [
-        SamplingParams(num_beams=3), SamplingParams(top_k=3, penalty_alpha=0.4), SamplingParams(log_probs=1),
-        SamplingParams(repetition_penalty=1.3),
+        Sampling(num_beams=3), Sampling(top_k=3, penalty_alpha=0.4), Sampling(log_probs=1),
+        Sampling(repetition_penalty=1.3),
     ],
     ids=["beams", "contrastive", "log_probs", "penalty"],
 )  # fmt: skip

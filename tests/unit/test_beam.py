@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request, Result
@@ -83,7 +83,7 @@ def test_all_beams_of_a_ragged_batch_equal_transformers(models, kind, widths, ea
     prompts = random_prompts((1, 30, 9, 4)[: len(widths)], seed=early_stopping)
     for width, prompt in zip(widths, prompts, strict=True):
         greedy = DecoderSession(decoder, KvCacheLimit()).generate([Request(prompt, 3)])[0]
-        sampling = SamplingParams(num_beams=width, length_penalty=length_penalty, early_stopping=early_stopping)
+        sampling = Sampling(num_beams=width, length_penalty=length_penalty, early_stopping=early_stopping)
         requests.append(Request(prompt, 9, greedy.output_ids[-1], sampling=sampling))
     of = DecoderSession(decoder, KvCacheLimit())
     for request, result in zip(requests, of.generate(requests), strict=True):
@@ -99,7 +99,7 @@ def test_beams_of_the_demo_model_equal_transformers(tmp_path) -> None:
     tokenizer = load_tokenizer(directory)
     texts = ("The mayor opened a bridge", "A storm", "The team that won the cup last year")
     requests = [
-        Request(tokenizer.encode(text, 30), 24, tokenizer.eos_id, sampling=SamplingParams(num_beams=width))
+        Request(tokenizer.encode(text, 30), 24, tokenizer.eos_id, sampling=Sampling(num_beams=width))
         for text, width in zip(texts, (2, 4, 8), strict=True)
     ]
     for request, result in zip(requests, of.generate(requests), strict=True):
@@ -115,14 +115,14 @@ def test_penalties_act_on_every_beam_as_transformers_do(models, options) -> None
     oracle, decoder = models("pre-norm")
     [prompt] = random_prompts((6,), seed=1)
     end_id = DecoderSession(decoder, KvCacheLimit()).generate([Request(prompt, 2)])[0].output_ids[-1]
-    request = Request(prompt, 10, end_id, sampling=SamplingParams(num_beams=4, **options))
+    request = Request(prompt, 10, end_id, sampling=Sampling(num_beams=4, **options))
     [result] = DecoderSession(decoder, KvCacheLimit()).generate([request])
     assert_equal(result, transformers_beams(oracle, request))
 
 
 def test_log_probabilities_of_a_beam_sum_up_to_its_score(models) -> None:
     _, decoder = models("pre-norm")
-    sampling = SamplingParams(num_beams=3, length_penalty=0.0, log_probs=2)
+    sampling = Sampling(num_beams=3, length_penalty=0.0, log_probs=2)
     [result] = DecoderSession(decoder, KvCacheLimit()).generate([Request((5, 6), 7, sampling=sampling)])
     for beam in result.beams:
         assert beam.cum_log_prob == pytest.approx(beam.score, abs=1e-5)  # the same numbers, added up in fp32
@@ -147,7 +147,7 @@ def diverse_oracle(steps: list[torch.Tensor], width: int, rate: float) -> list[t
 def test_diversity_ranks_candidates_by_the_place_of_the_beam_they_extend(rate: float) -> None:
     torch.manual_seed(4)
     steps = [torch.randn(11).log_softmax(-1) for _ in range(5)]
-    sampling = SamplingParams(num_beams=3, length_penalty=0.0, beam_search_diversity_rate=rate)
+    sampling = Sampling(num_beams=3, length_penalty=0.0, beam_search_diversity_rate=rate)
     leader = TokenSequence(0, Request((5,), 5, sampling=sampling))
     search, beams = BeamSearch(leader), [leader]
     for log_probs in steps:
@@ -160,7 +160,7 @@ def test_diversity_ranks_candidates_by_the_place_of_the_beam_they_extend(rate: f
 
 def test_beams_share_what_the_prompt_fills_and_copy_only_the_last_block() -> None:
     of = DecoderSession(SumDecoder(spec(max_batch_size=3)), KvCacheLimit())
-    of.generate([Request((1, 2, 3, 4, 5, 6), 5, sampling=SamplingParams(num_beams=3))])
+    of.generate([Request((1, 2, 3, 4, 5, 6), 5, sampling=Sampling(num_beams=3))])
     steps = of.executor.decoder.steps  # type: ignore[attr-defined]
     assert [inputs.kv_lens.tolist() for inputs in steps] == [[6], [7] * 3, [8] * 3, [9] * 3, [10] * 3]
     assert all(inputs.block_tables[:, 0].tolist() == [0] * 3 for inputs in steps[1:])
@@ -174,7 +174,7 @@ SEARCHES = st.lists(
         st.lists(st.integers(0, 15), min_size=1, max_size=16).map(tuple),
         st.integers(1, 8),
         st.sampled_from([None, 0, 2]),
-        sampling=st.sampled_from([SamplingParams()] + [SamplingParams(num_beams=n) for n in (2, 3, 4)]),
+        sampling=st.sampled_from([Sampling()] + [Sampling(num_beams=n) for n in (2, 3, 4)]),
     ),
     max_size=8,
 )
@@ -202,13 +202,13 @@ def beams_of(result: Result) -> list[tuple[Ids, float | None]]:
     return [(beam.output_ids, beam.score) for beam in result.beams or (result,)]
 
 
-BEAMS = SamplingParams(num_beams=3)
+BEAMS = Sampling(num_beams=3)
 
 
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (Request((1,), 1, sampling=SamplingParams(num_beams=5)), "5 beams.*the engine takes 4;.*--max_batch_size"),
+        (Request((1,), 1, sampling=Sampling(num_beams=5)), "5 beams.*the engine takes 4;.*--max_batch_size"),
         (Request((1,) * 3, 9, sampling=BEAMS), "= 12 of 3 beams, the whole KV cache holds 32"),
         (Request((1,), 1, return_generation_logits=True, sampling=BEAMS), "beams and for generation logits"),
         (Request((1,), 1, sampling=BEAMS, stop_words=StopWords(ids=((3,),))), "beams and for stop words"),
@@ -226,13 +226,13 @@ def test_beams_are_not_streamed() -> None:
 
 
 def test_a_search_in_which_every_token_is_banned_is_named() -> None:
-    banned = SamplingParams(num_beams=2, bad_words=tuple((i,) for i in range(16)))
+    banned = Sampling(num_beams=2, bad_words=tuple((i,) for i in range(16)))
     with pytest.raises(UserError, match="prompt 0 has no token left to choose after 0 new ones; relax bad_words"):
         DecoderSession(SumDecoder(), KvCacheLimit()).generate([Request((1,), 1, sampling=banned)])
 
 
 def test_a_search_without_tokens_fails_alone_in_the_middle_of_its_batch() -> None:
-    once = SamplingParams(num_beams=2, no_repeat_ngram_size=1, bad_words=tuple((i,) for i in range(4, 16)))
+    once = Sampling(num_beams=2, no_repeat_ngram_size=1, bad_words=tuple((i,) for i in range(4, 16)))
     of = DecoderSession(SumDecoder(), KvCacheLimit())
     search, other = TokenSequence(0, Request((1,), 8, sampling=once)), TokenSequence(1, Request((1, 3), 6))
     for sequence in (search, other):

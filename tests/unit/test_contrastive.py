@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
 import opt_trt
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request, Result
@@ -30,12 +30,12 @@ from tests.unit._llms import sums
 from tests.unit._reference_decoder import KINDS, VOCAB_SIZE, ReferenceDecoder, random_model
 
 Model = tuple[OPTForCausalLM, ReferenceDecoder]
-OTHERS = (SamplingParams(), SamplingParams(num_beams=3), SamplingParams(top_k=0, top_p=0.9))
+OTHERS = (Sampling(), Sampling(num_beams=3), Sampling(top_k=0, top_p=0.9))
 MIXED = [(0.6, 4), (0.4, 2), (0.8, 8), (1.0, 3)]  # alpha, k
 
 
-def contrastive(alpha: float = 0.6, k: int = 4, **more: object) -> SamplingParams:
-    return SamplingParams(penalty_alpha=alpha, top_k=k, **more)  # type: ignore[arg-type]
+def contrastive(alpha: float = 0.6, k: int = 4, **more: object) -> Sampling:
+    return Sampling(penalty_alpha=alpha, top_k=k, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_ids_of_a_ragged_batch_equal_the_definition_among_other_requests(models,
     assert [r.output_ids for r in results[: len(others)]] == [
         session(decoder).generate([r])[0].output_ids for r in others
     ]
-    greedy = of.generate([replace(request, sampling=SamplingParams(**varied)) for request in requests])
+    greedy = of.generate([replace(request, sampling=Sampling(**varied)) for request in requests])
     assert any(a.output_ids != b.output_ids for a, b in zip(results[len(others) :], greedy, strict=True))
     assert of._pool.num_free == of._pool.num_blocks
 

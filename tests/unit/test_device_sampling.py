@@ -11,30 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.choose import choose
+from opt_trt.runtime.sampling.filters import FILTERS
 from opt_trt.runtime.sampling.on_device import ROWS_AT_ONCE, drawn, filtered
-from opt_trt.runtime.sampling.processors import FILTERS, process
+from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.scheduling.batch import step_inputs
 from opt_trt.runtime.sequence import RandomNumbers, TokenSequence
 from opt_trt.step import StepInputs
 from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder
 from tests.unit._decoders import spec
 
-ALL = SamplingParams(top_k=0, top_p=1.0)
+ALL = Sampling(top_k=0, top_p=1.0)
 PARAMS = st.builds(
-    SamplingParams,
+    Sampling,
     temperature=st.sampled_from([1.0, 0.7, 3.0]),
     top_k=st.sampled_from([2, 50, 700, 100_000]),
     top_p=st.sampled_from([0.0, 1e-6, 0.3, 0.9, 0.999999, 1.0]),
     min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
     random_seed=st.integers(0, 999),
 ) | st.builds(
-    SamplingParams,
+    Sampling,
     top_k=st.just(0),
     top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
     min_p=st.sampled_from([0.0, 0.01, 0.3]),
@@ -42,7 +43,7 @@ PARAMS = st.builds(
 )
 
 
-def sequences(*params: SamplingParams) -> list[TokenSequence]:
+def sequences(*params: Sampling) -> list[TokenSequence]:
     return [TokenSequence(i, Request((1,), 9, sampling=p), blocks=(0,)) for i, p in enumerate(params)]
 
 
@@ -84,10 +85,17 @@ def test_the_token_is_the_one_the_session_draws(params, vocab, spread):
     assert ((found == choose(logits, rows)) | by_rounding).all()
 
 
+@pytest.mark.parametrize("name", FILTERS)
+def test_there_is_a_form_for_devices_of_every_filter(name):
+    logits, value = logits_of(1, 50, 4.0), {"top_k": 2}.get(name, 0.5)
+    everything, one = (step_of(sequences(replace(ALL, **given))).draws for given in ({}, {name: value}))
+    assert not torch.equal(filtered(logits, everything), filtered(logits, one))
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_nothing_waits_for_the_logits_and_no_shape_depends_on_them(device):
     """As a capture demands: tensors without memory have nothing to wait for."""
-    inputs = step_of(sequences(ALL, replace(ALL, min_p=0.1), SamplingParams(top_k=3)))
+    inputs = step_of(sequences(ALL, replace(ALL, min_p=0.1), Sampling(top_k=3)))
     inputs = replace(inputs, draws=inputs.draws.to(device))
     joined = RankLogits(Mapping(), 0, 50, ReferenceOps(), is_local=False).join(logits_of(3, 50, 4.0).to(device), inputs)
     assert (joined.shape, joined.dtype, joined.device.type) == ((3, 2), torch.float32, device)
@@ -103,7 +111,7 @@ def test_many_rows_are_drawn_in_parts():
 
 
 def test_who_takes_the_largest_takes_the_first_of_them():
-    rows = sequences(GREEDY, ALL, SamplingParams(temperature=0, top_k=5))
+    rows = sequences(GREEDY, ALL, Sampling(temperature=0, top_k=5))
     logits = torch.tensor([0.0, 7, 7, -1, 7]).repeat(3, 1)
     assert drawn(logits, step_of(rows).draws)[[0, 2]].tolist() == [1, 1]
 
@@ -133,8 +141,8 @@ def test_looking_at_numbers_uses_none_of_them_up():
 
 
 DRAWN = [
-    ALL, SamplingParams(top_k=4), GREEDY, SamplingParams(top_k=0, top_p=0.8, temperature=2.0),
-    SamplingParams(top_k=9, min_p=0.2), replace(ALL, sequence=1),
+    ALL, Sampling(top_k=4), GREEDY, Sampling(top_k=0, top_p=0.8, temperature=2.0),
+    Sampling(top_k=9, min_p=0.2), replace(ALL, sequence=1),
 ]  # fmt: skip
 
 
@@ -158,7 +166,7 @@ def test_drawn_tokens_stay_on_the_gpu_between_steps():
 
 
 @pytest.mark.parametrize(
-    "whole", [replace(ALL, repetition_penalty=1.3), replace(ALL, log_probs=0), SamplingParams(num_beams=2)]
+    "whole", [replace(ALL, repetition_penalty=1.3), replace(ALL, log_probs=0), Sampling(num_beams=2)]
 )
 def test_what_needs_whole_logits_has_them_for_all(whole):
     asked = step_of(sequences(ALL, whole))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.hf_reference import Decoding, HfReference
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -78,7 +78,7 @@ def test_the_models_generation_config_has_no_say(model_dir: Path, tmp_path: Path
 
 
 def with_sampling(model_dir: Path, end_id: int | None = None, **params: Any) -> list[TokenIds]:
-    decoding = Decoding(12, end_id, pad_id=1, sampling=SamplingParams(**params))
+    decoding = Decoding(12, end_id, pad_id=1, sampling=Sampling(**params))
     return HfReference(model_dir, "fp32", decoding).generate(PROMPTS)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from opt_trt import SamplingParams
-from opt_trt.config import sampling
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
 
 
-def chosen(**given: object) -> sampling.SamplingParams:
+def chosen(**given: object) -> Sampling:
     return SamplingParams(**given).of_sequence(7, ())
 
 
 def test_the_defaults_draw_from_all_tokens() -> None:
-    assert chosen() == sampling.SamplingParams(top_k=0, top_p=1.0, random_seed=7)
+    assert chosen() == Sampling(top_k=0, top_p=1.0, random_seed=7)
 
 
 @pytest.mark.parametrize("greedy", [{"temperature": 0}, {"top_k": 1}, {"top_k": 1, "temperature": 0.7, "top_p": 0.9}])
@@ -27,7 +27,7 @@ def test_every_field_has_its_place() -> None:
         min_tokens=2, temperature=0.5, top_k=-1, top_p=0.9, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3,
         frequency_penalty=0.4, no_repeat_ngram_size=3, seed=11, logit_bias={5: 1.0}, logprobs=2,
     )  # fmt: skip
-    assert given == sampling.SamplingParams(
+    assert given == Sampling(
         min_length=2, temperature=0.5, top_k=0, top_p=0.9, min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3,
         frequency_penalty=0.4, no_repeat_ngram_size=3, random_seed=11, logit_bias=((5, 1.0),), log_probs=2,
     )  # fmt: skip
@@ -35,13 +35,13 @@ def test_every_field_has_its_place() -> None:
 
 def test_a_search_is_greedy_and_always_told_with_log_probabilities() -> None:
     given = {"length_penalty": 0.5, "early_stopping": 0, "beam_search_diversity_rate": 0.1, "repetition_penalty": 1.2}
-    assert chosen(use_beam_search=True, best_of=4, **given) == sampling.SamplingParams(
+    assert chosen(use_beam_search=True, best_of=4, **given) == Sampling(
         num_beams=4, temperature=0.0, top_k=0, top_p=1.0, random_seed=7, log_probs=0, **given
     )
 
 
 def test_contrastive_search_has_transformers_names() -> None:
-    expected = sampling.SamplingParams(penalty_alpha=0.6, top_k=4, top_p=1.0, random_seed=7)
+    expected = Sampling(penalty_alpha=0.6, top_k=4, top_p=1.0, random_seed=7)
     assert chosen(penalty_alpha=0.6, top_k=4) == expected
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.log_probs import record
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -21,7 +21,7 @@ ONE_OF_16 = 1 - math.log(math.e + 15)  # SumDecoder gives one of its 16 tokens a
 
 
 def recorded(logits: list[list[float]], token_ids: list[int], asked: list[int | None]) -> list[TokenSequence]:
-    sequences = [TokenSequence(0, Request((1,), 1, sampling=SamplingParams(log_probs=n))) for n in asked]
+    sequences = [TokenSequence(0, Request((1,), 1, sampling=Sampling(log_probs=n))) for n in asked]
     record(torch.tensor(logits), torch.tensor(token_ids), sequences)
     return sequences
 
@@ -43,7 +43,7 @@ def test_nobody_asks_nothing_is_recorded() -> None:
 
 
 def test_a_result_has_one_for_every_new_token_and_their_sum() -> None:
-    asks, does_not = (Request((1, 3), 4, sampling=SamplingParams(log_probs=n)) for n in (1, None))
+    asks, does_not = (Request((1, 3), 4, sampling=Sampling(log_probs=n)) for n in (1, None))
     result, without = DecoderSession(SumDecoder(SPEC), KvCacheLimit()).generate([asks, does_not])
     assert [t.log_prob for t in result.log_probs] == pytest.approx([ONE_OF_16] * 4)
     assert [t.top[0][0] for t in result.log_probs] == list(result.output_ids)
@@ -52,7 +52,7 @@ def test_a_result_has_one_for_every_new_token_and_their_sum() -> None:
 
 
 def test_penalties_and_temperature_do_not_change_them() -> None:
-    params = SamplingParams(temperature=0.1, top_k=3, repetition_penalty=5.0, log_probs=0, random_seed=1)
+    params = Sampling(temperature=0.1, top_k=3, repetition_penalty=5.0, log_probs=0, random_seed=1)
     request = Request((1, 3), 6, sampling=params, return_generation_logits=True)
     [result] = DecoderSession(SumDecoder(SPEC), KvCacheLimit()).generate([request])
     assert result.generation_logits is not None
@@ -62,8 +62,8 @@ def test_penalties_and_temperature_do_not_change_them() -> None:
 
 
 def test_a_stream_brings_them_with_the_tokens() -> None:
-    request = Request((1, 3), 3, sampling=SamplingParams(log_probs=1))
+    request = Request((1, 3), 3, sampling=Sampling(log_probs=1))
     of = DecoderSession(SumDecoder(SPEC), KvCacheLimit())
     [result] = of.generate([request])
     assert tuple(event.log_probs for event in of.stream([request])) == result.log_probs
-    assert [e.log_probs for e in of.stream([replace(request, sampling=SamplingParams())])] == [None] * 3
+    assert [e.log_probs for e in of.stream([replace(request, sampling=Sampling())])] == [None] * 3

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as oracle
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import TokenSequence
@@ -21,13 +21,13 @@ END = 2
 PROMPT = 9  # tokens
 
 
-def sequence(params: SamplingParams, history: list[int]) -> TokenSequence:
+def sequence(params: Sampling, history: list[int]) -> TokenSequence:
     made = TokenSequence(0, Request(tuple(history[:PROMPT]), 99, END, sampling=params))
     made.output_ids = history[PROMPT:]
     return made
 
 
-def transformers_says(params: SamplingParams, history: list[int], logits: torch.Tensor) -> torch.Tensor:
+def transformers_says(params: Sampling, history: list[int], logits: torch.Tensor) -> torch.Tensor:
     """What `generate` does with one row of logits, in its order."""
     made: dict[str, Any] = {
         "logit_bias": lambda: oracle.SequenceBiasLogitsProcessor({(i,): b for i, b in params.logit_bias}),
@@ -77,7 +77,7 @@ def cases(vocab: int) -> tuple[list[TokenSequence], torch.Tensor, list[torch.Ten
     """Sequences with every option in one batch, their logits, and what transformers makes of each row alone."""
     rng = random.Random(vocab)
     histories = [[rng.randrange(0, 8) for _ in range(rng.randrange(PROMPT, 60))] for _ in range(4 * len(OPTIONS))]
-    params = [SamplingParams(**values) for values in OPTIONS.values() for _ in range(4)]
+    params = [Sampling(**values) for values in OPTIONS.values() for _ in range(4)]
     logits = 4 * torch.randn(len(params), vocab, generator=torch.Generator().manual_seed(vocab))
     rows = zip(params, histories, logits, strict=True)
     return (
@@ -96,7 +96,7 @@ def test_a_mixed_batch_equals_transformers_row_by_row(vocab: int) -> None:
 
 WORDS = st.lists(st.lists(st.integers(3, 7), min_size=1, max_size=3).map(tuple), max_size=3, unique=True).map(tuple)
 PARAMS = st.builds(
-    SamplingParams,
+    Sampling,
     temperature=st.floats(0.05, 5.0),
     top_k=st.sampled_from([2, 5, 40]),
     top_p=st.floats(0.01, 1.0),
@@ -110,7 +110,7 @@ PARAMS = st.builds(
 
 @settings(deadline=None, max_examples=60)  # the machine may be busy
 @given(st.lists(st.tuples(PARAMS, st.lists(st.integers(0, 7), min_size=PROMPT, max_size=30)), max_size=4))
-def test_any_mix_of_options_equals_transformers(rows: list[tuple[SamplingParams, list[int]]]) -> None:
+def test_any_mix_of_options_equals_transformers(rows: list[tuple[Sampling, list[int]]]) -> None:
     logits = 4 * torch.randn(len(rows), 60, generator=torch.Generator().manual_seed(len(rows)))
     processed = process(logits.clone(), [sequence(*row) for row in rows])
     for row, got, before in zip(rows, processed, logits, strict=True):
@@ -133,7 +133,7 @@ def test_top_p_cuts_where_transformers_does(top_p: float, spread: float, round_t
     if round_to is not None:
         logits = logits.round(decimals=round_to)
     logits[:4, 100:] = float("-inf")
-    params = SamplingParams(top_k=0, top_p=top_p)
+    params = Sampling(top_k=0, top_p=top_p)
     expected = oracle.TopPLogitsWarper(top_p)(torch.empty(8, 0), logits)
     assert torch.equal(process(logits.clone(), [sequence(params, [4] * PROMPT)] * 8), expected)
 
@@ -141,13 +141,13 @@ def test_top_p_cuts_where_transformers_does(top_p: float, spread: float, round_t
 def test_the_cut_of_top_p_is_exact_where_it_falls_on_a_token() -> None:
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     for top_p, kept in [(0.5, 1), (0.50001, 2), (0.75, 2), (0.75001, 3)]:
-        processed = process(logits.clone(), [sequence(SamplingParams(top_k=0, top_p=top_p), [1] * PROMPT)])
+        processed = process(logits.clone(), [sequence(Sampling(top_k=0, top_p=top_p), [1] * PROMPT)])
         assert processed.isfinite().sum() == kept
 
 
 def test_ties_at_the_edge_of_top_k_stay() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0]])
-    kept = process(logits.clone(), [sequence(SamplingParams(top_k=2), [4] * PROMPT)]).isfinite()
+    kept = process(logits.clone(), [sequence(Sampling(top_k=2), [4] * PROMPT)]).isfinite()
     assert kept.tolist() == [[False, True, True, True, False]]
 
 
@@ -160,17 +160,17 @@ def test_ties_at_the_edge_of_top_k_stay() -> None:
     ],
 )
 def test_presence_and_frequency_count_new_tokens_only(penalty: dict[str, float], expected: list[float]) -> None:
-    one = sequence(SamplingParams(**penalty), [0] * PROMPT + [1, 2, 1])
+    one = sequence(Sampling(**penalty), [0] * PROMPT + [1, 2, 1])
     assert process(torch.ones(1, 4), [one]).tolist() == [expected]
 
 
 def test_rows_with_different_penalties_do_not_mix() -> None:
-    params = [SamplingParams(), SamplingParams(frequency_penalty=1.0), SamplingParams(presence_penalty=2.0)]
+    params = [Sampling(), Sampling(frequency_penalty=1.0), Sampling(presence_penalty=2.0)]
     rows = process(torch.zeros(3, 3), [sequence(p, [0] * PROMPT + [1, 1]) for p in params])
     assert rows.tolist() == [[0, 0, 0], [0, -2, 0], [0, -2, 0]]
 
 
 def test_without_an_end_id_min_length_bans_nothing() -> None:
-    one = sequence(SamplingParams(min_length=5), [3] * PROMPT)
+    one = sequence(Sampling(min_length=5), [3] * PROMPT)
     one = TokenSequence(0, replace(one.request, end_id=None))
     assert process(torch.zeros(1, 4), [one]).tolist() == [[0.0] * 4]

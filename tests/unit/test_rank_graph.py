@@ -12,7 +12,7 @@ import torch
 from transformers import OPTForCausalLM
 
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.convert.convert import convert
 from opt_trt.model.placement import is_linear, placements
 from opt_trt.quant import MODES
@@ -177,10 +177,10 @@ def test_a_rank_holds_its_part_of_the_bytes(precision, decoder_of):
 
 SAMPLING = {  # what a request asks for beside its next token, or of it
     "greedy": {},
-    "drawn": {"sampling": SamplingParams(top_k=5)},
-    "log-probs": {"sampling": SamplingParams(log_probs=1)},
-    "penalized": {"sampling": SamplingParams(repetition_penalty=1.5)},
-    "beams": {"sampling": SamplingParams(num_beams=2)},
+    "drawn": {"sampling": Sampling(top_k=5)},
+    "log-probs": {"sampling": Sampling(log_probs=1)},
+    "penalized": {"sampling": Sampling(repetition_penalty=1.5)},
+    "beams": {"sampling": Sampling(num_beams=2)},
     "logits": {"return_generation_logits": True},
 }
 

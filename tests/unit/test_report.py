@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.evaluate.measure import Measured
+from opt_trt.evaluate.measure import ModelRun
 from opt_trt.evaluate.report import ROWS, Report, write_json, write_summaries
 from opt_trt.evaluate.scores import Scores, score
 
@@ -73,18 +73,18 @@ def test_json_is_strict_whatever_was_measured(tmp_path: Path) -> None:
 
 
 def test_every_score_is_in_the_table() -> None:
-    values = score("engine", Measured([(5, 6)], [1.0], 2.0), ["a b"], ["a b"]).values
+    values = score("engine", ModelRun([(5, 6)], [1.0], 2.0), ["a b"], ["a b"]).values
     assert {row.key for row in ROWS} == set(values)
 
 
 def test_rates_follow_from_tokens_and_time() -> None:
-    values = score("engine", Measured([(5, 6, 7), (5,)], [], 2.0), ["a", "b"], ["a", "x"]).values
+    values = score("engine", ModelRun([(5, 6, 7), (5,)], [], 2.0), ["a", "b"], ["a", "x"]).values
     assert (values["output_tokens"], values["tokens_per_s"], values["summaries_per_s"]) == (4, 2.0, 1.0)
     assert values["rouge1_mean"] == 50.0 and "perplexity" not in values
 
 
 def test_perplexity_is_the_mean_over_texts() -> None:
-    measured = Measured([(5,), (5,)], [math.log(2), math.log(4)], 1.0)
+    measured = ModelRun([(5,), (5,)], [math.log(2), math.log(4)], 1.0)
     assert score("engine", measured, ["a", "a"], ["a", "a"]).values["perplexity"] == pytest.approx(3.0)
 
 

@@ -17,7 +17,7 @@ import torch
 from opt_trt.cli import parse
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.run import output_files
@@ -455,7 +455,7 @@ def test_beam_flags_reach_the_search(tmp_path: Path) -> None:
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     prompts = ["--input_file", str(write_csv(tmp_path / "p.csv", (5, 6))), "--max_output_len", "1"]
     [request] = make_requests(parse(RunConfig, flags + prompts), SPEC, None)
-    assert request.sampling == SamplingParams(**options)  # type: ignore[arg-type]
+    assert request.sampling == Sampling(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.choose import choose, draw, greedy
@@ -64,7 +64,7 @@ DRAWS = 100_000
 
 
 def sequence(index: int = 0, output: Sequence[int] = OUTPUT, **params: Any) -> TokenSequence:
-    made = TokenSequence(index, Request(PROMPT, 99, END, sampling=SamplingParams(**params)))
+    made = TokenSequence(index, Request(PROMPT, 99, END, sampling=Sampling(**params)))
     made.output_ids = list(output)
     return made
 

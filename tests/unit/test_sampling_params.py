@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from opt_trt.config.sampling import FILTERS, GREEDY, PENALTIES, SamplingParams
+from opt_trt.config.sampling import FILTERS, GREEDY, PENALTIES, Sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.sampling.processors import PROCESSORS
 
@@ -37,7 +37,7 @@ def test_there_is_a_function_for_every_option_in_the_order_documented() -> None:
 def test_options_say_whether_chance_has_a_say_and_what_changes_logits(
     params: dict[str, Any], draws: bool, processors: tuple[str, ...]
 ) -> None:
-    made = SamplingParams(**params)
+    made = Sampling(**params)
     assert (made.draws, made.processors) == (draws, processors)
 
 
@@ -83,10 +83,10 @@ def test_options_say_whether_chance_has_a_say_and_what_changes_logits(
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(params: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says) as error:
-        SamplingParams(**params)
+        Sampling(**params)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("neutral", [{"temperature": 1.0}, {"top_p": 1.0}, {"top_p": 0.0}, {"min_p": 0.0}])
 def test_greedy_may_be_spelled_out(neutral: dict[str, Any]) -> None:
-    assert SamplingParams(top_k=1, **neutral).processors == ()
+    assert Sampling(top_k=1, **neutral).processors == ()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
@@ -147,7 +147,7 @@ def test_nobody_goes_without_for_a_block_that_is_not_needed_yet() -> None:
 
 
 def test_rows_of_a_search_get_no_block_they_would_share() -> None:
-    leader = TokenSequence(0, Request((5,) * 4, 8, sampling=SamplingParams(num_beams=2)))
+    leader = TokenSequence(0, Request((5,) * 4, 8, sampling=Sampling(num_beams=2)))
     of = scheduler(leader, begins_early=True)
     of.advance(of.schedule())
     assert leader.blocks == (0,)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.generate import Generation
@@ -170,7 +170,7 @@ def test_logits_go_to_those_who_asked() -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_request_that_fails_is_raised_and_frees_the_cache(streaming: bool) -> None:
-    of, bans = session(), SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(16)))
+    of, bans = session(), Sampling(logit_bias=tuple((i, -float("inf")) for i in range(16)))
     requests = [Request((1, 3), 4), Request((1,), 4, sampling=bans)]
     with pytest.raises(UserError, match="prompt 1 has no token left to choose after 0 new ones; relax logit_bias"):
         list(of.stream(requests)) if streaming else of.generate(requests)
@@ -178,7 +178,7 @@ def test_a_request_that_fails_is_raised_and_frees_the_cache(streaming: bool) -> 
 
 
 def test_a_request_that_fails_in_a_stream_changes_nothing_for_another_stream() -> None:
-    of, bans = session(), SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(16)))
+    of, bans = session(), Sampling(logit_bias=tuple((i, -float("inf")) for i in range(16)))
     good, bad = of.stream([Request((1, 3), 4)]), of.stream([Request((1,), 4, sampling=bans), Request((2,), 9)])
     assert next(bad).index == 1
     with pytest.raises(UserError, match="prompt 0 has no token left to choose"):
@@ -214,9 +214,9 @@ def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
         (SPEC, Request((1,) * 12, 9), "the whole KV cache holds 20; raise --max_tokens_in_paged_kv_cache"),
         (SPEC, Request((1,), 1, return_context_logits=True), "--gather_context_logits"),
         (SPEC, Request((1,), 1, return_generation_logits=True), "--gather_generation_logits"),
-        (SPEC, Request((1,), 1, sampling=SamplingParams(bad_words=((3, 16),))), "prompt 1 bans.* token id 16"),
-        (SPEC, Request((1,), 1, sampling=SamplingParams(logit_bias=((-1, 0.5),))), "biases.* token id -1"),
-        (SPEC, Request((1,), 3, sampling=SamplingParams(min_length=4)), "at least 4 and at most 3 new tokens"),
+        (SPEC, Request((1,), 1, sampling=Sampling(bad_words=((3, 16),))), "prompt 1 bans.* token id 16"),
+        (SPEC, Request((1,), 1, sampling=Sampling(logit_bias=((-1, 0.5),))), "biases.* token id -1"),
+        (SPEC, Request((1,), 3, sampling=Sampling(min_length=4)), "at least 4 and at most 3 new tokens"),
     ],
 )
 @pytest.mark.parametrize("verb", ["generate", "stream"])
@@ -358,7 +358,7 @@ def test_what_a_failed_step_left_in_the_cache_is_not_reused(max_num_tokens: int,
     decoder, prompt = BrokenAtFirst(spec(max_num_tokens=max_num_tokens)), (1, 2, 3, 4, 5, 6, 7, 8, 9)
     of = DecoderSession(decoder, KvCacheLimit(), Scheduling(enable_block_reuse=True))
     with pytest.raises(UserError, match="expected finite logits"):
-        of.generate([Request(prompt, 3, sampling=SamplingParams(num_beams=beams))])
+        of.generate([Request(prompt, 3, sampling=Sampling(num_beams=beams))])
     assert of._pool.find(prompt) == () and of._pool.num_free == of._pool.num_blocks
     for new in (9, 1):  # all of the prompt is computed, and known the next time
         before = len(decoder.steps)
@@ -367,7 +367,7 @@ def test_what_a_failed_step_left_in_the_cache_is_not_reused(max_num_tokens: int,
         assert sum(len(inputs.input_ids) for inputs in context) == new
 
 
-CHANCE = SamplingParams(top_k=0, top_p=1.0, random_seed=3)
+CHANCE = Sampling(top_k=0, top_p=1.0, random_seed=3)
 
 
 @CALM
@@ -378,8 +378,8 @@ def test_drawn_tokens_do_not_depend_on_what_runs_beside(requests: list[Request],
     assert [result.output_ids for result in session(max_tokens=max_tokens).generate(drawn)] == alone
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(), CHANCE])
-def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: SamplingParams) -> None:
+@pytest.mark.parametrize("sampling", [Sampling(), CHANCE])
+def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: Sampling) -> None:
     class Padded(SumDecoder):
         def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
             outputs = super().step(inputs, kv_cache)

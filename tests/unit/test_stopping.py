@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -76,7 +76,7 @@ def test_a_stop_word_at_the_last_token_is_the_reason() -> None:
 
 
 def test_min_length_puts_stop_words_off() -> None:
-    assert generate(StopWords(((8,), (0,))), sampling=SamplingParams(min_length=3)).output_ids == (4, 8, 0, 0)
+    assert generate(StopWords(((8,), (0,))), sampling=Sampling(min_length=3)).output_ids == (4, 8, 0, 0)
 
 
 def test_a_stream_names_the_stop_word_with_its_last_token() -> None:

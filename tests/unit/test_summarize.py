@@ -13,7 +13,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.cli import run_main
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.evaluate import hf_reference
 from opt_trt.evaluate import summarize as command
@@ -215,7 +215,7 @@ def test_sampling_flags_reach_the_engine(run: Run, options: dict[str, Any]) -> N
 
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert run("--test_trt_llm", *flags, session=Listening()) == 0
-    assert {request.sampling for request in asked} == {SamplingParams(**options)}
+    assert {request.sampling for request in asked} == {Sampling(**options)}
 
 
 @pytest.mark.parametrize("options", [SAMPLING, BEAMS], ids=["sampling", "beams"])
@@ -223,7 +223,7 @@ def test_sampling_flags_reach_hugging_face(
     run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     known = {name: value for name, value in options.items() if name not in UNKNOWN_TO_TRANSFORMERS}
-    seen: list[SamplingParams] = []
+    seen: list[Sampling] = []
     init = hf_reference.HfReference.__init__
 
     def spy(self: hf_reference.HfReference, where: Path, dtype: str, decoding: hf_reference.Decoding) -> None:
@@ -233,7 +233,7 @@ def test_sampling_flags_reach_hugging_face(
     monkeypatch.setattr(hf_reference.HfReference, "__init__", spy)
     flags = [word for name, value in known.items() for word in (f"--{name}", str(value))]
     assert run("--test_hf", "--hf_model_dir", str(model_dir), "--hf_data_type", "fp32", *flags) == 0
-    assert seen == [SamplingParams(**known)]
+    assert seen == [Sampling(**known)]
 
 
 @pytest.mark.parametrize("name", UNKNOWN_TO_TRANSFORMERS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -20,8 +20,8 @@ from opt_trt.runtime.worker import Worker
 from opt_trt.step import StepInputs
 from tests.unit._decoders import SPEC, SumDecoder, expected_output
 
-BANS_ALL = SamplingParams(logit_bias=tuple((i, -float("inf")) for i in range(SPEC.vocab_size)))
-BANS_LATER = SamplingParams(no_repeat_ngram_size=1)  # fails when every token of the vocabulary was used
+BANS_ALL = Sampling(logit_bias=tuple((i, -float("inf")) for i in range(SPEC.vocab_size)))
+BANS_LATER = Sampling(no_repeat_ngram_size=1)  # fails when every token of the vocabulary was used
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ REQUESTS = st.lists(
         Request,
         st.lists(st.integers(0, 15), min_size=1, max_size=12).map(tuple),
         st.integers(1, 8),
-        sampling=st.sampled_from([SamplingParams()] * 4 + [BANS_ALL, BANS_LATER]),
+        sampling=st.sampled_from([Sampling()] * 4 + [BANS_ALL, BANS_LATER]),
     ),
     max_size=10,
 )
@@ -68,7 +68,7 @@ def test_a_request_that_fails_changes_nothing_for_the_others(requests: list[Requ
         worker.submit([(request, diary)])
     for request, diary in zip(requests, diaries, strict=True):
         tokens, end = outcome(diary)
-        if request.sampling == SamplingParams():
+        if request.sampling == Sampling():
             assert (tuple(tokens), end) == (expected_output(request.prompt_ids, request.max_new_tokens), "length")
         elif request.sampling == BANS_ALL:
             assert tokens == [] and isinstance(end, RequestFailed)
@@ -77,7 +77,7 @@ def test_a_request_that_fails_changes_nothing_for_the_others(requests: list[Requ
 
 
 def test_a_request_fails_in_mid_course_without_a_step_for_the_others() -> None:
-    used_up = SamplingParams(bad_words=tuple((9, 9, i) for i in range(16)), logit_bias=((9, 50.0),))
+    used_up = Sampling(bad_words=tuple((9, 9, i) for i in range(16)), logit_bias=((9, 50.0),))
     decoder = SumDecoder()
     worker, good, bad = Worker(session(decoder)), Diary(), Diary()
     worker.submit([(Request((1, 2), 6), good), (Request((9,), 6, sampling=used_up), bad)])

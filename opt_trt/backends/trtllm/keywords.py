@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opt_trt.backends.trtllm.release import Release
-from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.config.sampling import GREEDY, Sampling
 
 CPP, PYTHON = "ModelRunnerCpp", "ModelRunner"
 OLDEST_RUNNER = Release(0, 12)  # the first release whose C++ runner is known: before, it was another one
@@ -39,7 +39,7 @@ def both(name: str) -> Keyword:
 
 ONE_OUTPUT = "only the C++ session of 1.0 and later has several outputs for a prompt"
 
-SAMPLING = {  # by the name of the field of `SamplingParams`; keywords of `generate`
+SAMPLING = {  # by the name of the field of `Sampling`; keywords of `generate`
     "temperature": both("temperature"),
     "top_k": both("top_k"),
     "top_p": both("top_p"),
@@ -83,7 +83,7 @@ BY_CALLS = (*AT_EACH_CALL, "gather_generation_logits")  # and this only where a 
 
 # Values that are not the field's own. TensorRT-LLM has None for "off" where this project has 0, and takes a top_p of 0
 # for greedy; greedy requests are told alike, whichever of their options makes them so.
-VALUES: dict[str, Callable[[SamplingParams], Any]] = {
+VALUES: dict[str, Callable[[Sampling], Any]] = {
     "temperature": lambda s: s.temperature if s.draws else 1.0,
     "top_k": lambda s: s.top_k if s.draws else 1,
     "top_p": lambda s: (s.top_p or 1.0) if s.draws else 0.0,
@@ -94,7 +94,7 @@ VALUES: dict[str, Callable[[SamplingParams], Any]] = {
 PER_PROMPT = ("bad_words", "sequence")  # whoever makes a call of several prompts gives these
 
 
-def sampling_arguments(sampling: SamplingParams, runner: str, release: Release) -> dict[str, Any]:
+def sampling_arguments(sampling: Sampling, runner: str, release: Release) -> dict[str, Any]:
     """Keywords of `generate` for what the prompts of a call have in common; None is left out."""
     given: dict[str, Any] = {}
     for name, keyword in SAMPLING.items():
@@ -105,7 +105,7 @@ def sampling_arguments(sampling: SamplingParams, runner: str, release: Release) 
     return given
 
 
-def unsupported(sampling: SamplingParams, runner: str, release: Release) -> str | None:
+def unsupported(sampling: Sampling, runner: str, release: Release) -> str | None:
     """The first option a runner cannot be told, with the reason; None if it can be told all."""
     for name, keyword in SAMPLING.items():
         if getattr(sampling, name) != getattr(GREEDY, name) and keyword.of(runner, release) is None:

@@ -1,4 +1,4 @@
-"""Beam search over one request, as transformers does it: which hypotheses go on, which are finished, when to stop."""
+"""Beam search for one request, as in transformers: choose the beams that continue, keep finished ones, and stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opt_trt.runtime.sampling.choose import no_token_left, require_numbers
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
-IMPOSSIBLE = -1e9  # score of what must lose; transformers' number
+IMPOSSIBLE = -1e9  # the score of a beam that must lose, as in transformers
 WHEN_FULL, NEVER = 1, 2  # values of `early_stopping`; 0 is the heuristic in between
 
 
@@ -19,23 +19,24 @@ class BeamSearch:
     """The state of one request's search; `leader` is the sequence that computed its prompt.
 
     A candidate is a beam with one more token. Its score is the sum of its log-probabilities after penalties and bans.
-    The best `2 * num_beams` are looked at: those that end here are finished if they are among the best `num_beams`,
-    the best `num_beams` others go on. Candidates are ranked by score + `beam_search_diversity_rate` * (place of the
-    beam they extend, 0 for the best), as TensorRT-LLM does; the addend does not become part of the score.
+    A step takes the best `2 * num_beams` candidates. Those that end are finished if they are among the best
+    `num_beams`. Of the others, the best `num_beams` continue. Candidates are ranked by score +
+    `beam_search_diversity_rate` * (place of the beam they extend, 0 for the best), as in TensorRT-LLM. The second term
+    does not become part of the score.
     """
 
     def __init__(self, leader: TokenSequence) -> None:
         self._sampling = leader.request.sampling
         self._leader = leader
-        self._scores = torch.full((self._sampling.num_beams, 1), IMPOSSIBLE)  # of the beams that go on
-        self._scores[0] = 0.0  # in the beginning all beams are equal: the first stands for them
+        self._scores = torch.full((self._sampling.num_beams, 1), IMPOSSIBLE)  # of the beams that continue
+        self._scores[0] = 0.0  # all beams are equal at first: the first one stands for them
         self.finished: list[Hypothesis] = []  # best first
 
     def advance(self, logits: torch.Tensor, beams: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """From fp32 `[num_beams, V]` of the beams (`[1, V]` of the leader alone), the beams of the next step.
+        """Return the beams of the next step, by logits fp32 `[num_beams, V]` (`[1, V]` after the prompt).
 
-        They know whose keys and values they go on with: `blocks` and `num_cached` are those of the beam they extend.
-        The leader gets a finish reason when the search is over, or fails when every token is banned.
+        Their `blocks` and `num_cached` are those of the beam they extend, whose keys and values they share. The leader
+        gets a finish reason when the search is over, or fails when every token is banned.
         """
         width = self._sampling.num_beams
         if len(beams) == 1:
@@ -51,16 +52,19 @@ class BeamSearch:
         if self._sampling.log_probs is not None:
             log_probs.record(logits[parents], torch.tensor(token_ids), candidates)
         self._keep_finished(candidates[:width], scores[:width])
-        going_on = [row for row, candidate in enumerate(candidates) if candidate.finish_reason is None][:width]
-        if not going_on or self._is_over(scores[going_on[0]], len(candidates[0].output_ids)):
+        continuing = [row for row, candidate in enumerate(candidates) if candidate.finish_reason is None][:width]
+        if not continuing or self._is_over(scores[continuing[0]], len(candidates[0].output_ids)):
             self._leader.finish_reason = self.finished[0].sequence.finish_reason
             self._leader.hypotheses = self.finished
             return []
-        self._scores = scores[going_on].unsqueeze(1)
-        return [candidates[row] for row in going_on]
+        self._scores = scores[continuing].unsqueeze(1)
+        return [candidates[row] for row in continuing]
 
     def _best(self, logits: torch.Tensor, beams: Sequence[TokenSequence]) -> tuple[torch.Tensor, list[int], list[int]]:
-        """The candidates to look at, best first: scores fp32 `[2 * num_beams]`, beams they extend, token ids."""
+        """Return the best candidates, best first.
+
+        They are given as scores fp32 `[2 * num_beams]`, the beams they extend and their token ids.
+        """
         vocab_size = logits.shape[1]
         scores = logits.log_softmax(-1)
         if self._sampling.processors:
@@ -74,13 +78,16 @@ class BeamSearch:
         return best, (places // vocab_size).tolist(), (places % vocab_size).tolist()
 
     def _keep_finished(self, candidates: Sequence[TokenSequence], scores: torch.Tensor) -> None:
-        """Put those that ended among the finished ones and keep the best."""
+        """Add the candidates that ended to the finished ones, and keep the best of all."""
         normed = (scores / len(candidates[0].output_ids) ** self._sampling.length_penalty).tolist()
         self.finished += [Hypothesis(c, s) for c, s in zip(candidates, normed, strict=True) if c.finish_reason]
         self.finished = sorted(self.finished, key=lambda h: -h.score)[: self._sampling.num_beams]
 
     def _is_over(self, best: torch.Tensor, length: int) -> bool:
-        """Whether no beam can, or by `early_stopping` need, replace a finished one; `best` leads those that go on."""
+        """Return whether the search ends: `early_stopping` says so, or no beam can replace a finished one.
+
+        `best` is the score of the best beam that continues.
+        """
         if len(self.finished) < self._sampling.num_beams:
             return False
         if self._sampling.early_stopping == WHEN_FULL:

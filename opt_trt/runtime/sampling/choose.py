@@ -1,4 +1,4 @@
-"""Which token comes next: the largest logit, or one drawn by chance."""
+"""Choose the next token: the one with the largest logit, or one drawn by chance."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sampling.candidates import draw_among_largest
-from opt_trt.runtime.sampling.processors import CHANGES, FILTERS, process
+from opt_trt.runtime.sampling.filters import FILTERS
+from opt_trt.runtime.sampling.processors import CHANGES, process
 from opt_trt.runtime.sequence import TokenSequence
 
-SUMS_AT_ONCE = 2**17  # fp64 numbers that stay in the cache: 8 rows of 50,272 at once took 2.9 instead of 0.4 ms
+SUMS_AT_ONCE = 2**17  # fp64 numbers that fit into the cache: 8 rows of 50,272 at once took 2.9 ms, not 0.4 ms
 Way = Callable[[torch.Tensor, Sequence[TokenSequence]], torch.Tensor]
 
 
 def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The next token of each sequence as its request asks, from fp32 `[S, V]`: int64 `[S]`.
+    """Return the next token of each sequence, int64 `[S]`, as its request asks, by logits fp32 `[S, V]`.
 
-    No row depends on another, nor on how many there are. `UserError` if a row has no finite largest logit. A sequence
-    whose request bans every token fails; its row means nothing.
+    No row depends on another, nor on the number of rows. Raise `UserError` if the largest logit of a row is not finite.
+    A sequence whose request bans every token fails; its row has no meaning then.
     """
     ways: dict[Way, list[int]] = {}
     for row, sequence in enumerate(sequences):
@@ -35,9 +36,9 @@ def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Te
 
 
 def accept_choice(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The next tokens, int64 `[S]`, where the decoder has chosen them: `StepOutputs` of a token a row, `[S, 1]`.
+    """Return the next tokens, int64 `[S]`, that the decoder has chosen: `StepOutputs` with one token a row, `[S, 1]`.
 
-    A drawn token uses up its sequence's number here, too. `UserError` if a row has no finite largest logit.
+    A drawn token uses up a random number of its sequence here, too. Raise `UserError` if a logit is not finite.
     """
     require_numbers(logits.squeeze(1).tolist())
     for sequence in sequences:
@@ -47,7 +48,7 @@ def accept_choice(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequ
 
 
 def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
-    """A token of each row of fp32 `[R, V]` by its softmax, found where a number from `[0, 1)` falls: int64 `[R]`."""
+    """Draw a token of each row of fp32 `[R, V]`, int64 `[R]`: the one of its softmax at which its number falls."""
     rows_at_once = max(1, SUMS_AT_ONCE // logits.shape[1])
     numbers = torch.tensor(uniforms, dtype=torch.float64).unsqueeze(1)
     parts = [slice(first, first + rows_at_once) for first in range(0, len(uniforms), rows_at_once)]
@@ -55,7 +56,7 @@ def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
 
 
 def draw_rows(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """The same on any device, for numbers fp64 `[R, 1]` there."""
+    """Draw as `draw` does, on any device that has the logits and the numbers, fp64 `[R, 1]`."""
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))  # a product rounded up would fall behind the last one
@@ -63,10 +64,10 @@ def draw_rows(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """The position of the largest logit of each row of fp32 `[S, V]`, the first one on ties: int64 `[S]`.
+    """Return the position of the largest logit of each row of fp32 `[S, V]`, int64 `[S]`; of equal ones the first.
 
-    `UserError` if a row has a NaN or its largest logit is infinite: a maximum passes NaN on, so looking at `S` numbers
-    finds one anywhere in the rows.
+    Raise `UserError` if a row has a NaN, or if its largest logit is infinite. The maximum of a row with a NaN is NaN:
+    `S` numbers are enough to find one.
     """
     best, token_ids = largest(logits)
     require_numbers(best)
@@ -84,7 +85,7 @@ def require_numbers(largest: Sequence[float]) -> None:
 
 
 def no_token_left(sequence: TokenSequence) -> RequestFailed:
-    """What a request that bans every token fails by."""
+    """Return the error of a request that bans every token."""
     problem = f"has no token left to choose after {len(sequence.output_ids)} new ones; relax "
     return RequestFailed(sequence.index, problem + ", ".join(sequence.request.sampling.processors))
 
@@ -100,7 +101,7 @@ def _choose_largest(logits: torch.Tensor, _: Sequence[TokenSequence]) -> torch.T
 
 
 def _choose_changed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The same for sequences that ask for other logits than the decoder's."""
+    """Choose for sequences whose requests change logits."""
     require_numbers(largest(logits)[0])
     changed = process(logits.clone(), sequences, CHANGES)
     best, token_ids = largest(changed)
@@ -114,7 +115,10 @@ def _choose_changed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) ->
 
 
 def _draw_by_chance(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """A token of those that the filters keep, among the largest logits or in all of a row, as the row alone decides."""
+    """Draw one of the tokens that the filters keep: from the largest logits of a row if these suffice, else from all.
+
+    Which of the two it is depends on the row alone.
+    """
     uniforms = [s.random.random() for s in sequences]
     found = draw_among_largest(logits, sequences, uniforms)
     left = [row for row, token_id in enumerate(found) if token_id is None]
@@ -128,19 +132,22 @@ def _draw_by_chance(logits: torch.Tensor, sequences: Sequence[TokenSequence]) ->
 
 
 def _take(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Some rows of `[R, V]`: a copy, unless they are all."""
+    """Return some rows of `[R, V]`, which are copied unless they are all."""
     return logits if len(rows) == logits.shape[0] else logits.index_select(0, torch.tensor(rows))
 
 
 def largest(rows: torch.Tensor) -> tuple[list[float], torch.Tensor]:
-    """The largest number of each row of fp32 `[S, V]`, NaN where a row has one, and its first place, int64 `[S]`."""
-    numbers = rows.numpy()  # the same memory; its argmax has vector instructions, ATen's for a CPU has none
+    """Return the largest number (NaN if there is one) of each row of fp32 `[S, V]` and its first place, int64 `[S]`."""
+    numbers = rows.numpy()  # shares memory; numpy's argmax uses vector instructions, ATen's on CPUs does not
     where = numbers.argmax(-1)
     return [row.item(place) for row, place in zip(numbers, where.tolist(), strict=True)], torch.from_numpy(where)
 
 
 def largest_there(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same as tensors where the rows lie: on a GPU nobody waits for them, for a step may be being captured."""
+    """Return what `largest` does, as tensors on the device of the rows.
+
+    On a GPU this does not wait for them, because a step may be being captured.
+    """
     if rows.device.type != "cpu":
         best, places = rows.max(-1)
         return best, places

@@ -1,4 +1,4 @@
-"""Contrastive search over one request: of the most likely next tokens, the one least like what stands before it."""
+"""Contrastive search for one request: of the most likely tokens, choose the one least like the tokens before it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from opt_trt.runtime.sequence import TokenSequence
 class ContrastiveSearch:
     """The state of one request's search; `leader` is the sequence that computed its prompt and gets its tokens.
 
-    The `top_k` most likely tokens, after penalties and bans, are the candidates of a step: each goes through the model,
-    in a row of its own. The next token is the one with the largest
+    The `top_k` most likely tokens, after penalties and bans, are the candidates of a step. Each goes through the model
+    in a row of its own. The next token is the candidate with the largest
 
         (1 - penalty_alpha) * its probability - penalty_alpha * the largest cosine of its hidden state and one before it
 
-    and its logits name the next candidates. So tokens come a step later than without a search.
+    and its logits give the next candidates. A token is therefore known one step later than without a search.
     """
 
     def __init__(self, leader: TokenSequence) -> None:
         self._leader = leader
         self._sampling = leader.request.sampling
         self._history = History(leader.request.max_tokens)
-        self._logits = torch.empty(0)  # fp32 [V], what the candidates were taken from
-        self._gains = torch.empty(0)  # fp32 [K], their share of the score; -inf where banned
+        self._logits = torch.empty(0)  # fp32 [V], of which the candidates are the largest
+        self._gains = torch.empty(0)  # fp32 [K], the first term of their scores; -inf where banned
 
     def advance(self, logits: torch.Tensor, rows: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """From fp32 `[K, V]` of the candidates (`[1, V]` of the leader alone), the candidates of the next step.
+        """Return the candidates of the next step, by logits fp32 `[K, V]` (`[1, V]` after the prompt).
 
-        They name the blocks of the row they go on from. The leader gets its token, and a finish reason when that was
-        the last one; it fails when every token is banned.
+        They have the blocks of the row they continue. The leader gets its token, and a finish reason if that is the
+        last one. It fails when every token is banned.
         """
         hidden = torch.cat([part for row in rows for part in row.hidden])
-        if rows[0] is self._leader:  # the prompt is computed, no token to choose yet
+        if rows[0] is self._leader:  # the prompt is computed; there is no token to choose yet
             best = 0
             self._history.append(hidden)
             self._leader.hidden.clear()
@@ -49,7 +49,7 @@ class ContrastiveSearch:
         return [] if self._leader.finish_reason else self._candidates(logits[best], rows[best])
 
     def _best(self, hidden: torch.Tensor) -> int:
-        """Which candidate is next, by the hidden states of all, fp32 `[K, E]`."""
+        """Return the candidate to take, by the hidden states of all, fp32 `[K, E]`."""
         penalties = self._sampling.penalty_alpha * self._history.likeness(hidden)
         return int((self._gains - penalties).argmax())
 
@@ -60,7 +60,10 @@ class ContrastiveSearch:
             self._leader.generation_logits.append(self._logits.clone())
 
     def _candidates(self, logits: torch.Tensor, row: TokenSequence) -> list[TokenSequence]:
-        """`row` with each of the most likely tokens behind it; always as many, so banned ones may be among them."""
+        """Return `row` continued by each of the most likely tokens.
+
+        Their number is always the same, so that banned tokens may be among them.
+        """
         scores = process(logits.unsqueeze(0).clone(), [self._leader]).squeeze(0)
         top = scores.topk(min(self._sampling.top_k, len(scores)))
         if top.values[0] == -torch.inf:
@@ -81,7 +84,7 @@ class ContrastiveSearch:
 class History:
     """The directions of the hidden states of a sequence's tokens.
 
-    Memory: fp32 `[capacity, E]`, reserved at once and taken as it is written to: 6 MiB for 2,048 tokens of OPT-125M.
+    Memory: fp32 `[capacity, E]`, 6 MiB for 2,048 tokens of OPT-125M. It is reserved at once, and used as it is written.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -98,6 +101,6 @@ class History:
         self._length = end
 
     def likeness(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The largest cosine of each of `[K, E]` with any hidden state so far: `[K]`."""
+        """Return the largest cosine of each of `[K, E]` with any hidden state so far: `[K]`."""
         cosines = self._directions[: self._length] @ functional.normalize(hidden, dim=-1).T
         return cosines.amax(0)

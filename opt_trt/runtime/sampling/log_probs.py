@@ -1,4 +1,4 @@
-"""How likely each new token was to the model, before penalties, temperature and filters had their say."""
+"""Record the log-probability of each new token, before penalties, temperature and filters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from opt_trt.runtime.sequence import TokenSequence
 
 
 def record(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
-    """Append to each sequence that asks what its logits, fp32 `[S, V]`, say of its new token (`[S]`) and of others."""
+    """Append log-probabilities to each sequence that asks for them: of its new token and of the most likely ones.
+
+    `logits` are fp32 `[S, V]`, `token_ids` are the new tokens, int64 `[S]`.
+    """
     asked = [(row, s) for row, s in enumerate(sequences) if s.request.sampling.log_probs is not None]
     if not asked:
         return

@@ -1,25 +1,26 @@
-"""Change logits before the next token is chosen: penalties, bans and filters, as transformers defines them.
+"""Change logits before the next token is chosen: penalties and bans, as transformers defines them, then filters.
 
-Every function takes fp32 logits `[R, V]` of its own, changes them in place or not, and returns the new ones; row `r` is
-that of `sequences[r]`, and all of them ask for what the function does. No row depends on another.
+Every function takes fp32 logits `[R, V]`, which it may overwrite, and returns the new ones. Row `r` belongs to
+`sequences[r]`. The requests of all rows ask for what the function does. No row depends on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from math import inf
 
 import torch
 
+from opt_trt.runtime.sampling.filters import FILTERS, Table, parameter
 from opt_trt.runtime.sequence import TokenSequence
-
-Processor = Callable[[torch.Tensor, Sequence[TokenSequence]], torch.Tensor]
-Table = Mapping[str, Processor]
 
 
 def process(logits: torch.Tensor, sequences: Sequence[TokenSequence], table: Table | None = None) -> torch.Tensor:
-    """Apply to each row of `logits [R, V]`, which are overwritten, what its sequence asks for of a table, or of all."""
+    """Apply to each row of `logits [R, V]` the processors of a table that its request asks for; by default of all.
+
+    The logits are overwritten.
+    """
     for name, apply in (PROCESSORS if table is None else table).items():
         rows = [row for row, sequence in enumerate(sequences) if name in sequence.request.sampling.processors]
         if not rows:
@@ -68,43 +69,12 @@ def _ban_early_end(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> 
     return _ban(logits, [_early_end(s) for s in sequences])
 
 
-def _apply_temperature(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    return logits.div_(parameter("temperature", sequences))
-
-
-def _keep_top_k(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The `top_k` largest, and whatever equals the least of them."""
-    top_k = torch.tensor([[min(s.request.sampling.top_k, logits.shape[1])] for s in sequences])
-    least = logits.topk(int(top_k.max())).values.gather(1, top_k - 1)
-    return logits.masked_fill(logits < least, -inf)
-
-
-def _keep_top_p(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """The fewest most probable tokens that hold `top_p` of the probability; the first one always stays."""
-    ascending, token_ids = logits.sort()
-    drop = ascending.softmax(-1).cumsum(-1) <= (1 - parameter("top_p", sequences, torch.float64)).float()
-    drop[:, -1] = False
-    return logits.masked_fill(drop.scatter(1, token_ids, drop), -inf)
-
-
-def _keep_min_p(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-    """Tokens at least `min_p` times as probable as the first one."""
-    probabilities = logits.softmax(-1)
-    least = parameter("min_p", sequences) * probabilities.amax(-1, keepdim=True)
-    return logits.masked_fill(probabilities < least, -inf)
-
-
 def _history(sequence: TokenSequence) -> list[int]:
     return [*sequence.request.prompt_ids, *sequence.output_ids]
 
 
-def parameter(name: str, sequences: Sequence[TokenSequence], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """One field of every sequence: `[R, 1]`."""
-    return torch.tensor([[getattr(s.request.sampling, name)] for s in sequences], dtype=dtype)
-
-
 def _indices(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the ids listed for each row: int64 `[N]`, `[N]`."""
+    """Return the rows and the columns of the ids listed for each row: int64 `[N]`, `[N]`."""
     rows = torch.repeat_interleave(torch.tensor([len(row) for row in ids]))
     return rows, torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
 
@@ -114,7 +84,7 @@ def _ban(logits: torch.Tensor, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def _ngram_ends(history: list[int], size: int) -> list[int]:
-    """What followed each earlier place where the last `size - 1` tokens stood."""
+    """Return the tokens that followed the last `size - 1` tokens wherever these stood before."""
     if len(history) < size:
         return []
     ids = torch.tensor(history)
@@ -123,7 +93,7 @@ def _ngram_ends(history: list[int], size: int) -> list[int]:
 
 
 def _word_ends(history: list[int], words: Sequence[tuple[int, ...]]) -> list[int]:
-    """The last id of each word whose other ids are the end of the history."""
+    """Return the last id of each word whose other ids end the history."""
     return [word[-1] for word in words if tuple(history[max(0, len(history) + 1 - len(word)) :]) == word[:-1]]
 
 
@@ -141,11 +111,5 @@ CHANGES: Table = {
     "no_repeat_ngram_size": _ban_repeated_ngrams,
     "bad_words": _ban_words,
     "min_length": _ban_early_end,
-}
-FILTERS: Table = {
-    "temperature": _apply_temperature,
-    "top_k": _keep_top_k,
-    "top_p": _keep_top_p,
-    "min_p": _keep_min_p,
 }
 PROCESSORS: Table = {**CHANGES, **FILTERS}

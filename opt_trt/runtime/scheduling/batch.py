@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.runtime.sequence import Chunk, TokenSequence
-from opt_trt.step import DecoderSpec, StepInputs
+from opt_trt.step import LARGEST, DecoderSpec, StepInputs
 
 DTYPES = {"q": torch.int64, "i": torch.int32, "d": torch.float64}  # by the type codes of arrays
-LARGEST = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # as a row of `StepInputs.draws`: the first of the largest logits
 
 
 def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec, goes_on: bool = False) -> StepInputs:
@@ -82,8 +81,7 @@ def _draws(chunks: Sequence[Chunk]) -> torch.Tensor | None:
     rows = array("d")
     for sequence in drawn:
         sampling = sequence.request.sampling
-        filters = (sampling.temperature, sampling.top_k, sampling.top_p or 1.0, sampling.min_p)
-        rows.extend((*filters, *sequence.random.coming(2)) if sampling.draws else LARGEST)
+        rows.extend((*sampling.filters, *sequence.random.coming(2)) if sampling.draws else LARGEST)
     return _tensor(rows).view(len(drawn), len(LARGEST))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from opt_trt.backends.inductor.decoder.launch import Launch
 from opt_trt.backends.inductor.decoder.program_table import is_generation, replayed_rows
-from opt_trt.step import DecoderSpec, StepInputs
+from opt_trt.step import DRAW_COLUMNS, DecoderSpec, StepInputs
 
 
 class Launcher(Protocol):
@@ -80,9 +80,6 @@ LOOKED_BACK = 16  # guesses
 COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # of a row; its position follows from its length
 
 
-NEXT = 5  # column of `StepInputs.draws` with numbers for the next tokens
-
-
 MOST_MISSES = 1  # of them; with more, steps begun for nothing may cost more than the others save
 
 
@@ -120,7 +117,8 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
     rows = order[torch.searchsorted(slots, asked.slot_mapping).clamp(max=len(slots) - 1)]
     pairs = [(getattr(begun, name)[rows], getattr(asked, name)) for name in COMPARED]
     if asked.draws is not None and begun.draws is not None:
-        pairs.append((begun.draws[rows, :NEXT], asked.draws[:, :NEXT]))
+        known = (DRAW_COLUMNS.filters, DRAW_COLUMNS.number)
+        pairs += [(begun.draws[rows, columns], asked.draws[:, columns]) for columns in known]
     if not all(torch.equal(guessed, found) for guessed, found in pairs):
         return None
     width = -(-int(asked.kv_lens.max()) // tokens_per_block)
@@ -147,7 +145,10 @@ class Foresight:
 
 def _next_draws(draws: torch.Tensor | None) -> torch.Tensor | None:
     """The same rules, with the number for the next token; the one behind it is not known yet."""
-    return None if draws is None else torch.cat((draws[:, : NEXT - 1], draws[:, NEXT:], draws[:, NEXT:]), 1)
+    if draws is None:
+        return None
+    filters, _, coming = (draws[:, columns] for columns in DRAW_COLUMNS)
+    return torch.cat((filters, coming, coming), 1)
 
 
 def _choice(inputs: StepInputs) -> tuple[bool, bool]:

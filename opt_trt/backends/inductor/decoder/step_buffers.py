@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from opt_trt.runtime.scheduling.batch import LARGEST
-from opt_trt.step import StepInputs
+from opt_trt.step import LARGEST, StepInputs
 
 ALIGNED = 2  # int64 words: compiled programs copy what does not begin at 16 bytes
 NO_SLOT = -1  # the token is not appended to the KV cache
