@@ -15,7 +15,7 @@ from opt_trt import cli
 from opt_trt.commands import COMMANDS
 from opt_trt.config import runtime_flags
 from opt_trt.config.flags import Refusal
-from opt_trt.config.sampling import SamplingParams
+from opt_trt.config.sampling_options import SamplingOptions
 from opt_trt.config.tensorrt_flags import TensorRtOptions
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ so that command lines written for TensorRT-LLM keep working. Flags cannot be abb
 """
 SHARED = "Flags that `run` and `summarize` share"
 # Flags of a topic are those that are fields of its class.
-TOPICS = (("How tokens are chosen", SamplingParams), ("For TensorRT engines and GPUs", runtime_flags.RuntimeOptions))
+TOPICS = (("How tokens are chosen", SamplingOptions), ("For TensorRT engines and GPUs", runtime_flags.RuntimeOptions))
 EXIT_CODES = {
     0: "The command did what it was asked to do.",
     cli.EXIT_CHECK_FAILED: "A check that was asked for failed: the accuracy gate, or `--compare` found a difference.",
