@@ -12,22 +12,22 @@ BUCKETS = (1, 4, 8, 16, 64, 256)
 
 @dataclass(frozen=True)
 class Tactic:
-    """One implementation a plugin may choose.
+    """One implementation that a plugin may choose.
 
-    Tactics of one `layout` read the same stored weights and live in the same call of a program, so all buckets of a
-    problem take their tactics from one layout. `value` is what the operator is told to run it. `tolerance` is the
-    largest difference from the reference, relative to its largest result, that is no bug. `needs` is a processor flag
-    beyond those of the instruction set that is compiled for.
+    Tactics of one `layout` read the same stored weights and share one call in a program, so all buckets of a problem
+    take their tactics from one layout. `parameter` is a number that a GPU's kernel is given; kernels of a CPU are found
+    by the name. `tolerance` is the largest allowed difference from the reference, relative to its largest value.
+    `needs` is a processor flag beyond those of the instruction set that is compiled for.
     """
 
     name: str
     layout: str
-    value: int
+    parameter: int = 0
     tolerance: float = 2e-5  # fp32 sums of up to 50,000 terms in another order differ by a tenth of that
     needs: str | None = None
 
     def lacks(self, extras: Collection[str]) -> str | None:
-        """None, or what it needs and a processor with these extra flags has not."""
+        """Return what the tactic needs and a processor with these extra flags lacks, or None."""
         return f"needs {self.needs}" if self.needs and self.needs not in extras else None
 
 
@@ -46,11 +46,6 @@ class Choice:
 
     layout: str
     tactics: tuple[Tactic, ...]
-
-    @property
-    def values(self) -> list[int]:
-        """What the operator is given."""
-        return [t.value for t in self.tactics]
 
 
 def choose(timings: Sequence[Sequence[Timing]], weights: Sequence[float]) -> Choice:

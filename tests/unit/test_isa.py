@@ -52,13 +52,13 @@ def test_an_instruction_set_this_processor_does_not_run_is_refused():
 @pytest.mark.parametrize(
     ("product", "context", "flag"),
     [
-        (gemm.OWN[0], attention.FLASH, None),
+        (gemm.FP32[0], attention.FLASH, None),
         (gemm.PAIRS[0], attention.FLASH, "avx512_bf16"),
         (gemm.FIXED16[0], attention.FLASH, "avx512_vnni"),
-        (gemm.OWN[0], attention.FLASH_PAIRS, "avx512_bf16"),
+        (gemm.FP32[0], attention.FLASH_PAIRS, "avx512_bf16"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_an_engine_names_the_flags_of_whatever_tactics_won(product, context, flag):
-    plan = Plan({}, {"fc": Choice(product.layout, (product,))}, Choice(context.layout, (attention.ROWS, context)))
+    plan = Plan({}, {"fc": Choice(product.layout, (product,))}, Choice(context.layout, (attention.UNFUSED, context)))
     assert {*device_of(ISAS[0], plan)["flags"].split()} == ISAS[0].needs | ({flag} if flag else set())

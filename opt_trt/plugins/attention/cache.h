@@ -30,12 +30,17 @@ struct Attention {
   }
 };
 
+struct Heads { int64_t first, count; };
+
 constexpr int64_t kRun = 32;  // tokens; what a few heads have of them fits into the second cache more than once
 
 // Memory of one thread, kept from one piece of its work to the next.
 struct Scratch {
   std::vector<float> q, k, v, top, denominator;
 };
+
+// Computes queries [first, first + count) of some heads of sequence s.
+typedef void (*AttentionKernel)(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch);
 
 inline float query_scale(const Attention& a) { return 1.0f / std::sqrt(float(a.head_size)); }
 

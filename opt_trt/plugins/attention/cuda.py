@@ -38,7 +38,7 @@ def run_attention(tactic: Tactic, qkv: torch.Tensor, kv_cache: torch.Tensor, ste
     lengths = (step.kv_lens, step.block_tables)
     out: torch.Tensor
     if tactic in SPLIT_KEYS:
-        out = generation_attention(qkv, kv_cache, step.slot_mapping, *lengths, tactic.value)
+        out = generation_attention(qkv, kv_cache, step.slot_mapping, *lengths, tactic.parameter)
     else:
         out = context_attention(qkv, kv_cache, step.slot_mapping, step.query_start, *lengths, tactic == HALF_FLASH)
     return out

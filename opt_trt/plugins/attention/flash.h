@@ -72,37 +72,37 @@ inline float weigh(vec (&score)[kKeyGroups], int64_t visible, float& top, float&
   return shrink;
 }
 
-// Weights [ROWS, kKeyTile] times the values of so many features from `d` on are added to the outputs from `i` on.
-template <typename Form, int ROWS, int GROUPS>
-void add_products(const Running& r, int64_t i, int64_t d, const Factors& weights, const float (&shrink)[ROWS]) {
-  vec gain[ROWS][GROUPS];
+// Weights [QUERIES, kKeyTile] times the values of so many features from `d` on are added to the outputs from `i` on.
+template <typename Form, int QUERIES, int GROUPS>
+void add_products(const Running& r, int64_t i, int64_t d, const Factors& weights, const float (&shrink)[QUERIES]) {
+  vec gain[QUERIES][GROUPS];
   Form::multiply({weights.left, r.v + d, weights.left_stride, r.size, weights.n}, gain);
-  for (int q = 0; q < ROWS; ++q)
+  for (int q = 0; q < QUERIES; ++q)
     for (int j = 0; j < GROUPS; ++j) {
       float* out = r.out + (i + q) * r.out_stride + d + j * kLanes;
       store(out, load(out) * shrink[q] + gain[q][j]);
     }
 }
 
-// ROWS queries from `i` on meet a tile of keys, of which query i + q sees the first visible[q].
-template <typename Form, int ROWS>
+// QUERIES queries from `i` on meet a tile of keys, of which query i + q sees the first visible[q].
+template <typename Form, int QUERIES>
 void meet(const Running& r, int64_t i, const int64_t* visible) {
   constexpr int64_t kItems = kKeyTile / Form::kNumbers;
   const int64_t items = r.size / Form::kNumbers;
-  vec score[ROWS][kKeyGroups];
+  vec score[QUERIES][kKeyGroups];
   Form::multiply({r.q + i * items, r.k, items, kKeyTile, items}, score);
-  alignas(64) float weight[ROWS][kItems];
-  float shrink[ROWS];
-  for (int q = 0; q < ROWS; ++q) {
+  alignas(64) float weight[QUERIES][kItems];
+  float shrink[QUERIES];
+  for (int q = 0; q < QUERIES; ++q) {
     shrink[q] = weigh(score[q], visible[q], r.top[i + q], r.denominator[i + q]);
     for (int j = 0; j < kKeyGroups; ++j) Form::pack(score[q][j], weight[q] + j * kLanes / Form::kNumbers);
   }
-  const int64_t keys = *std::max_element(visible, visible + ROWS);
+  const int64_t keys = *std::max_element(visible, visible + QUERIES);
   const Factors weights{weight[0], nullptr, kItems, 0, (keys + Form::kNumbers - 1) / Form::kNumbers};
   int64_t d = 0;
   for (; d + kFeatureGroups * kLanes <= r.size; d += kFeatureGroups * kLanes)
-    add_products<Form, ROWS, kFeatureGroups>(r, i, d, weights, shrink);
-  for (; d < r.size; d += kLanes) add_products<Form, ROWS, 1>(r, i, d, weights, shrink);
+    add_products<Form, QUERIES, kFeatureGroups>(r, i, d, weights, shrink);
+  for (; d < r.size; d += kLanes) add_products<Form, QUERIES, 1>(r, i, d, weights, shrink);
 }
 
 // Nothing is seen yet.
@@ -127,7 +127,7 @@ Running begin(const Attention& a, int64_t t, int64_t h, int64_t count, Scratch& 
 // Fused: tiles of keys and values stay in cache while up to kQueryTile queries attend to them with a running softmax.
 // head_size is a multiple of 16.
 template <typename Form, typename C>
-void attend_flash(const Attention& a, int64_t s, int64_t h, int64_t first, int64_t count, Scratch& scratch) {
+void attend_head(const Attention& a, int64_t s, int64_t h, int64_t first, int64_t count, Scratch& scratch) {
   const int64_t base = a.visible(s, first) - 1;  // position of query 0
   const Running r = begin<Form>(a, a.query_start[s] + first, h, count, scratch);
   for (int64_t start = 0; start < base + count; start += kKeyTile) {
@@ -146,6 +146,13 @@ void attend_flash(const Attention& a, int64_t s, int64_t h, int64_t first, int64
   }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t d = 0; d < r.size; ++d) r.out[i * r.out_stride + d] /= r.denominator[i];
+}
+
+// Queries [first, first + count) of some heads of a sequence.
+template <typename Form, typename C>
+void attend_flash(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
+  for (int64_t h = heads.first; h < heads.first + heads.count; ++h)
+    attend_head<Form, C>(a, s, h, first, count, scratch);
 }
 
 }  // namespace opt_trt

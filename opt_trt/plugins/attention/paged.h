@@ -5,16 +5,10 @@
 #pragma once
 #include <omp.h>
 
-#include <type_traits>
-
-#include "floats.h"
-#include "pairs.h"
-#include "rows.h"
+#include "tactics.h"
 
 namespace opt_trt {
 
-// Tactics for several queries, by their values in attention/__init__.py.
-constexpr int64_t kRows = 0, kFlash = 1, kFlashPairs = 2;
 constexpr int64_t kPiecesPerThread = 2;  // of work at least, so that threads share it evenly
 
 struct Work {
@@ -92,21 +86,9 @@ void append_newest(const Attention& a, const Work& w) {
     append<C>(a, w.sequence, w.heads.first, w.heads.first + w.heads.count);
 }
 
-// All keys of some queries, by the tactic for several where there are several.
+// `several` computes what has several queries.
 template <typename C>
-void attend(const Attention& a, const Work& w, int64_t tactic, Scratch& scratch) {
-  if (tactic == kRows || a.queries(w.sequence) == 1)
-    return attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<C, bf16>)
-    if (tactic == kFlashPairs)
-      return attend_flash<Pairs, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
-#endif
-  attend_flash<Floats, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
-}
-
-template <typename C>
-void run_attention(const Attention& a, int64_t tactic) {
+void run_attention(const Attention& a, AttentionKernel several) {
   Parts parts{a.head_size};
   const std::vector<Work> work = divide(a, parts);
   const bool generation = a.tokens == a.sequences;
@@ -121,8 +103,9 @@ void run_attention(const Attention& a, int64_t tactic) {
     for (size_t i = 0; i < work.size(); ++i) {
       const Work& w = work[i];
       if (generation) append_newest<C>(a, w);
+      const AttentionKernel attend = a.queries(w.sequence) == 1 ? attend_unfused<C> : several;
       if (w.part >= 0) attend_one_part<C>(a, w, parts, scratch);
-      else attend<C>(a, w, tactic, scratch);
+      else attend(a, w.sequence, w.heads, w.first, w.count, scratch);
     }
     if (parts.count) {
 #pragma omp barrier

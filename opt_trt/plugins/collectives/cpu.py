@@ -6,13 +6,13 @@ import ctypes
 import functools
 import mmap
 import os
-from typing import Any
 
 import torch
 from mpi4py import MPI
 
 from opt_trt.model.mapping import Mapping
 from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
+from opt_trt.plugins.cpu.operators import Operators
 
 CHUNK_BYTES = 1 << 18  # of a long vector, exchanged at a time: two of them stay in a core's cache
 SEAT_BYTES = 64  # shared_memory.h: Seat
@@ -21,21 +21,22 @@ NO_SPINS = 0  # where ranks are more than cores: who waits is in the way of whom
 
 
 @functools.cache
-def connect(native: Any, mapping: Mapping, timeout_s: float) -> Pipeline:
+def connect(operators: Operators, mapping: Mapping, timeout_s: float) -> Pipeline:
     """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
 
-    Programs find their group among `native`, their library's operators, by its size: engines of one mapping share it.
+    Programs find their group in their library, whose `operators` these are, by its size. So engines of one mapping
+    share it.
     """
     world = MPI.COMM_WORLD
     assert world.Get_size() == mapping.world_size, (world.Get_size(), mapping)
     rank = world.Get_rank()
     group = world.Split(mapping.pp_rank(rank), rank)
     if mapping.tp_size > 1:
-        join(native, group, timeout_s)
+        join(operators, group, timeout_s)
     return Pipeline(world.Dup(), mapping, timeout_s)
 
 
-def join(native: Any, group: MPI.Comm, timeout_s: float) -> None:
+def join(operators: Operators, group: MPI.Comm, timeout_s: float) -> None:
     """Join the ranks of `group` in the order of their numbers; all ranks of the world call this, each with its group.
 
     `timeout_s` is how long a rank waits for the others in one exchange before it is an error.
@@ -44,9 +45,9 @@ def join(native: Any, group: MPI.Comm, timeout_s: float) -> None:
     spins = NO_SPINS if _is_crowded() else SPINS
     memory = _shared_memory(group, ranks * SEAT_BYTES + 2 * (ranks + 1) * CHUNK_BYTES)
     if memory is None:
-        native.join_mpi(torch.tensor(_mpi(group)), ranks, timeout_s)
+        operators.join_mpi(torch.tensor(_mpi(group)), ranks, timeout_s)
         return
-    native.join_shared_memory(memory, ranks, rank, timeout_s, spins)
+    operators.join_shared_memory(memory, ranks, rank, timeout_s, spins)
 
 
 def _is_crowded() -> bool:

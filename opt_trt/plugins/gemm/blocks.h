@@ -36,10 +36,6 @@ struct NextWeights {
   int64_t stride;  // bytes between neighbouring groups of outputs
 };
 
-// Stored rows of 16 outputs that `count` features take.
-template <typename W>
-constexpr int64_t stored_rows_of(int64_t count) { return (count + kSteps<W> - 1) / kSteps<W>; }
-
 template <typename W> constexpr int64_t kBlockBytes = stored_rows_of<W>(kBlock) * kLanes * sizeof(W);
 
 // The two features of a pair from stored rows of 16 outputs.
@@ -50,18 +46,18 @@ void load_two(const W* block, int64_t p, vec (&values)[2]) {
     for (int64_t i = 0; i < 2; ++i) values[i] = load(block + (2 * p + i) * kLanes);
 }
 
-// Tokens from `token` on, ROWS at a time, the rest by smaller tiles. Each tile asks for its share of the next weights.
-template <typename Form, typename W, int ROWS, int GROUPS>
+// Tokens from `token` on, TOKENS at a time, the rest by smaller tiles. Each tile asks for its share of the next weights.
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void pass_tokens(
     int64_t tokens, const TokenPairs& x, const WeightPairs<GROUPS>& w, const NextWeights& next, vec (*total)[GROUPS],
     int64_t token = 0) {
   constexpr int64_t kLines = kBlockBytes<W> / 64;
-  for (; token + ROWS <= tokens; token += ROWS) {
-    for (int64_t line = kLines * token / tokens; line < kLines * (token + ROWS) / tokens; ++line)
+  for (; token + TOKENS <= tokens; token += TOKENS) {
+    for (int64_t line = kLines * token / tokens; line < kLines * (token + TOKENS) / tokens; ++line)
       for (int j = 0; j < GROUPS; ++j) __builtin_prefetch(next.first + j * next.stride + line * 64, 0, kFirstLevel);
-    Form::template add<ROWS, GROUPS>(x.from(token), w, total + token);
+    Form::template add<TOKENS, GROUPS>(x.from(token), w, total + token);
   }
-  if constexpr (ROWS > 1) pass_tokens<Form, W, ROWS / 2, GROUPS>(tokens, x, w, next, total, token);
+  if constexpr (TOKENS > 1) pass_tokens<Form, W, TOKENS / 2, GROUPS>(tokens, x, w, next, total, token);
 }
 
 // One block of the outputs [group, group + GROUPS).
@@ -81,7 +77,7 @@ void widen_block(const Gemm& g, int64_t group, int64_t at, WeightPairs<GROUPS>& 
   }
 }
 
-template <typename Form, typename W, int ROWS, int GROUPS>
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void block_panel(const Gemm& g, const TokenPairs& x, int64_t group) {
   struct Sums { vec of[GROUPS]; };
   static thread_local std::vector<Sums> kept;
@@ -94,7 +90,7 @@ void block_panel(const Gemm& g, const TokenPairs& x, int64_t group) {
     widen_block<Form, W, GROUPS>(g, group, at, w);
     const char* next = at + 1 < blocks ? weight + (at + 1) * kBlockBytes<W> : weight + GROUPS * stride;
     const TokenPairs block = x.from(at * g.tokens);
-    pass_tokens<Form, W, ROWS, GROUPS>(g.tokens, block, w, {next, stride}, total);
+    pass_tokens<Form, W, TOKENS, GROUPS>(g.tokens, block, w, {next, stride}, total);
   }
   finish(g, {0, g.tokens}, {group, GROUPS}, total[0]);
 }
@@ -106,7 +102,7 @@ inline TokenPairs kept_pairs(int64_t count) {
   return {at_least(kept, count * kBlockPairs), at_least(scales, count)};
 }
 
-template <typename Form, typename W, int ROWS, int GROUPS>
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void multiply_blocks(const Gemm& g) {
   const int64_t groups = g.groups(), panels = groups / GROUPS, blocks = num_groups(g.k), rounded = blocks * g.tokens;
   const TokenPairs x = kept_pairs(rounded);
@@ -118,16 +114,16 @@ void multiply_blocks(const Gemm& g) {
       Form::round(g.x + token * g.k + k, g.k - k, x.from(block * g.tokens + token));
     }
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) block_panel<Form, W, ROWS, GROUPS>(g, x, p * GROUPS);
+    for (int64_t p = 0; p < panels; ++p) block_panel<Form, W, TOKENS, GROUPS>(g, x, p * GROUPS);
 #pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) block_panel<Form, W, ROWS, 1>(g, x, group);
+    for (int64_t group = panels * GROUPS; group < groups; ++group) block_panel<Form, W, TOKENS, 1>(g, x, group);
   }
 }
 
-template <typename Form, typename W, int ROWS, int GROUPS>
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void gemm_blocks(const Gemm& g) {
   for (int64_t first = 0; first < g.tokens; first += kTokensAtOnce)
-    multiply_blocks<Form, W, ROWS, GROUPS>(g.part(first, kTokensAtOnce));
+    multiply_blocks<Form, W, TOKENS, GROUPS>(g.part(first, kTokensAtOnce));
 }
 
 }  // namespace opt_trt

@@ -49,9 +49,9 @@ def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: 
     assert most_tokens is not None, tactic
     fused = (call.x, *call.linear, call.residual, problem.n, problem.site in RELU_SITES, out_dtype)
     if tactic in GEMV:
-        y: torch.Tensor = gemv(*fused, most_tokens, tactic.value)
+        y: torch.Tensor = gemv(*fused, most_tokens, tactic.parameter)
     else:
-        y = split_gemm(*fused, max(most_tokens, min(STAGES)), tactic.value, 32 if tactic in NARROW else 64)
+        y = split_gemm(*fused, max(most_tokens, min(STAGES)), tactic.parameter, 32 if tactic in NARROW else 64)
     return y
 
 

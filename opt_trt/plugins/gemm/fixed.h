@@ -16,6 +16,10 @@ template <> constexpr int kOffset<int4x2> = 8;
 template <typename W> constexpr bool kIntegers = kOffset<W> != 0;
 template <typename W> constexpr int kQuads = kSteps<W>;  // quads of features in a stored row: 64 bytes, 16 outputs
 
+// Stored rows of 16 outputs that `count` features take.
+template <typename W>
+constexpr int64_t quad_rows_of(int64_t count) { return num_groups(count) * kGroup / (kQuad * kQuads<W>); }
+
 // Activations of all tokens, PARTS bytes each, the more significant first. Tokens of a tile lie together: [groups of K,
 // tokens of the tile], tile after tile. Were it all tokens instead, lines a power of two apart would evict one another.
 struct FixedPoint {
@@ -85,16 +89,16 @@ struct Quads {
   int64_t stride, ahead;
 };
 
-// Adds the products of one group of features, ROWS tokens × GROUPS groups of 16 outputs. Not inlined: it needs all
+// Adds the products of one group of features, TOKENS tokens × GROUPS groups of 16 outputs. Not inlined: it needs all
 // registers for its sums.
-template <typename W, int PARTS, int ROWS, int GROUPS>
+template <typename W, int PARTS, int TOKENS, int GROUPS>
 [[gnu::noinline]] OPT_TRT_VNNI void add_group(
-    const FixedPoint& x, int64_t first, const Quads& w, vec (&total)[ROWS][GROUPS]) {
+    const FixedPoint& x, int64_t first, const Quads& w, vec (&total)[TOKENS][GROUPS]) {
   const int8_t* parts = x.parts + first * PARTS * kGroup;
   const uint8_t* weight = w.weight;
   const int64_t stride = w.stride, ahead = w.ahead;
-  ivec sum[ROWS * PARTS][GROUPS] = {};  // GCC 12 writes an array of __m512i to memory at every addition
-  for (int i = 0; i < ROWS; ++i)
+  ivec sum[TOKENS * PARTS][GROUPS] = {};  // GCC 12 writes an array of __m512i to memory at every addition
+  for (int i = 0; i < TOKENS; ++i)
     for (int j = 0; j < GROUPS; ++j) sum[i * PARTS + PARTS - 1][j] = ivec{} - kOffset<W> * x.totals[first + i];
   for (int64_t k = 0; k < kGroup; k += kQuad * kQuads<W>, weight += 64) {
     __m512i quads[GROUPS][kQuads<W>];
@@ -103,7 +107,7 @@ template <typename W, int PARTS, int ROWS, int GROUPS>
       load_quads<W>(weight + j * stride, quads[j]);
     }
     for (int q = 0; q < kQuads<W>; ++q)
-      for (int i = 0; i < ROWS * PARTS; ++i) {
+      for (int i = 0; i < TOKENS * PARTS; ++i) {
         int32_t four;
         std::memcpy(&four, parts + i * kGroup + k + q * kQuad, sizeof(four));
         const __m512i value = _mm512_set1_epi32(four);
@@ -111,7 +115,7 @@ template <typename W, int PARTS, int ROWS, int GROUPS>
           sum[i][j] = (ivec)_mm512_dpbusd_epi32((__m512i)sum[i][j], quads[j][q], value);
       }
   }
-  for (int i = 0; i < ROWS; ++i)
+  for (int i = 0; i < TOKENS; ++i)
     for (int j = 0; j < GROUPS; ++j) {
       ivec whole = sum[i * PARTS + PARTS - 1][j];
       if constexpr (PARTS == 2) whole += sum[i * PARTS][j] << 8;
@@ -119,31 +123,31 @@ template <typename W, int PARTS, int ROWS, int GROUPS>
     }
 }
 
-// Tokens from `token` on, ROWS of them. While several tiles read a panel of weights, each asks for a part of the next
+// Tokens from `token` on, TOKENS of them. While several tiles read a panel of weights, each asks for a part of the next
 // panel, so that memory is never idle.
-template <typename W, int PARTS, int ROWS, int GROUPS>
+template <typename W, int PARTS, int TOKENS, int GROUPS>
 OPT_TRT_VNNI void fixed_tile(const Gemm& g, const FixedPoint& x, int64_t token, int64_t group) {
   constexpr int64_t kBytes = kGroup * kLanes / kSteps<W>;
   const int64_t k_groups = num_groups(g.k), stride = k_groups * kBytes;
-  const int64_t tiles = (g.tokens + ROWS - 1) / ROWS, tile = token / ROWS;
+  const int64_t tiles = (g.tokens + TOKENS - 1) / TOKENS, tile = token / TOKENS;
   const uint8_t* weight = static_cast<const uint8_t*>(g.weight) + group * stride;
-  vec total[ROWS][GROUPS] = {};
+  vec total[TOKENS][GROUPS] = {};
   for (int64_t at = 0; at < k_groups; ++at) {
     const int64_t next = at % tiles == tile ? GROUPS * stride : 0;
     const int64_t ahead = tiles == 1 ? bytes_ahead(at * kBytes, stride, GROUPS) : next;
-    add_group<W, PARTS, ROWS, GROUPS>(x, token * k_groups + at * ROWS, {weight + at * kBytes, stride, ahead}, total);
+    add_group<W, PARTS, TOKENS, GROUPS>(x, token * k_groups + at * TOKENS, {weight + at * kBytes, stride, ahead}, total);
   }
-  finish(g, {token, ROWS}, {group, GROUPS}, total[0]);
+  finish(g, {token, TOKENS}, {group, GROUPS}, total[0]);
 }
 
-// All tokens from `token` on, ROWS at a time, the rest by smaller tiles.
-template <typename W, int PARTS, int ROWS, int GROUPS>
+// All tokens from `token` on, TOKENS at a time, the rest by smaller tiles.
+template <typename W, int PARTS, int TOKENS, int GROUPS>
 void fixed_panel(const Gemm& g, const FixedPoint& x, int64_t group, int64_t token = 0) {
-  for (; token + ROWS <= g.tokens; token += ROWS) fixed_tile<W, PARTS, ROWS, GROUPS>(g, x, token, group);
-  if constexpr (ROWS > 1) fixed_panel<W, PARTS, ROWS / 2, GROUPS>(g, x, group, token);
+  for (; token + TOKENS <= g.tokens; token += TOKENS) fixed_tile<W, PARTS, TOKENS, GROUPS>(g, x, token, group);
+  if constexpr (TOKENS > 1) fixed_panel<W, PARTS, TOKENS / 2, GROUPS>(g, x, group, token);
 }
 
-template <typename W, int PARTS, int ROWS, int GROUPS>
+template <typename W, int PARTS, int TOKENS, int GROUPS>
 void multiply_fixed(const Gemm& g) {
   const int64_t groups = g.groups(), panels = groups / GROUPS, k_groups = num_groups(g.k), rounded = k_groups * g.tokens;
   const FixedPoint x = kept_activations(rounded, PARTS);
@@ -152,22 +156,31 @@ void multiply_fixed(const Gemm& g) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rounded; ++i) {
       const int64_t token = i / k_groups, group = i % k_groups, k = group * kGroup;
-      const Span tile = tile_of(token, g.tokens, ROWS);
+      const Span tile = tile_of(token, g.tokens, TOKENS);
       const int64_t at = tile.first * k_groups + group * tile.count + token - tile.first;
       round_group<PARTS>(g.x + token * g.k + k, g.k - k, x.parts + at * PARTS * kGroup, x.scales + at, x.totals + at);
     }
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) fixed_panel<W, PARTS, ROWS, GROUPS>(g, x, p * GROUPS);
+    for (int64_t p = 0; p < panels; ++p) fixed_panel<W, PARTS, TOKENS, GROUPS>(g, x, p * GROUPS);
 #pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) fixed_panel<W, PARTS, ROWS, 1>(g, x, group);
+    for (int64_t group = panels * GROUPS; group < groups; ++group) fixed_panel<W, PARTS, TOKENS, 1>(g, x, group);
   }
 }
 
-template <typename W, int PARTS, int ROWS, int GROUPS>
+template <typename W, int PARTS, int TOKENS, int GROUPS>
 void gemm_fixed(const Gemm& g) {
-  const int64_t most = tokens_at_once(g.k * PARTS, ROWS);
-  for (int64_t first = 0; first < g.tokens; first += most) multiply_fixed<W, PARTS, ROWS, GROUPS>(g.part(first, most));
+  const int64_t most = tokens_at_once(g.k * PARTS, TOKENS);
+  for (int64_t first = 0; first < g.tokens; first += most) multiply_fixed<W, PARTS, TOKENS, GROUPS>(g.part(first, most));
 }
 #endif
+
+// The kernel of TOKENS tokens at once whose activations have PARTS bytes; null where the library has none.
+template <typename W, int PARTS, int TOKENS, int GROUPS>
+constexpr GemmKernel fixed_kernel() {
+#if defined(__AVX512F__)
+  if constexpr (kIntegers<W>) return gemm_fixed<W, PARTS, TOKENS, GROUPS>;
+#endif
+  return nullptr;
+}
 
 }  // namespace opt_trt

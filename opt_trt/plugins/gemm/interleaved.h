@@ -1,10 +1,11 @@
 // y[T, N] = x[T, K] · W * scale + bias, ReLU, + residual, with W interleaved over 16 outputs: [N / 16, K, 16].
 //
 // int4 lies two input features to a byte, [N / 16, ceil(K / 2), 16]; integer weights are widened to fp32, which is exact.
-// A thread owns consecutive groups of 16 outputs, so it streams its weights once, in order, for every ROWS tokens: those
+// A thread owns consecutive groups of 16 outputs, so it streams its weights once, in order, for every TOKENS tokens: those
 // of several groups side by side, a panel, for memory gives one stream less than it has. Accumulation is fp32 in the
 // order of K whatever the number of tokens.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "../cpu/simd.h"
@@ -55,6 +56,8 @@ struct Gemm {
   }
 };
 
+typedef void (*GemmKernel)(const Gemm&);
+
 struct Span {
   int64_t first, count;
 };
@@ -98,6 +101,10 @@ inline void fetch_results(const Gemm& g, int64_t token, Span groups) {
 template <typename W> constexpr int kSteps = 1;
 template <> constexpr int kSteps<int4x2> = 2;
 
+// Stored rows of 16 outputs that `count` features take.
+template <typename W>
+constexpr int64_t stored_rows_of(int64_t count) { return (count + kSteps<W> - 1) / kSteps<W>; }
+
 template <typename W>
 void load_row(const W* p, int64_t ahead, vec (&values)[kSteps<W>]) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, kSecondLevel);
@@ -107,60 +114,68 @@ void load_row(const W* p, int64_t ahead, vec (&values)[kSteps<W>]) {
 
 template <typename W>
 const W* weight_of(const Gemm& g, int64_t group) {
-  return static_cast<const W*>(g.weight) + group * ((g.k + kSteps<W> - 1) / kSteps<W>) * kLanes;
+  return static_cast<const W*>(g.weight) + group * stored_rows_of<W>(g.k) * kLanes;
 }
 
 // One stored row of every group, of which the first STEPS input features count.
-template <typename W, int STEPS, int ROWS, int GROUPS>
-inline void accumulate(const Gemm& g, const W* (&weight)[GROUPS], const float* x, int64_t row, vec (&total)[ROWS][GROUPS]) {
+template <typename W, int STEPS, int TOKENS, int GROUPS>
+inline void accumulate(const Gemm& g, const W* (&weight)[GROUPS], const float* x, int64_t row, vec (&total)[TOKENS][GROUPS]) {
   constexpr int64_t kBytes = kLanes * sizeof(W);
-  const int64_t ahead = bytes_ahead(row * kBytes, (g.k + kSteps<W> - 1) / kSteps<W> * kBytes, GROUPS);
+  const int64_t ahead = bytes_ahead(row * kBytes, stored_rows_of<W>(g.k) * kBytes, GROUPS);
   vec w[GROUPS][kSteps<W>];
   for (int j = 0; j < GROUPS; ++j) load_row(weight[j] + row * kLanes, ahead, w[j]);
   for (int s = 0; s < STEPS; ++s)
-    for (int i = 0; i < ROWS; ++i) {
+    for (int i = 0; i < TOKENS; ++i) {
       const vec value = splat(x[i * g.k + row * kSteps<W> + s]);
       for (int j = 0; j < GROUPS; ++j) total[i][j] += value * w[j][s];
     }
 }
 
-// ROWS tokens × GROUPS groups of outputs, all accumulators in registers.
-template <typename W, int ROWS, int GROUPS>
+// TOKENS tokens × GROUPS groups of outputs, all accumulators in registers.
+template <typename W, int TOKENS, int GROUPS>
 void tile(const Gemm& g, int64_t token, int64_t group) {
   const W* weight[GROUPS];
   for (int j = 0; j < GROUPS; ++j) weight[j] = weight_of<W>(g, group + j);
   const float* x = g.x + token * g.k;
   const int64_t whole = g.k / kSteps<W>;
-  vec total[ROWS][GROUPS] = {};
+  vec total[TOKENS][GROUPS] = {};
   for (int64_t row = 0; row < whole; ++row) accumulate<W, kSteps<W>>(g, weight, x, row, total);
   if (g.k % kSteps<W>) accumulate<W, 1>(g, weight, x, whole, total);
-  finish(g, {token, ROWS}, {group, GROUPS}, total[0]);
+  finish(g, {token, TOKENS}, {group, GROUPS}, total[0]);
 }
 
-// Tokens from `token` on of the groups [group, group + GROUPS), ROWS at a time, the rest by smaller tiles.
-template <typename W, int ROWS, int GROUPS>
+// Tokens from `token` on of the groups [group, group + GROUPS), TOKENS at a time, the rest by smaller tiles.
+template <typename W, int TOKENS, int GROUPS>
 void panel(const Gemm& g, int64_t group, int64_t token = 0) {
-  for (; token + ROWS <= g.tokens; token += ROWS) tile<W, ROWS, GROUPS>(g, token, group);
-  if constexpr (ROWS > 1) panel<W, ROWS / 2, GROUPS>(g, group, token);
+  for (; token + TOKENS <= g.tokens; token += TOKENS) tile<W, TOKENS, GROUPS>(g, token, group);
+  if constexpr (TOKENS > 1) panel<W, TOKENS / 2, GROUPS>(g, group, token);
 }
 
-template <typename W, int ROWS, int GROUPS>
+template <typename W, int TOKENS, int GROUPS>
 void multiply(const Gemm& g) {
   const int64_t groups = g.groups();
   const int64_t panels = groups / GROUPS;
 #pragma omp parallel
   {
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) panel<W, ROWS, GROUPS>(g, p * GROUPS);
+    for (int64_t p = 0; p < panels; ++p) panel<W, TOKENS, GROUPS>(g, p * GROUPS);
 #pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, ROWS, 1>(g, group);
+    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, TOKENS, 1>(g, group);
   }
 }
 
-template <typename W, int ROWS, int GROUPS>
+template <typename W, int TOKENS, int GROUPS>
 void gemm(const Gemm& g) {
-  const int64_t most = tokens_at_once(g.k * sizeof(float), ROWS);
-  for (int64_t first = 0; first < g.tokens; first += most) multiply<W, ROWS, GROUPS>(g.part(first, most));
+  const int64_t most = tokens_at_once(g.k * sizeof(float), TOKENS);
+  for (int64_t first = 0; first < g.tokens; first += most) multiply<W, TOKENS, GROUPS>(g.part(first, most));
+}
+
+// The kernel that multiplies WANTED tokens at once in fp32, or as many as registers hold sums of: six of AVX2, three of
+// SSE2. A few groups of outputs go with them, of which each is a stream of memory.
+template <typename W, int WANTED>
+constexpr GemmKernel fp32_kernel() {
+  constexpr int kTokens = std::min(WANTED, kSums / kParts), kStreams = kTokens == 1 ? 8 : 4;
+  return gemm<W, kTokens, std::clamp(kSums / (kTokens * kParts), 1, kStreams)>;
 }
 
 }  // namespace opt_trt

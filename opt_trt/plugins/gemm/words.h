@@ -3,9 +3,12 @@
 // Twice the rate of fp32. Weights take 15 bits and a power of two for scale, so those down to an eighth of the largest
 // binade are exact: what two instructions add to a lane, four products, just fits 32 bits. Then sums go to fp32.
 #pragma once
+#include <type_traits>
+
 #include "blocks.h"
 
 namespace opt_trt {
+
 #if defined(__AVX512F__)
 
 // One block of 16 outputs.
@@ -40,26 +43,35 @@ struct Words {
   template <typename W>
   static vec widen(const W* block, pair* out, int64_t stride) { return words_of(block, out, stride); }
 
-  template <int ROWS, int GROUPS>
+  template <int TOKENS, int GROUPS>
   [[gnu::noinline, gnu::target("avx512vnni")]] static void add(
       const TokenPairs& x, const WeightPairs<GROUPS>& w, vec (*total)[GROUPS]) {
     constexpr int64_t kFitting = 2;  // instructions whose sum fits: 4 * 32767 * 16383 < 2^31
-    vec part[ROWS][GROUPS] = {};
+    vec part[TOKENS][GROUPS] = {};
     for (int64_t p = 0; p < kBlockPairs; p += kFitting) {
-      ivec sum[ROWS][GROUPS] = {};
+      ivec sum[TOKENS][GROUPS] = {};
       for (int64_t q = p; q < p + kFitting; ++q)
-        for (int i = 0; i < ROWS; ++i) {
+        for (int i = 0; i < TOKENS; ++i) {
           const __m512i value = _mm512_set1_epi32(int32_t(x.pairs[i * kBlockPairs + q]));
           for (int j = 0; j < GROUPS; ++j)
             sum[i][j] = (ivec)_mm512_dpwssd_epi32((__m512i)sum[i][j], _mm512_load_si512(w.pairs[q][j]), value);
         }
-      for (int i = 0; i < ROWS; ++i)
+      for (int i = 0; i < TOKENS; ++i)
         for (int j = 0; j < GROUPS; ++j) part[i][j] += __builtin_convertvector(sum[i][j], vec);
     }
-    for (int i = 0; i < ROWS; ++i)
+    for (int i = 0; i < TOKENS; ++i)
       for (int j = 0; j < GROUPS; ++j) total[i][j] += part[i][j] * w.scales[j] * x.scales[i];
   }
 };
-
 #endif
+
+// The kernel of TOKENS tokens at once; null where the library has none.
+template <typename W, int TOKENS, int GROUPS>
+constexpr GemmKernel words_kernel() {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<W, fp16>) return gemm_blocks<Words, W, TOKENS, GROUPS>;
+#endif
+  return nullptr;
+}
+
 }  // namespace opt_trt

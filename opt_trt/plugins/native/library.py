@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from opt_trt.errors import UserError
+from opt_trt.plugins.cpu.operators import Operators
 
 PLUGINS = Path(__file__).parents[1]
 SOURCE = PLUGINS / "native" / "register.cpp"  # it includes every header
@@ -35,7 +36,7 @@ DIRECT_CALLS = {  # operators: what AOTInductor calls for them, defined in regis
 }
 
 SHAPES: dict[str, Callable[..., torch.Tensor]] = {  # operators: what they return, for `torch.export`
-    "gemm": lambda x, weight, scale, bias, residual, relu, n, buckets, rows: x.new_empty(x.shape[0], n),
+    "gemm": lambda x, weight, scale, bias, residual, relu, n, buckets, tactics: x.new_empty(x.shape[0], n),
     "attention": lambda qkv, cache, *step: qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4]),
     "layer_norm": lambda x, weight, bias, epsilon: torch.empty_like(x),
     "all_reduce": lambda x, ranks: torch.empty_like(x),
@@ -50,7 +51,7 @@ class NativeLibrary:
     namespace: str
     path: Path
 
-    def operators(self) -> Any:
+    def operators(self) -> Operators:
         """`torch.ops.<namespace>`, loaded."""
         return load(self.namespace, str(self.path))
 
@@ -116,9 +117,9 @@ def _compile(compiler: str, march: str, namespace: str, out: Path) -> None:
 
 
 @functools.cache
-def load(namespace: str, path: str) -> Any:
+def load(namespace: str, path: str) -> Operators:
     """Register a library's operators; a second copy under another path is not loaded again."""
-    operators = getattr(torch.ops, namespace)
+    operators: Operators = getattr(torch.ops, namespace)
     if not _registered(namespace):
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         ctypes.CDLL(path, ctypes.RTLD_GLOBAL)  # compiled programs find its functions by name

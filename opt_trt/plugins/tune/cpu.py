@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.attention.problem import PHASES, AttentionProblem
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.ops.plan import Plan
@@ -31,20 +31,22 @@ MOST_FLOPS = 2 * 10**9  # of one timing: a hundredth of a second or two, beyond 
 PART_FEATURES = 2**10  # a part of a product's outputs has a multiple of so many: whole tiles, and work for all threads
 
 
-def tune(config: ModelConfig, native: Any, policy: Policy, cache: TimingCache) -> tuple[Plan, list[TunedProblem]]:
+def tune(
+    config: ModelConfig, operators: Operators, policy: Policy, cache: TimingCache
+) -> tuple[Plan, list[TunedProblem]]:
     """The plan for a decoder, and the table of how it came about."""
     problems = gemm_problems(config, policy.lm_head_precision)
     choices: dict[str, Choice] = {}
     table: list[TunedProblem] = []
     for site, problem in problems.items():
-        choices[site], lines = _tune_gemm(problem, native, policy, cache)
+        choices[site], lines = _tune_gemm(problem, operators, policy, cache)
         table += lines
-    attention_choice, lines = _tune_attention(config, native, policy, cache)
+    attention_choice, lines = _tune_attention(config, operators, policy, cache)
     return Plan(problems, choices, attention_choice), table + lines
 
 
 def _tune_gemm(
-    problem: GemmProblem, native: Any, policy: Policy, cache: TimingCache
+    problem: GemmProblem, operators: Operators, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
     weights = functools.lru_cache(1)(random_linears)  # not made where every time is known
@@ -54,16 +56,18 @@ def _tune_gemm(
         call, linears = random_call(part, tokens, generator), functools.partial(weights, part)
         reasons = gemm_reasons(problem, policy, tokens)
         runs = {
-            tactic: gemm_run(native, part, call, linears, tactic) for tactic in gemm.TACTICS if reasons[tactic] is None
+            tactic: gemm_run(operators, part, call, linears, tactic)
+            for tactic in gemm.TACTICS
+            if reasons[tactic] is None
         }
-        reference = gemm_run(native, part, call, linears, gemm.LIBRARY)
+        reference = gemm_run(operators, part, call, linears, gemm.LIBRARY)
         rows.append(timings_of(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
     return choice, table_lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
 
 def _tune_attention(
-    config: ModelConfig, native: Any, policy: Policy, cache: TimingCache
+    config: ModelConfig, operators: Operators, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     kv_len = min(ATTENTION_KV_LEN, config.max_position_embeddings)
     rows = []
@@ -73,8 +77,10 @@ def _tune_attention(
             queries, kv_len,
         )  # fmt: skip
         reasons = attention_reasons(problem, policy)
-        runs = {t: attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
-        rows.append(timings_of(problem.key(), attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
+        runs = {t: attention_run(operators, problem, t) for t in attention.TACTICS if reasons[t] is None}
+        rows.append(
+            timings_of(problem.key(), attention_run(operators, problem, attention.LIBRARY), runs, reasons, cache)
+        )
     choice = choose(rows, [1.0, 1.0])
     return choice, table_lines(("attention", config.dtype), PHASES, rows, choice)
 

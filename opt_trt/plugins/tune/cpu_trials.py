@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
-from typing import Any
 
 import torch
 
 from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.attention.problem import AttentionProblem
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic
@@ -53,23 +53,23 @@ def random_call(problem: GemmProblem, tokens: int, generator: torch.Generator) -
 
 
 def gemm_run(
-    native: Any,
+    operators: Operators,
     problem: GemmProblem,
     call: GemmCall,
     linears: Callable[[], Mapping[str, Iterator[Linear]]],
     tactic: Tactic,
 ) -> Callable[[], torch.Tensor]:
-    """The product by a tactic, to be called and timed."""
-    rows = [tactic.value] * (len(BUCKETS) + 1)
+    """Return a call of the product by one tactic in every bucket."""
+    kernels = gemm.kernel_numbers(operators, [tactic] * (len(BUCKETS) + 1))
 
     def run() -> torch.Tensor:
         linear = next(linears()[tactic.layout])
-        return gemm.run_gemm(native, problem, replace(call, linear=linear), tactic.layout, rows)
+        return gemm.run_gemm(operators, problem, replace(call, linear=linear), kernels)
 
     return run
 
 
-def attention_run(native: Any, problem: AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
+def attention_run(operators: Operators, problem: AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
     """One sequence whose cache is already full; repeated appends write the same values again."""
     generator = torch.Generator().manual_seed(0)
     blocks = -(-problem.kv_len // problem.tokens_per_block)
@@ -82,4 +82,5 @@ def attention_run(native: Any, problem: AttentionProblem, tactic: Tactic) -> Cal
         kv_lens=torch.tensor([problem.kv_len], dtype=torch.int32),
         block_tables=torch.arange(blocks, dtype=torch.int32)[None],
     )
-    return lambda: attention.run_attention(native, tactic, (qkv, kv_cache), step)
+    kernel = attention.kernel_number(operators, tactic)
+    return lambda: attention.run_attention(operators, kernel, (qkv, kv_cache), step)

@@ -55,7 +55,7 @@ def attention_reasons(problem: AttentionProblem, policy: Policy) -> Reasons:
     if not policy.context_fmha:
         reasons |= {t: reasons[t] or "--context_fmha disable" for t in attention.FUSED}
     if not policy.attention:
-        reasons |= dict.fromkeys((attention.ROWS, *attention.FUSED), "--gpt_attention_plugin disable")
+        reasons |= dict.fromkeys((attention.UNFUSED, *attention.FUSED), "--gpt_attention_plugin disable")
     if policy.deterministic:
         reasons |= dict.fromkeys((attention.LIBRARY, *attention.FUSED), DETERMINISTIC)
     return reasons

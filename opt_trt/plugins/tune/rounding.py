@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tune.cpu_trials import gemm_run, random_call, random_linears
@@ -14,7 +14,7 @@ from opt_trt.plugins.tune.cpu_trials import gemm_run, random_call, random_linear
 TOKENS = 16
 
 
-def product_errors(plan: Plan, native: Any) -> dict[str, float]:
+def product_errors(plan: Plan, operators: Operators) -> dict[str, float]:
     """Root mean square of the error as a share of the result's, by site that rounds; everything random is normal."""
     errors = {}
     for site, problem in plan.problems.items():
@@ -22,7 +22,7 @@ def product_errors(plan: Plan, native: Any) -> dict[str, float]:
         if rounding:
             call, linears = random_call(problem, TOKENS, torch.Generator().manual_seed(0)), random_linears(problem)
             exact, rounded = (
-                gemm_run(native, problem, call, functools.partial(dict, linears), tactic)()
+                gemm_run(operators, problem, call, functools.partial(dict, linears), tactic)()
                 for tactic in (gemm.LIBRARY, rounding[0])
             )
             errors[site] = float((rounded - exact).norm() / exact.norm())

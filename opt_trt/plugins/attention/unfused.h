@@ -11,8 +11,6 @@ constexpr int64_t kCacheLine = 64;  // bytes
 constexpr int64_t kPart = 512;
 constexpr int64_t kHeads = 8;  // at most; a block's keys of neighbouring heads are one stretch of memory
 
-struct Heads { int64_t first, count; };
-
 // What some keys add to a query's output, [D], before the division by the denominator.
 struct Partial {
   float* sum;
@@ -135,7 +133,7 @@ inline void finish(const Partial& part, float* out, int64_t size) {
 
 // Queries [first, first + count) of some heads of a sequence, one after another.
 template <typename C>
-void attend_rows(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
+void attend_unfused(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
   const int64_t size = a.head_size;
   scratch.q.resize(3 * kHeads * size);
   float* q = scratch.q.data();
