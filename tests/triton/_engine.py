@@ -21,13 +21,12 @@ from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
-from opt_trt.ops import Collectives
+from opt_trt.ops import ALONE, Collectives
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda.buckets import Bound, bounds_for
 from opt_trt.plugins.cuda.graphs import put
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.ops.cuda import ALONE
 from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tactic import Choice, Tactic
 from opt_trt.plugins.tune.common import gemm_problems

@@ -14,7 +14,7 @@ from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embedding_module
-from opt_trt.ops import ReferenceOps
+from opt_trt.ops import ReferenceCollectives, ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.ops.plan import Plan
@@ -47,7 +47,7 @@ class Threads:
             self._barrier.wait(PATIENCE_S)  # before the next parts come
             return parts
 
-        return ReferenceOps(exchange)
+        return ReferenceOps(ReferenceCollectives(exchange))
 
 
 class Rank:

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
-from opt_trt.ops import Collectives, ReferenceOps
+from opt_trt.ops import ALONE, Collectives
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives, join_group
 from opt_trt.plugins.collectives.cuda_pipeline import GpuPipeline, Wire
 from opt_trt.plugins.collectives.links import NCCL, Joined, Seat, Seats, StageLink
@@ -97,7 +97,7 @@ def _store(world: MPI.Comm, timeout_s: float) -> TCPStore:
 @functools.cache
 def _collectives(mapping: Mapping, rank: int, timeout_s: float) -> Collectives:
     if mapping.tp_size == 1:
-        return ReferenceOps()
+        return ALONE
     for stage in range(mapping.pp_size):  # every rank makes every group
         ranks = [other for other in range(mapping.world_size) if mapping.pp_rank(other) == stage]
         group = distributed.new_group(ranks, timeout=_duration(timeout_s))

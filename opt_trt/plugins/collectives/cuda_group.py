@@ -13,7 +13,7 @@ from torch import distributed
 from torch._C._distributed_c10d import _register_process_group, _unregister_process_group
 from torch.distributed.distributed_c10d import GroupName
 
-native = torch.ops._c10d_functional
+functional = torch.ops._c10d_functional
 
 
 class GroupCollectives:
@@ -24,13 +24,13 @@ class GroupCollectives:
         self._group = group_name(tp_size)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`; the library sums in an order of its own, with the same bits on each rank."""
-        total: torch.Tensor = native.wait_tensor(native.all_reduce(x, "sum", self._group))
+        """See `Collectives.all_reduce`; the library sums in an order of its own, with the same bits on each rank."""
+        total: torch.Tensor = functional.wait_tensor(functional.all_reduce(x, "sum", self._group))
         return total
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """See `Ops.all_gather`."""
-        parts = native.wait_tensor(native.all_gather_into_tensor(x.contiguous(), self.tp_size, self._group))
+        """See `Collectives.all_gather`."""
+        parts = functional.wait_tensor(functional.all_gather_into_tensor(x.contiguous(), self.tp_size, self._group))
         joined: torch.Tensor = parts.view(self.tp_size, -1, x.shape[1]).transpose(0, 1).flatten(1)
         return joined.narrow(1, 0, features)
 

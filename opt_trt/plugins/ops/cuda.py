@@ -8,14 +8,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from opt_trt.ops import AttentionInputs, Collectives, Linear, ReferenceOps
+from opt_trt.ops import ALONE, AttentionInputs, Collectives, Linear
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm.problem import GemmCall
 from opt_trt.plugins.ops.plan import BucketPlan
 from opt_trt.plugins.rows.triton_layer_norm import layer_norm
-
-ALONE = ReferenceOps()  # what one tensor-parallel rank sums
 
 
 class CudaOps:
@@ -44,9 +42,9 @@ class CudaOps:
         return y
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`."""
+        """See `Collectives.all_reduce`."""
         return self._collectives.all_reduce(x)
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """See `Ops.all_gather`."""
+        """See `Collectives.all_gather`."""
         return self._collectives.all_gather(x, features)

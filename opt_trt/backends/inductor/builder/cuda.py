@@ -22,11 +22,11 @@ from opt_trt.graph.programs import GraphShapes
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
 from opt_trt.model.config import ModelConfig
+from opt_trt.ops import ALONE
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives, group_in_name_only
 from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.plugins.cuda.graphs import GraphClock
 from opt_trt.plugins.cuda.kernel_launch import TRITON_VERSION, kernel_key
-from opt_trt.plugins.ops.cuda import ALONE
 from opt_trt.plugins.ops.plan import Plan
 from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
