@@ -17,7 +17,7 @@ from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embe
 from opt_trt.ops import ReferenceCollectives, ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import Choice
 from opt_trt.plugins.tune.common import gemm_problems
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
@@ -59,7 +59,7 @@ class Rank:
         mapping, problems = config.mapping, gemm_problems(config, lm_head_precision)
         self.tp_rank, self.stage = mapping.tp_rank(rank), mapping.pp_rank(rank)
         row_major = Choice(gemm.ROW_MAJOR, ())
-        plan = Plan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
+        plan = TacticPlan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
         self.weights = dict(packed_tensors(self.checkpoint, plan))
         self.layers = config.stage_layers(self.stage)
         self._embedding, self._layer = embedding_module(config, ops), Layer(config, ops)

@@ -9,13 +9,13 @@ from opt_trt.plugins.attention.cpu import kernel_number, run_attention
 from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm.cpu import kernel_numbers, run_gemm
 from opt_trt.plugins.gemm.problem import GemmCall
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 
 
 class PluginOps:
     """`Ops` by plan."""
 
-    def __init__(self, operators: Operators, plan: Plan, collectives: Collectives = ALONE) -> None:
+    def __init__(self, operators: Operators, plan: TacticPlan, collectives: Collectives = ALONE) -> None:
         self._operators, self._collectives = operators, collectives
         self._problems = plan.problems
         self._gemm = {site: kernel_numbers(operators, choice.tactics) for site, choice in plan.gemm.items()}

@@ -10,7 +10,7 @@ from opt_trt.plugins.tactic import Choice, Tactic
 
 
 @dataclass(frozen=True)
-class Plan:
+class TacticPlan:
     """The winners of every problem of a decoder."""
 
     problems: Mapping[str, GemmProblem]  # by site

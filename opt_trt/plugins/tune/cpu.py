@@ -13,7 +13,7 @@ from opt_trt.plugins.attention.problem import PHASES, AttentionProblem
 from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import GemmProblem
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import BUCKETS, Choice, Timing, bucket_weights, choose
 from opt_trt.plugins.tune.common import (
     ATTENTION_KV_LEN,
@@ -33,7 +33,7 @@ PART_FEATURES = 2**10  # a part of a product's outputs has a multiple of so many
 
 def tune(
     config: ModelConfig, operators: Operators, policy: Policy, cache: TimingCache
-) -> tuple[Plan, list[TunedProblem]]:
+) -> tuple[TacticPlan, list[TunedProblem]]:
     """The plan for a decoder, and the table of how it came about."""
     problems = gemm_problems(config, policy.lm_head_precision)
     choices: dict[str, Choice] = {}
@@ -42,7 +42,7 @@ def tune(
         choices[site], lines = _tune_gemm(problem, operators, policy, cache)
         table += lines
     attention_choice, lines = _tune_attention(config, operators, policy, cache)
-    return Plan(problems, choices, attention_choice), table + lines
+    return TacticPlan(problems, choices, attention_choice), table + lines
 
 
 def _tune_gemm(

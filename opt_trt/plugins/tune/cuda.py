@@ -18,7 +18,7 @@ from opt_trt.plugins.cuda.buckets import Bound, bounds_for
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
 from opt_trt.plugins.gemm.problem import STORED, GemmProblem
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import Choice, Tactic, Timing, choose
 from opt_trt.plugins.tune.common import (
     ATTENTION_KV_LEN,
@@ -66,7 +66,7 @@ class Stand:
     cold_bytes: int = COLD_BYTES
 
 
-def tune(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tuple[Plan, list[TunedProblem]]:
+def tune(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tuple[TacticPlan, list[TunedProblem]]:
     """The plan for a decoder, and the table of how it came about.
 
     Choices are by bucket: of `bounds_for` the largest step; attention's those of generation, then CONTEXT's.
@@ -82,7 +82,7 @@ def tune(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tuple[Plan, l
         choices[site], lines = _tune_gemm(problem, bounds, policy, stand)
         table += lines
     attention_choice, lines = _tune_attention(config, policy, stand)
-    return Plan(problems, choices, attention_choice), table + lines
+    return TacticPlan(problems, choices, attention_choice), table + lines
 
 
 def _tune_gemm(

@@ -8,13 +8,13 @@ import torch
 
 from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.cpu_trials import gemm_run, random_call, random_linears
 
 TOKENS = 16
 
 
-def product_errors(plan: Plan, operators: Operators) -> dict[str, float]:
+def product_errors(plan: TacticPlan, operators: Operators) -> dict[str, float]:
     """Root mean square of the error as a share of the result's, by site that rounds; everything random is normal."""
     errors = {}
     for site, problem in plan.problems.items():

@@ -27,7 +27,7 @@ from opt_trt.plugins.collectives.cuda_group import GroupCollectives, group_in_na
 from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.plugins.cuda.graphs import GraphClock
 from opt_trt.plugins.cuda.kernel_launch import TRITON_VERSION, kernel_key
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
 
@@ -88,7 +88,7 @@ class CudaMaker:
 
     def _choose_tactics(
         self, limits: Resolved, config: BuildConfig, variants: Variants
-    ) -> tuple[Plan, list[TunedProblem]]:
+    ) -> tuple[TacticPlan, list[TunedProblem]]:
         policy = CudaPolicy(
             gemm=config.gemm_plugin != "disable",
             max_sequences=variants.sequences,

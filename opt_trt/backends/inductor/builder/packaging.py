@@ -23,7 +23,7 @@ from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives.native_group import NativeCollectives
 from opt_trt.plugins.native.library import NativeLibrary
 from opt_trt.plugins.ops.cpu import PluginOps
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 
 
 def submit_embedding(
@@ -41,7 +41,7 @@ def submit_embedding(
 
 
 def submit_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], compilers: Inductor, limits: Resolved
+    ranks: Sequence[Checkpoint], chosen: tuple[TacticPlan, NativeLibrary], compilers: Inductor, limits: Resolved
 ) -> dict[str, Future[list[str]]]:
     """The files of `layer` and `head`, by name."""
     plan, library = chosen
