@@ -58,7 +58,7 @@ class CudaPolicy:
 
 
 @dataclass(frozen=True)
-class Stand:
+class TuningBench:
     """Where tactics are tried: on a GPU, or in triton's interpreter, which takes tensors of a CPU."""
 
     cache: TimingCache
@@ -66,7 +66,7 @@ class Stand:
     cold_bytes: int = COLD_BYTES
 
 
-def tune(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tuple[TacticPlan, list[TunedProblem]]:
+def tune(config: ModelConfig, policy: CudaPolicy, bench: TuningBench) -> tuple[TacticPlan, list[TunedProblem]]:
     """The plan for a decoder, and the table of how it came about.
 
     Choices are by bucket: of `bounds_for` the largest step; attention's those of generation, then CONTEXT's.
@@ -79,26 +79,26 @@ def tune(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tuple[TacticP
     table: list[TunedProblem] = []
     for site, problem in problems.items():
         bounds = bounds_for(policy.max_logits if site == "head" else policy.max_num_tokens)
-        choices[site], lines = _tune_gemm(problem, bounds, policy, stand)
+        choices[site], lines = _tune_gemm(problem, bounds, policy, bench)
         table += lines
-    attention_choice, lines = _tune_attention(config, policy, stand)
+    attention_choice, lines = _tune_attention(config, policy, bench)
     return TacticPlan(problems, choices, attention_choice), table + lines
 
 
 def _tune_gemm(
-    problem: GemmProblem, bounds: Sequence[Bound], policy: CudaPolicy, stand: Stand
+    problem: GemmProblem, bounds: Sequence[Bound], policy: CudaPolicy, bench: TuningBench
 ) -> tuple[Choice, list[TunedProblem]]:
-    copies = _copies(problem, stand)
+    copies = _copies(problem, bench)
     # Not made where every time is known.
-    weights = functools.cache(functools.partial(gemm_weights, problem, copies, stand.device))
+    weights = functools.cache(functools.partial(gemm_weights, problem, copies, bench.device))
     rows, most = [], policy.max_num_tokens
     for bound in bounds:
         tokens = min(LAST_BUCKET_TOKENS, most) if bound is None else bound
-        call = gemm_call(problem, tokens, stand.device)
+        call = gemm_call(problem, tokens, bench.device)
         reasons = {tactic: _gemm_reason(tactic, problem, bound, policy) for tactic in gemm.TACTICS}
         runs = {t: gemm_run(problem, call, weights, t, bound) for t in gemm.TACTICS if reasons[t] is None}
         reference = functools.partial(gemm_reference, problem, call)
-        row = timings_of(f"{problem.key()} tokens={tokens}", reference, runs, reasons, stand.cache)
+        row = timings_of(f"{problem.key()} tokens={tokens}", reference, runs, reasons, bench.cache)
         rows.append([_each(timing, copies) for timing in row])
     choice = choose(rows, [1.0] * len(rows))
     return choice, table_lines((problem.site, problem.weight_type), _names(bounds), rows, choice)
@@ -110,7 +110,7 @@ def _gemm_reason(tactic: Tactic, problem: GemmProblem, bound: Bound, policy: Cud
     return gemm.refusal(tactic, problem, bound)
 
 
-def _tune_attention(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tuple[Choice, list[TunedProblem]]:
+def _tune_attention(config: ModelConfig, policy: CudaPolicy, bench: TuningBench) -> tuple[Choice, list[TunedProblem]]:
     kv_len = min(ATTENTION_KV_LEN, config.max_position_embeddings)
     generating = bounds_for(policy.max_sequences)
     alike = (config.local_heads, config.head_size, getattr(torch, config.dtype), policy.tokens_per_block)
@@ -120,22 +120,22 @@ def _tune_attention(config: ModelConfig, policy: CudaPolicy, stand: Stand) -> tu
         sequences = min(LAST_BUCKET_SEQUENCES, policy.max_sequences) if bound is None else bound
         reasons = {tactic: attention.refusal(tactic, problem) for tactic in attention.TACTICS}
         reasons[attention.HALF_FLASH] = reasons[attention.HALF_FLASH] or "sums in fp16"
-        rows.append(_time_attention(problem, sequences, reasons, stand))
+        rows.append(_time_attention(problem, sequences, reasons, bench))
     names = list(_names(generating))
     for name, only in CONTEXT.items():
         problem = AttentionProblem("context", *alike, min(kv_len, policy.max_num_tokens), kv_len, "cuda")
         reasons = {t: attention.refusal(t, problem) or OTHER_KERNEL * (t != only) or None for t in attention.TACTICS}
         if reasons[only] is None:
-            rows.append(_time_attention(problem, 1, reasons, stand))
+            rows.append(_time_attention(problem, 1, reasons, bench))
             names.append(name)
     choice = choose(rows, [1.0] * len(rows))
     return choice, table_lines(("attention", config.dtype), names, rows, choice)
 
 
 def _time_attention(
-    problem: AttentionProblem, sequences: int, reasons: Mapping[Tactic, str | None], stand: Stand
+    problem: AttentionProblem, sequences: int, reasons: Mapping[Tactic, str | None], bench: TuningBench
 ) -> list[Timing]:
-    call = functools.cache(functools.partial(attention_call, problem, sequences, stand.device))
+    call = functools.cache(functools.partial(attention_call, problem, sequences, bench.device))
 
     def run(tactic: Tactic) -> torch.Tensor:
         return attention.run_attention(tactic, *call())
@@ -145,13 +145,13 @@ def _time_attention(
     def reference() -> torch.Tensor:
         return attention_reference(call())
 
-    return timings_of(f"{problem.key()} sequences={sequences}", reference, runs, reasons, stand.cache)
+    return timings_of(f"{problem.key()} sequences={sequences}", reference, runs, reasons, bench.cache)
 
 
-def _copies(problem: GemmProblem, stand: Stand) -> int:
+def _copies(problem: GemmProblem, bench: TuningBench) -> int:
     n, stored = padded.packed_shape(problem)
     nbytes = n * stored * STORED[problem.weight_type].itemsize
-    return max(1, min(MOST_COPIES, -(-stand.cold_bytes // nbytes)))
+    return max(1, min(MOST_COPIES, -(-bench.cold_bytes // nbytes)))
 
 
 def _each(timing: Timing, copies: int) -> Timing:

@@ -29,7 +29,7 @@ from opt_trt.plugins.cuda.graphs import GraphClock
 from opt_trt.plugins.cuda.kernel_launch import TRITON_VERSION, kernel_key
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
-from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
+from opt_trt.plugins.tune.cuda import CudaPolicy, TuningBench, tune
 
 FP32_ACC = "give run.py --enable_context_fmha_fp32_acc"
 ON_CPU = "give --device cpu"
@@ -98,7 +98,7 @@ class CudaMaker:
             lm_head_precision=config.lm_head_precision,
         )
         with timings(config, f"{self.gpu} {kernel_key()} torch {torch.__version__}", GraphClock()) as cache:
-            return tune(limits.model, policy, Stand(cache, self.device))
+            return tune(limits.model, policy, TuningBench(cache, self.device))
 
 
 def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
