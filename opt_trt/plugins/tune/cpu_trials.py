@@ -1,4 +1,4 @@
-"""Random problems of a CPU's kernels, as a decoder poses them, to be run by any tactic."""
+"""Random problems of a CPU's kernels, like those of a decoder, to be run by any tactic."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ COLD_BYTES, MOST_COPIES = 2**27, 128  # of a weight: more than caches hold
 
 
 def random_linears(problem: GemmProblem) -> dict[str, Iterator[Linear]]:
-    """One random weight, as a plain or quantized checkpoint has it, in every layout.
+    """Return one random weight, as a plain or quantized checkpoint has it, in every layout.
 
-    Of what kernels stream there are copies, in turn: in an engine no cache holds a weight when it is needed again.
+    A layout that our kernels read has several copies, which take turns: in an engine, no cache still holds a weight
+    when it is needed again.
     """
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(problem.n, problem.k, generator=generator)
@@ -46,7 +47,7 @@ def _copies(packed: torch.Tensor, layout: str) -> list[torch.Tensor]:
 
 
 def random_call(problem: GemmProblem, tokens: int, generator: torch.Generator) -> GemmCall:
-    """Normal activations; the weight is the tactic's."""
+    """Return normally distributed activations; the caller puts a weight in."""
     x = torch.randn(tokens, problem.k, generator=generator)
     residual = torch.randn(tokens, problem.n, generator=generator) if problem.residual else None
     return GemmCall(x, Linear(torch.empty(0)), residual)
@@ -70,7 +71,10 @@ def gemm_run(
 
 
 def attention_run(operators: Operators, problem: AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
-    """One sequence whose cache is already full; repeated appends write the same values again."""
+    """Return a call of attention on one sequence, by a tactic.
+
+    Its cache is full already: repeated appends write the same values again.
+    """
     generator = torch.Generator().manual_seed(0)
     blocks = -(-problem.kv_len // problem.tokens_per_block)
     shape = (blocks, 2, problem.heads, problem.tokens_per_block, problem.head_size)

@@ -1,4 +1,4 @@
-"""What rounding activations further does to a product: what `--context_int8` costs, shown when an engine is built."""
+"""The error that `--context_int8` adds to products, which is shown when an engine is built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ TOKENS = 16
 
 
 def product_errors(plan: TacticPlan, operators: Operators) -> dict[str, float]:
-    """Root mean square of the error as a share of the result's, by site that rounds; everything random is normal."""
+    """Return the relative error of a product of normal random numbers, for each site that rounds activations to int8.
+
+    It is the root mean square of the error, divided by that of the result.
+    """
     errors = {}
     for site, problem in plan.problems.items():
         rounding = [tactic for tactic in plan.gemm[site].tactics if tactic in gemm.FIXED8]
