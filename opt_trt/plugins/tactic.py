@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-# Packed tokens a step may have, by their upper bounds; the last bucket is open.
+# Upper bounds of the buckets of packed tokens in a step; one more bucket is open.
 BUCKETS = (1, 4, 8, 16, 64, 256)
 
 
@@ -33,7 +33,7 @@ class Tactic:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one tactic on one bucket: a time, or why it did not take part."""
+    """The time of one tactic on one bucket, or the reason why it did not take part."""
 
     tactic: Tactic
     elapsed_us: float | None
@@ -49,9 +49,10 @@ class Choice:
 
 
 def choose(timings: Sequence[Sequence[Timing]], weights: Sequence[float]) -> Choice:
-    """The layout with the least weighted log time over the buckets, and its fastest tactic in each.
+    """Choose the layout with the least weighted sum of log times over the buckets, and its fastest tactic in each.
 
-    Logs, so that a bucket of 256 tokens does not outvote the single token most steps have. A tie goes to the earlier.
+    Because of the logs, a bucket of 256 tokens does not outvote the single token that most steps have. In a tie the
+    earlier tactic wins.
     """
     layouts = list(dict.fromkeys(t.tactic.layout for bucket in timings for t in bucket if t.elapsed_us is not None))
     best = {layout: [_fastest(bucket, layout) for bucket in timings] for layout in layouts}
@@ -72,7 +73,7 @@ def _fastest(bucket: Sequence[Timing], layout: str) -> Timing | None:
 
 
 def bucket_weights(opt_num_tokens: int | None) -> list[float]:
-    """How much each bucket counts: alike, or only the one `opt_num_tokens` falls into."""
+    """Return the weight of each bucket: 1, or 0 for all but the one that `opt_num_tokens` falls into."""
     if opt_num_tokens is None:
         return [1.0] * (len(BUCKETS) + 1)
     chosen = sum(opt_num_tokens > bound for bound in BUCKETS)
@@ -80,5 +81,5 @@ def bucket_weights(opt_num_tokens: int | None) -> list[float]:
 
 
 def winners(choices: Mapping[str, Choice]) -> dict[str, list[str]]:
-    """Names for the engine's `config.json`."""
+    """Return the winners' names, for the engine's `config.json`."""
     return {site: [t.name for t in choice.tactics] for site, choice in choices.items()}

@@ -1,4 +1,4 @@
-"""The operations of a graph on a CPU, computed by the tactics a build has chosen."""
+"""The operations of a graph on a CPU, computed by the tactics that a build has chosen."""
 
 from __future__ import annotations
 

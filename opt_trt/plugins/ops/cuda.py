@@ -1,4 +1,4 @@
-"""The operations of a graph on a GPU, computed by the tactics chosen for one bucket of tokens.
+"""The operations of a graph on a GPU, computed by the tactics that a build has chosen for one bucket of tokens.
 
 Activations and the residual stream have the model's type, fp16 or bf16; sums are fp32.
 """
@@ -17,7 +17,7 @@ from opt_trt.plugins.rows.triton_layer_norm import layer_norm
 
 
 class CudaOps:
-    """`Ops` by plan; a program that is traced with it serves the steps of one bucket."""
+    """`Ops` by plan. A program that is traced with it serves the steps of one bucket."""
 
     def __init__(self, plan: BucketPlan, collectives: Collectives = ALONE) -> None:
         self.plan = plan
