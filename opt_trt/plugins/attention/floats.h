@@ -1,11 +1,11 @@
-// Fused attention in fp32, whatever the cache stores.
+// The form of fused attention that computes in fp32, whatever type the cache stores.
 #pragma once
 #include "flash.h"
 
 namespace opt_trt {
 
 struct Floats {
-  static constexpr int64_t kNumbers = 1;  // in an item
+  static constexpr int64_t kNumbers = 1;  // of an item
 
   static void pack(vec numbers, float* items) { store(items, numbers); }
 
@@ -15,7 +15,7 @@ struct Floats {
   template <typename C>
   static vec items(const C* numbers) { return load(numbers); }
 
-  // A value [D] becomes row `at` of items.
+  // Write a value [D] to row `at` of items.
   template <typename C>
   static void widen_value(const C* value, int64_t size, int64_t at, float* items) {
     for (int64_t d = 0; d < size; d += kLanes) store(items + at * size + d, load(value + d));
@@ -23,7 +23,7 @@ struct Floats {
 
   template <int QUERIES, int GROUPS>
   static void multiply(const Factors& f, vec (&result)[QUERIES][GROUPS]) {
-    constexpr int kAtOnce = QUERIES * GROUPS * kParts <= kSums ? GROUPS : 1;  // groups; all if registers hold their sums
+    constexpr int kAtOnce = QUERIES * GROUPS * kParts <= kSums ? GROUPS : 1;  // all if registers hold their sums
     for (int j = 0; j < GROUPS; j += kAtOnce) {
       const Factors some{f.left, f.right + j * kLanes, f.left_stride, f.right_stride, f.n};
       multiply_some<QUERIES, kAtOnce>(some, &result[0][j], GROUPS);
@@ -31,7 +31,7 @@ struct Floats {
   }
 
  private:
-  // Not inlined: beside a softmax there are too few registers left.
+  // Not inlined, because a softmax beside it would leave too few registers.
   template <int QUERIES, int GROUPS>
   [[gnu::noinline]] static void multiply_some(const Factors& f, vec* result, int64_t stride) {
     vec sum[QUERIES][GROUPS] = {};

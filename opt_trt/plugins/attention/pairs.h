@@ -1,4 +1,4 @@
-// Fused attention by instructions that multiply pairs of bf16: queries and weights are rounded to it, sums are fp32.
+// The form of fused attention whose instructions multiply pairs of bf16. It rounds queries and weights; sums are fp32.
 #pragma once
 #include <type_traits>
 
@@ -8,7 +8,7 @@ namespace opt_trt {
 
 #if defined(__AVX512F__)
 struct Pairs {
-  static constexpr int64_t kNumbers = 2;  // in an item, the earlier in the low bits
+  static constexpr int64_t kNumbers = 2;  // of an item, the earlier in the low bits
 
   static void pack(vec numbers, float* items) { store(reinterpret_cast<bf16*>(items), numbers); }
 
@@ -16,7 +16,7 @@ struct Pairs {
 
   static vec items(const bf16* numbers) { return read<vec>(numbers); }
 
-  // A value [D] becomes half of row `at / 2` of items, and the later half nothing where it is the earlier.
+  // Write a value [D] to half of row `at / 2` of items. The earlier half sets the later one to zero.
   static void widen_value(const bf16* value, int64_t size, int64_t at, float* items) {
     for (int64_t d = 0; d < size; d += kLanes) {
       float* to = items + at / 2 * size + d;
@@ -44,7 +44,7 @@ struct Pairs {
 };
 #endif
 
-// The kernel for a cache of C; null where the library has none.
+// Return the kernel for a cache of C, or null if the library has none.
 template <typename C>
 constexpr AttentionKernel flash_pairs_kernel() {
 #if defined(__AVX512F__)

@@ -1,4 +1,4 @@
-// The tactics of attention: one row each, with the name that attention/cpu.py gives it. See gemm/tactics.h for numbers.
+// The tactics of attention: one row each, with the name that attention/cpu.py gives it. For numbers see gemm/tactics.h.
 #pragma once
 #include "floats.h"
 #include "pairs.h"
@@ -8,8 +8,8 @@ namespace opt_trt {
 
 struct AttentionTactic {
   const char* name;
-  AttentionKernel attend;  // null where this cache, or this instruction set, has no such kernel
-  int64_t size_divisor;    // of head_size
+  AttentionKernel attend;  // null if there is none for a cache of C or for this instruction set
+  int64_t size_divisor;    // head_size must be a multiple of it
 };
 
 template <typename C>

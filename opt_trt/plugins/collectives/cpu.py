@@ -15,7 +15,7 @@ from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
 from opt_trt.plugins.cpu.operators import Operators
 
 CHUNK_BYTES = 1 << 18  # long vectors are exchanged in chunks, of which two stay in a core's cache
-SEAT_BYTES = 64  # the size of `Seat` in shared_memory.h
+RANK_STATE_BYTES = 64  # the size of `RankState` in shared_memory.h
 SPINS = 4000  # rounds before a waiting rank yields its core: some 50 µs
 NO_SPINS = 0  # if there are more ranks than cores: a spinning rank would block the rank that it waits for
 
@@ -44,7 +44,7 @@ def join(operators: Operators, group: MPI.Comm, timeout_s: float) -> None:
     """
     ranks, rank = group.Get_size(), group.Get_rank()
     spins = NO_SPINS if _is_crowded() else SPINS
-    memory = _shared_memory(group, ranks * SEAT_BYTES + 2 * (ranks + 1) * CHUNK_BYTES)
+    memory = _shared_memory(group, ranks * RANK_STATE_BYTES + 2 * (ranks + 1) * CHUNK_BYTES)
     if memory is None:
         operators.join_mpi(torch.tensor(_mpi(group)), ranks, timeout_s)
         return

@@ -1,8 +1,8 @@
-// The same product by instructions that multiply pairs: two neighbouring features, 16 bits each, in a lane.
+// The product of interleaved.h by instructions that multiply pairs: two neighbouring features of 16 bits in a lane.
 //
-// Weights become pairs once for all tokens: those of 128 features and one panel of outputs, a block, which stays in the
-// first cache while all tokens pass. Sums are added in the order of K whatever the number of tokens. A form says what
-// the 16 bits are: bf16 (pairs.h) or integers (words.h).
+// Weights become pairs once for all tokens. A block is the weights of 128 features and one panel of outputs; it stays
+// in the first-level cache while all tokens are multiplied. Sums are added in the order of K, whatever the number of
+// tokens. The template argument Form chooses what the 16 bits are: bf16 (pairs.h) or integers (words.h).
 #pragma once
 #include "integers.h"
 
@@ -10,15 +10,15 @@ namespace opt_trt {
 
 typedef uint32_t pair;  // the earlier feature in the low bits
 
-constexpr int64_t kBlock = kGroup;  // so that a block has one scale
+constexpr int64_t kBlock = kGroup;  // features, so that a block of a token has one scale
 constexpr int64_t kBlockPairs = kBlock / 2;
-constexpr int64_t kTokensAtOnce = 1024;  // whose sums for a panel the second cache holds
-constexpr int kFirstLevel = 3;           // the cache to prefetch into: of the second, widening waits for weights
+constexpr int64_t kTokensAtOnce = 1024;  // their sums for a panel fit into the second-level cache
+constexpr int kFirstLevel = 3;           // prefetch hint: widening would wait for weights in the second-level cache
 
 // One block of all tokens.
 struct TokenPairs {
   pair* pairs;    // [tokens, 64]
-  float* scales;  // [tokens], where the form has any
+  float* scales;  // [tokens], if the form has scales
 
   TokenPairs from(int64_t token) const { return {pairs + token * kBlockPairs, scales + token}; }
 };
@@ -27,10 +27,10 @@ struct TokenPairs {
 template <int GROUPS>
 struct WeightPairs {
   alignas(64) pair pairs[kBlockPairs][GROUPS][kLanes];
-  vec scales[GROUPS];  // where the form has any
+  vec scales[GROUPS];  // if the form has scales
 };
 
-// What lies beside a block in memory and is needed next.
+// The weights that are needed after a block.
 struct NextWeights {
   const char* first;
   int64_t stride;  // bytes between neighbouring groups of outputs
@@ -38,7 +38,7 @@ struct NextWeights {
 
 template <typename W> constexpr int64_t kBlockBytes = stored_rows_of<W>(kBlock) * kLanes * sizeof(W);
 
-// The two features of a pair from stored rows of 16 outputs.
+// Load the two features of a pair from stored rows of 16 outputs.
 template <typename W>
 void load_two(const W* block, int64_t p, vec (&values)[2]) {
   if constexpr (kSteps<W> == 2) load_pairs(block + p * kLanes, values);
@@ -46,7 +46,8 @@ void load_two(const W* block, int64_t p, vec (&values)[2]) {
     for (int64_t i = 0; i < 2; ++i) values[i] = load(block + (2 * p + i) * kLanes);
 }
 
-// Tokens from `token` on, TOKENS at a time, the rest by smaller tiles. Each tile asks for its share of the next weights.
+// Multiply a block with all tokens from `token` on, by tiles of TOKENS and then by smaller ones. Each tile prefetches
+// its share of the next weights.
 template <typename Form, typename W, int TOKENS, int GROUPS>
 void pass_tokens(
     int64_t tokens, const TokenPairs& x, const WeightPairs<GROUPS>& w, const NextWeights& next, vec (*total)[GROUPS],
@@ -60,7 +61,7 @@ void pass_tokens(
   if constexpr (TOKENS > 1) pass_tokens<Form, W, TOKENS / 2, GROUPS>(tokens, x, w, next, total, token);
 }
 
-// One block of the outputs [group, group + GROUPS).
+// Widen one block of the outputs [group, group + GROUPS).
 template <typename Form, typename W, int GROUPS>
 void widen_block(const Gemm& g, int64_t group, int64_t at, WeightPairs<GROUPS>& out) {
   constexpr int64_t kRows = stored_rows_of<W>(kBlock);
@@ -95,7 +96,7 @@ void block_panel(const Gemm& g, const TokenPairs& x, int64_t group) {
   finish(g, {0, g.tokens}, {group, GROUPS}, total[0]);
 }
 
-// For so many blocks of tokens.
+// Return memory for `count` blocks of tokens, which is kept from call to call.
 inline TokenPairs kept_pairs(int64_t count) {
   static thread_local std::vector<pair> kept;
   static thread_local std::vector<float> scales;

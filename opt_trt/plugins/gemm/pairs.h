@@ -1,4 +1,4 @@
-// Pairs of bf16: activations are rounded to it, of weights it holds every value. Twice the rate of fp32.
+// The form of pairs of bf16, at twice the rate of fp32. Activations are rounded; bf16 holds the weights exactly.
 #pragma once
 #include <type_traits>
 
@@ -43,7 +43,7 @@ struct Bf16 {
 };
 #endif
 
-// The kernel of TOKENS tokens at once; null where the library has none. In fp16 a weight is more than bf16 holds.
+// Return the kernel of TOKENS tokens at once, or null if the library has none. bf16 does not hold weights of fp16.
 template <typename W, int TOKENS, int GROUPS>
 constexpr GemmKernel pairs_kernel() {
 #if defined(__AVX512F__)

@@ -1,7 +1,8 @@
 // The tactics of matrix products: one row each, with the name that gemm/cpu.py gives it.
 //
-// A tactic's number is that of its row. Python asks for it by the name (`gemm_tactic`) when an engine is built, and the
-// compiled programs hold the number; they call the library that the engine keeps, so the numbers of others do not matter.
+// A tactic's number is that of its row. Python asks for the number by the name (`gemm_tactic`) when an engine is built,
+// and compiled programs contain the number. They call the library that the engine keeps, so other libraries may number
+// tactics otherwise.
 #pragma once
 #include "fixed.h"
 #include "interleaved.h"
@@ -12,8 +13,8 @@ namespace opt_trt {
 
 struct GemmTactic {
   const char* name;
-  GemmKernel run;                     // null where weights of this type, or this instruction set, have no such kernel
-  int64_t (*stored_rows)(int64_t k);  // rows of weights that k features take, for every group of 16 outputs
+  GemmKernel run;                     // null if there is none for weights W or for this instruction set
+  int64_t (*stored_rows)(int64_t k);  // of a group of 16 outputs, for k features
 };
 
 template <typename W>

@@ -1,7 +1,8 @@
-// The operators a compiled program calls, registered through torch's stable ABI in a namespace that names this library.
+// The operators that compiled programs call, registered through torch's stable ABI in a namespace that names this
+// library.
 //
-// OPT_TRT_NAMESPACE carries a hash of these sources: two engines with different plugins can be open in one process, and
-// a second copy of the same library is recognized before it is loaded (a duplicate registration kills the process).
+// OPT_TRT_NAMESPACE contains a hash of these sources. So two engines with different plugins can be open in one process,
+// and a second copy of a library is recognized before it is loaded (a duplicate registration kills the process).
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -26,7 +27,7 @@ using torch::stable::Tensor;
 
 namespace {
 
-// Calls `run(W{})` with the floating type a tensor stores.
+// Call `run(W{})` with the floating type that a tensor stores.
 template <typename Run>
 void dispatch(ScalarType type, Run run) {
   switch (type) {
@@ -37,7 +38,7 @@ void dispatch(ScalarType type, Run run) {
   }
 }
 
-// The same with a weight's type, which may be integers.
+// Call `run(W{})` with the type that a weight stores, which may be integers.
 template <typename Run>
 void dispatch_weight(ScalarType type, Run run) {
   switch (type) {
@@ -47,7 +48,7 @@ void dispatch_weight(ScalarType type, Run run) {
   }
 }
 
-// What is asked of a tensor, through the C interface: no dispatcher, no reference counts.
+// A tensor, read through the C interface, without dispatcher and reference counts.
 struct View {
   AtenTensorHandle handle;
 
@@ -72,7 +73,7 @@ struct View {
 
 const float* optional_data(const AtenTensorHandle* t) { return t ? View{*t}.data<const float>() : nullptr; }
 
-// fp32 [rows, columns], uninitialized.
+// Allocate fp32 [rows, columns], uninitialized.
 AtenTensorHandle new_matrix(int64_t rows, int64_t columns) {
   const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
   AtenTensorHandle handle;
@@ -81,7 +82,7 @@ AtenTensorHandle new_matrix(int64_t rows, int64_t columns) {
   return handle;
 }
 
-// The number of a tactic: that of its row.
+// Return the number of a tactic, which is that of its row.
 template <typename Row, size_t N>
 int64_t number_of(const Row (&table)[N], const std::string& name) {
   for (size_t i = 0; i < N; ++i)
@@ -148,7 +149,7 @@ AtenTensorHandle run_layer_norm(View x, View weight, View bias, double epsilon) 
   return y;
 }
 
-// The operators as Python and the tuner call them; compiled programs call the functions at the end of this file.
+// The operators that Python calls. Compiled programs call the functions at the end of this file.
 Tensor gemm(
     Tensor x, Tensor weight, std::optional<Tensor> scale, std::optional<Tensor> bias, std::optional<Tensor> residual,
     bool relu, int64_t n, std::vector<int64_t> buckets, std::vector<int64_t> tactics) {
@@ -170,11 +171,11 @@ Tensor layer_norm(Tensor x, Tensor weight, Tensor bias, double epsilon) {
   return Tensor(run_layer_norm({x.get()}, {weight.get()}, {bias.get()}, epsilon));
 }
 
-// The numbers that `gemm` and `attention` take for tactics; a table of any type has the names.
+// Return the numbers that `gemm` and `attention` take for tactics; the tables of all types have the same names.
 int64_t gemm_tactic(std::string name) { return number_of(opt_trt::kGemmTactics<float>, name); }
 int64_t attention_tactic(std::string name) { return number_of(opt_trt::kAttentionTactics<float>, name); }
 
-// From now on `events` [N, 3] is told what runs, or no more; how many events were recorded before.
+// Start to record what runs in `events` [N, 3], or stop. Return the number of events that were recorded before.
 int64_t record(Tensor events, bool on) {
   const int64_t found = opt_trt::recorder.count;
   opt_trt::recorder = {};
@@ -182,15 +183,15 @@ int64_t record(Tensor events, bool on) {
   return found;
 }
 
-// The sum of all words of fp32 storage, taken as integers modulo 2^32.
+// Return the sum of all words of fp32 storage, as integers modulo 2^32.
 int64_t sum_words(Tensor data) {
   constexpr int64_t unit = opt_trt::kStreams * opt_trt::kLanes;
   STD_TORCH_CHECK(data.numel() % unit == 0, "sum_words: expected a multiple of ", unit, " words, found ", data.numel());
   return opt_trt::sum_words(static_cast<const uint32_t*>(data.data_ptr()), data.numel());
 }
 
-// The tensor-parallel groups this process has joined, by their size: programs know no more of them. Never destroyed, for
-// programs may run until the process ends.
+// The tensor-parallel groups that this process has joined, by their size, which is all that programs know of them. They
+// are never destroyed, because programs may run until the process ends.
 std::map<int64_t, std::unique_ptr<opt_trt::Group>>& groups() {
   static auto& joined = *new std::map<int64_t, std::unique_ptr<opt_trt::Group>>;
   return joined;
@@ -202,7 +203,7 @@ opt_trt::Group& group_of(int64_t ranks) {
   return *found->second;
 }
 
-// `memory` is mapped by all ranks and stays with the group.
+// Join a group of ranks that all map `memory`, which the group keeps.
 int64_t join_shared_memory(Tensor memory, int64_t ranks, int64_t rank, double timeout_s, int64_t spins) {
   const Tensor& kept = *new Tensor(memory);
   groups()[ranks] = std::make_unique<opt_trt::SharedMemoryGroup>(
@@ -210,7 +211,7 @@ int64_t join_shared_memory(Tensor memory, int64_t ranks, int64_t rank, double ti
   return ranks;
 }
 
-// `mpi` holds the addresses of MPI_Iallgather and MPI_Test and the handles of the communicator and of MPI_FLOAT.
+// Join a group by MPI: `mpi` has the addresses of MPI_Iallgather and MPI_Test, the communicator and MPI_FLOAT.
 int64_t join_mpi(Tensor mpi, int64_t ranks, double timeout_s) {
   const auto* values = static_cast<const int64_t*>(mpi.data_ptr());
   groups()[ranks] = std::make_unique<opt_trt::MpiGroup>(
@@ -271,11 +272,12 @@ STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("attention_tactic", TORCH_BOX(&attention_tactic));
 }
 
-// What compiled programs call: by name, without a dispatcher, which takes 4 µs a call. The names carry the hash, too;
-// library.py declares these functions to the programs.
+// The functions that compiled programs call by name, without the dispatcher, which takes 4 µs a call. Their names
+// contain the hash too; library.py declares them to the programs.
 #define OPT_TRT_JOIN(a, b) a##b
 #define OPT_TRT_NAME(space, function) OPT_TRT_JOIN(space, function)
-#define OPT_TRT_EXPORT(function) extern "C" [[gnu::visibility("default")]] AOTITorchError OPT_TRT_NAME(OPT_TRT_NAMESPACE, function)
+#define OPT_TRT_EXPORT(function) \
+  extern "C" [[gnu::visibility("default")]] AOTITorchError OPT_TRT_NAME(OPT_TRT_NAMESPACE, function)
 
 namespace {
 
