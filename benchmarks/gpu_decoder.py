@@ -176,7 +176,7 @@ class RandomDecoder:
 def fewest_splits(load: GpuLoad, heads: int, processors: int) -> Tactic:
     """Return the least split that gives every multiprocessor of the GPU two programs."""
     wanted = 2 * processors / (load.batch_size * heads)
-    return next((t for t in attention.SPLIT_KEYS if t.value >= wanted), attention.SPLIT_KEYS[-1])
+    return next((t for t in attention.SPLIT_KEYS if t.parameter >= wanted), attention.SPLIT_KEYS[-1])
 
 
 def _ints(values: Iterable[int]) -> torch.Tensor:

@@ -73,14 +73,33 @@ def alone(x: torch.Tensor) -> Sequence[torch.Tensor]:
     return (x,)
 
 
+class ReferenceCollectives:
+    """The plain implementation of `Collectives`: ranks exchange their tensors, and each computes the result."""
+
+    def __init__(self, exchange: Exchange = alone) -> None:
+        self._exchange = exchange
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Collectives.all_reduce`."""
+        total, *others = self._exchange(x)
+        for part in others:
+            total = total + part
+        return total
+
+    def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
+        """See `Collectives.all_gather`."""
+        return torch.cat(tuple(self._exchange(x)), -1)[:, :features]
+
+
+ALONE = ReferenceCollectives()  # the collectives of a single rank
 RELU_SITES = frozenset({"fc"})
 
 
 class ReferenceOps:
     """The plain, slow, trusted implementation: every tactic is checked against it."""
 
-    def __init__(self, exchange: Exchange = alone) -> None:
-        self._exchange = exchange
+    def __init__(self, collectives: Collectives = ALONE) -> None:
+        self._collectives = collectives
 
     def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
         """See `Ops.gemm`; weight is row-major [N, K], of int4 [N, ceil(K / 2)]."""
@@ -112,15 +131,12 @@ class ReferenceOps:
         return functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`."""
-        total, *others = self._exchange(x)
-        for part in others:
-            total = total + part
-        return total
+        """See `Collectives.all_reduce`."""
+        return self._collectives.all_reduce(x)
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """See `Ops.all_gather`."""
-        return torch.cat(tuple(self._exchange(x)), -1)[:, :features]
+        """See `Collectives.all_gather`."""
+        return self._collectives.all_gather(x, features)
 
 
 def _widen(linear: Linear, k: int) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""How an operation is computed: plugins offer tactics, `build` checks and times them and bakes the winners in."""
+"""How an operation is computed: plugins offer tactics, a build checks and times them, an engine keeps the winners."""

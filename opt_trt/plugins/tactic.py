@@ -6,34 +6,34 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-# Packed tokens a step may have, by their upper bounds; the last bucket is open.
+# Upper bounds of the buckets of packed tokens in a step; one more bucket is open.
 BUCKETS = (1, 4, 8, 16, 64, 256)
 
 
 @dataclass(frozen=True)
 class Tactic:
-    """One implementation a plugin may choose.
+    """One implementation that a plugin may choose.
 
-    Tactics of one `layout` read the same stored weights and live in the same call of a program, so all buckets of a
-    problem take their tactics from one layout. `value` is what the operator is told to run it. `tolerance` is the
-    largest difference from the reference, relative to its largest result, that is no bug. `needs` is a processor flag
-    beyond those of the instruction set that is compiled for.
+    Tactics of one `layout` read the same stored weights and share one call in a program, so all buckets of a problem
+    take their tactics from one layout. `parameter` is a number that a GPU's kernel is given; kernels of a CPU are found
+    by the name. `tolerance` is the largest allowed difference from the reference, relative to its largest value.
+    `needs` is a processor flag beyond those of the instruction set that is compiled for.
     """
 
     name: str
     layout: str
-    value: int
+    parameter: int = 0
     tolerance: float = 2e-5  # fp32 sums of up to 50,000 terms in another order differ by a tenth of that
     needs: str | None = None
 
     def lacks(self, extras: Collection[str]) -> str | None:
-        """None, or what it needs and a processor with these extra flags has not."""
+        """Return what the tactic needs and a processor with these extra flags lacks, or None."""
         return f"needs {self.needs}" if self.needs and self.needs not in extras else None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one tactic on one bucket: a time, or why it did not take part."""
+    """The time of one tactic on one bucket, or the reason why it did not take part."""
 
     tactic: Tactic
     elapsed_us: float | None
@@ -47,16 +47,12 @@ class Choice:
     layout: str
     tactics: tuple[Tactic, ...]
 
-    @property
-    def values(self) -> list[int]:
-        """What the operator is given."""
-        return [t.value for t in self.tactics]
-
 
 def choose(timings: Sequence[Sequence[Timing]], weights: Sequence[float]) -> Choice:
-    """The layout with the least weighted log time over the buckets, and its fastest tactic in each.
+    """Choose the layout with the least weighted sum of log times over the buckets, and its fastest tactic in each.
 
-    Logs, so that a bucket of 256 tokens does not outvote the single token most steps have. A tie goes to the earlier.
+    Because of the logs, a bucket of 256 tokens does not outvote the single token that most steps have. In a tie the
+    earlier tactic wins.
     """
     layouts = list(dict.fromkeys(t.tactic.layout for bucket in timings for t in bucket if t.elapsed_us is not None))
     best = {layout: [_fastest(bucket, layout) for bucket in timings] for layout in layouts}
@@ -77,7 +73,7 @@ def _fastest(bucket: Sequence[Timing], layout: str) -> Timing | None:
 
 
 def bucket_weights(opt_num_tokens: int | None) -> list[float]:
-    """How much each bucket counts: alike, or only the one `opt_num_tokens` falls into."""
+    """Return the weight of each bucket: 1, or 0 for all but the one that `opt_num_tokens` falls into."""
     if opt_num_tokens is None:
         return [1.0] * (len(BUCKETS) + 1)
     chosen = sum(opt_num_tokens > bound for bound in BUCKETS)
@@ -85,5 +81,5 @@ def bucket_weights(opt_num_tokens: int | None) -> list[float]:
 
 
 def winners(choices: Mapping[str, Choice]) -> dict[str, list[str]]:
-    """Names for the engine's `config.json`."""
+    """Return the winners' names, for the engine's `config.json`."""
     return {site: [t.name for t in choice.tactics] for site, choice in choices.items()}

@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from opt_trt.plugins.collectives import cpu as rendezvous
-from opt_trt.plugins.collectives.native_group import CollectiveOps
+from opt_trt.plugins.collectives.native_group import NativeCollectives
 from opt_trt.plugins.cpu.isa import runnable_isas
 from opt_trt.plugins.native.library import compile_library
 from tests.engine.test_collectives import SHAPES, parts, plain
@@ -26,7 +26,7 @@ def main(cache: Path) -> None:
     world = MPI.COMM_WORLD
     ranks, rank = world.Get_size(), world.Get_rank()
     native = compile_library(runnable_isas()[0].march, cache).operators()
-    ops = CollectiveOps(native, ranks)
+    ops = NativeCollectives(native, ranks)
     check_numbers()
     for where in ("node", "nodes"):
         if where == "nodes":

@@ -89,7 +89,7 @@ def test_a_build_where_tensorrt_has_left_its_timings_leaves_them_there(checkpoin
 def test_own_kernels_win_for_gemm_and_attention_at_one_token(checkpoint, tmp_path):
     tactics = build_here(checkpoint, tmp_path / "e")["tactics"]
     assert any(tactics[site][0].startswith("rows_") for site in ("qkv", "dense", "fc", "proj", "head"))
-    assert tactics["attention"][0] == "rows"
+    assert tactics["attention"][0] == "unfused"
 
 
 def test_disabled_plugins_leave_the_library_only(checkpoint, tmp_path):

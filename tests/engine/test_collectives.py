@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from opt_trt.host.cache import cache_dir
-from opt_trt.plugins.collectives.native_group import CollectiveOps
+from opt_trt.plugins.collectives.native_group import NativeCollectives
 from opt_trt.plugins.cpu.isa import runnable_isas
 from opt_trt.plugins.native.library import compile_library
 from tests.engine._mpi import MPIRUN, mpirun
@@ -75,7 +75,7 @@ def run_ranks(ranks: int, work: Callable[[int, torch.Tensor], None]) -> list[int
 def test_every_rank_gets_the_sum_in_rank_order_and_all_parts(native, ranks, spins):
     def work(rank: int, memory: torch.Tensor) -> None:
         native.join_shared_memory(memory, ranks, rank, PATIENCE_S, spins)
-        ops = CollectiveOps(native, ranks)
+        ops = NativeCollectives(native, ranks)
         for _, shape in ((i, shape) for i in range(20) for shape in SHAPES):
             everyone = parts(ranks, shape)
             total, gathered = plain(everyone)

@@ -29,7 +29,7 @@ from tests.engine.conftest import KINDS, random_prompts
 WEIGHTS = (("float32", None), ("float16", None), ("bfloat16", None), ("float16", "int8"), ("float16", "int4"))
 
 
-ORDERED = (*gemm.OWN, *gemm.FIXED16)
+ORDERED = (*gemm.FP32, *gemm.FIXED16)
 
 
 @pytest.fixture(scope="module", params=[target_isa(), *runnable_isas()[1:]], ids=lambda isa: isa.name)
@@ -43,7 +43,7 @@ def native(isa):
 
 
 @pytest.mark.parametrize("weight_type", STORED)
-@pytest.mark.parametrize("family", [gemm.OWN, gemm.FIXED16], ids=lambda family: family[0].name)
+@pytest.mark.parametrize("family", [gemm.FP32, gemm.FIXED16], ids=lambda family: family[0].name)
 def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, family, weight_type):
     generator = torch.Generator().manual_seed(5)
     n, k, layout = 131, 275, family[0].layout
@@ -58,8 +58,8 @@ def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, fami
     x = torch.randn(23, k, generator=generator)
 
     def run(x, tactic):
-        values = [tactic.value] * (len(BUCKETS) + 1)
-        return gemm.run_gemm(native, problem, GemmCall(x, linear, None), layout, values)
+        kernels = gemm.kernel_numbers(native, [tactic] * (len(BUCKETS) + 1))
+        return gemm.run_gemm(native, problem, GemmCall(x, linear, None), kernels)
 
     alone = torch.cat([run(row[None], family[0]) for row in x])
     for tactic in family:
@@ -77,7 +77,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_any_batch(open_session):
 def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
     engine = build_engine("pre-norm", gather_all_token_logits=True, deterministic=True)
     tactics = json.loads((engine / "config.json").read_text())["tactics"]
-    assert set(tactics.pop("attention")) == {"rows"}
+    assert set(tactics.pop("attention")) == {"unfused"}
     assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in ORDERED}
 
 

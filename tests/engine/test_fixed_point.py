@@ -59,10 +59,10 @@ def chosen(engine):
 
 @pytest.mark.parametrize("case", [INT8, pytest.param(INT4, marks=SLOW)], ids="-".join)
 def test_sixteen_bits_are_as_good_as_fp32_activations(case, forced):
-    fixed, plain = forced(case, (*gemm.FIXED16, *gemm.WORDS)), forced(case, gemm.OWN)
+    fixed, plain = forced(case, (*gemm.FIXED16, *gemm.WORDS)), forced(case, gemm.FP32)
     assert all(name.startswith("fixed16") for names in chosen(fixed) for name in names)
     assert set(read_engine_config(fixed).tactics["head"][-3:]) == {"words_4"}  # its weights are fp16
-    assert all(name.startswith("rows") for names in chosen(plain) for name in names)
+    assert all(name.startswith("fp32") for names in chosen(plain) for name in names)
     assert "avx512_vnni" in read_engine_config(fixed).device["flags"].split()
     assert "avx512_vnni" not in read_engine_config(plain).device["flags"].split()
     (found, _), (expected, _) = context_logits(fixed), context_logits(plain)
@@ -80,7 +80,7 @@ def test_context_int8_rounds_several_tokens_only_and_says_by_how_much(case, forc
     assert read_engine_config(rounded).build_config.context_int8
     for first, *others in chosen(rounded):
         assert first.startswith("fixed16") and all(name.startswith("fixed8") for name in others)
-    (found, alone), (expected, exact) = context_logits(rounded), context_logits(forced(case, gemm.OWN))
+    (found, alone), (expected, exact) = context_logits(rounded), context_logits(forced(case, gemm.FP32))
     error = (found - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.05, error  # rounded it is, and not to less than int8
     assert (alone - exact).abs().max() < 2**-10 * exact.abs().max()  # a prompt of one token is not rounded

@@ -27,13 +27,6 @@ MODEL = ModelConfig(
 IDS, PLACES = torch.tensor([0, 12, 6, 7, 3]), torch.tensor([8, 0, 4, 5, 1])
 
 
-class SharedOps(ReferenceOps):
-    """The plain operations, but for those between ranks."""
-
-    def __init__(self) -> None:
-        self.all_reduce, self.all_gather = GroupCollectives(2).all_reduce, GroupCollectives(2).all_gather
-
-
 def parts_of(table: torch.Tensor, axis: int) -> list[torch.Tensor]:
     """Of two ranks; the last one's rows are padded."""
     padded = torch.nn.functional.pad(table, (0, 0, 0, -len(table) % 2)) if axis == 0 else table
@@ -51,7 +44,9 @@ def test_compiled_programs_sum_and_gather_over_processes(tmp_path):
             cut = [parts_of(table, axis) for table in tables]
             weights = {w: (parts[0].shape, parts[0].dtype) for w, parts in zip(EMBEDDING_WEIGHTS, cut, strict=True)}
             model = replace(MODEL, embedding_sharding_dim=axis)
-            spec = embedding_program(model, SharedOps(), GraphShapes(1, weights), EMBEDDING_WEIGHTS)
+            spec = embedding_program(
+                model, ReferenceOps(GroupCollectives(2)), GraphShapes(1, weights), EMBEDDING_WEIGHTS
+            )
             files[name] = compilers.compile(replace(spec, name=name), "functional")
             for rank in range(2):
                 which = [torch.tensor([rank])] if axis == 0 else []

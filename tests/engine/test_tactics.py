@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,37 @@ def random_weight(weight_type, n, k, generator):
     return weight, None, weight.float()
 
 
+def everywhere(native, tactic):
+    """A tactic's number for every bucket of tokens."""
+    return gemm.kernel_numbers(native, [tactic] * (len(BUCKETS) + 1))
+
+
+def attend(native, tactic, tensors, step):
+    return attention.run_attention(native, attention.kernel_number(native, tactic), tensors, step)
+
+
+def test_the_library_knows_every_tactic_by_the_name_it_has_in_python_and_no_other(native):
+    for number_of, tactics in ((native.gemm_tactic, gemm.TACTICS), (native.attention_tactic, attention.TACTICS)):
+        names = [tactic.name for tactic in tactics if tactic.name != "library"]
+        assert sorted(number_of(name) for name in names) == list(range(len(names)))
+        with pytest.raises(RuntimeError, match="the plugin library has no tactic rows_4"):
+            number_of("rows_4")
+
+
+def test_a_number_beyond_the_tactics_and_a_kernel_of_other_types_are_refused_by_name(native):
+    x, weight = torch.ones(1, 16), torch.ones(1, 16, 16)
+    product = functools.partial(native.gemm, x, weight, None, None, None, False, 16, [])
+    with pytest.raises(RuntimeError, match=f"expected a tactic's number below {len(gemm.TACTICS) - 1}, found 99"):
+        product([99])
+    with pytest.raises(RuntimeError, match="gemm: words_4 has no kernel for weights of this type"):
+        product([native.gemm_tactic("words_4")])
+    qkv, cache, step = ragged_step((1,), (1,), (1, 1, 1))
+    with pytest.raises(RuntimeError, match="attention: flash of heads of 1"):
+        attend(native, attention.FLASH, (qkv, cache), step)
+    with pytest.raises(RuntimeError, match="attention: flash_pairs has no kernel for a cache of this type"):
+        attend(native, attention.FLASH_PAIRS, (qkv, cache), step)
+
+
 @pytest.mark.parametrize("weight_type", STORED)
 @pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
 @pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7), (64, 256)])
@@ -63,7 +95,7 @@ def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, 
             packed = gemm.pack(weight, problem, tactic.layout)
             assert tuple(packed.shape) == gemm.packed_shape(problem, tactic.layout)
             call = GemmCall(x, Linear(packed, scale, bias), residual)
-            found = gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
+            found = gemm.run_gemm(native, problem, call, everywhere(native, tactic))
             expected = x @ meant.T
             expected = expected + bias if has_bias else expected
             expected = expected.relu() if site == "fc" else expected
@@ -90,7 +122,7 @@ def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa
 
     def product(rows: slice) -> torch.Tensor:
         call = GemmCall(x[rows], linear, residual[rows])
-        return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
+        return gemm.run_gemm(native, problem, call, everywhere(native, tactic))
 
     alone = [product(slice(row, row + 1)) for row in range(tokens - 79, tokens)]
     assert torch.equal(product(slice(0, tokens))[-79:], torch.cat(alone))
@@ -199,14 +231,14 @@ def rounded_to_fixed_point(x, largest):
 def run_gemm(native, problem, tensors, tactic):
     x, weight, scale = tensors
     call = GemmCall(x, Linear(gemm.pack(weight, problem, tactic.layout), scale, None), None)
-    return gemm.run_gemm(native, problem, call, tactic.layout, [tactic.value] * (len(BUCKETS) + 1))
+    return gemm.run_gemm(native, problem, call, everywhere(native, tactic))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("heads", "head_size", "block"), [(2, 64, 32), (3, 80, 16), (1, 16, 1), (2, 20, 7), (9, 144, 40)]
 )
-@pytest.mark.parametrize("tactic", (attention.ROWS, *attention.FUSED), ids=lambda t: t.name)
+@pytest.mark.parametrize("tactic", (attention.UNFUSED, *attention.FUSED), ids=lambda t: t.name)
 def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, tactic, dtype, heads, head_size, block):
     problem = AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
     if (reason := attention.refusal(tactic, problem, isa.extras)) is not None:
@@ -216,13 +248,13 @@ def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, ta
         qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=queries, shape=(heads, head_size, block))
         expected_cache, found_cache = cache.to(dtype), cache.to(dtype)
         expected = ReferenceOps().attention(qkv, expected_cache, step)
-        found = attention.run_attention(native, tactic, (qkv, found_cache), step)
+        found = attend(native, tactic, (qkv, found_cache), step)
         assert (found - expected).abs().max() < tolerance * expected.abs().max()
         assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
 
 
 @pytest.mark.parametrize("sought", [True, False])
-@pytest.mark.parametrize("tactic", (attention.ROWS, *attention.FUSED), ids=lambda t: t.name)
+@pytest.mark.parametrize("tactic", (attention.UNFUSED, *attention.FUSED), ids=lambda t: t.name)
 def test_each_key_is_met_where_it_is_sought_and_each_value_counts_once(native, isa, tactic, sought):
     """Queries that find one key each, and queries to which all keys are alike: no rounding hides a key."""
     heads, head_size, block, tokens = 2, 48, 5, 203
@@ -236,7 +268,7 @@ def test_each_key_is_met_where_it_is_sought_and_each_value_counts_once(native, i
     targets = (torch.rand(tokens, generator=generator) * torch.arange(1, tokens + 1)).long()
     qkv = torch.stack([64.0 * sought * keys[targets], keys, values], 1).flatten(1)
     means = values.cumsum(0) / torch.arange(1, tokens + 1)[:, None, None]
-    found = attention.run_attention(native, tactic, (qkv, cache.bfloat16()), step)
+    found = attend(native, tactic, (qkv, cache.bfloat16()), step)
     expected = values[targets] if sought else means
     assert (found - expected.flatten(1)).abs().max() < TOLERANCE
 
@@ -251,14 +283,14 @@ def test_rows_have_the_same_bits_whoever_computes_their_parts(native, heads, hea
     try:
         for number in (1, 2, 64):
             torch.set_num_threads(number)
-            found.append(attention.run_attention(native, attention.ROWS, (qkv, cache.clone()), step))
+            found.append(attend(native, attention.UNFUSED, (qkv, cache.clone()), step))
         for s, row in enumerate(step.query_start[:-1].tolist()):  # with all threads for itself
             one = slice(row, row + queries[s])
             alone = AttentionInputs(
                 step.slot_mapping[one], torch.tensor([0, queries[s]], dtype=torch.int32), step.kv_lens[s : s + 1],
                 step.block_tables[s : s + 1],
             )  # fmt: skip
-            out = attention.run_attention(native, attention.ROWS, (qkv[one], cache.clone()), alone)
+            out = attend(native, attention.UNFUSED, (qkv[one], cache.clone()), alone)
             assert torch.equal(out, found[0][one]), s
     finally:
         torch.set_num_threads(threads)
@@ -310,7 +342,7 @@ def test_the_kv_cache_rounds_to_fp16_as_torch_does(native, value):
     one = torch.ones(1, dtype=torch.int32)
     native.attention(
         torch.full((1, 3), value), cache, torch.zeros(1, dtype=torch.int64), torch.tensor([0, 1], dtype=torch.int32),
-        one, one[None] - 1, 0,
+        one, one[None] - 1, native.attention_tactic("unfused"),
     )  # fmt: skip
     assert torch.equal(cache.flatten(), torch.full((2,), value).half())
 
@@ -323,7 +355,7 @@ def test_a_lone_value_comes_out_as_the_kv_cache_stores_it(native, dtype, value):
     values = torch.full((16,), value)
     out = native.attention(
         torch.cat([torch.zeros(32), values])[None], cache, torch.zeros(1, dtype=torch.int64),
-        torch.tensor([0, 1], dtype=torch.int32), one, one[None] - 1, 0,
+        torch.tensor([0, 1], dtype=torch.int32), one, one[None] - 1, native.attention_tactic("unfused"),
     )  # fmt: skip
     torch.testing.assert_close(out[0], values.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
 

@@ -21,14 +21,13 @@ from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
-from opt_trt.ops import Collectives
+from opt_trt.ops import ALONE, Collectives
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda.buckets import Bound, bounds_for
 from opt_trt.plugins.cuda.graphs import put
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm import cuda_layout as padded
-from opt_trt.plugins.ops.cuda import ALONE
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import Choice, Tactic
 from opt_trt.plugins.tune.common import gemm_problems
 from tests.triton._problems import on_gpu
@@ -113,7 +112,7 @@ class Prepared:
         return weighted_parts(programs, weights, self.config, self.rank)
 
 
-def fixed_plan(checkpoint: Checkpoint, limits) -> Plan:
+def fixed_plan(checkpoint: Checkpoint, limits) -> TacticPlan:
     """One tactic of each kind, in the buckets it is for."""
     problems = {site: on_gpu(problem) for site, problem in gemm_problems(checkpoint.config).items()}
     variants = Variants.of(limits.model, limits.build_config)
@@ -121,7 +120,7 @@ def fixed_plan(checkpoint: Checkpoint, limits) -> Plan:
     head = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.logits)))
     choices = {site: head if site == "head" else layer for site in problems}
     generating = [attention.SPLIT_KEYS[i % 2] for i, _ in enumerate(bounds_for(variants.sequences))]
-    return Plan(problems, choices, Choice(attention.PAGED, (*generating, attention.FLASH, attention.HALF_FLASH)))
+    return TacticPlan(problems, choices, Choice(attention.PAGED, (*generating, attention.FLASH, attention.HALF_FLASH)))
 
 
 def product_of(bound: Bound) -> Tactic:

@@ -20,13 +20,13 @@ from opt_trt.graph.decoder import SITES, head_weight_names, layer_weight_names, 
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
 from opt_trt.model.mapping import Mapping
+from opt_trt.ops import ALONE
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives
 from opt_trt.plugins.cuda.buckets import bounds_for
 from opt_trt.plugins.gemm import cuda_layout as padded
 from opt_trt.plugins.gemm.problem import STORED, GemmProblem
-from opt_trt.plugins.ops.cuda import ALONE
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import Choice
 from opt_trt.plugins.tune.common import gemm_problems
 from tests.triton._engine import product_of
@@ -60,7 +60,7 @@ def programs(weight_type: str | None, tp_size: int) -> list[ProgramSpec]:
         )
         for site in problems
     }
-    plan = Plan(problems, products, Choice(attention.PAGED, attention.SPLIT_KEYS[:2]))
+    plan = TacticPlan(problems, products, Choice(attention.PAGED, attention.SPLIT_KEYS[:2]))
     names = (*EMBEDDING_WEIGHTS, *layer_weight_names(config, 0), *head_weight_names(config))
     shapes = GraphShapes(32, {name: shape_of(name, problems) for name in names}, torch.float16, "cuda")
     collectives = GroupCollectives(tp_size) if tp_size > 1 else ALONE

@@ -15,7 +15,7 @@ import torch
 
 from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder
 from opt_trt.model.mapping import Mapping
-from opt_trt.ops import ReferenceOps
+from opt_trt.ops import ReferenceCollectives, ReferenceOps
 from opt_trt.plugins.collectives.links import Joined, Seat, Seats
 from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import StepInputs, StepOutputs
@@ -56,7 +56,7 @@ class Meeting:
                 self._barrier.wait(PATIENCE_S)  # before the next parts come
             return parts
 
-        return ReferenceOps(exchange)
+        return ReferenceOps(ReferenceCollectives(exchange))
 
 
 @dataclass

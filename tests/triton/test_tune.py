@@ -12,7 +12,7 @@ from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm.cuda_layout import PADDED
 from opt_trt.plugins.tune.common import TacticError
-from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
+from opt_trt.plugins.tune.cuda import CudaPolicy, TuningBench, tune
 from opt_trt.plugins.tune.timing import TimingCache
 from tests.triton._layers import model
 
@@ -31,8 +31,8 @@ class Turns:
         return float(self.calls), run()
 
 
-def stand(device, times=None):
-    return Stand(TimingCache("here", times or {}, Turns()), device, cold_bytes=0)
+def bench_on(device, times=None):
+    return TuningBench(TimingCache("here", times or {}, Turns()), device, cold_bytes=0)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def few(monkeypatch):
 
 
 def test_every_bucket_and_phase_gets_its_fastest_tactic(few, device):
-    where = stand(device)
+    where = bench_on(device)
     plan, table = tune(model("float16", "int8", True), POLICY, where)
     assert all(choice.layout == PADDED for choice in plan.gemm.values())
     assert all(problem.device == "cuda" for problem in plan.problems.values())
@@ -60,7 +60,7 @@ def test_every_bucket_and_phase_gets_its_fastest_tactic(few, device):
     assert lines == dict.fromkeys(SITES, 2) | {"attention": 4}
     assert [line.bucket for line in table if line.site == "attention"] == ["-1", "-2", "context", "context, fp16"]
 
-    again = stand(device, where.cache.times)
+    again = bench_on(device, where.cache.times)
     assert tune(model("float16", "int8", True), POLICY, again) == (plan, table)
     assert again.cache.clock.calls == 0  # a hit decides without timing
 
@@ -68,7 +68,7 @@ def test_every_bucket_and_phase_gets_its_fastest_tactic(few, device):
 def test_a_disabled_plugin_leaves_the_library(few, device, monkeypatch):
     monkeypatch.setattr("opt_trt.plugins.tune.cuda._tune_attention", lambda *_: (None, []))
     policy = CudaPolicy(gemm=False, max_sequences=1, max_num_tokens=1, max_logits=1, tokens_per_block=16)
-    plan, table = tune(model("bfloat16", None, False), policy, stand(device))
+    plan, table = tune(model("bfloat16", None, False), policy, bench_on(device))
     assert {tactic.name for choice in plan.gemm.values() for tactic in choice.tactics} == {"cublas"}
     assert {timing.reason for line in table for timing in line.timings} == {None, "--gemm_plugin disable"}
 
@@ -77,13 +77,13 @@ def test_a_wrong_tactic_ends_the_build(few, device, monkeypatch):
     right = gemm.run_gemm
     monkeypatch.setattr(gemm, "run_gemm", lambda p, call, tactic, bound: right(p, call, tactic, bound) * 1.1)
     with pytest.raises(TacticError, match=r"^split_2 differs from the reference by 1\.\de-01 on gemm n=384 k=128 int4"):
-        tune(model("float16", "int4", True), POLICY, stand(device))
+        tune(model("float16", "int4", True), POLICY, bench_on(device))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "weight_type"), [("float16", None), ("float16", "int8"), ("bfloat16", "int4")])
 def test_every_tactic_passes_its_check(dtype, weight_type, device):
-    _, table = tune(model(dtype, weight_type, True), POLICY, stand(device))
+    _, table = tune(model(dtype, weight_type, True), POLICY, bench_on(device))
     taken = {timing.tactic.name for line in table for timing in line.timings if timing.elapsed_us is not None}
     bfloat = {attention.HALF_FLASH.name} if dtype == "bfloat16" else set()
     assert taken == {tactic.name for tactic in (*gemm.TACTICS, *attention.TACTICS)} - bfloat

@@ -56,7 +56,7 @@ def test_every_release_builds_what_the_converter_writes(release, name, checkpoin
 def test_timings_the_embedded_backend_left_do_not_matter(checkpoints, install_double):
     """They are replaced, as the builder does it: the embedded backend keeps its own elsewhere, too."""
     install_double()
-    TimingCache("cpu", {"cpu | gemm": {"rows_1": 1.0}}).save(Path("model.cache"))
+    TimingCache("cpu", {"cpu | gemm": {"fp32_1": 1.0}}).save(Path("model.cache"))
     build_there(checkpoints("fp16"), "--log_level", "error")
     assert Path("model.cache").read_bytes() == b"timings"
 

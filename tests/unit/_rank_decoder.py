@@ -14,10 +14,10 @@ from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embedding_module
-from opt_trt.ops import ReferenceOps
+from opt_trt.ops import ReferenceCollectives, ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import Choice
 from opt_trt.plugins.tune.common import gemm_problems
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
@@ -47,7 +47,7 @@ class Threads:
             self._barrier.wait(PATIENCE_S)  # before the next parts come
             return parts
 
-        return ReferenceOps(exchange)
+        return ReferenceOps(ReferenceCollectives(exchange))
 
 
 class Rank:
@@ -59,7 +59,7 @@ class Rank:
         mapping, problems = config.mapping, gemm_problems(config, lm_head_precision)
         self.tp_rank, self.stage = mapping.tp_rank(rank), mapping.pp_rank(rank)
         row_major = Choice(gemm.ROW_MAJOR, ())
-        plan = Plan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
+        plan = TacticPlan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
         self.weights = dict(packed_tensors(self.checkpoint, plan))
         self.layers = config.stage_layers(self.stage)
         self._embedding, self._layer = embedding_module(config, ops), Layer(config, ops)

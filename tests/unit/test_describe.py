@@ -227,7 +227,7 @@ def test_an_engine_is_listed_with_what_it_was_built_for(tmp_path: Path, capsys: 
         backend="inductor",
         device={"type": "cpu", "isa": "avx512", "torch": "2.13.0"},
         plugin_library="x.so",
-        tactics={"qkv": ["rows", "rows", "library"], "attention": ["flash"]},
+        tactics={"qkv": ["fp32_8", "fp32_8", "library"], "attention": ["flash"]},
         checkpoint="0123456789abcdef",
         version="0.1.0",
     )
@@ -241,7 +241,7 @@ def test_an_engine_is_listed_with_what_it_was_built_for(tmp_path: Path, capsys: 
         f"engine {directory}",
         "built         opt_trt 0.1.0, backend inductor for cpu avx512, torch 2.13.0",
         "limits        batch 8, input 924, sequence 1024, 8192 packed tokens, KV cache blocks of 32",
-        "tactics       qkv: rows, library; attention: flash",
+        "tactics       qkv: fp32_8, library; attention: flash",
         f"on disk       {size_text(sum(file.stat().st_size for file in directory.iterdir()))} in 2 files",
         "listed        2 tensors, 48 bytes (48 bytes)",
     ):

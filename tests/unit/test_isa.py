@@ -11,7 +11,7 @@ from opt_trt.errors import UserError
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.cpu.isa import ISAS, X86, X86_AVX2, X86_AVX512, runnable_isas, target_isa
 from opt_trt.plugins.gemm import cpu as gemm
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import Choice
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 processor flags")
@@ -52,13 +52,15 @@ def test_an_instruction_set_this_processor_does_not_run_is_refused():
 @pytest.mark.parametrize(
     ("product", "context", "flag"),
     [
-        (gemm.OWN[0], attention.FLASH, None),
+        (gemm.FP32[0], attention.FLASH, None),
         (gemm.PAIRS[0], attention.FLASH, "avx512_bf16"),
         (gemm.FIXED16[0], attention.FLASH, "avx512_vnni"),
-        (gemm.OWN[0], attention.FLASH_PAIRS, "avx512_bf16"),
+        (gemm.FP32[0], attention.FLASH_PAIRS, "avx512_bf16"),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_an_engine_names_the_flags_of_whatever_tactics_won(product, context, flag):
-    plan = Plan({}, {"fc": Choice(product.layout, (product,))}, Choice(context.layout, (attention.ROWS, context)))
+    plan = TacticPlan(
+        {}, {"fc": Choice(product.layout, (product,))}, Choice(context.layout, (attention.UNFUSED, context))
+    )
     assert {*device_of(ISAS[0], plan)["flags"].split()} == ISAS[0].needs | ({flag} if flag else set())

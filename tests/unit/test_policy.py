@@ -21,7 +21,7 @@ from opt_trt.plugins.tune.policy import (
 )
 
 EXTRAS = frozenset({"avx512_vnni", "avx512_bf16"})
-OF_FLOATS, OF_INTEGERS = {gemm.LIBRARY, *gemm.OWN}, {gemm.LIBRARY, *gemm.OWN, *gemm.FIXED16}
+OF_FLOATS, OF_INTEGERS = {gemm.LIBRARY, *gemm.FP32}, {gemm.LIBRARY, *gemm.FP32, *gemm.FIXED16}
 ADMITTED = {  # weights and model: who takes part in long prompts
     ("float32", "float32"): OF_FLOATS,
     ("float16", "float16"): {*OF_FLOATS, *gemm.WORDS},
@@ -87,7 +87,7 @@ def admitted_to_attention(phase="context", head_size=64, dtype=torch.bfloat16, *
 
 
 def test_attention_is_fused_over_many_queries_and_rounded_in_models_of_bfloat16():
-    unfused = {attention.LIBRARY, attention.ROWS}
+    unfused = {attention.LIBRARY, attention.UNFUSED}
     assert admitted_to_attention()[0] == {*unfused, *attention.FUSED}
     assert admitted_to_attention(extras=frozenset())[0] == {*unfused, attention.FLASH}
     for dtype in (torch.float32, torch.float16):
@@ -97,9 +97,9 @@ def test_attention_is_fused_over_many_queries_and_rounded_in_models_of_bfloat16(
 
 def test_flags_keep_attention_s_tactics_out_by_name():
     unfused, reasons = admitted_to_attention(context_fmha=False)
-    assert unfused == {attention.LIBRARY, attention.ROWS}
+    assert unfused == {attention.LIBRARY, attention.UNFUSED}
     assert {reasons[tactic] for tactic in attention.FUSED} == {"--context_fmha disable"}
     assert admitted_to_attention(attention=False)[0] == {attention.LIBRARY}
     found, reasons = admitted_to_attention(deterministic=True)
-    assert found == {attention.ROWS}
+    assert found == {attention.UNFUSED}
     assert {reasons[tactic] for tactic in (attention.LIBRARY, *attention.FUSED)} == {DETERMINISTIC}

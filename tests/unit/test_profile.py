@@ -40,7 +40,7 @@ def test_a_step_is_split_into_its_operations():
 
 
 def test_what_the_library_computes_is_not_recorded_and_stays_outside():
-    sites = traced_sites({site: ["library" if site == "fc" else "rows_1"] for site in LAYER_SITES})
+    sites = traced_sites({site: ["library" if site == "fc" else "fp32_1"] for site in LAYER_SITES})
     assert sites == ["qkv", "attention", "dense", "proj"]
     events = [event for i, event in enumerate(recorded(layers=2)) if i % 5 != LAYER_SITES.index("fc") or i == 10]
     parts = split_step((0, 1, 5000), events, sites, 2)

@@ -1,6 +1,6 @@
-// The paged KV cache as a step of attention sees it, and the append of the step's keys and values.
+// The paged KV cache of a layer in one step of attention, and how the step's keys and values are appended to it.
 //
-// Cache of one layer: [blocks, keys | values, heads, tokens_per_block, head_size].
+// The cache is [blocks, keys | values, heads, tokens_per_block, head_size].
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -22,20 +22,26 @@ struct Attention {
   const float* query(int64_t t, int64_t h) const { return qkv + (t * 3 * heads + h) * head_size; }
   float* output(int64_t t, int64_t h) const { return out + (t * heads + h) * head_size; }
   int64_t queries(int64_t s) const { return query_start[s + 1] - query_start[s]; }
-  // Tokens that query i of a sequence sees.
+  // Return the number of tokens that query i of a sequence attends to.
   int64_t visible(int64_t s, int64_t i) const { return kv_lens[s] - queries(s) + i + 1; }
-  // First element of a head's keys (kv = 0) or values (kv = 1) in a block.
+  // Return the index of the first element of a head's keys (kv = 0) or values (kv = 1) in a block.
   int64_t head_block(int64_t block, int64_t kv, int64_t h) const {
     return ((block * 2 + kv) * heads + h) * block_tokens * head_size;
   }
 };
 
-constexpr int64_t kRun = 32;  // tokens; what a few heads have of them fits into the second cache more than once
+struct Heads { int64_t first, count; };
 
-// Memory of one thread, kept from one piece of its work to the next.
+constexpr int64_t kRun = 32;  // tokens; their keys of a few heads fit into the second-level cache several times
+
+// Memory of one thread, reused from one piece of its work to the next.
 struct Scratch {
   std::vector<float> q, k, v, top, denominator;
 };
+
+// A kernel computes queries [first, first + count) of some heads of sequence s.
+typedef void (*AttentionKernel)(
+    const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch);
 
 inline float query_scale(const Attention& a) { return 1.0f / std::sqrt(float(a.head_size)); }
 
@@ -45,23 +51,23 @@ inline void scale_query(const Attention& a, int64_t t, int64_t h, float* q) {
   for (int64_t d = 0; d < a.head_size; ++d) q[d] = query[d] * scale;
 }
 
-// Rows [count, D] of keys or values side by side in the cache, the first of which is at position first + offset of a
-// sequence, and `next`, those that are read after them.
+// Rows [count, D] of keys or values that are neighbours in the cache. The first is at position first + offset of a
+// sequence. `next` are the rows that are read after them.
 template <typename C>
 struct Run {
   const C *rows, *next;
   int64_t count, offset;
 };
 
-// Where a head's key (kv = 0) or value (kv = 1) of a position lies.
+// Return the address of a head's key (kv = 0) or value (kv = 1) at a position.
 template <typename C>
 const C* row_at(const Attention& a, int64_t s, int64_t h, int64_t kv, int64_t position) {
   const int64_t block = a.block_tables[s * a.table_width + position / a.block_tokens];
   return static_cast<const C*>(a.cache) + a.head_block(block, kv, h) + position % a.block_tokens * a.head_size;
 }
 
-// Calls `use(run)` for keys or values of positions [first, last) of a sequence, in runs of up to kRun of one block.
-// After the last one, `next` is read.
+// Call `use(run)` for keys or values at positions [first, last) of a sequence, in runs of up to kRun of one block. The
+// last run is followed by `next`.
 template <typename C, typename Use>
 void for_each_run(
     const Attention& a, int64_t s, int64_t h, int64_t kv, int64_t first, int64_t last, const C* next, Use use) {
@@ -74,7 +80,7 @@ void for_each_run(
   }
 }
 
-// Heads [first, last) of a token's keys and values are appended to the cache.
+// Append heads [first, last) of a token's keys and values to the cache.
 template <typename C>
 void append(const Attention& a, int64_t t, int64_t first, int64_t last) {
   C* cache = static_cast<C*>(a.cache);

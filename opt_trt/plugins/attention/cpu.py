@@ -1,29 +1,30 @@
-"""The attention plugin: its problems and its tactics."""
+"""The tactics of attention on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 
 from opt_trt.ops import AttentionInputs, ReferenceOps
 from opt_trt.plugins.attention.problem import AttentionProblem
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.tactic import Tactic
 
 LANES = 16  # fp32 lanes of simd.h
 LIBRARY_LAYOUT, OWN_LAYOUT = "library", "own"
-LIBRARY = Tactic("library", LIBRARY_LAYOUT, 0)
-ROWS = Tactic("rows", OWN_LAYOUT, 0)  # whole rows of scores, unfused
-FLASH = Tactic("flash", OWN_LAYOUT, 1)  # tiles with a running softmax, fused (FMHA)
-# The same with queries and weights rounded to bf16, each by up to 2^-9 of its value: scores of a few move by some 2^-8.
-FLASH_PAIRS = Tactic("flash_pairs", OWN_LAYOUT, 2, 2**-6, "avx512_bf16")
+LIBRARY = Tactic("library", LIBRARY_LAYOUT)  # torch's
+# The others are kernels of the plugin library: a name stands here and in tactics.h, its number only there.
+UNFUSED = Tactic("unfused", OWN_LAYOUT)  # whole rows of scores
+FLASH = Tactic("flash", OWN_LAYOUT)  # tiles with a running softmax, fused (FMHA)
+# The same with queries and weights rounded to bf16, each by up to 2^-9 of its value. Scores of a few change by 2^-8.
+FLASH_PAIRS = Tactic("flash_pairs", OWN_LAYOUT, tolerance=2**-6, needs="avx512_bf16")
 FUSED = (FLASH, FLASH_PAIRS)
-TACTICS = (LIBRARY, ROWS, *FUSED)  # the values are run_attention's in paged.h
+TACTICS = (LIBRARY, UNFUSED, *FUSED)
 
 
 def refusal(tactic: Tactic, problem: AttentionProblem, extras: Collection[str]) -> str | None:
-    """None, or why a tactic cannot take part; `extras` are the flags the processor has beyond its instruction set."""
+    """Return why a tactic cannot take part, or None; `extras` are processor flags beyond the instruction set."""
     if problem.device != "cpu":
         return f"needs a CPU, found {problem.device}"
     if tactic in FUSED and problem.phase == "generation":
@@ -35,14 +36,18 @@ def refusal(tactic: Tactic, problem: AttentionProblem, extras: Collection[str]) 
     return tactic.lacks(extras)
 
 
+def kernel_number(operators: Operators, tactic: Tactic) -> int | None:
+    """Return the number of a tactic's kernel, None if torch computes attention; ask before a program is traced."""
+    return None if tactic == LIBRARY else operators.attention_tactic(tactic.name)
+
+
 def run_attention(
-    native: Any, context: Tactic, tensors: tuple[torch.Tensor, torch.Tensor], step: AttentionInputs
+    operators: Operators, kernel: int | None, tensors: tuple[torch.Tensor, torch.Tensor], step: AttentionInputs
 ) -> torch.Tensor:
-    """Attention on `tensors` = (qkv, kv_cache), by `context` where a sequence has several queries."""
+    """Compute attention on `tensors` = (qkv, kv_cache), by `kernel` for sequences that have several queries."""
     qkv, kv_cache = tensors
-    if context.layout == LIBRARY_LAYOUT:
+    if kernel is None:
         return ReferenceOps().attention(qkv, kv_cache, step)
-    out: torch.Tensor = native.attention(
-        qkv, kv_cache, step.slot_mapping, step.query_start, step.kv_lens, step.block_tables, context.value
+    return operators.attention(
+        qkv, kv_cache, step.slot_mapping, step.query_start, step.kv_lens, step.block_tables, kernel
     )
-    return out

@@ -11,15 +11,15 @@ from opt_trt.plugins.attention.triton_generation import generation_attention
 from opt_trt.plugins.tactic import Tactic
 
 PAGED = "paged"
-# By the parts that programs share a sequence's keys in.
+# The number is that of the parts into which a sequence's keys are split; each part has a program.
 SPLIT_KEYS = tuple(Tactic(f"split_keys_{splits}", PAGED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8, 16))
-FLASH = Tactic("flash", PAGED, 0, tolerance=2**-6)  # products summed in fp32
-HALF_FLASH = Tactic("half_flash", PAGED, 1, tolerance=2**-5)  # in fp16
+FLASH = Tactic("flash", PAGED, tolerance=2**-6)  # products are summed in fp32
+HALF_FLASH = Tactic("half_flash", PAGED, tolerance=2**-5)  # products are summed in fp16
 TACTICS = (*SPLIT_KEYS, FLASH, HALF_FLASH)
 
 
 def refusal(tactic: Tactic, problem: AttentionProblem) -> str | None:
-    """None, or why a tactic cannot take part."""
+    """Return why a tactic cannot take part, or None."""
     if problem.device != "cuda":
         return f"needs a GPU, found {problem.device}"
     if problem.dtype not in (torch.float16, torch.bfloat16):
@@ -38,7 +38,7 @@ def run_attention(tactic: Tactic, qkv: torch.Tensor, kv_cache: torch.Tensor, ste
     lengths = (step.kv_lens, step.block_tables)
     out: torch.Tensor
     if tactic in SPLIT_KEYS:
-        out = generation_attention(qkv, kv_cache, step.slot_mapping, *lengths, tactic.value)
+        out = generation_attention(qkv, kv_cache, step.slot_mapping, *lengths, tactic.parameter)
     else:
         out = context_attention(qkv, kv_cache, step.slot_mapping, step.query_start, *lengths, tactic == HALF_FLASH)
     return out

@@ -1,7 +1,8 @@
-// Fused attention: tiles of keys and values, widened once, meet a run of queries with a running softmax.
+// Fused attention: a tile of keys and values is widened once and used by many queries, each with a running softmax.
 //
-// Both of its products multiply items of 32 bits: numbers of fp32 (floats.h), or two of bf16 (pairs.h), which are
-// neighbouring features where queries meet keys, and neighbouring keys where weights meet values. A form says which.
+// Both matrix products multiply items of 32 bits. An item is one number of fp32 (floats.h), or two of bf16 (pairs.h):
+// neighbouring features in the product of queries and keys, neighbouring keys in that of weights and values. The
+// template argument Form chooses.
 #pragma once
 #include "cache.h"
 
@@ -10,26 +11,26 @@ namespace opt_trt {
 constexpr int64_t kKeyTile = 64;
 constexpr int64_t kQueryTile = 64;
 constexpr int kKeyGroups = kKeyTile / kLanes;
-constexpr int kFeatureGroups = 4;  // of outputs whose sums stay in registers
+constexpr int kFeatureGroups = 4;  // groups of outputs whose sums stay in registers
 
-// Left [rows, n] times right [n, columns], in items; rows are a stride apart.
+// The factors of a product left [rows, n] x right [n, columns], in items; rows are a stride apart.
 struct Factors {
   const float *left, *right;
   int64_t left_stride, right_stride, n;
 };
 
-// The state of up to kQueryTile queries between two tiles of keys. With F numbers to an item:
+// The state of up to kQueryTile queries between two tiles of keys, with F numbers in an item.
 struct Running {
-  const float* q;      // items [count, D / F], scaled
+  const float* q;      // items [count, D / F] of scaled queries
   const float* k;      // items [D / F, kKeyTile]
   const float* v;      // items [kKeyTile / F, D]
-  float* out;          // first query's output; `out_stride` floats to the next query's
-  float* top;          // [count], largest score so far
+  float* out;          // the first query's output; the next query's is `out_stride` floats further
+  float* top;          // [count], the largest score so far
   float* denominator;  // [count]
   int64_t out_stride, size;
 };
 
-// Keys [n, D], transposed to items [D / F, kKeyTile] so that a query meets 16 keys per instruction.
+// Transpose keys [n, D] to items [D / F, kKeyTile], so that one instruction multiplies a query with 16 keys.
 template <typename Form, typename C>
 void widen_keys(const C* keys, int64_t n, int64_t size, float* out) {
   const int64_t items = size / Form::kNumbers, squares = n / kLanes * kLanes, whole = items / kLanes * kLanes;
@@ -56,8 +57,8 @@ void load_tile(const Attention& a, int64_t s, int64_t h, int64_t start, int64_t 
   });
 }
 
-// Scores of a query with a tile's keys, of which it sees the first `visible`, become weights. Returns how much earlier
-// weights shrink.
+// Turn the scores of a query with a tile's keys into weights; the query sees the first `visible` keys. Return the
+// factor by which earlier weights shrink.
 inline float weigh(vec (&score)[kKeyGroups], int64_t visible, float& top, float& denominator) {
   float all[kKeyTile];
   std::memcpy(all, score, sizeof(all));
@@ -72,40 +73,40 @@ inline float weigh(vec (&score)[kKeyGroups], int64_t visible, float& top, float&
   return shrink;
 }
 
-// Weights [ROWS, kKeyTile] times the values of so many features from `d` on are added to the outputs from `i` on.
-template <typename Form, int ROWS, int GROUPS>
-void add_products(const Running& r, int64_t i, int64_t d, const Factors& weights, const float (&shrink)[ROWS]) {
-  vec gain[ROWS][GROUPS];
+// Add weights [QUERIES, kKeyTile] x values of GROUPS * 16 features from `d` on to the outputs of queries from `i` on.
+template <typename Form, int QUERIES, int GROUPS>
+void add_products(const Running& r, int64_t i, int64_t d, const Factors& weights, const float (&shrink)[QUERIES]) {
+  vec gain[QUERIES][GROUPS];
   Form::multiply({weights.left, r.v + d, weights.left_stride, r.size, weights.n}, gain);
-  for (int q = 0; q < ROWS; ++q)
+  for (int q = 0; q < QUERIES; ++q)
     for (int j = 0; j < GROUPS; ++j) {
       float* out = r.out + (i + q) * r.out_stride + d + j * kLanes;
       store(out, load(out) * shrink[q] + gain[q][j]);
     }
 }
 
-// ROWS queries from `i` on meet a tile of keys, of which query i + q sees the first visible[q].
-template <typename Form, int ROWS>
-void meet(const Running& r, int64_t i, const int64_t* visible) {
+// Attend with QUERIES queries from `i` on to a tile of keys, of which query i + q sees the first visible[q].
+template <typename Form, int QUERIES>
+void attend_tile(const Running& r, int64_t i, const int64_t* visible) {
   constexpr int64_t kItems = kKeyTile / Form::kNumbers;
   const int64_t items = r.size / Form::kNumbers;
-  vec score[ROWS][kKeyGroups];
+  vec score[QUERIES][kKeyGroups];
   Form::multiply({r.q + i * items, r.k, items, kKeyTile, items}, score);
-  alignas(64) float weight[ROWS][kItems];
-  float shrink[ROWS];
-  for (int q = 0; q < ROWS; ++q) {
+  alignas(64) float weight[QUERIES][kItems];
+  float shrink[QUERIES];
+  for (int q = 0; q < QUERIES; ++q) {
     shrink[q] = weigh(score[q], visible[q], r.top[i + q], r.denominator[i + q]);
     for (int j = 0; j < kKeyGroups; ++j) Form::pack(score[q][j], weight[q] + j * kLanes / Form::kNumbers);
   }
-  const int64_t keys = *std::max_element(visible, visible + ROWS);
+  const int64_t keys = *std::max_element(visible, visible + QUERIES);
   const Factors weights{weight[0], nullptr, kItems, 0, (keys + Form::kNumbers - 1) / Form::kNumbers};
   int64_t d = 0;
   for (; d + kFeatureGroups * kLanes <= r.size; d += kFeatureGroups * kLanes)
-    add_products<Form, ROWS, kFeatureGroups>(r, i, d, weights, shrink);
-  for (; d < r.size; d += kLanes) add_products<Form, ROWS, 1>(r, i, d, weights, shrink);
+    add_products<Form, QUERIES, kFeatureGroups>(r, i, d, weights, shrink);
+  for (; d < r.size; d += kLanes) add_products<Form, QUERIES, 1>(r, i, d, weights, shrink);
 }
 
-// Nothing is seen yet.
+// Return the state of queries that have seen no keys.
 template <typename Form>
 Running begin(const Attention& a, int64_t t, int64_t h, int64_t count, Scratch& scratch) {
   const int64_t size = a.head_size, items = size / Form::kNumbers;
@@ -124,10 +125,10 @@ Running begin(const Attention& a, int64_t t, int64_t h, int64_t count, Scratch& 
           scratch.top.data(), scratch.denominator.data(), a.heads * size, size};
 }
 
-// Fused: tiles of keys and values stay in cache while up to kQueryTile queries attend to them with a running softmax.
-// head_size is a multiple of 16.
+// Compute up to kQueryTile queries of one head. Tiles of keys and values stay in the processor's cache meanwhile.
+// head_size must be a multiple of 16.
 template <typename Form, typename C>
-void attend_flash(const Attention& a, int64_t s, int64_t h, int64_t first, int64_t count, Scratch& scratch) {
+void attend_head(const Attention& a, int64_t s, int64_t h, int64_t first, int64_t count, Scratch& scratch) {
   const int64_t base = a.visible(s, first) - 1;  // position of query 0
   const Running r = begin<Form>(a, a.query_start[s] + first, h, count, scratch);
   for (int64_t start = 0; start < base + count; start += kKeyTile) {
@@ -137,15 +138,22 @@ void attend_flash(const Attention& a, int64_t s, int64_t h, int64_t first, int64
     int64_t i = std::max<int64_t>(0, start - base);
     for (; i + 4 <= count; i += 4) {
       const int64_t seen[] = {visible(i), visible(i + 1), visible(i + 2), visible(i + 3)};
-      meet<Form, 4>(r, i, seen);
+      attend_tile<Form, 4>(r, i, seen);
     }
     for (; i < count; ++i) {
       const int64_t seen[] = {visible(i)};
-      meet<Form, 1>(r, i, seen);
+      attend_tile<Form, 1>(r, i, seen);
     }
   }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t d = 0; d < r.size; ++d) r.out[i * r.out_stride + d] /= r.denominator[i];
+}
+
+// Compute queries [first, first + count) of some heads of a sequence.
+template <typename Form, typename C>
+void attend_flash(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
+  for (int64_t h = heads.first; h < heads.first + heads.count; ++h)
+    attend_head<Form, C>(a, s, h, first, count, scratch);
 }
 
 }  // namespace opt_trt

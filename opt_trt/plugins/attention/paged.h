@@ -1,33 +1,27 @@
-// Causal attention over the paged KV cache, both phases, ragged lengths: who computes what.
+// Causal attention over the paged KV cache, for both phases and ragged lengths: how threads divide the work.
 //
-// Work is one (sequence, head) pair and a run of its queries, or a part of the keys of its one query; sums are fp32
-// whatever the cache stores.
+// A piece of work is some heads of a sequence with a run of its queries, or with a part of the keys of a single query.
+// Sums are fp32, whatever type the cache stores.
 #pragma once
 #include <omp.h>
 
-#include <type_traits>
-
-#include "floats.h"
-#include "pairs.h"
-#include "rows.h"
+#include "tactics.h"
 
 namespace opt_trt {
 
-// Tactics for several queries, by their values in attention/__init__.py.
-constexpr int64_t kRows = 0, kFlash = 1, kFlashPairs = 2;
-constexpr int64_t kPiecesPerThread = 2;  // of work at least, so that threads share it evenly
+constexpr int64_t kPiecesPerThread = 2;  // of work, at least, so that threads share it evenly
 
 struct Work {
   int64_t sequence;
   Heads heads;
   int64_t first, count;  // queries
-  int64_t part;          // of the keys of a single query; -1: all keys
+  int64_t part;          // of the keys of a single query; -1 for all keys
 };
 
-// What parts of rows become before they are merged: for each a top, a denominator and a sum [D].
+// Results of parts of keys before they are merged: each has a top, a denominator and a sum [D].
 struct Parts {
   int64_t size, count = 0;
-  std::vector<int64_t> first;  // of each sequence's parts, heads one after another; -1 where rows are not parted
+  std::vector<int64_t> first;  // part of each sequence, whose parts go head by head; -1 if its keys are not divided
   std::vector<float> memory;
 
   Partial at(int64_t index) {
@@ -42,12 +36,12 @@ struct Parts {
 
 inline int64_t num_parts(const Attention& a, int64_t s) { return (a.kv_lens[s] + kPart - 1) / kPart; }
 
-// Split every sequence's queries so that each piece is one thread's work; long pieces first, to balance the threads.
-// A single query takes several heads at once; where that leaves too few pieces, its keys are split as well.
+// Divide every sequence's queries into pieces for the threads, long pieces first to balance them. A piece of a single
+// query has several heads. If that leaves too few pieces, its keys are divided too.
 inline std::vector<Work> divide(const Attention& a, Parts& parts) {
   const int64_t rows = a.sequences * a.heads, wanted = kPiecesPerThread * omp_get_max_threads();
   const int64_t most = std::clamp<int64_t>(rows / wanted, 1, kHeads), groups = (a.heads + most - 1) / most;
-  const int64_t group = (a.heads + groups - 1) / groups;  // as equal as can be
+  const int64_t group = (a.heads + groups - 1) / groups;  // heads of a piece, as equal as possible
   std::vector<Work> work;
   work.reserve(a.sequences * groups);
   for (int64_t s = 0; s < a.sequences; ++s) {
@@ -65,7 +59,7 @@ inline std::vector<Work> divide(const Attention& a, Parts& parts) {
   return work;
 }
 
-// A part of the keys of a single query of one head.
+// Attend with a single query to a part of its keys, for one head.
 template <typename C>
 void attend_one_part(const Attention& a, const Work& w, Parts& parts, Scratch& scratch) {
   scratch.q.resize(a.head_size);
@@ -77,7 +71,7 @@ void attend_one_part(const Attention& a, const Work& w, Parts& parts, Scratch& s
   parts.keep(index, part);
 }
 
-// In the order of keys, as a thread that computes all parts does.
+// Merge the parts in the order of keys, as a thread that computes all of them does.
 inline void merge_parts(const Attention& a, int64_t s, int64_t h, Parts& parts) {
   const int64_t first = parts.first[s] + h * num_parts(a, s);
   Partial whole = parts.at(first);
@@ -85,28 +79,16 @@ inline void merge_parts(const Attention& a, int64_t s, int64_t h, Parts& parts) 
   finish(whole, a.output(a.query_start[s], h), a.head_size);
 }
 
-// Where every sequence has one query, whoever reads a head's newest key and value appends them: no thread waits.
+// Append the newest key and value where every sequence has one query. The thread that reads them does so: none waits.
 template <typename C>
 void append_newest(const Attention& a, const Work& w) {
   if (w.part < 0 || w.part == num_parts(a, w.sequence) - 1)
     append<C>(a, w.sequence, w.heads.first, w.heads.first + w.heads.count);
 }
 
-// All keys of some queries, by the tactic for several where there are several.
+// Append the step's keys and values, then attend; `several` computes sequences that have several queries.
 template <typename C>
-void attend(const Attention& a, const Work& w, int64_t tactic, Scratch& scratch) {
-  if (tactic == kRows || a.queries(w.sequence) == 1)
-    return attend_rows<C>(a, w.sequence, w.heads, w.first, w.count, scratch);
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<C, bf16>)
-    if (tactic == kFlashPairs)
-      return attend_flash<Pairs, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
-#endif
-  attend_flash<Floats, C>(a, w.sequence, w.heads.first, w.first, w.count, scratch);
-}
-
-template <typename C>
-void run_attention(const Attention& a, int64_t tactic) {
+void run_attention(const Attention& a, AttentionKernel several) {
   Parts parts{a.head_size};
   const std::vector<Work> work = divide(a, parts);
   const bool generation = a.tokens == a.sequences;
@@ -121,8 +103,9 @@ void run_attention(const Attention& a, int64_t tactic) {
     for (size_t i = 0; i < work.size(); ++i) {
       const Work& w = work[i];
       if (generation) append_newest<C>(a, w);
+      const AttentionKernel attend = a.queries(w.sequence) == 1 ? attend_unfused<C> : several;
       if (w.part >= 0) attend_one_part<C>(a, w, parts, scratch);
-      else attend<C>(a, w, tactic, scratch);
+      else attend(a, w.sequence, w.heads, w.first, w.count, scratch);
     }
     if (parts.count) {
 #pragma omp barrier

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-PHASES = ("generation", "context")  # the buckets: one query per sequence, or many
+GENERATION, CONTEXT = "generation", "context"  # one query per sequence, or many
+PHASES = (GENERATION, CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class AttentionProblem:
 
     @property
     def stored(self) -> str:
-        """The cache's type by its name."""
+        """The name of the cache's type."""
         return str(self.dtype).removeprefix("torch.")
 
     def key(self) -> str:
-        """The problem's name in timing caches."""
+        """Return the problem's name in timing caches."""
         return (
             f"attention {self.phase} heads={self.heads} head_size={self.head_size} q={self.queries} kv={self.kv_len} "
             f"block={self.tokens_per_block} {self.stored}"

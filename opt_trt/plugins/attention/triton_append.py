@@ -9,7 +9,7 @@ import triton.language as tl
 from opt_trt.plugins.attention.triton_cache import slot_line
 from opt_trt.plugins.cuda.kernel_launch import ceil_div, launcher
 
-STEP = 1024  # numbers a program copies
+STEP = 1024  # numbers that a program copies
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def append_kernel(
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ) -> None:
-    """Program (t, kind, i) copies part i of the keys (kind 0) or values (1) of token t."""
+    """Copy, in program (t, kind, i), part i of the keys (kind 0) or values (kind 1) of token t."""
     token, kind = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.program_id(2) * STEP + tl.arange(0, STEP)
     slot = tl.load(slots + token)
@@ -33,9 +33,9 @@ def append_kernel(
 
 
 def append(qkv: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """Keys and values of `qkv` [T, 3 * H * D] → `kv_cache` [blocks, 2, H, P, D], each token's into its slot.
+    """Copy keys and values of `qkv` [T, 3 * H * D] to `kv_cache` [blocks, 2, H, P, D], each token's to its slot.
 
-    A slot below 0 is none.
+    Tokens whose slot is below 0 are left out.
     """
     _, _, heads, block_tokens, head_size = kv_cache.shape
     launcher(append_kernel)[(qkv.shape[0], 2, ceil_div(heads * head_size, STEP))](

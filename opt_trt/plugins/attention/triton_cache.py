@@ -1,6 +1,6 @@
-"""Where keys and values lie in the paged KV cache [blocks, 2, HEADS, BLOCK, SIZE], in lines of SIZE numbers.
+"""Where keys and values lie in the paged KV cache [blocks, 2, HEADS, BLOCK, SIZE], counted in lines of SIZE numbers.
 
-Values lie HEADS * BLOCK lines behind their keys.
+A value lies HEADS * BLOCK lines behind its key.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def slot_line(slot: tl.tensor, head: tl.tensor, HEADS: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
-    """The line of a head's key in a slot."""
+    """Return the line of a head's key in a slot."""
     return (slot // BLOCK * 2 * HEADS + head) * BLOCK + slot % BLOCK
 
 
@@ -19,7 +19,7 @@ def slot_line(slot: tl.tensor, head: tl.tensor, HEADS: tl.constexpr, BLOCK: tl.c
 def key_lines(
     table: tl.tensor, place: tl.tensor, held: tl.tensor, head: tl.tensor, HEADS: tl.constexpr, BLOCK: tl.constexpr
 ) -> tl.tensor:
-    """The lines of a head's keys at positions `place` of the sequence with this block table, where `held`."""
+    """Return the lines of a head's keys at positions `place` of the sequence with this block table, where `held`."""
     block = tl.load(table + place // BLOCK, mask=held, other=0).to(tl.int64)
     return (block * 2 * HEADS + head) * BLOCK + place % BLOCK
 
@@ -29,6 +29,6 @@ def store_pair(
     cache: tl.tensor, line: tl.tensor, key: tl.tensor, value: tl.tensor, at: tl.tensor, kept: tl.tensor,
     GAP: tl.constexpr, SIZE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a head's key into a line and its value GAP lines further, where `kept`."""
+    """Write a head's key to a line and its value GAP lines behind it, where `kept`."""
     tl.store(cache + line * SIZE + at, key, mask=kept)
     tl.store(cache + (line + GAP) * SIZE + at, value, mask=kept)

@@ -1,6 +1,6 @@
-"""Attention of many queries per sequence, fused (FMHA): tiles of keys from the paged cache meet a running softmax.
+"""Attention of many queries per sequence, fused (FMHA): tiles of keys from the paged cache and a running softmax.
 
-Products of fp16 may be summed in fp16, as TensorRT-LLM does unless told otherwise; the running sums are fp32 always.
+Products of fp16 may be summed in fp16, which is TensorRT-LLM's default. The running sums are always fp32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEYS, STAGES = 64, 2
 
 @triton.jit
 def owner(starts: tl.tensor, sequences: tl.tensor, part: tl.tensor, QUERIES: tl.constexpr) -> tl.tensor:
-    """The sequence that part of the queries belongs to: sequence s has parts from `starts[s] // QUERIES + s` on."""
+    """Return the sequence of a part of the queries: the parts of sequence s begin at `starts[s] // QUERIES + s`."""
     low, high = 0, sequences
     while high - low > 1:
         middle = (low + high) // 2
@@ -48,7 +48,7 @@ def context_kernel(
     KEYS: tl.constexpr,
     HALF_SUMS: tl.constexpr,
 ) -> None:
-    """Program (i, h) computes head h of part i of the queries; a part is up to QUERIES tokens of one sequence."""
+    """Compute, in program (i, h), head h of part i of the queries: up to QUERIES tokens of one sequence."""
     part, head = tl.program_id(0), tl.program_id(1)
     sequence = owner(starts, sequences, part, QUERIES)
     begin, end = tl.load(starts + sequence), tl.load(starts + sequence + 1)
@@ -102,7 +102,7 @@ def context_attention(
 ) -> torch.Tensor:
     """Append keys and values of `qkv` [T, 3 * H * D] to `kv_cache`, then attend causally → [T, H * D].
 
-    Any number of queries per sequence. `half_sums` sums products in fp16, which needs a cache of float16.
+    A sequence may have any number of queries. `half_sums` sums products in fp16, which needs a cache of float16.
     """
     _, _, heads, block_tokens, head_size = kv_cache.shape
     tokens, sequences = qkv.shape[0], kv_lens.shape[0]
@@ -110,7 +110,7 @@ def context_attention(
     queries, warps = TILES[padded_size]
     append(qkv, kv_cache, slot_mapping)
     out = qkv.new_empty(tokens, heads * head_size)
-    # Each sequence rounds its number of parts up: S more than T tokens in one sequence would have are always enough.
+    # Each sequence rounds its number of parts up, so T // queries + S parts are always enough.
     launcher(context_kernel)[(tokens // queries + sequences, heads)](
         qkv, kv_cache, query_start, kv_lens, block_tables, out, sequences, block_tables.shape[1],
         SCALE=head_size**-0.5, HEADS=heads, SIZE=head_size, PADDED_SIZE=padded_size, BLOCK=block_tokens,

@@ -1,7 +1,7 @@
-"""Attention of one query per sequence: programs share a sequence's keys by parts, and append the new key and value.
+"""Attention of one query per sequence: each program takes a part of the keys, and one appends the new key and value.
 
-How many programs there are does not depend on the lengths, which are read from memory: a captured graph can be replayed
-while sequences grow. Parts are merged in their order.
+The number of programs does not depend on the lengths, which are read from memory. So a captured graph can be replayed
+while sequences grow. Parts are merged in order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.library import triton_op
 from opt_trt.plugins.attention.triton_cache import key_lines, slot_line, store_pair
 from opt_trt.plugins.cuda.kernel_launch import launcher, power_of_two
 
-TILE, WARPS = 4096, 4  # numbers of keys read at a time
+TILE, WARPS = 4096, 4  # of a program: numbers of keys that it reads at a time, and its warps
 LEAST = tl.constexpr(-1e30)  # below every score; finite, as differences of infinities are NaN
 
 
@@ -22,7 +22,7 @@ LEAST = tl.constexpr(-1e30)  # below every score; finite, as differences of infi
 def joined(
     tops: tl.tensor, shares: tl.tensor, totals: tl.tensor, score: tl.tensor, weight: tl.tensor, value: tl.tensor
 ) -> tl.tensor:
-    """One softmax of all lanes and of one more score: the highest, the sum of exponentials, the sum of values."""
+    """Merge the softmax of all lanes with one more score → the highest, the sum of exponentials, the sum of values."""
     top = tl.maximum(tl.max(tops, 0), score)
     factors = tl.exp(tops - top)
     weight *= tl.exp(score - top)
@@ -47,7 +47,7 @@ def generation_kernel(
     KEYS: tl.constexpr,
     SPLITS: tl.constexpr,
 ) -> None:
-    """Program (s, h, i) attends to part i of what sequence s has cached; the last one adds the new token."""
+    """Attend, in program (s, h, i), to part i of the cached keys of sequence s; the last part adds the new token."""
     sequence, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     at = tl.arange(0, PADDED_SIZE)
     inside = at < SIZE
@@ -56,15 +56,16 @@ def generation_kernel(
     new_key = tl.load(query + HEADS * SIZE, mask=inside, other=0.0)
     new_value = tl.load(query + 2 * HEADS * SIZE, mask=inside, other=0.0)
 
-    newest, slot = split == SPLITS - 1, tl.load(slots + sequence)  # below 0 in rows that only fill a captured graph
+    # Slots are below 0 in rows that only fill up a captured graph.
+    newest, slot = split == SPLITS - 1, tl.load(slots + sequence)
     line, kept = slot_line(slot, head, HEADS, BLOCK), inside & newest & (slot >= 0)
     store_pair(cache, line, new_key, new_value, at, kept, HEADS * BLOCK, SIZE)
 
-    # Each of KEYS lanes has a running softmax of its own, so that threads need not meet before the keys are through.
+    # Each of KEYS lanes has its own running softmax, so that threads synchronize only after all keys.
     tops = tl.full([KEYS], LEAST, tl.float32)
     shares = tl.zeros([KEYS], tl.float32)
     totals = tl.zeros([KEYS, PADDED_SIZE], tl.float32)
-    cached = tl.load(lens + sequence) - 1  # the new token is not read back: another program may not have written it
+    cached = tl.load(lens + sequence) - 1  # without the new token, which another program may not have written yet
     length = tl.cdiv(tl.cdiv(cached, SPLITS), KEYS) * KEYS
     for start in range(split * length, tl.minimum((split + 1) * length, cached), KEYS):
         place = start + tl.arange(0, KEYS)
@@ -101,7 +102,7 @@ def merge_kernel(
     PADDED_SIZE: tl.constexpr,
     SPLITS: tl.constexpr,
 ) -> None:
-    """Program i merges the parts of one head of one sequence; a part without keys weighs nothing."""
+    """Merge, in program i, the parts of one head of one sequence; a part without keys has weight 0."""
     row = tl.program_id(0).to(tl.int64)
     part = row * SPLITS + tl.arange(0, SPLITS)
     at = tl.arange(0, PADDED_SIZE)
@@ -125,7 +126,7 @@ def generation_attention(
 ) -> torch.Tensor:
     """Append keys and values of `qkv` [S, 3 * H * D] to `kv_cache`, then attend → [S, H * D]; one query per sequence.
 
-    `splits`, a power of two, is the number of parts of a sequence's keys. What has a slot below 0 is not appended.
+    `splits`, a power of two, is the number of parts of a sequence's keys. Tokens with a slot below 0 are not appended.
     """
     _, _, heads, block_tokens, head_size = kv_cache.shape
     sequences, padded_size = qkv.shape[0], power_of_two(head_size)

@@ -1,4 +1,4 @@
-"""Bring the ranks of a tensor-parallel group together: through memory they share, or through MPI across nodes."""
+"""Join the ranks of a tensor-parallel group: through memory that they share, or through MPI across nodes."""
 
 from __future__ import annotations
 
@@ -6,51 +6,53 @@ import ctypes
 import functools
 import mmap
 import os
-from typing import Any
 
 import torch
 from mpi4py import MPI
 
 from opt_trt.model.mapping import Mapping
 from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
+from opt_trt.plugins.cpu.operators import Operators
 
-CHUNK_BYTES = 1 << 18  # of a long vector, exchanged at a time: two of them stay in a core's cache
-SEAT_BYTES = 64  # shared_memory.h: Seat
-SPINS = 4000  # rounds before a waiting rank yields its core, some 50 µs
-NO_SPINS = 0  # where ranks are more than cores: who waits is in the way of whom it waits for
+CHUNK_BYTES = 1 << 18  # long vectors are exchanged in chunks, of which two stay in a core's cache
+RANK_STATE_BYTES = 64  # the size of `RankState` in shared_memory.h
+SPINS = 4000  # rounds before a waiting rank yields its core: some 50 µs
+NO_SPINS = 0  # if there are more ranks than cores: a spinning rank would block the rank that it waits for
 
 
 @functools.cache
-def connect(native: Any, mapping: Mapping, timeout_s: float) -> Pipeline:
+def connect(operators: Operators, mapping: Mapping, timeout_s: float) -> Pipeline:
     """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
 
-    Programs find their group among `native`, their library's operators, by its size: engines of one mapping share it.
+    Programs find their group in their library, whose `operators` these are, by its size. So engines of one mapping
+    share it.
     """
     world = MPI.COMM_WORLD
     assert world.Get_size() == mapping.world_size, (world.Get_size(), mapping)
     rank = world.Get_rank()
     group = world.Split(mapping.pp_rank(rank), rank)
     if mapping.tp_size > 1:
-        join(native, group, timeout_s)
+        join(operators, group, timeout_s)
     return Pipeline(world.Dup(), mapping, timeout_s)
 
 
-def join(native: Any, group: MPI.Comm, timeout_s: float) -> None:
-    """Join the ranks of `group` in the order of their numbers; all ranks of the world call this, each with its group.
+def join(operators: Operators, group: MPI.Comm, timeout_s: float) -> None:
+    """Join the ranks of `group` in the order of their numbers.
 
-    `timeout_s` is how long a rank waits for the others in one exchange before it is an error.
+    All ranks of the world must call this, each with its group. A rank that waits longer than `timeout_s` for the others
+    in one exchange raises an error.
     """
     ranks, rank = group.Get_size(), group.Get_rank()
     spins = NO_SPINS if _is_crowded() else SPINS
-    memory = _shared_memory(group, ranks * SEAT_BYTES + 2 * (ranks + 1) * CHUNK_BYTES)
+    memory = _shared_memory(group, ranks * RANK_STATE_BYTES + 2 * (ranks + 1) * CHUNK_BYTES)
     if memory is None:
-        native.join_mpi(torch.tensor(_mpi(group)), ranks, timeout_s)
+        operators.join_mpi(torch.tensor(_mpi(group)), ranks, timeout_s)
         return
-    native.join_shared_memory(memory, ranks, rank, timeout_s, spins)
+    operators.join_shared_memory(memory, ranks, rank, timeout_s, spins)
 
 
 def _is_crowded() -> bool:
-    """Whether the ranks of this node are more than the cores they may use."""
+    """Return whether this node has more ranks than cores that they may use."""
     node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
     cores = set[int]().union(*node.allgather(os.sched_getaffinity(0)))
     try:
@@ -60,9 +62,9 @@ def _is_crowded() -> bool:
 
 
 def _shared_memory(group: MPI.Comm, size: int) -> torch.Tensor | None:
-    """Memory that all ranks map, zero at first; None where they cannot share any, as on several nodes.
+    """Return memory that all ranks map, filled with zeros; None if they cannot share any, as on several nodes.
 
-    It has no name: nothing of it can be left over, however the ranks end.
+    The memory has no name, so that nothing is left over, however the ranks end.
     """
     node = group.Split_type(MPI.COMM_TYPE_SHARED)
     together = node.Get_size() == group.Get_size()
@@ -71,7 +73,7 @@ def _shared_memory(group: MPI.Comm, size: int) -> torch.Tensor | None:
         return None
     made = _make(size) if group.Get_rank() == 0 else None
     descriptor = _open(*group.bcast(_address(made)))
-    mapped = group.allreduce(descriptor is not None, MPI.LAND)  # and all have opened it
+    mapped = group.allreduce(descriptor is not None, MPI.LAND)  # once this returns, all ranks have opened it
     if made is not None:
         os.close(made)
     if descriptor is None:
@@ -83,10 +85,11 @@ def _shared_memory(group: MPI.Comm, size: int) -> torch.Tensor | None:
 
 
 def _make(size: int) -> int | None:
+    """Return a descriptor of new memory; None if there is not enough."""
     descriptor = None
     try:
         descriptor = os.memfd_create("opt_trt_ranks")
-        os.posix_fallocate(descriptor, 0, size)  # a lack of memory is an error here, not a signal later
+        os.posix_fallocate(descriptor, 0, size)  # so that a lack of memory is an error here, not a signal later
     except OSError:
         if descriptor is not None:
             os.close(descriptor)
@@ -95,7 +98,7 @@ def _make(size: int) -> int | None:
 
 
 def _address(descriptor: int | None) -> tuple[str, tuple[int, int]]:
-    """Where other processes find open memory, and which file of this system it is."""
+    """Return the path by which other processes can open a descriptor's memory, and the numbers of its file."""
     if descriptor is None:
         return "", (0, 0)
     stat = os.fstat(descriptor)
@@ -103,7 +106,7 @@ def _address(descriptor: int | None) -> tuple[str, tuple[int, int]]:
 
 
 def _open(path: str, file: tuple[int, int]) -> int | None:
-    """Memory of another process of this user; None if it may not be opened, or where processes are numbered apart."""
+    """Open another process's memory; None if that is forbidden, or if processes are numbered in separate containers."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -116,7 +119,7 @@ def _open(path: str, file: tuple[int, int]) -> int | None:
 
 
 def _mpi(group: MPI.Comm) -> list[int]:
-    """What `join_mpi` takes; the functions are in the MPI that mpi4py has loaded."""
+    """Return the addresses and handles that `join_mpi` takes, from the MPI that mpi4py has loaded."""
     library = ctypes.CDLL(MPI.__file__)
     functions = (library.MPI_Iallgather, library.MPI_Test)
     addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]

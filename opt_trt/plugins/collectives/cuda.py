@@ -1,6 +1,6 @@
-"""Bring ranks on GPUs together: each takes a GPU, MPI tells them where to meet, and NCCL sums.
+"""Join ranks on GPUs: each takes a GPU, MPI tells them where to connect, and NCCL sums.
 
-Where ranks share a GPU, which NCCL refuses, sums and hidden states go through the memory of the host.
+If ranks share a GPU, which NCCL refuses, sums and hidden states go through the host's memory.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from torch._C._distributed_c10d import TCPStore
 
 from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
-from opt_trt.ops import Collectives, ReferenceOps
+from opt_trt.ops import ALONE, Collectives
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives, join_group
 from opt_trt.plugins.collectives.cuda_pipeline import GpuPipeline, Wire
 from opt_trt.plugins.collectives.links import NCCL, Joined, Seat, Seats, StageLink
 from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
 
-LONGEST_S = 1e8  # what stands for ever: a duration of torch's overflows
-# Beyond the time of a step: until then the process beside a rank ends the one that hangs, and names it.
+LONGEST_S = 1e8  # stands for unlimited: torch's durations overflow beyond it
+# Waited beyond the time of a step. Until then, the process that watches a rank ends it if it hangs, and names it.
 LATER_S = 30.0
 
 
 def take_gpu() -> None:
-    """Compute on one of this host's GPUs from now on: its ranks take them in turn. Nothing where there are none.
+    """Compute on one of this host's GPUs from now on; its ranks take them in turn. Without GPUs, do nothing.
 
-    That is a setting of the calling thread. Rank 0, which a server steps in another one, has the first GPU in any case.
+    The setting is that of the calling thread. A server steps rank 0 in another thread, but that rank has the first GPU,
+    which is every thread's default.
     """
     if count := torch.cuda.device_count():
         node = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
@@ -41,7 +42,7 @@ def take_gpu() -> None:
 
 
 def own_seat() -> Seat:
-    """The GPU of this process."""
+    """Return the GPU of this process."""
     index = torch.cuda.current_device()
     return Seat(socket.gethostname(), index, str(torch.cuda.get_device_properties(index).uuid))
 
@@ -49,7 +50,7 @@ def own_seat() -> Seat:
 def connect(mapping: Mapping, dtype: torch.dtype, timeout_s: float, device: str = "cuda") -> Joined:
     """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
 
-    `timeout_s` is how long a rank waits for another before it is an error.
+    A rank that waits longer than `timeout_s` for another raises an error.
     """
     seats, rank = _meet(timeout_s), MPI.COMM_WORLD.Get_rank()
     wire = Wire(dtype, device, device if seats.library == NCCL else "cpu")
@@ -60,7 +61,7 @@ def connect(mapping: Mapping, dtype: torch.dtype, timeout_s: float, device: str 
 
 @functools.cache
 def _meet(timeout_s: float) -> Seats:
-    """Join the group of all ranks; once a process, for it is in no more than one world."""
+    """Join the group of all ranks, once in a process, because a process belongs to one world."""
     world = MPI.COMM_WORLD
     seats = Seats(tuple(world.allgather(own_seat())))
     if distributed.is_initialized():
@@ -81,7 +82,7 @@ def _meet(timeout_s: float) -> Seats:
 
 
 def _store(world: MPI.Comm, timeout_s: float) -> TCPStore:
-    """Where ranks find each other: rank 0 opens a port of its choice, and MPI tells the others which."""
+    """Return the store through which ranks connect: rank 0 opens a free port, and MPI tells the others its number."""
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     is_one_host = world.allreduce(node.Get_size() == world.Get_size(), MPI.LAND)
     node.Free()
@@ -96,9 +97,10 @@ def _store(world: MPI.Comm, timeout_s: float) -> TCPStore:
 
 @functools.cache
 def _collectives(mapping: Mapping, rank: int, timeout_s: float) -> Collectives:
+    """Return the collectives of this rank's tensor-parallel group."""
     if mapping.tp_size == 1:
-        return ReferenceOps()
-    for stage in range(mapping.pp_size):  # every rank makes every group
+        return ALONE
+    for stage in range(mapping.pp_size):  # every rank must create every group
         ranks = [other for other in range(mapping.world_size) if mapping.pp_rank(other) == stage]
         group = distributed.new_group(ranks, timeout=_duration(timeout_s))
         if rank in ranks:
@@ -112,10 +114,10 @@ def _pipeline(mapping: Mapping, rank: int, wire: Wire, timeout_s: float) -> GpuP
 
 
 def _try_out(collectives: Collectives, link: StageLink, wire: Wire) -> None:
-    """Exchange a number with every rank of the group and of the stages beside this one.
+    """Exchange a number with every rank of the group and of the neighbouring stages.
 
-    Now, for connections are made by the first exchange: whatever keeps ranks apart shows, and no step has to be
-    captured while they are made.
+    The first exchange opens connections. So a problem between ranks shows now, and no step is captured while
+    connections are opened.
     """
     one = torch.ones(1, 1, dtype=wire.dtype, device=wire.device)
     collectives.all_gather(collectives.all_reduce(one), 1)
@@ -131,5 +133,5 @@ def _duration(seconds: float) -> timedelta:
 
 
 def _leave() -> None:
-    """End NCCL without waiting for anybody: the others may hear of the end later, and from MPI."""
+    """End NCCL without waiting for other ranks: they may learn of the end later, from MPI."""
     distributed.distributed_c10d._abort_process_group()

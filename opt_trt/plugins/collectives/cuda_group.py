@@ -1,6 +1,6 @@
 """Sums and gathers of tensor-parallel ranks by torch's own operators, which compiled programs may contain.
 
-They find their group by a name, which says its size and no more: one program serves the groups of all stages.
+They find their group by a name that holds only its size, so one program serves the groups of all stages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import distributed
 from torch._C._distributed_c10d import _register_process_group, _unregister_process_group
 from torch.distributed.distributed_c10d import GroupName
 
-native = torch.ops._c10d_functional
+functional = torch.ops._c10d_functional
 
 
 class GroupCollectives:
@@ -24,24 +24,24 @@ class GroupCollectives:
         self._group = group_name(tp_size)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`; the library sums in an order of its own, with the same bits on each rank."""
-        total: torch.Tensor = native.wait_tensor(native.all_reduce(x, "sum", self._group))
+        """See `Collectives.all_reduce`; the library chooses the order of the sum, and every rank gets the same bits."""
+        total: torch.Tensor = functional.wait_tensor(functional.all_reduce(x, "sum", self._group))
         return total
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """See `Ops.all_gather`."""
-        parts = native.wait_tensor(native.all_gather_into_tensor(x.contiguous(), self.tp_size, self._group))
+        """See `Collectives.all_gather`."""
+        parts = functional.wait_tensor(functional.all_gather_into_tensor(x.contiguous(), self.tp_size, self._group))
         joined: torch.Tensor = parts.view(self.tp_size, -1, x.shape[1]).transpose(0, 1).flatten(1)
         return joined.narrow(1, 0, features)
 
 
 def group_name(tp_size: int) -> GroupName:
-    """The name of a group of so many ranks, as it stands in programs."""
+    """Return the name that programs have for a group of `tp_size` ranks."""
     return GroupName(f"opt_trt_{tp_size}")
 
 
 def join_group(group: distributed.ProcessGroup) -> None:
-    """From now on programs of this process mean `group` by its name; another one of that size is forgotten."""
+    """Give `group` its name for programs of this process; an earlier group of that size loses it."""
     name = group_name(group.size())
     _unregister_process_group(name)
     _register_process_group(name, group)
@@ -49,7 +49,7 @@ def join_group(group: distributed.ProcessGroup) -> None:
 
 @contextmanager
 def group_in_name_only(tp_size: int) -> Iterator[None]:
-    """While programs are compiled: the compiler asks how large their group is, and nobody else has to be there."""
+    """Register a group without other ranks while programs are compiled: the compiler asks only for its size."""
     name = group_name(tp_size)
     group = distributed.ProcessGroup(0, tp_size)  # type: ignore[call-arg]  # not in its stub
     _register_process_group(name, group)  # by a weak reference

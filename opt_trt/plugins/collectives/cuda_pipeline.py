@@ -1,4 +1,4 @@
-"""Hand hidden states from the GPU of a pipeline stage to that of the next; answers go from host to host."""
+"""Send hidden states from the GPU of a pipeline stage to that of the next; outputs go from host to host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Wire:
-    """What hidden states are, and the memory they travel from: that of the GPU, or the host's."""
+    """The type of hidden states, the device that uses them, and the memory that they are sent from and received in."""
 
     dtype: torch.dtype
     device: str
@@ -23,7 +23,7 @@ class Wire:
 
 
 class Coming(NamedTuple):
-    """Hidden states that are expected: in place once the work is waited for."""
+    """Hidden states that are expected; `x` holds them after `work.wait()`."""
 
     work: distributed.Work
     x: torch.Tensor
@@ -32,36 +32,38 @@ class Coming(NamedTuple):
 class GpuPipeline:
     """`StageLink` of a rank that has joined the world of `torch.distributed`.
 
-    Nothing waits on the host: what is received and sent takes its place among what the GPU has to do.
+    The host does not wait: receiving and sending are queued on the GPU with its other work.
     """
 
     def __init__(self, mapping: Mapping, rank: int, wire: Wire, host: Pipeline) -> None:
-        """`host` brings the answers, which the session reads there, to rank 0."""
+        """`host` sends the outputs to rank 0, where the session reads them."""
         self.is_first, self.is_last = host.is_first, host.is_last
         self._before, self._next = rank - mapping.tp_size, rank + mapping.tp_size
         self._wire, self._host = wire, host
         self._sending: list[Coming] = []
 
     def expect(self, tokens: int, features: int) -> Coming:
-        """Hidden states [T, E] of the stage before, to be received later: they may come meanwhile."""
+        """Begin to receive hidden states [T, E] of the stage before; see `StageLink.expect`."""
         x = torch.empty(tokens, features, dtype=self._wire.dtype, device=self._wire.memory)
         return Coming(_started(distributed.irecv(x, self._before)), x)
 
     def receive(self, coming: Coming) -> torch.Tensor:
-        """What was expected, for whatever the GPU is given to do from now on."""
+        """Return expected hidden states; work that the GPU gets from now on may use them."""
         coming.work.wait()
         return coming.x.to(self._wire.device)
 
     def send(self, x: torch.Tensor) -> None:
-        """Hidden states to the next stage."""
+        """Send hidden states to the next stage."""
         x = x.to(self._wire.memory).contiguous()
-        self._sending.append(Coming(_started(distributed.isend(x, self._next)), x))  # kept until it has arrived
+        self._sending.append(
+            Coming(_started(distributed.isend(x, self._next)), x)
+        )  # the tensor is kept until it has arrived
 
     def progress(self) -> None:
-        """Messages move by themselves."""
+        """Do nothing: messages move by themselves."""
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        """See `StageLink.answer`; nothing that was sent may change before this."""
+        """See `StageLink.answer`; tensors that were sent must not change before this call."""
         for coming in self._sending:
             coming.work.wait()
         self._sending.clear()

@@ -1,5 +1,5 @@
-// What tensor-parallel ranks exchange: sums of fp32 vectors, taken in rank order so that all ranks get the same bits, and
-// the parts of a matrix side by side. Long vectors go in chunks, of which `exchange_*` serves one.
+// What tensor-parallel ranks exchange: sums of fp32 vectors, taken in rank order so that all ranks get the same bits,
+// and the parts of a matrix side by side. Long vectors are exchanged in chunks.
 #pragma once
 #include <sched.h>
 
@@ -13,7 +13,7 @@
 
 namespace opt_trt {
 
-// How long a rank waits for others: a rank that never comes is an error, not a hang.
+// Limits how long a rank waits for the others, so that a missing rank is an error and not a hang.
 class Deadline {
  public:
   explicit Deadline(double seconds) : end_(Clock::now() + std::chrono::duration<double>(seconds)) {}
@@ -24,7 +24,7 @@ class Deadline {
   std::chrono::time_point<Clock, std::chrono::duration<double>> end_;
 };
 
-// out[i] = parts[0][i] + parts[1][i] + …
+// Compute out[i] = parts[0][i] + parts[1][i] + …
 inline void sum_in_order(const std::vector<const float*>& parts, int64_t begin, int64_t end, float* out) {
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) {
@@ -49,7 +49,7 @@ class Group {
     for (int64_t i = 0; i < count; i += capacity_) reduce_chunk(x + i, out + i, std::min(capacity_, count - i));
   }
 
-  // x [tokens, n] of each rank → out [tokens, features], features ≤ ranks * n.
+  // Gather x [tokens, n] of each rank → out [tokens, features], features ≤ ranks * n.
   void all_gather(const float* x, float* out, int64_t tokens, int64_t n, int64_t features) {
     for (int64_t i = 0; i < tokens * n; i += capacity_) {
       const int64_t count = std::min(capacity_, tokens * n - i);
@@ -59,7 +59,7 @@ class Group {
   }
 
  protected:
-  // The chunks of all ranks, in their order; valid until the next exchange but one.
+  // Return the chunks of all ranks in rank order. They are valid during one more exchange.
   virtual std::vector<const float*> exchange(const float* x, int64_t count) = 0;
 
   virtual void reduce_chunk(const float* x, float* out, int64_t count) {
@@ -75,7 +75,7 @@ class Group {
   const double timeout_s_;
 
  private:
-  // Elements [first, first + count) of a [tokens, n] matrix to columns from `column` of out [tokens, features].
+  // Copy elements [first, first + count) of a [tokens, n] matrix to columns from `column` of out [tokens, features].
   static void place(
       const float* part, int64_t first, int64_t count, int64_t n, int64_t column, int64_t features, float* out) {
     for (int64_t i = first; i < first + count;) {

@@ -1,4 +1,4 @@
-"""What a rank has of the others: its place in a pipeline, its tensor-parallel group, and who is on its GPU."""
+"""A rank's links to the others: its pipeline stages, its tensor-parallel group, and the ranks that share its GPU."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ NCCL, GLOO = "nccl", "gloo"
 
 
 class StageLink(Protocol):
-    """The links of one rank: from its place in the stage before, to its place in the next."""
+    """The links of one rank: to its counterparts in the stage before and in the next stage."""
 
     is_first: bool
     is_last: bool
 
     def expect(self, tokens: int, features: int) -> Any:
-        """Hidden states [T, E] of the stage before, to be received later: they may come meanwhile."""
+        """Begin to receive hidden states [T, E] of the stage before; `receive` returns them later."""
         ...
 
     def receive(self, coming: Any) -> torch.Tensor:
-        """What was expected, where programs read it."""
+        """Return expected hidden states, in the memory where programs read them."""
         ...
 
     def send(self, x: torch.Tensor) -> None:
-        """Hidden states to the next stage; returns before they have arrived."""
+        """Send hidden states to the next stage; return before they have arrived."""
         ...
 
     def progress(self) -> None:
@@ -36,7 +36,7 @@ class StageLink(Protocol):
         ...
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        """A step's outputs of these shapes: rank 0 gets those the last stage gives here; no rows for who has none."""
+        """Send a step's outputs, of these shapes, from the last stage to rank 0; others get tensors without rows."""
         ...
 
 
@@ -45,8 +45,8 @@ class Seat:
     """The GPU of a rank."""
 
     host: str
-    index: int  # among those this process sees
-    unique: str  # the same for all processes that see it
+    index: int  # among the GPUs that this process sees
+    unique: str  # the GPU's own identifier, the same for all processes
 
     def __str__(self) -> str:
         return f"GPU {self.index} of {self.host}"
@@ -59,12 +59,12 @@ class Seats:
     ranks: tuple[Seat, ...]
 
     def sharers(self, rank: int) -> int:
-        """Ranks on the GPU of one of them, itself included."""
+        """Return the number of ranks on the GPU of a rank, itself included."""
         return sum(seat.unique == self.ranks[rank].unique for seat in self.ranks)
 
     @property
     def library(self) -> str:
-        """What sums."""
+        """The library that sums: NCCL, or GLOO if ranks share a GPU."""
         return NCCL if all(self.sharers(rank) == 1 for rank in range(len(self.ranks))) else GLOO
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class Seats:
 
 @dataclass(frozen=True)
 class Joined:
-    """What a rank has of the others, and they of it."""
+    """A rank, and its links to the others."""
 
     rank: int
     seats: Seats
@@ -88,7 +88,7 @@ class Joined:
 
     @property
     def sharers(self) -> int:
-        """Ranks on this rank's GPU."""
+        """The number of ranks on this rank's GPU."""
         return self.seats.sharers(self.rank)
 
     @property

@@ -1,7 +1,7 @@
-// Ranks of several nodes: MPI gathers the parts, every rank sums them in rank order.
+// Ranks of several nodes: MPI gathers the parts, and every rank sums them in rank order.
 //
-// MPI's functions and handles come as addresses from the process, where they are loaded already: the library needs no MPI
-// to be compiled or loaded. Handles are pointers in some MPIs and integers in others; both fit an intptr_t.
+// The process has loaded MPI already and passes the addresses of its functions and handles, so compiling and loading
+// this library needs no MPI. Handles are pointers in some MPIs and integers in others; both fit into an intptr_t.
 #pragma once
 #include "group.h"
 

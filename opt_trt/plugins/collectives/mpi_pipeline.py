@@ -1,4 +1,4 @@
-"""Hand hidden states from pipeline stage to stage, and what the last one computes of them to rank 0."""
+"""Send hidden states from one pipeline stage to the next, and the outputs of the last stage to rank 0."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from opt_trt.model.mapping import Mapping
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-YIELDING_S, NAP_S = 1e-3, 5e-5  # how long a rank looks for a message without a pause, and the pause from then on
+YIELDING_S = 1e-3  # how long a rank polls for a message without pauses
+NAP_S = 5e-5  # the pause between polls from then on
 
 
 class PipelineError(RuntimeError):
-    """Another stage did not come within the time given."""
+    """Another stage did not send or receive within the time given."""
 
 
 class Arriving(NamedTuple):
@@ -29,35 +30,35 @@ class Arriving(NamedTuple):
 
 
 class Pipeline:
-    """The links of one rank: from its place in the stage before, to its place in the next."""
+    """`StageLink` of one rank, by MPI."""
 
     def __init__(self, world: MPI.Comm, mapping: Mapping, timeout_s: float) -> None:
         self._world, self._timeout_s = world, timeout_s
         self._rank, self._tp_size = world.Get_rank(), mapping.tp_size
         stage = mapping.pp_rank(self._rank)
         self.is_first, self.is_last = stage == 0, stage == mapping.pp_size - 1
-        self._speaker = mapping.world_size - mapping.tp_size  # the rank of the last stage whose logits count
+        self._speaker = mapping.world_size - mapping.tp_size  # the rank of the last stage that sends its outputs
         self._sending: list[tuple[MPI.Request, torch.Tensor]] = []
 
     def expect(self, tokens: int, features: int) -> Arriving:
-        """Hidden states [T, E] of the stage before, to be received later: they may come meanwhile."""
+        """Begin to receive hidden states [T, E] of the stage before; see `StageLink.expect`."""
         return self._expect((tokens, features), self._rank - self._tp_size)
 
     def receive(self, arriving: Arriving) -> torch.Tensor:
-        """What was expected, once it is here."""
+        """Wait for expected hidden states and return them."""
         self._wait(arriving.request, f"rank {arriving.source} sends nothing")
         return arriving.x
 
     def send(self, x: torch.Tensor) -> None:
-        """Hidden states to the next stage; returns before they have arrived."""
+        """Send hidden states to the next stage; return before they have arrived."""
         self._give(x, self._rank + self._tp_size)
 
     def progress(self) -> None:
-        """Let messages move: over a network MPI moves large ones only while it is called, on either side."""
+        """Let messages move: over a network, MPI moves large messages only while both sides call it."""
         self._world.Iprobe()
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        """A step's outputs of these shapes: rank 0 gets those the last stage gives here; no rows for who has none."""
+        """See `StageLink.answer`."""
         if self._rank == self._speaker:
             for tensor in found:
                 self._give(tensor, 0)
@@ -77,6 +78,6 @@ class Pipeline:
         return Arriving(self._world.Irecv(x.numpy(), source), x, source)
 
     def _wait(self, request: MPI.Request, problem: str) -> None:
-        """Poll, as MPI's own waiting would, but leave the core to others meanwhile."""
+        """Poll, as MPI's own wait does, but yield the core between polls."""
         if not wait_until(request.Test, Patience(YIELDING_S, NAP_S, NAP_S, self._timeout_s)):
             raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")

@@ -1,28 +1,23 @@
-"""The collectives plugin: what a rank's program asks of the other tensor-parallel ranks."""
+"""Sums and gathers of tensor-parallel ranks by the plugin library."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from opt_trt.ops import ReferenceOps
+from opt_trt.plugins.cpu.operators import Operators
 
 
-class CollectiveOps(ReferenceOps):
-    """Sums and gathers by the group of `tp_size` ranks this process has joined (`rendezvous.join`)."""
+class NativeCollectives:
+    """`Collectives` of the group of `tp_size` ranks that this process has joined (`collectives.cpu.join`)."""
 
-    def __init__(self, native: Any, tp_size: int) -> None:
-        super().__init__()
-        self.native = native
-        self.tp_size = tp_size
+    def __init__(self, operators: Operators, tp_size: int) -> None:
+        self._operators = operators
+        self._tp_size = tp_size
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`; parts are added in the order of the ranks."""
-        total: torch.Tensor = self.native.all_reduce(x, self.tp_size)
-        return total
+        """See `Collectives.all_reduce`; parts are added in the order of the ranks."""
+        return self._operators.all_reduce(x, self._tp_size)
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """See `Ops.all_gather`."""
-        gathered: torch.Tensor = self.native.all_gather(x, self.tp_size, features)
-        return gathered
+        """See `Collectives.all_gather`."""
+        return self._operators.all_gather(x, self._tp_size, features)

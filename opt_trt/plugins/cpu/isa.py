@@ -14,13 +14,13 @@ from opt_trt.errors import UserError
 
 @dataclass(frozen=True)
 class Isa:
-    """One instruction set: how compilers are told of it, and the processor flags it needs."""
+    """One instruction set: its names for compilers, and the processor flags that it needs."""
 
     name: str
     march: str
     vector_bits: int  # Inductor's cpp.simdlen; 1 is scalar code
     needs: frozenset[str]
-    extras: frozenset[str] = frozenset()  # flags that tactics may use beyond them
+    extras: frozenset[str] = frozenset()  # flags beyond these that tactics may use
 
 
 X86 = frozenset({"sse", "sse2"})
@@ -35,11 +35,11 @@ ISAS = (
 )
 OTHER_PROCESSOR = Isa("generic", "native", 1, frozenset())
 INT8_PRODUCTS = "avx512_vnni"
-EXTRAS = frozenset({"avx512_bf16", INT8_PRODUCTS})  # with 512-bit vectors only
+EXTRAS = frozenset({"avx512_bf16", INT8_PRODUCTS})  # used only with 512-bit vectors
 
 
 def processor_flags() -> frozenset[str]:
-    """What the kernel says this processor can do."""
+    """Return the flags of this processor, as the kernel lists them."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
@@ -47,7 +47,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def runnable_isas(flags: frozenset[str] | None = None) -> tuple[Isa, ...]:
-    """The instruction sets this processor runs, best first."""
+    """Return the instruction sets that this processor runs, best first."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return (OTHER_PROCESSOR,)
     flags = processor_flags() if flags is None else flags
@@ -55,9 +55,10 @@ def runnable_isas(flags: frozenset[str] | None = None) -> tuple[Isa, ...]:
 
 
 def target_isa(name: str | None = None, flags: frozenset[str] | None = None) -> Isa:
-    """The instruction set `--target_isa` names, and no more of this processor; without one, its best with all extras.
+    """Return the instruction set to build for.
 
-    `UserError` if this processor does not run it: tactics are checked and timed where an engine is built.
+    A name means that set without extras. Without a name, it is the best that this processor runs, with the extras that
+    it has. A set that it does not run is a `UserError`, because tactics are checked and timed where an engine is built.
     """
     flags = processor_flags() if flags is None else flags
     runnable = runnable_isas(flags)

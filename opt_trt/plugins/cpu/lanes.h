@@ -1,7 +1,7 @@
-// Sixteen lanes of 32 bits: one register where registers hold as many, otherwise several, in a class.
+// Sixteen lanes of 32 bits: one register if registers are that wide, otherwise a class of several.
 //
-// GCC's vector extension has every operation for every instruction set, but what is wider than a register it keeps in
-// memory: products by AVX2 were eight times slower than by this class (GCC 12).
+// GCC's vector extension has every operation for every instruction set, but keeps vectors wider than a register in
+// memory: products by AVX2 were eight times slower than with this class (GCC 12).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -23,7 +23,7 @@ constexpr int kRegisterBytes = 16, kRegisters = 32;
 #else
 constexpr int kRegisterBytes = 16, kRegisters = 16;
 #endif
-constexpr int kSums = kRegisters / 4 * 3;    // registers that a product's sums may take; the rest is for its factors
+constexpr int kSums = kRegisters / 4 * 3;    // registers for the sums of a product; the others are for its factors
 constexpr int kParts = 64 / kRegisterBytes;  // registers that sixteen lanes take
 constexpr int kPartLanes = kLanes / kParts;
 
@@ -32,7 +32,7 @@ struct Register { typedef T type __attribute__((vector_size(BYTES))); };
 
 template <typename T> using Part = typename Register<T, kRegisterBytes>::type;
 
-// The same bits, read from memory or from a value.
+// Read the bits of a value from memory, or those of another value.
 template <typename To>
 To read(const void* p) {
   To value;
@@ -46,8 +46,9 @@ To bits_as(const From& from) {
   return read<To>(&from);
 }
 
-// Orders of the lanes of two registers, or of the registers of two vectors, SIZE of each: what is at i comes from
-// of(i), from SIZE on the second's. Both cut into blocks of S: neighbours exchanged; even ones side by side; odd ones.
+// Orders of the lanes of two registers, or of the registers of two vectors, with SIZE of them each: place i gets what
+// was at of(i), where the second's places count from SIZE on. In blocks of S, Exchanged swaps neighbours, Even takes
+// the even blocks of both, and Odd the odd ones.
 template <int S, int SIZE> struct Exchanged { static constexpr int of(int i) { return i ^ S; } };
 template <int S, int SIZE> struct Even { static constexpr int of(int i) { return i & S ? SIZE + i - S : i; } };
 template <int S, int SIZE> struct Odd { static constexpr int of(int i) { return i & S ? SIZE + i : i + S; } };
@@ -71,7 +72,7 @@ typedef Part<float> vec;
 typedef Part<uint32_t> uvec;
 typedef Part<int32_t> ivec;
 
-inline vec splat(float value) { return value - vec{}; }  // not plus, which -0 keeps from being a broadcast
+inline vec splat(float value) { return value - vec{}; }  // with plus it would not be a plain broadcast, because of -0
 
 template <typename To, typename From>
 To convert(From from) { return __builtin_convertvector(from, To); }
@@ -106,7 +107,7 @@ struct Lanes {
 
   T operator[](int64_t i) const { return parts[i / kPartLanes][i % kPartLanes]; }
 
-  // Calls `f(part of a, part of b)`.
+  // Apply `f(part of a, part of b)` to all parts.
   template <typename F>
   static Lanes each(const Lanes& a, const Lanes& b, F f) {
     Lanes result;
@@ -154,7 +155,7 @@ vec reordered(const vec& a, const vec& b) {
   return result;
 }
 
-// Part by part: all at once would go through memory.
+// Load part by part: all at once would be copied through memory.
 template <typename T>
 Lanes<T> load(const T* p) {
   Lanes<T> v;
@@ -173,7 +174,7 @@ inline uvec load_u16(const void* p) {
   for (int i = 0; i < kParts; ++i) {
     const void* at = static_cast<const uint16_t*>(p) + i * kPartLanes;
 #if defined(__AVX2__)
-    v.parts[i] = (Part<uint32_t>)_mm256_cvtepu16_epi32(read<__m128i>(at));  // GCC 12 would take five instructions
+    v.parts[i] = (Part<uint32_t>)_mm256_cvtepu16_epi32(read<__m128i>(at));  // GCC 12 takes five instructions
 #else
     v.parts[i] = __builtin_convertvector(read<HalfPart>(at), Part<uint32_t>);
 #endif

@@ -1,4 +1,4 @@
-// Sixteen fp32 lanes: the loads that widen stored weights into them, and what is computed across lanes.
+// Sixteen fp32 lanes: loads that widen stored weights, stores that round, and operations across lanes.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace opt_trt {
 
-constexpr int kSecondLevel = 2;  // the cache to prefetch into; the first is too small for what is under way
+constexpr int kSecondLevel = 2;  // prefetch hint: the first-level cache is too small for all that is prefetched
 
 struct fp16 { uint16_t bits; };
 struct bf16 { uint16_t bits; };
@@ -24,15 +24,16 @@ inline vec load(const fp16* p) {
   for (int i = 0; i < kParts; ++i) v.parts[i] = (Part<float>)_mm256_cvtph_ps(read<__m128i>(p + i * kPartLanes));
   return v;
 #else
-  // Shift exponent and mantissa into fp32's place; the multiplication rebases the exponent and is exact, subnormals too.
+  // Shift exponent and mantissa to fp32's place. The multiplication rebases the exponent and is exact, also for
+  // subnormal numbers.
   const uvec h = load_u16(p);
   const vec magnitude = bits_as<vec>((h & 0x7fffu) << 13) * 0x1p112f;
-  const uvec not_finite = uvec{} - (((h & 0x7fffu) + 0x400u) >> 15);  // all bits where the exponent's are all set
+  const uvec not_finite = uvec{} - (((h & 0x7fffu) + 0x400u) >> 15);  // all bits set if those of the exponent are
   return bits_as<vec>(bits_as<uvec>(magnitude) | (not_finite & 0x7f800000u) | (h & 0x8000u) << 16);
 #endif
 }
 
-// Sixteen bytes, widened. GCC 12 takes __builtin_convertvector from bytes apart into scalars, ten times as slow.
+// Load and widen sixteen bytes. GCC 12 compiles __builtin_convertvector from bytes to scalar code, ten times as slow.
 inline ivec load_i8(const void* p) {
 #if defined(__AVX512F__)
   return bits_as<ivec>(_mm512_cvtepi8_epi32(read<__m128i>(p)));
@@ -52,11 +53,11 @@ inline ivec load_i8(const void* p) {
 
 inline vec load(const int8_t* p) { return convert<vec>(load_i8(p)); }
 
-// The lower values of sixteen pairs, then the upper ones.
+// Load the lower values of sixteen pairs, then the upper ones.
 inline void load_pairs(const int4x2* p, vec (&values)[2]) {
-  const ivec pair = load_i8(p);  // what the sign fills lies above the eight bits that count
+  const ivec pair = load_i8(p);  // the sign fills only bits above the eight that count
 #if defined(__AVX512F__)
-  // A permutation of a table looks at the four lowest bits of an index only: it masks and converts at once.
+  // A permutation looks only at the four lowest bits of an index, so it masks and converts in one instruction.
   const __m512 table = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
   const __m512i index = (__m512i)pair;
   values[0] = (vec)_mm512_permutexvar_ps(index, table);
@@ -100,7 +101,7 @@ inline void store_one(fp16* p, float value) {
 #endif
 }
 
-// Sixteen values, rounded as store_one does.
+// Round and store sixteen values as store_one does.
 inline void store(bf16* p, vec v) {
   const uvec bits = bits_as<uvec>(v);
   store_u16(p, (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -120,7 +121,7 @@ inline void store(fp16* p, vec v) {
 #endif
 }
 
-// Lanes combined with those S away, S, S / 2 ... 1: the result of all is in each.
+// Combine each lane with that S lanes away, then S / 2 and so on: in the end each lane has the result of all.
 template <int S = kLanes / 2, typename Combine>
 vec fold(vec v, Combine combine) {
   v = combine(v, reordered<Exchanged, S>(v, v));
@@ -131,7 +132,7 @@ vec fold(vec v, Combine combine) {
 inline float largest(vec v) { return fold(v, [](vec a, vec b) { return max(a, b); })[0]; }
 inline float sum(vec v) { return fold(v, [](vec a, vec b) { return a + b; })[0]; }
 
-// One of the four steps by which a square of 16 x 16 changes rows for columns: blocks of S lanes change places.
+// Exchange blocks of S lanes between two rows: one of the four steps that transpose a square of 16 x 16.
 template <int S>
 void swap_blocks(vec& a, vec& b) {
   const vec low = reordered<Even, S>(a, b);
@@ -152,7 +153,7 @@ inline void transpose(vec (&rows)[kLanes]) {
   transpose_step<8>(rows);
 }
 
-// Half as many vectors, which hold the sums of pairs of lanes of two neighbours.
+// Halve the number of vectors: each holds the sums of pairs of lanes of two neighbours.
 template <int S, int COUNT>
 [[gnu::always_inline]] inline void add_neighbours(vec (&rows)[kLanes]) {
   for (int i = 0; i < COUNT; i += 2) {
@@ -161,7 +162,7 @@ template <int S, int COUNT>
   }
 }
 
-// The sum of each of sixteen vectors.
+// Return the sum of each of sixteen vectors.
 inline vec sums(vec (&rows)[kLanes]) {
   add_neighbours<1, 16>(rows);
   add_neighbours<2, 8>(rows);
@@ -170,10 +171,10 @@ inline vec sums(vec (&rows)[kLanes]) {
   return rows[0];
 }
 
-// e^x for x <= 0 in sixteen lanes, to 2 ulp: 2^n times a polynomial on the rest (Cephes' expf); 0 below -87.7, where n
-// is -127.
+// Compute e^x for x <= 0 in sixteen lanes, to 2 ulp: 2^n times a polynomial of the rest (Cephes' expf). The result is 0
+// below -87.7, where n is -127.
 inline vec exp_nonpositive(vec x) {
-  x = max(splat(-88.0f), x);  // this way round NaN stays
+  x = max(splat(-88.0f), x);  // in this order, NaN stays NaN
   const ivec n = convert<ivec>(x * 1.44269504f - 0.5f);
   const vec whole = convert<vec>(n);
   x = x - whole * 0.693359375f + whole * 2.12194440e-4f;

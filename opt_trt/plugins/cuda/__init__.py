@@ -1,1 +1,1 @@
-"""The ground of all GPU kernels: the GPU, buckets of tokens, launches and captured graphs."""
+"""What all GPU kernels need: the GPU, buckets of tokens, launches and captured graphs."""

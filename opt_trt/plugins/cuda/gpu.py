@@ -21,7 +21,7 @@ class Gpu:
 
 
 def visible_gpu() -> Gpu | None:
-    """None where torch sees none."""
+    """Return the current GPU, or None if torch sees none."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -29,9 +29,10 @@ def visible_gpu() -> Gpu | None:
 
 
 def target_gpu(device: str | None, gpu: Gpu | None) -> Gpu | None:
-    """What `--device` asks for: the GPU, or None for the processor; without it the GPU where there is one.
+    """Return the device that an engine is built for: the GPU, or None for the processor.
 
-    `UserError` if there is none: tactics are checked and timed where an engine is built.
+    Without `--device`, that is the GPU if there is one. `--device cuda` without a GPU is a `UserError`, because tactics
+    are checked and timed where an engine is built.
     """
     if device == "cuda" and gpu is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Calls on a GPU as CUDA graphs: captured once, then replayed without the time that launches take, or timed so."""
+"""Capture calls on a GPU as CUDA graphs. A replay takes no time for launches, in a session and when timed."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 Result = TypeVar("Result")
-WARM_UP = 3  # calls before a capture: kernels are loaded by them, and libraries take their memory
-CAPTURING = Lock()  # a process may capture once at a time: sessions of several threads wait for each other
+WARM_UP = 3  # calls before a capture, which load kernels and let libraries allocate their memory
+CAPTURING = Lock()  # a process can capture one graph at a time: sessions of several threads take turns
 
 
 @dataclass(frozen=True)
 class Captured(Generic[Result]):
-    """A graph, and what its replays write."""
+    """A graph, and the result that its replays overwrite."""
 
     graph: torch.cuda.CUDAGraph
     result: Result
 
     def replay(self) -> None:
-        """Run what was captured once more, on whatever its inputs hold now."""
+        """Run the captured call once more, on what its inputs hold now."""
         self.graph.replay()
 
 
 def capture(run: Callable[[], Result], pool: Any = None) -> Captured[Result]:
-    """A graph of `run`, after the calls that warm it up; graphs that are never replayed together may share a `pool`."""
+    """Warm `run` up and capture it; graphs that never replay at the same time may share a memory `pool`."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -36,16 +36,17 @@ def capture(run: Callable[[], Result], pool: Any = None) -> Captured[Result]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the GPU meanwhile: those of the program a session runs in.
+    # Other threads of the user's program may use the GPU meanwhile.
     with CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
     return Captured(graph, result)
 
 
 class SharedCaptures:
-    """Captures whose graphs share memory, as no two of them are ever replayed together.
+    """Captures whose graphs share memory, because no two of them replay at the same time.
 
-    Once none of them is left the memory is gone, and the next one has some of its own: torch takes no dead pool again.
+    The memory is freed with the last graph. The next graph then starts a new pool, because torch does not accept the
+    pool of graphs that are gone.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class SharedCaptures:
 
 
 def put(work: Callable[[], object]) -> torch.cuda.Event:
-    """Launch work behind what was launched before; the event is when the GPU has done it."""
+    """Launch work after earlier work; return the event that marks its end on the GPU."""
     work()
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
@@ -67,7 +68,7 @@ def put(work: Callable[[], object]) -> torch.cuda.Event:
 
 
 def event_us(run: Callable[[], object]) -> float:
-    """The time from the begin of `run` to its end on the GPU."""
+    """Measure the time in µs from the beginning of `run` to its end on the GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
@@ -77,13 +78,13 @@ def event_us(run: Callable[[], object]) -> float:
 
 
 class GraphClock:
-    """`timing.Clock` of a GPU: the time of a replay, as steps of an engine are replays; calls are captured once."""
+    """`timing.Clock` of a GPU: it times replays, because an engine's steps are replays. Each call is captured once."""
 
     def __init__(self) -> None:
         self._captured: WeakKeyDictionary[Callable[[], Any], Captured[Any]] = WeakKeyDictionary()
 
     def __call__(self, run: Callable[[], Result]) -> tuple[float, Result]:
-        """µs, and the result, which the next replay overwrites."""
+        """Return the time in µs and the result, which the next replay overwrites."""
         if run not in self._captured:
             self._captured[run] = capture(run)
         captured = self._captured[run]

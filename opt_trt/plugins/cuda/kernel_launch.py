@@ -1,4 +1,4 @@
-"""How a Triton kernel is started: traced into a compiled program, on a GPU at once, or interpreted on a CPU.
+"""Start a Triton kernel: traced into a compiled program, at once on a GPU, or interpreted on a CPU.
 
 Kernels are interpreted if `TRITON_INTERPRET=1` was set before triton was first imported.
 """
@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 
 TRITON_VERSION = str(triton.__version__)
 PLUGINS = Path(__file__).parents[1]
-GPU_SOURCES = ("cuda/*.py", "*/triton_*.py", "gemm/cuda*.py", "attention/cuda*.py")  # of kernels and tactics
+GPU_SOURCES = ("cuda/*.py", "*/triton_*.py", "gemm/cuda*.py", "attention/cuda*.py")  # kernels and tactics
 
 
 def kernel_key() -> str:
@@ -26,20 +26,20 @@ def kernel_key() -> str:
 
 
 def launcher(kernel: Any) -> Any:
-    """`launcher(kernel)[grid](*args)` starts `kernel`; while a program is traced it becomes part of it."""
+    """Return what starts a kernel by `[grid](*args)`; if a program is traced, the kernel becomes part of it."""
     return wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 
 def ceil_div(a: int, b: int) -> int:
-    """Programs of `b` that cover `a`; also of sizes that are known at run time only."""
+    """Return `a / b` rounded up; both may be symbols of sizes that are known only at run time."""
     return (a + b - 1) // b
 
 
 def power_of_two(n: int) -> int:
-    """The least power of two that is not below `n`."""
+    """Return the least power of two that is not below `n`."""
     return 1 << (n - 1).bit_length()
 
 
 def depth(stride: int, most: int) -> int:
-    """The largest power of two up to `most` that divides a row of `stride` elements."""
+    """Return the largest power of two up to `most` that divides a row of `stride` elements."""
     return min(most, stride & -stride)

@@ -1,8 +1,8 @@
-// The same product by instructions that multiply pairs: two neighbouring features, 16 bits each, in a lane.
+// The product of interleaved.h by instructions that multiply pairs: two neighbouring features of 16 bits in a lane.
 //
-// Weights become pairs once for all tokens: those of 128 features and one panel of outputs, a block, which stays in the
-// first cache while all tokens pass. Sums are added in the order of K whatever the number of tokens. A form says what
-// the 16 bits are: bf16 (pairs.h) or integers (words.h).
+// Weights become pairs once for all tokens. A block is the weights of 128 features and one panel of outputs; it stays
+// in the first-level cache while all tokens are multiplied. Sums are added in the order of K, whatever the number of
+// tokens. The template argument Form chooses what the 16 bits are: bf16 (pairs.h) or integers (words.h).
 #pragma once
 #include "integers.h"
 
@@ -10,15 +10,15 @@ namespace opt_trt {
 
 typedef uint32_t pair;  // the earlier feature in the low bits
 
-constexpr int64_t kBlock = kGroup;  // so that a block has one scale
+constexpr int64_t kBlock = kGroup;  // features, so that a block of a token has one scale
 constexpr int64_t kBlockPairs = kBlock / 2;
-constexpr int64_t kTokensAtOnce = 1024;  // whose sums for a panel the second cache holds
-constexpr int kFirstLevel = 3;           // the cache to prefetch into: of the second, widening waits for weights
+constexpr int64_t kTokensAtOnce = 1024;  // their sums for a panel fit into the second-level cache
+constexpr int kFirstLevel = 3;           // prefetch hint: widening would wait for weights in the second-level cache
 
 // One block of all tokens.
 struct TokenPairs {
   pair* pairs;    // [tokens, 64]
-  float* scales;  // [tokens], where the form has any
+  float* scales;  // [tokens], if the form has scales
 
   TokenPairs from(int64_t token) const { return {pairs + token * kBlockPairs, scales + token}; }
 };
@@ -27,22 +27,18 @@ struct TokenPairs {
 template <int GROUPS>
 struct WeightPairs {
   alignas(64) pair pairs[kBlockPairs][GROUPS][kLanes];
-  vec scales[GROUPS];  // where the form has any
+  vec scales[GROUPS];  // if the form has scales
 };
 
-// What lies beside a block in memory and is needed next.
+// The weights that are needed after a block.
 struct NextWeights {
   const char* first;
   int64_t stride;  // bytes between neighbouring groups of outputs
 };
 
-// Stored rows of 16 outputs that `count` features take.
-template <typename W>
-constexpr int64_t stored_rows_of(int64_t count) { return (count + kSteps<W> - 1) / kSteps<W>; }
-
 template <typename W> constexpr int64_t kBlockBytes = stored_rows_of<W>(kBlock) * kLanes * sizeof(W);
 
-// The two features of a pair from stored rows of 16 outputs.
+// Load the two features of a pair from stored rows of 16 outputs.
 template <typename W>
 void load_two(const W* block, int64_t p, vec (&values)[2]) {
   if constexpr (kSteps<W> == 2) load_pairs(block + p * kLanes, values);
@@ -50,21 +46,22 @@ void load_two(const W* block, int64_t p, vec (&values)[2]) {
     for (int64_t i = 0; i < 2; ++i) values[i] = load(block + (2 * p + i) * kLanes);
 }
 
-// Tokens from `token` on, ROWS at a time, the rest by smaller tiles. Each tile asks for its share of the next weights.
-template <typename Form, typename W, int ROWS, int GROUPS>
+// Multiply a block with all tokens from `token` on, by tiles of TOKENS and then by smaller ones. Each tile prefetches
+// its share of the next weights.
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void pass_tokens(
     int64_t tokens, const TokenPairs& x, const WeightPairs<GROUPS>& w, const NextWeights& next, vec (*total)[GROUPS],
     int64_t token = 0) {
   constexpr int64_t kLines = kBlockBytes<W> / 64;
-  for (; token + ROWS <= tokens; token += ROWS) {
-    for (int64_t line = kLines * token / tokens; line < kLines * (token + ROWS) / tokens; ++line)
+  for (; token + TOKENS <= tokens; token += TOKENS) {
+    for (int64_t line = kLines * token / tokens; line < kLines * (token + TOKENS) / tokens; ++line)
       for (int j = 0; j < GROUPS; ++j) __builtin_prefetch(next.first + j * next.stride + line * 64, 0, kFirstLevel);
-    Form::template add<ROWS, GROUPS>(x.from(token), w, total + token);
+    Form::template add<TOKENS, GROUPS>(x.from(token), w, total + token);
   }
-  if constexpr (ROWS > 1) pass_tokens<Form, W, ROWS / 2, GROUPS>(tokens, x, w, next, total, token);
+  if constexpr (TOKENS > 1) pass_tokens<Form, W, TOKENS / 2, GROUPS>(tokens, x, w, next, total, token);
 }
 
-// One block of the outputs [group, group + GROUPS).
+// Widen one block of the outputs [group, group + GROUPS).
 template <typename Form, typename W, int GROUPS>
 void widen_block(const Gemm& g, int64_t group, int64_t at, WeightPairs<GROUPS>& out) {
   constexpr int64_t kRows = stored_rows_of<W>(kBlock);
@@ -81,7 +78,7 @@ void widen_block(const Gemm& g, int64_t group, int64_t at, WeightPairs<GROUPS>& 
   }
 }
 
-template <typename Form, typename W, int ROWS, int GROUPS>
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void block_panel(const Gemm& g, const TokenPairs& x, int64_t group) {
   struct Sums { vec of[GROUPS]; };
   static thread_local std::vector<Sums> kept;
@@ -94,19 +91,19 @@ void block_panel(const Gemm& g, const TokenPairs& x, int64_t group) {
     widen_block<Form, W, GROUPS>(g, group, at, w);
     const char* next = at + 1 < blocks ? weight + (at + 1) * kBlockBytes<W> : weight + GROUPS * stride;
     const TokenPairs block = x.from(at * g.tokens);
-    pass_tokens<Form, W, ROWS, GROUPS>(g.tokens, block, w, {next, stride}, total);
+    pass_tokens<Form, W, TOKENS, GROUPS>(g.tokens, block, w, {next, stride}, total);
   }
   finish(g, {0, g.tokens}, {group, GROUPS}, total[0]);
 }
 
-// For so many blocks of tokens.
+// Return memory for `count` blocks of tokens, which is kept from call to call.
 inline TokenPairs kept_pairs(int64_t count) {
   static thread_local std::vector<pair> kept;
   static thread_local std::vector<float> scales;
   return {at_least(kept, count * kBlockPairs), at_least(scales, count)};
 }
 
-template <typename Form, typename W, int ROWS, int GROUPS>
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void multiply_blocks(const Gemm& g) {
   const int64_t groups = g.groups(), panels = groups / GROUPS, blocks = num_groups(g.k), rounded = blocks * g.tokens;
   const TokenPairs x = kept_pairs(rounded);
@@ -118,16 +115,16 @@ void multiply_blocks(const Gemm& g) {
       Form::round(g.x + token * g.k + k, g.k - k, x.from(block * g.tokens + token));
     }
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) block_panel<Form, W, ROWS, GROUPS>(g, x, p * GROUPS);
+    for (int64_t p = 0; p < panels; ++p) block_panel<Form, W, TOKENS, GROUPS>(g, x, p * GROUPS);
 #pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) block_panel<Form, W, ROWS, 1>(g, x, group);
+    for (int64_t group = panels * GROUPS; group < groups; ++group) block_panel<Form, W, TOKENS, 1>(g, x, group);
   }
 }
 
-template <typename Form, typename W, int ROWS, int GROUPS>
+template <typename Form, typename W, int TOKENS, int GROUPS>
 void gemm_blocks(const Gemm& g) {
   for (int64_t first = 0; first < g.tokens; first += kTokensAtOnce)
-    multiply_blocks<Form, W, ROWS, GROUPS>(g.part(first, kTokensAtOnce));
+    multiply_blocks<Form, W, TOKENS, GROUPS>(g.part(first, kTokensAtOnce));
 }
 
 }  // namespace opt_trt

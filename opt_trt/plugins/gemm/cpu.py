@@ -1,41 +1,46 @@
-"""The gemm plugin: its problems, its tactics and the layouts their weights are stored in."""
+"""The tactics of matrix products on a CPU, and the layouts of the weights that they read."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 from torch.nn import functional
 
 from opt_trt.ops import RELU_SITES, ReferenceOps
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm.problem import GemmCall, GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic
 from opt_trt.quant.nibbles import pack_nibbles
 
 LANES = 16
-GROUP, QUAD = 128, 4  # features that share a scale in fixed point; that one instruction multiplies and adds
+GROUP = 128  # neighbouring features that share a scale in fixed point
+QUAD = 4  # features that one instruction multiplies and adds
 ROW_MAJOR, INTERLEAVED, QUADS = "row_major", "interleaved", "quads"
-LIBRARY = Tactic("library", ROW_MAJOR, 0)
-# Tokens held in registers while weights stream past; the values are run_gemm's in tactics.h. Sums of a token are taken
-# in one order, whatever comes with it.
-OWN = tuple(Tactic(f"rows_{rows}", INTERLEAVED, rows) for rows in (1, 2, 4, 8, 12))
-# Instructions that multiply bf16, for models of bfloat16: activations are rounded by up to 2^-9 of their value.
-PAIRS = tuple(Tactic(f"pairs_{rows}", INTERLEAVED, 128 + rows, 2**-7, "avx512_bf16") for rows in (4, 8))
-# Instructions that multiply words, for weights of fp16. Activations move as they do by FIXED16; weights by up to 2^-14
-# of the largest power of two in 128 neighbours, those of an eighth of it and more not at all.
-WORDS = (Tactic("words_4", INTERLEAVED, 192 + 4, 2**-13, "avx512_vnni"),)
+BF16, VNNI = "avx512_bf16", "avx512_vnni"
+LIBRARY = Tactic("library", ROW_MAJOR)  # torch's
+# The other tactics are kernels of the plugin library: a name stands here and in tactics.h, its number only there.
+# A name ends in the number of tokens that a kernel holds in registers while weights stream past.
+
+# Products in fp32. A token's sums are taken in one order, whatever tokens come with it.
+FP32 = tuple(Tactic(f"fp32_{tokens}", INTERLEAVED) for tokens in (1, 2, 4, 8, 12))
+# Instructions that multiply bf16, for models of bfloat16. Activations are rounded by up to 2^-9 of their value.
+PAIRS = tuple(Tactic(f"pairs_{tokens}", INTERLEAVED, tolerance=2**-7, needs=BF16) for tokens in (4, 8))
+# Instructions that multiply 16-bit integers, for weights of fp16. Activations are rounded as FIXED16 rounds them.
+# Weights are rounded by up to 2^-14 of the largest power of two in 128 neighbours; those of an eighth of it and more
+# stay exact.
+WORDS = (Tactic("words_4", INTERLEAVED, tolerance=2**-13, needs=VNNI),)
 # Instructions that multiply bytes, for weights of integers. Activations become two bytes, and 128 neighbours share a
-# scale: they move by up to 2^-16 of the largest one, which is less than fp16 moves them in the mean square of a group.
-FIXED16 = tuple(Tactic(f"fixed16_{rows}", QUADS, 256 + rows, 2**-13, "avx512_vnni") for rows in (1, 2, 4, 8))
-# The same with one byte, if --context_int8 asks for it.
-FIXED8 = tuple(Tactic(f"fixed8_{rows}", QUADS, 512 + rows, 2**-6, "avx512_vnni") for rows in (4, 8))
-ROUNDING = (*PAIRS, *WORDS, *FIXED16, *FIXED8)  # activations, at least
-TACTICS = (LIBRARY, *OWN, *ROUNDING)
+# scale. They are rounded by up to 2^-16 of the largest one: in the mean square of a group, by less than fp16 does.
+FIXED16 = tuple(Tactic(f"fixed16_{tokens}", QUADS, tolerance=2**-13, needs=VNNI) for tokens in (1, 2, 4, 8))
+# The same with activations of one byte, for --context_int8.
+FIXED8 = tuple(Tactic(f"fixed8_{tokens}", QUADS, tolerance=2**-6, needs=VNNI) for tokens in (4, 8))
+ROUNDING = (*PAIRS, *WORDS, *FIXED16, *FIXED8)  # they round activations at least
+TACTICS = (LIBRARY, *FP32, *ROUNDING)
 
 
 def refusal(tactic: Tactic, problem: GemmProblem, extras: Collection[str]) -> str | None:
-    """None, or why a tactic cannot take part; `extras` are the flags the processor has beyond its instruction set."""
+    """Return why a tactic cannot take part, or None; `extras` are processor flags beyond the instruction set."""
     if problem.device != "cpu":
         return f"needs a CPU, found {problem.device}"
     if tactic.layout == QUADS and not problem.quantized:
@@ -68,7 +73,7 @@ def pack(weight: torch.Tensor, problem: GemmProblem, layout: str) -> torch.Tenso
 
 
 def packed_shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
-    """Shape of `pack`'s result."""
+    """Return the shape of `pack`'s result."""
     packed = 1 + (problem.weight_type == "int4")
     k, groups = -(-problem.k // packed), -(-problem.n // LANES)
     return {
@@ -78,10 +83,17 @@ def packed_shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
     }[layout]
 
 
-def run_gemm(native: Any, problem: GemmProblem, call: GemmCall, layout: str, rows: list[int]) -> torch.Tensor:
-    """The product with the winners of its buckets: the library on row-major weights, or the own operator."""
-    if layout == ROW_MAJOR:
+def kernel_numbers(operators: Operators, tactics: Sequence[Tactic]) -> list[int]:
+    """Return the numbers of the kernels that a problem's buckets take; none if torch computes the product.
+
+    Ask before a program is traced: the numbers are constants in it.
+    """
+    return [operators.gemm_tactic(tactic.name) for tactic in tactics if tactic != LIBRARY]
+
+
+def run_gemm(operators: Operators, problem: GemmProblem, call: GemmCall, kernels: Sequence[int]) -> torch.Tensor:
+    """Compute the product by the kernel of its bucket, or by torch if there are no kernels."""
+    if not kernels:
         return ReferenceOps().gemm(problem.site, call.x, call.linear, call.residual)
     relu = problem.site in RELU_SITES
-    y: torch.Tensor = native.gemm(call.x, *call.linear, call.residual, relu, problem.n, list(BUCKETS), rows)
-    return y
+    return operators.gemm(call.x, *call.linear, call.residual, relu, problem.n, list(BUCKETS), kernels)

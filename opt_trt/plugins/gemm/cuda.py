@@ -1,4 +1,4 @@
-"""The tactics of matrix products on a GPU: all read weights of one layout, so each bucket of tokens has its own."""
+"""The tactics of matrix products on a GPU. All read weights of one layout, so each bucket of tokens has its own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from opt_trt.plugins.gemm.triton_split import STAGES, split_gemm
 from opt_trt.plugins.tactic import Tactic
 
 MOST_GEMV_TOKENS = 8
-WIDE_SITES = frozenset({"head"})  # logits: their differences are smaller than themselves
-# One rounding of the result, and of a weight that is widened for the library.
+WIDE_SITES = frozenset({"head"})  # results in fp32: differences of logits are small beside the logits
+# Tolerances allow for one rounding of the result, and cuBLAS's also for one of each dequantized weight.
+# The number of GEMV is that of the rows a thread multiplies with the same activations.
 GEMV = tuple(Tactic(f"gemv_{turns}", PADDED, turns, tolerance=2**-7) for turns in (1, 2, 4))
-# By the programs that share a sum, with 64 or with 32 outputs in each.
+# The number is that of the programs that share a sum. A program has 64 outputs in SPLIT, and 32 in NARROW.
 SPLIT = tuple(Tactic(f"split_{splits}", PADDED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8, 16))
 NARROW = tuple(Tactic(f"narrow_{splits}", PADDED, splits, tolerance=2**-7) for splits in (1, 2, 4, 8))
-CUBLAS = Tactic("cublas", PADDED, 0, tolerance=2**-6)
+CUBLAS = Tactic("cublas", PADDED, tolerance=2**-6)
 TACTICS = (*GEMV, *SPLIT, *NARROW, CUBLAS)
 
 
 def refusal(tactic: Tactic, problem: GemmProblem, most_tokens: int | None) -> str | None:
-    """None, or why a tactic cannot take part in a bucket of up to `most_tokens` tokens, None for the open one."""
+    """Return why a tactic cannot take part in a bucket, or None; `most_tokens` is None for the open bucket."""
     if problem.device != "cuda":
         return f"needs a GPU, found {problem.device}"
     if problem.dtype not in ("float16", "bfloat16"):
@@ -39,9 +40,9 @@ def refusal(tactic: Tactic, problem: GemmProblem, most_tokens: int | None) -> st
 
 
 def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: int | None) -> torch.Tensor:
-    """`act(x [T, K] @ weight.T * scale + bias) + residual` → [T, N], of at most `most_tokens` tokens.
+    """Compute `act(x [T, K] @ weight.T * scale + bias) + residual` → [T, N], of at most `most_tokens` tokens.
 
-    The result has the type of `x`, that of WIDE_SITES is fp32.
+    The result has the type of `x`, or fp32 for WIDE_SITES.
     """
     out_dtype = torch.float32 if problem.site in WIDE_SITES else call.x.dtype
     if tactic == CUBLAS:
@@ -49,14 +50,14 @@ def run_gemm(problem: GemmProblem, call: GemmCall, tactic: Tactic, most_tokens: 
     assert most_tokens is not None, tactic
     fused = (call.x, *call.linear, call.residual, problem.n, problem.site in RELU_SITES, out_dtype)
     if tactic in GEMV:
-        y: torch.Tensor = gemv(*fused, most_tokens, tactic.value)
+        y: torch.Tensor = gemv(*fused, most_tokens, tactic.parameter)
     else:
-        y = split_gemm(*fused, max(most_tokens, min(STAGES)), tactic.value, 32 if tactic in NARROW else 64)
+        y = split_gemm(*fused, max(most_tokens, min(STAGES)), tactic.parameter, 32 if tactic in NARROW else 64)
     return y
 
 
 def _library(problem: GemmProblem, call: GemmCall) -> torch.Tensor:
-    """The library's product, fp32; what follows it is left to the compiler. Quantized weights are widened first."""
+    """Compute the product by cuBLAS from dequantized weights, fp32; the compiler fuses what follows."""
     x, (weight, scale, bias) = call.x, call.linear
     wide = weight.narrow(1, 0, problem.k) if scale is None else dequantize(weight, scale, problem.k, x.dtype)
     y = functional.linear(x, wide).float()

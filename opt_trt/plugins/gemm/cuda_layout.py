@@ -1,7 +1,7 @@
 """The layout of weights on a GPU: row-major, every row padded with zeros to whole groups of 128 values.
 
-Kernels then read weights in aligned vectors without masks. Two int4 share a byte: byte j of a group holds value j in
-its low and value 64 + j in its high bits, each plus 8, so that both halves meet consecutive activations.
+So kernels read weights in aligned vectors without masks. Two int4 share a byte: byte j of a group holds value j in its
+low bits and value 64 + j in its high bits, each plus 8. So both halves multiply consecutive activations.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ def pack(weight: torch.Tensor, problem: GemmProblem) -> torch.Tensor:
 
 
 def packed_shape(problem: GemmProblem) -> tuple[int, int]:
-    """Shape of `pack`'s result."""
+    """Return the shape of `pack`'s result."""
     k = padded_length(problem.k)
     return (problem.n, k // 2 if problem.weight_type == "int4" else k)
 
 
 def padded_length(k: int) -> int:
-    """Values a padded row of `k` has."""
+    """Return the number of values in a padded row of `k`."""
     return -(-k // GROUP) * GROUP
 
 
 def pad_rows(weight: torch.Tensor) -> torch.Tensor:
-    """A row-major weight [N, K] → [N, padded_length(K)]."""
+    """Pad a row-major weight [N, K] → [N, padded_length(K)]."""
     return functional.pad(weight, (0, -weight.shape[1] % GROUP)).contiguous()
 
 
 def pad_and_pack_rows(q: torch.Tensor) -> torch.Tensor:
-    """Row-major int4 values [N, K] held in int8 → uint8 [N, padded_length(K) / 2]."""
+    """Pad and pack row-major int4 values [N, K], held in int8 → uint8 [N, padded_length(K) / 2]."""
     biased = pad_rows(q).add(BIAS).to(torch.uint8).view(q.shape[0], -1, 2, HALF)
     low, high = biased.unbind(2)
     return torch.bitwise_or(low, high << 4).flatten(1)

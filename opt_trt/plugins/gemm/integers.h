@@ -1,4 +1,4 @@
-// Activations as integers: 128 neighbouring features share a scale.
+// Activations as integers, of which 128 neighbouring features share a scale.
 #pragma once
 #include "interleaved.h"
 
@@ -9,18 +9,18 @@ constexpr int64_t kGroup = 128;  // features that share a scale
 constexpr int64_t num_groups(int64_t k) { return (k + kGroup - 1) / kGroup; }
 
 #if defined(__AVX512F__)
-// Lanes of the i-th sixteen of `count` values, zeros beyond.
+// Load the i-th sixteen of `count` values, with zeros beyond.
 inline __m512 lanes_of(const float* x, int64_t count, int64_t i) {
   const int64_t left = count - i * kLanes;
   const __mmask16 mask = left >= kLanes ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
   return _mm512_maskz_loadu_ps(mask, x + i * kLanes);
 }
 
-// One group of one token, zeros beyond `count`: the largest value becomes `most`; returns the scale. One of infinity or
-// NaN makes every result non-finite; what is too small for a normal scale, 1e-33 and less, becomes zero.
+// Round one group of one token, with zeros beyond `count`: the largest value becomes `most`. Return the scale. A value
+// of infinity or NaN makes every result non-finite. Values too small for a normal scale (1e-33 and less) become zero.
 inline float to_integers(const float* x, int64_t count, float most, __m512i (&integers)[kGroup / kLanes]) {
   __m512 values[kGroup / kLanes];
-  __m512i largest = _mm512_setzero_si512();  // the order of absolute values is that of their bits
+  __m512i largest = _mm512_setzero_si512();  // absolute values have the order of their bits
   for (int i = 0; i < kGroup / kLanes; ++i) {
     values[i] = lanes_of(x, count, i);
     largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(values[i])));

@@ -1,35 +1,36 @@
 // y[T, N] = x[T, K] · W * scale + bias, ReLU, + residual, with W interleaved over 16 outputs: [N / 16, K, 16].
 //
-// int4 lies two input features to a byte, [N / 16, ceil(K / 2), 16]; integer weights are widened to fp32, which is exact.
-// A thread owns consecutive groups of 16 outputs, so it streams its weights once, in order, for every ROWS tokens: those
-// of several groups side by side, a panel, for memory gives one stream less than it has. Accumulation is fp32 in the
-// order of K whatever the number of tokens.
+// A byte holds int4 of two neighbouring input features: [N / 16, ceil(K / 2), 16]. Integer weights are widened to fp32,
+// which is exact. A thread owns consecutive groups of 16 outputs, so it reads its weights once, in order, for every
+// TOKENS tokens. It reads several groups, a panel, at the same time, because one stream does not use all of the
+// memory's bandwidth. Sums are fp32 and taken in the order of K, whatever the number of tokens.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "../cpu/simd.h"
 
 namespace opt_trt {
 
-// How many bytes ahead of what is read memory is asked for, in each of so many streams of `stride` bytes that lie behind
-// one another: of the next panel where a stream ends, for a panel's beginning would be waited for.
+// Return how many bytes ahead of the current read to prefetch. Each of the `streams` of a panel has `stride` bytes, and
+// they follow one another in memory. At the end of a stream that is the next panel, whose beginning would cause a wait.
 inline int64_t bytes_ahead(int64_t at, int64_t stride, int64_t streams) {
   const int64_t ahead = stride < 8192 ? stride : 8192;
   return at + ahead < stride ? ahead : ahead + (streams - 1) * stride;
 }
 
-// Memory kept from call to call, as much as ever was asked for: fresh pages, or zeros, would cost as much as a product.
+// Return memory that is kept from call to call and only grows: new pages, or zeros, would cost as much as a product.
 template <typename T>
 T* at_least(std::vector<T>& kept, int64_t count) {
   if (int64_t(kept.size()) < count) kept.resize(count);
   return kept.data();
 }
 
-// So many that their activations stay in the second cache while all weights pass: a multiple of `rows`.
-inline int64_t tokens_at_once(int64_t bytes_per_token, int64_t rows) {
-  constexpr int64_t kCachedBytes = 1 << 19;  // half of it
-  const int64_t fitting = kCachedBytes / bytes_per_token / rows * rows;
-  return fitting > rows ? fitting : rows;
+// Return how many tokens to multiply in one pass over the weights, a multiple of `tile`: their activations stay in the
+// second-level cache.
+inline int64_t tokens_of_pass(int64_t bytes_per_token, int64_t tile) {
+  constexpr int64_t kCachedBytes = 1 << 19;  // half of that cache
+  return std::max(kCachedBytes / bytes_per_token / tile * tile, tile);
 }
 
 struct Gemm {
@@ -44,7 +45,7 @@ struct Gemm {
 
   int64_t groups() const { return (n + kLanes - 1) / kLanes; }
 
-  // The same for some tokens from `first` on.
+  // Return the product of at most `most` tokens from `first` on.
   Gemm part(int64_t first, int64_t most) const {
     Gemm some = *this;
     some.x += first * k;
@@ -54,6 +55,8 @@ struct Gemm {
     return some;
   }
 };
+
+typedef void (*GemmKernel)(const Gemm&);
 
 struct Span {
   int64_t first, count;
@@ -70,13 +73,13 @@ inline void finish_lanes(const Gemm& g, int64_t token, int64_t group, vec value)
   };
   if (g.scale) value *= lanes(g.scale + first);
   if (g.bias) value += lanes(g.bias + first);
-  if (g.relu) value = max(vec{}, value);  // this way round NaN stays, as in torch
+  if (g.relu) value = max(vec{}, value);  // in this order, NaN stays NaN, as in torch
   if (g.residual) value += lanes(g.residual + at);
   if (count == kLanes) store(g.y + at, value);
   else std::memcpy(g.y + at, &value, count * sizeof(float));
 }
 
-// Asks for a token's results and residuals: rows lie so far apart that the processor does not foresee the next one.
+// Prefetch a token's results and residuals: rows are so far apart that the processor's prefetcher does not find them.
 inline void fetch_results(const Gemm& g, int64_t token, Span groups) {
   for (int64_t j = 0; j < groups.count; ++j) {
     const int64_t at = token * g.n + (groups.first + j) * kLanes;
@@ -85,7 +88,7 @@ inline void fetch_results(const Gemm& g, int64_t token, Span groups) {
   }
 }
 
-// From sums [tokens, groups] to results. Not inlined: copies of it in every tile were most of the compilation.
+// Turn sums [tokens, groups] into results. Not inlined, because copies in every tile took most of the compilation.
 [[gnu::noinline]] inline void finish(const Gemm& g, Span tokens, Span groups, const vec* total) {
   constexpr int64_t kAhead = 8;
   for (int64_t i = 0; i < tokens.count; ++i) {
@@ -94,9 +97,13 @@ inline void fetch_results(const Gemm& g, int64_t token, Span groups) {
   }
 }
 
-// Input features a stored row of 16 elements holds.
+// Input features in a stored row of 16 elements.
 template <typename W> constexpr int kSteps = 1;
 template <> constexpr int kSteps<int4x2> = 2;
+
+// Return the number of stored rows of 16 outputs for `count` features.
+template <typename W>
+constexpr int64_t stored_rows_of(int64_t count) { return (count + kSteps<W> - 1) / kSteps<W>; }
 
 template <typename W>
 void load_row(const W* p, int64_t ahead, vec (&values)[kSteps<W>]) {
@@ -107,60 +114,69 @@ void load_row(const W* p, int64_t ahead, vec (&values)[kSteps<W>]) {
 
 template <typename W>
 const W* weight_of(const Gemm& g, int64_t group) {
-  return static_cast<const W*>(g.weight) + group * ((g.k + kSteps<W> - 1) / kSteps<W>) * kLanes;
+  return static_cast<const W*>(g.weight) + group * stored_rows_of<W>(g.k) * kLanes;
 }
 
-// One stored row of every group, of which the first STEPS input features count.
-template <typename W, int STEPS, int ROWS, int GROUPS>
-inline void accumulate(const Gemm& g, const W* (&weight)[GROUPS], const float* x, int64_t row, vec (&total)[ROWS][GROUPS]) {
+// Add the products of one stored row of every group, with its first STEPS input features.
+template <typename W, int STEPS, int TOKENS, int GROUPS>
+inline void accumulate(
+    const Gemm& g, const W* (&weight)[GROUPS], const float* x, int64_t row, vec (&total)[TOKENS][GROUPS]) {
   constexpr int64_t kBytes = kLanes * sizeof(W);
-  const int64_t ahead = bytes_ahead(row * kBytes, (g.k + kSteps<W> - 1) / kSteps<W> * kBytes, GROUPS);
+  const int64_t ahead = bytes_ahead(row * kBytes, stored_rows_of<W>(g.k) * kBytes, GROUPS);
   vec w[GROUPS][kSteps<W>];
   for (int j = 0; j < GROUPS; ++j) load_row(weight[j] + row * kLanes, ahead, w[j]);
   for (int s = 0; s < STEPS; ++s)
-    for (int i = 0; i < ROWS; ++i) {
+    for (int i = 0; i < TOKENS; ++i) {
       const vec value = splat(x[i * g.k + row * kSteps<W> + s]);
       for (int j = 0; j < GROUPS; ++j) total[i][j] += value * w[j][s];
     }
 }
 
-// ROWS tokens × GROUPS groups of outputs, all accumulators in registers.
-template <typename W, int ROWS, int GROUPS>
+// Compute TOKENS tokens × GROUPS groups of outputs, with all sums in registers.
+template <typename W, int TOKENS, int GROUPS>
 void tile(const Gemm& g, int64_t token, int64_t group) {
   const W* weight[GROUPS];
   for (int j = 0; j < GROUPS; ++j) weight[j] = weight_of<W>(g, group + j);
   const float* x = g.x + token * g.k;
   const int64_t whole = g.k / kSteps<W>;
-  vec total[ROWS][GROUPS] = {};
+  vec total[TOKENS][GROUPS] = {};
   for (int64_t row = 0; row < whole; ++row) accumulate<W, kSteps<W>>(g, weight, x, row, total);
   if (g.k % kSteps<W>) accumulate<W, 1>(g, weight, x, whole, total);
-  finish(g, {token, ROWS}, {group, GROUPS}, total[0]);
+  finish(g, {token, TOKENS}, {group, GROUPS}, total[0]);
 }
 
-// Tokens from `token` on of the groups [group, group + GROUPS), ROWS at a time, the rest by smaller tiles.
-template <typename W, int ROWS, int GROUPS>
+// Compute groups [group, group + GROUPS) of all tokens from `token` on, by tiles of TOKENS and then by smaller ones.
+template <typename W, int TOKENS, int GROUPS>
 void panel(const Gemm& g, int64_t group, int64_t token = 0) {
-  for (; token + ROWS <= g.tokens; token += ROWS) tile<W, ROWS, GROUPS>(g, token, group);
-  if constexpr (ROWS > 1) panel<W, ROWS / 2, GROUPS>(g, group, token);
+  for (; token + TOKENS <= g.tokens; token += TOKENS) tile<W, TOKENS, GROUPS>(g, token, group);
+  if constexpr (TOKENS > 1) panel<W, TOKENS / 2, GROUPS>(g, group, token);
 }
 
-template <typename W, int ROWS, int GROUPS>
+template <typename W, int TOKENS, int GROUPS>
 void multiply(const Gemm& g) {
   const int64_t groups = g.groups();
   const int64_t panels = groups / GROUPS;
 #pragma omp parallel
   {
 #pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) panel<W, ROWS, GROUPS>(g, p * GROUPS);
+    for (int64_t p = 0; p < panels; ++p) panel<W, TOKENS, GROUPS>(g, p * GROUPS);
 #pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, ROWS, 1>(g, group);
+    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, TOKENS, 1>(g, group);
   }
 }
 
-template <typename W, int ROWS, int GROUPS>
+template <typename W, int TOKENS, int GROUPS>
 void gemm(const Gemm& g) {
-  const int64_t most = tokens_at_once(g.k * sizeof(float), ROWS);
-  for (int64_t first = 0; first < g.tokens; first += most) multiply<W, ROWS, GROUPS>(g.part(first, most));
+  const int64_t most = tokens_of_pass(g.k * sizeof(float), TOKENS);
+  for (int64_t first = 0; first < g.tokens; first += most) multiply<W, TOKENS, GROUPS>(g.part(first, most));
+}
+
+// Return the kernel that multiplies WANTED tokens at once in fp32, or fewer if registers hold the sums of fewer: six
+// with AVX2, three with SSE2. It computes a few groups of outputs at once, each of which is a stream of memory.
+template <typename W, int WANTED>
+constexpr GemmKernel fp32_kernel() {
+  constexpr int kTokens = std::min(WANTED, kSums / kParts), kStreams = kTokens == 1 ? 8 : 4;
+  return gemm<W, kTokens, std::clamp(kSums / (kTokens * kParts), 1, kStreams)>;
 }
 
 }  // namespace opt_trt

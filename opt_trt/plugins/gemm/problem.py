@@ -8,7 +8,7 @@ import torch
 
 from opt_trt.ops import RELU_SITES, Linear
 
-STORED = {  # weight type: what its elements are stored as; int4 goes two to a byte, along K
+STORED = {  # weight type → type of the stored elements; a byte holds two int4 that are neighbours along K
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
     "int8": torch.int8, "int4": torch.uint8,
 }  # fmt: skip
@@ -22,18 +22,18 @@ class GemmProblem:
     n: int
     k: int
     weight_type: str  # one of STORED
-    dtype: str  # the model's: what activations may be rounded to
+    dtype: str  # the model's, to which activations may be rounded
     bias: bool
     residual: bool
     device: str = "cpu"  # or "cuda"
 
     @property
     def quantized(self) -> bool:
-        """Whether the weight is integers, which a scale per output feature goes with."""
+        """Whether the weight is integers, with a scale for each output feature."""
         return not STORED[self.weight_type].is_floating_point
 
     def key(self) -> str:
-        """The problem's name in timing caches."""
+        """Return the problem's name in timing caches."""
         extra = "".join(f" {name}" for name in ("bias", "residual") if getattr(self, name))
         relu = " relu" * (self.site in RELU_SITES)
         rounded = " rounded" * (self.dtype == "bfloat16")
@@ -42,7 +42,7 @@ class GemmProblem:
 
 @dataclass(frozen=True)
 class GemmCall:
-    """Tensors of one product, weight in the layout of the tactic that runs."""
+    """The tensors of one product, the weight in the layout of the tactic that runs."""
 
     x: torch.Tensor
     linear: Linear

@@ -1,69 +1,38 @@
-// Which kernel computes a product: the tactics, by their values in gemm/__init__.py.
+// The tactics of matrix products: one row each, with the name that gemm/cpu.py gives it.
+//
+// A tactic's number is that of its row. Python asks for the number by the name (`gemm_tactic`) when an engine is built,
+// and compiled programs contain the number. They call the library that the engine keeps, so other libraries may number
+// tactics otherwise.
 #pragma once
 #include "fixed.h"
 #include "interleaved.h"
 #include "pairs.h"
 #include "words.h"
 
-#include <algorithm>
-#include <type_traits>
-
 namespace opt_trt {
 
-constexpr int64_t kPairs = 128, kWords = 192, kFixed16 = 256, kFixed8 = 512;
-
-// Rows of stored elements that a tactic reads for every group of 16 outputs.
-template <typename W>
-int64_t stored_rows(int64_t tactic, int64_t k) {
-  return tactic < kFixed16 ? stored_rows_of<W>(k) : num_groups(k) * kGroup / (kQuad * kSteps<W>);
-}
-
-#if defined(__AVX512F__)
-template <typename W>
-void run_pairs(const Gemm& g, int64_t tactic) {
-  if (tactic == kPairs + 4) gemm_blocks<Bf16, W, 4, 4>(g);
-  else gemm_blocks<Bf16, W, 8, 3>(g);
-}
+struct GemmTactic {
+  const char* name;
+  GemmKernel run;                     // null if there is none for weights W or for this instruction set
+  int64_t (*stored_rows)(int64_t k);  // of a group of 16 outputs, for k features
+};
 
 template <typename W>
-void run_fixed(const Gemm& g, int64_t tactic) {
-  switch (tactic) {
-    case kFixed16 + 1: return gemm_fixed<W, 2, 1, 8>(g);
-    case kFixed16 + 2: return gemm_fixed<W, 2, 2, 4>(g);
-    case kFixed16 + 4: return gemm_fixed<W, 2, 4, 3>(g);
-    case kFixed16 + 8: return gemm_fixed<W, 2, 8, 1>(g);
-    case kFixed8 + 4: return gemm_fixed<W, 1, 4, 4>(g);
-    default: return gemm_fixed<W, 1, 8, 3>(g);
-  }
-}
-#endif
-
-// So many tokens at once, or as many as registers hold sums of: six of AVX2, three of SSE2. A few groups of outputs go
-// with them, of which each is a stream of memory.
-template <typename W, int WANTED>
-void gemm_rows(const Gemm& g) {
-  constexpr int kRows = std::min(WANTED, kSums / kParts), kStreams = kRows == 1 ? 8 : 4;
-  gemm<W, kRows, std::clamp(kSums / (kRows * kParts), 1, kStreams)>(g);
-}
-
-template <typename W>
-void run_gemm(const Gemm& g, int64_t tactic) {
-#if defined(__AVX512F__)
-  if constexpr (kIntegers<W>)
-    if (tactic >= kFixed16) return run_fixed<W>(g, tactic);
-  if constexpr (std::is_same_v<W, fp16>) {
-    if (tactic >= kWords) return gemm_blocks<Words, W, 4, 3>(g);
-  } else if constexpr (!std::is_same_v<W, float>) {
-    if (tactic >= kPairs) return run_pairs<W>(g, tactic);
-  }
-#endif
-  switch (tactic) {
-    case 1: return gemm_rows<W, 1>(g);
-    case 2: return gemm_rows<W, 2>(g);
-    case 4: return gemm_rows<W, 4>(g);
-    case 12: return gemm_rows<W, 12>(g);
-    default: return gemm_rows<W, 8>(g);
-  }
-}
+constexpr GemmTactic kGemmTactics[] = {
+    {"fp32_1", fp32_kernel<W, 1>(), stored_rows_of<W>},
+    {"fp32_2", fp32_kernel<W, 2>(), stored_rows_of<W>},
+    {"fp32_4", fp32_kernel<W, 4>(), stored_rows_of<W>},
+    {"fp32_8", fp32_kernel<W, 8>(), stored_rows_of<W>},
+    {"fp32_12", fp32_kernel<W, 12>(), stored_rows_of<W>},
+    {"pairs_4", pairs_kernel<W, 4, 4>(), stored_rows_of<W>},
+    {"pairs_8", pairs_kernel<W, 8, 3>(), stored_rows_of<W>},
+    {"words_4", words_kernel<W, 4, 3>(), stored_rows_of<W>},
+    {"fixed16_1", fixed_kernel<W, 2, 1, 8>(), quad_rows_of<W>},
+    {"fixed16_2", fixed_kernel<W, 2, 2, 4>(), quad_rows_of<W>},
+    {"fixed16_4", fixed_kernel<W, 2, 4, 3>(), quad_rows_of<W>},
+    {"fixed16_8", fixed_kernel<W, 2, 8, 1>(), quad_rows_of<W>},
+    {"fixed8_4", fixed_kernel<W, 1, 4, 4>(), quad_rows_of<W>},
+    {"fixed8_8", fixed_kernel<W, 1, 8, 3>(), quad_rows_of<W>},
+};
 
 }  // namespace opt_trt

@@ -1,4 +1,4 @@
-"""What the kernels of matrix products share: unpacking of weights, and what follows the sum."""
+"""What the kernels of matrix products share: how weights are unpacked, and what follows the sum."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ BIAS = tl.constexpr(nibbles.BIAS)
 
 @triton.jit
 def low_nibbles(stored: tl.tensor) -> tl.tensor:
-    """The earlier int4 of each byte, fp32."""
+    """Return the earlier int4 of each byte as fp32."""
     return (stored & 15).to(tl.float32) - BIAS
 
 
 @triton.jit
 def high_nibbles(stored: tl.tensor) -> tl.tensor:
-    """The later int4 of each byte, fp32."""
+    """Return the later int4 of each byte as fp32."""
     return (stored >> 4).to(tl.float32) - BIAS
 
 
 @triton.jit
 def low_place(column: tl.tensor) -> tl.tensor:
-    """Where in K the earlier int4 of a byte belongs; the later one is HALF further."""
+    """Return the place in K of the earlier int4 of a byte; that of the later one is HALF more."""
     return column // HALF * GROUP + column % HALF
 
 
 @triton.jit
 def activations(x: tl.tensor, token: tl.tensor, place: tl.tensor, tokens: tl.tensor, K: tl.constexpr) -> tl.tensor:
-    """`x[token, place]`, zero beyond either end; `token` and `place` broadcast to the shape of the result."""
+    """Load `x[token, place]`, zero beyond either end; `token` and `place` broadcast to the shape of the result."""
     return tl.load(x + token * K + place, mask=(token < tokens) & (place < K), other=0.0)
 
 
@@ -49,7 +49,7 @@ def finished(
     kept: tl.tensor,
     RELU: tl.constexpr,
 ) -> tl.tensor:
-    """`act(total * scale + bias) + residual`; what is None is left out."""
+    """Compute `act(total * scale + bias) + residual`; operands that are None are left out."""
     if scale is not None:
         total *= tl.load(scale + row, mask=row < n, other=0.0)
     if bias is not None:

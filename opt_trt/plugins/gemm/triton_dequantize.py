@@ -1,4 +1,4 @@
-"""Widen a quantized weight to the activations' type, for products of so many tokens that a library's are faster."""
+"""Widen a quantized weight to the activations' type, for products of many tokens, where cuBLAS is faster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dequantize_kernel(
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,  # divides STRIDE
 ) -> None:
-    """Program (i, j) widens elements [j * DEPTH, (j + 1) * DEPTH) of rows [i * ROWS, (i + 1) * ROWS)."""
+    """Widen, in program (i, j), elements [j * DEPTH, (j + 1) * DEPTH) of rows [i * ROWS, (i + 1) * ROWS)."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * DEPTH + tl.arange(0, DEPTH))[None, :]
     kept = row < n
@@ -43,7 +43,7 @@ def dequantize_kernel(
 
 @triton_op("opt_trt::dequantize", mutates_args={})
 def dequantize(weight: torch.Tensor, scale: torch.Tensor, k: int, dtype: torch.dtype) -> torch.Tensor:
-    """A padded weight of integers and its scale [N] → row-major [N, k] of `dtype`."""
+    """Widen a padded weight of integers with scale [N] → row-major [N, k] of `dtype`."""
     n, stride = weight.shape
     span = depth(stride, DEPTH)
     out = weight.new_empty(n, k, dtype=dtype)

@@ -1,8 +1,8 @@
 """Matrix products of one to eight tokens: each weight is read once and multiplied for all tokens, sums in fp32.
 
-A program owns whole rows of the weight, so sums are taken in one order, whatever comes with a token. A thread reads
-eight weights at a time and the eight activations they meet, which lie in the same layout: nothing passes through shared
-memory until the sums are complete.
+A program owns whole rows of the weight, so a token's sums are taken in one order, whatever tokens come with it. A
+thread reads eight weights at a time and the eight activations that they multiply, which lie in the same layout. So
+nothing passes through shared memory until the sums are complete.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from opt_trt.plugins.cuda.kernel_launch import ceil_div, depth, launcher
 from opt_trt.plugins.gemm.triton_common import HALF, activations, finished, high_nibbles, low_nibbles, low_place
 
 WARPS = 4
-VECTOR = 8  # stored elements a thread reads at a time
-TILE = WARPS * 32 * VECTOR  # elements all threads read at a time
-DEPTH = 256  # of them from one row, if its length allows
+VECTOR = 8  # stored elements that a thread reads at a time
+TILE = WARPS * 32 * VECTOR  # elements that all threads read at a time
+DEPTH = 256  # elements of one row among them, if the row's length allows
 
 
 @triton.jit
@@ -41,18 +41,18 @@ def gemv_kernel(
     DEPTH: tl.constexpr,  # divides STRIDE
     VECTOR: tl.constexpr,
 ) -> None:
-    """Program i computes outputs [i * TURNS * LANES, (i + 1) * TURNS * LANES) of all tokens, LANES at a time."""
+    """Compute, in program i, outputs [i * TURNS * LANES, (i + 1) * TURNS * LANES) of all tokens, LANES at a time."""
     first = tl.program_id(0) * TURNS * LANES
     lane = tl.arange(0, LANES)[:, None]
     totals = ()  # an annotation would not compile
     for _ in tl.static_range(TURNS * TOKENS):
         totals += (tl.zeros([LANES, DEPTH], tl.float32),)  # type: ignore[assignment]
     for start in tl.range(0, STRIDE, DEPTH, loop_unroll_factor=2):
-        # In every lane, so that activations lie as weights do.
+        # The same in every lane, so that activations have the layout of weights.
         column = tl.broadcast_to(start + tl.arange(0, DEPTH)[None, :], [LANES, DEPTH])
         added = ()
         for turn in tl.static_range(TURNS):
-            row = tl.minimum(first + turn * LANES + lane, n - 1)  # rows beyond n are read, never written
+            row = tl.minimum(first + turn * LANES + lane, n - 1)  # rows beyond n are read, but never written
             stored = tl.load(weight + row.to(tl.int64) * STRIDE + tl.max_contiguous(column, [1, VECTOR]))
             for token in tl.static_range(TOKENS):
                 total = totals[turn * TOKENS + token]  # type: ignore[var-annotated]
@@ -85,9 +85,9 @@ def gemv(
     most_tokens: int,
     turns: int,
 ) -> torch.Tensor:
-    """`act(x [T, K] @ weight.T * scale + bias) + residual` → [T, n]; the weight is padded, `T <= most_tokens`.
+    """Compute `act(x [T, K] @ weight.T * scale + bias) + residual` → [T, n], for `T <= most_tokens`.
 
-    A thread multiplies `turns` rows with the same activations.
+    The weight is padded. A thread multiplies `turns` of its rows with the same activations.
     """
     tokens, k = x.shape
     stride = weight.shape[1]

@@ -1,8 +1,8 @@
-"""Matrix products of up to 64 tokens on tensor cores; programs share the sums of an output by parts of K.
+"""Matrix products of up to 64 tokens on tensor cores; each of several programs sums a part of K.
 
-Weights are the left operand: a tile of outputs fills a tensor core's rows however few tokens there are. Tiles of 64 use
-Hopper's instructions for groups of warps, tiles of 32 everywhere those of single warps. The parts of a sum are written
-to memory in fp32 and added in their order by a second kernel, so equal steps give equal bits.
+Weights are the left operand: a tile of outputs fills a tensor core's rows however few tokens there are. Tiles of 64
+outputs use Hopper's instructions for groups of warps; tiles of 32 use instructions of single warps on every GPU. The
+parts of a sum are written to memory in fp32 and added in order by a second kernel, so equal steps give equal bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from opt_trt.plugins.gemm.triton_common import HALF, activations, finished, high
 
 DEPTH, WARPS = 128, 4  # elements of an output's weights in a tile
 STAGES = {16: 4, 32: 4, 64: 3}  # tiles in flight, by tokens of a program: as many as shared memory holds
-SUM_BLOCK = 512  # outputs a program of the second kernel adds up
+SUM_BLOCK = 512  # outputs of a program of the second kernel
 
 
 @triton.jit
@@ -39,11 +39,11 @@ def split_kernel(
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,  # divides STRIDE
 ) -> None:
-    """Program (i, j, s) computes part s of the sums of outputs i * ROWS and on, of tokens j * TOKENS and on."""
+    """Sum, in program (i, j, s), part s of K for ROWS outputs from i * ROWS on and TOKENS tokens from j * TOKENS on."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS))[None, :]
     split = tl.program_id(2)
-    lines = weight + tl.minimum(row, n - 1).to(tl.int64) * STRIDE  # rows beyond n are read, never written
+    lines = weight + tl.minimum(row, n - 1).to(tl.int64) * STRIDE  # rows beyond n are read, but never written
     total = tl.zeros([ROWS, TOKENS], tl.float32)
     steps: tl.constexpr = (STRIDE // DEPTH + SPLITS - 1) // SPLITS
     for step in range(split * steps, tl.minimum((split + 1) * steps, STRIDE // DEPTH)):
@@ -77,7 +77,7 @@ def sum_kernel(
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Program (i, t) adds the parts of outputs [i * BLOCK, (i + 1) * BLOCK) of token t, in their order."""
+    """Add, in program (i, t), the parts of outputs [i * BLOCK, (i + 1) * BLOCK) of token t, in order."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token = tl.program_id(1)
     kept = row < n
@@ -102,10 +102,10 @@ def split_gemm(
     splits: int,
     rows: int,
 ) -> torch.Tensor:
-    """`act(x [T, K] @ weight.T * scale + bias) + residual` → [T, n]; the weight is padded.
+    """Compute `act(x [T, K] @ weight.T * scale + bias) + residual` → [T, n]; the weight is padded.
 
-    A program computes `rows` outputs, 32 or 64, of `most_tokens` tokens, 16, 32 or 64, of which there may be more;
-    `splits` programs share a sum.
+    A program computes `rows` outputs (32 or 64) of `most_tokens` tokens (16, 32 or 64); T may be larger. `splits`
+    programs share a sum.
     """
     tokens, k = x.shape
     stride = weight.shape[1]

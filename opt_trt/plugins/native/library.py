@@ -1,7 +1,7 @@
 """Compile the C++ plugin library and load it, each exactly once.
 
-The operators' namespace carries a hash of everything that shapes the library, so libraries of different engines can be
-open in one process, while loading a second copy of one from another path, which would kill the process, cannot happen.
+The operators' namespace carries a hash of everything that shapes the library. So libraries of different engines can be
+open in one process, and a second copy of a library, which would kill the process if it were loaded, is recognized.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from opt_trt.errors import UserError
+from opt_trt.plugins.cpu.operators import Operators
 
 PLUGINS = Path(__file__).parents[1]
 SOURCE = PLUGINS / "native" / "register.cpp"  # it includes every header
@@ -27,15 +28,15 @@ FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno",
 
 
 _T = "AtenTensorHandle"
-DIRECT_CALLS = {  # operators: what AOTInductor calls for them, defined in register.cpp
+DIRECT_CALLS = {  # operator → the C function that AOTInductor calls for it, which register.cpp defines
     "gemm": f"AOTITorchError aoti_torch_cpu_gemm({_T}, {_T}, {_T}*, {_T}*, {_T}*, int32_t, int64_t, const int64_t*, "
     f"int64_t, const int64_t*, int64_t, {_T}*)",
     "attention": f"AOTITorchError aoti_torch_cpu_attention({_T}, {_T}, {_T}, {_T}, {_T}, {_T}, int64_t, {_T}*)",
     "layer_norm": f"AOTITorchError aoti_torch_cpu_layer_norm({_T}, {_T}, {_T}, double, {_T}*)",
 }
 
-SHAPES: dict[str, Callable[..., torch.Tensor]] = {  # operators: what they return, for `torch.export`
-    "gemm": lambda x, weight, scale, bias, residual, relu, n, buckets, rows: x.new_empty(x.shape[0], n),
+SHAPES: dict[str, Callable[..., torch.Tensor]] = {  # operator → an empty result, for `torch.export`
+    "gemm": lambda x, weight, scale, bias, residual, relu, n, buckets, tactics: x.new_empty(x.shape[0], n),
     "attention": lambda qkv, cache, *step: qkv.new_empty(qkv.shape[0], cache.shape[2] * cache.shape[4]),
     "layer_norm": lambda x, weight, bias, epsilon: torch.empty_like(x),
     "all_reduce": lambda x, ranks: torch.empty_like(x),
@@ -50,14 +51,14 @@ class NativeLibrary:
     namespace: str
     path: Path
 
-    def operators(self) -> Any:
-        """`torch.ops.<namespace>`, loaded."""
+    def operators(self) -> Operators:
+        """Load the library, unless it is loaded already, and return `torch.ops.<namespace>`."""
         return load(self.namespace, str(self.path))
 
     def direct_calls(self) -> dict[Any, list[str]]:
-        """Operators that compiled programs call by name, and how these are declared to them in C.
+        """Return the C declarations of the operators that compiled programs call by name.
 
-        The name AOTInductor calls is the same for all libraries, the symbol it stands for is not.
+        AOTInductor calls the same name for all libraries. The declaration binds it to the symbol of this library.
         """
         operators = self.operators()
         return {
@@ -67,7 +68,7 @@ class NativeLibrary:
 
 
 def find_compiler() -> str:
-    """The C++ compiler; refused by name when there is none."""
+    """Find the C++ compiler; a `UserError` says how to get one."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or shutil.which(compiler) is None:
         raise UserError(
@@ -79,12 +80,12 @@ def find_compiler() -> str:
 
 @functools.cache
 def compiler_version(compiler: str) -> str:
-    """First line of `--version`: part of what a compiled library depends on."""
+    """Return the first line of `--version`, which is part of what a compiled library depends on."""
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def compile_library(march: str, cache_dir: Path) -> NativeLibrary:
-    """The library for an instruction set, compiled now or taken from `cache_dir`."""
+    """Return the library for an instruction set, from `cache_dir` or compiled now."""
     compiler = find_compiler()
     content = [torch.__version__, compiler_version(compiler), march, *FLAGS]
     content += [source.read_text() for source in sorted((SOURCE, *PLUGINS.rglob("*.h")))]
@@ -116,12 +117,12 @@ def _compile(compiler: str, march: str, namespace: str, out: Path) -> None:
 
 
 @functools.cache
-def load(namespace: str, path: str) -> Any:
-    """Register a library's operators; a second copy under another path is not loaded again."""
-    operators = getattr(torch.ops, namespace)
+def load(namespace: str, path: str) -> Operators:
+    """Register a library's operators, unless a copy of it is loaded already from any path."""
+    operators: Operators = getattr(torch.ops, namespace)
     if not _registered(namespace):
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)  # compiled programs find its functions by name
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)  # so that compiled programs find its functions by name
         _register_shapes(namespace)
     return operators
 
@@ -131,7 +132,7 @@ def _registered(namespace: str) -> bool:
 
 
 def _register_shapes(namespace: str) -> None:
-    """Tell torch what the operators return; the library of an older engine may lack some."""
+    """Tell torch the shapes that operators return; the library of an older engine may lack some."""
     found = frozenset(torch._C._dispatch_get_all_op_names())
     for name, shape in SHAPES.items():
         if f"{namespace}::{name}" in found:

@@ -1,6 +1,6 @@
-// What operators tell of themselves while a step is profiled: their kind, begin and end.
+// Record the operators of a profiled step: their kind, beginning and end.
 //
-// Steps are run by one thread, so nothing is locked; an operator that nobody records reads one flag.
+// One thread runs the steps, so nothing is locked. Without a profiler, an operator reads one flag.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -10,13 +10,13 @@ namespace opt_trt {
 enum Kind : int64_t { kGemm, kAttention };
 
 struct Recorder {
-  int64_t (*events)[3] = nullptr;  // kind, begin and end in ns of the monotonic clock; null while nobody records
+  int64_t (*events)[3] = nullptr;  // kind, begin and end in ns of the monotonic clock; null if not recording
   int64_t capacity = 0, count = 0;
 };
 
 inline Recorder recorder;
 
-// Records the time from its making to its end.
+// Records the time from its construction to its destruction.
 class Recorded {
  public:
   explicit Recorded(Kind kind) : kind_(kind), begin_(recorder.events ? now() : 0) {}

@@ -1,17 +1,17 @@
-// Nothing but reading: what a machine's memory can give, beside which kernels are held.
+// Read memory and do nothing else: the bandwidth that kernels are compared with.
 #pragma once
 #include "../gemm/interleaved.h"
 
 namespace opt_trt {
 
-constexpr int kStreams = 8;  // more give no more, fewer less; a core gets less out of one than out of several
+constexpr int kStreams = 8;  // fewer streams use less of a core's bandwidth, more do not use more
 
-// The sum of 32-bit words, modulo 2^32; `count` is a multiple of kStreams × 16 lanes.
+// Return the sum of 32-bit words modulo 2^32; `count` is a multiple of kStreams × 16 lanes.
 inline uint32_t sum_words(const uint32_t* words, int64_t count) {
   const int64_t rows = count / (kStreams * kLanes);  // of each stream
   uint32_t total = 0;
 #pragma omp parallel for schedule(static) reduction(+ : total)
-  for (int64_t part = 0; part < rows / 1024 + 1; ++part) {  // 64 KB a stream, as the panels of a product have
+  for (int64_t part = 0; part < rows / 1024 + 1; ++part) {  // 64 KB of each stream, as in the panels of a product
     const int64_t first = part * 1024, last = first + 1024 < rows ? first + 1024 : rows;
     uvec sum[kStreams] = {};
     const uint32_t* panel = words + first * kStreams * kLanes;

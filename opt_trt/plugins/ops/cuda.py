@@ -1,4 +1,4 @@
-"""The operations of a graph on a GPU, computed by the tactics chosen for one bucket of tokens.
+"""The operations of a graph on a GPU, computed by the tactics that a build has chosen for one bucket of tokens.
 
 Activations and the residual stream have the model's type, fp16 or bf16; sums are fp32.
 """
@@ -8,18 +8,16 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from opt_trt.ops import AttentionInputs, Collectives, Linear, ReferenceOps
+from opt_trt.ops import ALONE, AttentionInputs, Collectives, Linear
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm.problem import GemmCall
 from opt_trt.plugins.ops.plan import BucketPlan
 from opt_trt.plugins.rows.triton_layer_norm import layer_norm
 
-ALONE = ReferenceOps()  # what one tensor-parallel rank sums
-
 
 class CudaOps:
-    """`Ops` by plan; a program that is traced with it serves the steps of one bucket."""
+    """`Ops` by plan. A program that is traced with it serves the steps of one bucket."""
 
     def __init__(self, plan: BucketPlan, collectives: Collectives = ALONE) -> None:
         self.plan = plan
@@ -44,9 +42,9 @@ class CudaOps:
         return y
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See `Ops.all_reduce`."""
+        """See `Collectives.all_reduce`."""
         return self._collectives.all_reduce(x)
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """See `Ops.all_gather`."""
+        """See `Collectives.all_gather`."""
         return self._collectives.all_gather(x, features)

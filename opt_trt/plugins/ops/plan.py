@@ -1,4 +1,4 @@
-"""The winning tactics of every problem of a decoder."""
+"""The tactics that a build has chosen for every problem of a decoder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from opt_trt.plugins.tactic import Choice, Tactic
 
 
 @dataclass(frozen=True)
-class Plan:
+class TacticPlan:
     """The winners of every problem of a decoder."""
 
     problems: Mapping[str, GemmProblem]  # by site
     gemm: Mapping[str, Choice]  # by site
-    attention: Choice  # buckets: generation, context
+    attention: Choice  # a CPU's: one tactic for generation, one for context; a GPU's: see `tune.cuda.tune`
 
     def choices(self) -> dict[str, Choice]:
-        """All winners by site."""
+        """Return all winners by site."""
         return {**self.gemm, "attention": self.attention}
 
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """The winners for steps of up to `most_tokens` packed tokens, None for any number."""
+    """The winners for steps of up to `most_tokens` packed tokens; None means any number."""
 
     most_tokens: int | None
     problems: Mapping[str, GemmProblem]  # by site

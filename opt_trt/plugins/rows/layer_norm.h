@@ -1,4 +1,4 @@
-// Layer norm: each row of activations by itself, in two passes over memory that stays in the first cache.
+// Layer norm of each row of activations, in two passes over memory that stays in the first-level cache.
 #pragma once
 #include <cmath>
 
@@ -6,7 +6,7 @@
 
 namespace opt_trt {
 
-constexpr int64_t kWorthThreads = 1 << 15;  // numbers: some microseconds, more than it takes threads to meet
+constexpr int64_t kWorthThreads = 1 << 15;  // numbers: they take longer than it takes to synchronize threads
 
 struct LayerNorm {
   const float *x, *weight, *bias;  // [T, E], [E], [E]
@@ -15,7 +15,7 @@ struct LayerNorm {
   float epsilon;
 };
 
-// The mean over a row of `value(number)`, called with sixteen numbers or one.
+// Return the mean over a row of `value(numbers)`, which is called with sixteen numbers or one.
 template <typename Value>
 float mean_of(const float* row, int64_t size, Value value) {
   vec total = {};

@@ -1,4 +1,4 @@
-"""Layer norm of a row in one program, sums in fp32."""
+"""Layer norm: one program normalizes one row, with sums in fp32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layer_norm_kernel(
     SIZE: tl.constexpr,
     PADDED_SIZE: tl.constexpr,
 ) -> None:
-    """Program i normalizes row i."""
+    """Normalize, in program i, row i."""
     line = tl.program_id(0).to(tl.int64) * SIZE
     at = tl.arange(0, PADDED_SIZE)
     inside = at < SIZE

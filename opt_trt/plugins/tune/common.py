@@ -1,4 +1,4 @@
-"""What tuning for a CPU and for a GPU have in common: problems, checked timings, lines of the builder's table."""
+"""What tuning for a CPU shares with tuning for a GPU: a decoder's problems, checked times, table lines."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import torch
 
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import COLUMNS, placements
+from opt_trt.plugins.attention.problem import GENERATION, AttentionProblem
 from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tactic import Choice, Tactic, Timing
 from opt_trt.plugins.tune.timing import Check, TimingCache
 from opt_trt.quant import ALGORITHMS
 
-LAST_BUCKET_TOKENS = 512
-
-
-ATTENTION_KV_LEN = 512
+LAST_BUCKET_TOKENS = 512  # the step that stands for all of the bucket without an upper bound
+ATTENTION_KV_LEN = 512  # cached tokens of the sequence that attention is timed on
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,13 @@ class TacticError(Exception):
     """A tactic disagrees with the reference: a bug of ours or of the compiler's, never the user's."""
 
 
-def gemm_problems(config: ModelConfig, lm_head_precision: str | None = None) -> dict[str, GemmProblem]:
-    """The matrix products of a rank's decoder by site; bias and residual of row-parallel ones come after the sum."""
+def gemm_problems(
+    config: ModelConfig, lm_head_precision: str | None = None, device: str = "cpu"
+) -> dict[str, GemmProblem]:
+    """Return the matrix products of a rank's decoder by site.
+
+    Row-parallel products add bias and residual after the sum over the ranks, so their problems have neither.
+    """
     layer, tp_size, table = "transformer.layers.0.", config.mapping.tp_size, placements(config)
     linear = config.dtype if config.quant_algo is None else ALGORITHMS[config.quant_algo].name
     rows = (
@@ -50,38 +54,51 @@ def gemm_problems(config: ModelConfig, lm_head_precision: str | None = None) -> 
     for site, name, weight_type, bias, residual in rows:
         n, k = table[name].local_shape(tp_size)
         whole = tp_size == 1 or table[name].split != COLUMNS
-        problems[site] = GemmProblem(site, n, k, weight_type, config.dtype, bias and whole, residual and whole)
+        problems[site] = GemmProblem(site, n, k, weight_type, config.dtype, bias and whole, residual and whole, device)
     return problems
+
+
+def attention_problem(
+    config: ModelConfig, phase: str, tokens_per_block: int, max_num_tokens: int, device: str = "cpu"
+) -> AttentionProblem:
+    """Return the problem that stands for a phase of a rank's attention; its step has at most `max_num_tokens`."""
+    kv_len = min(ATTENTION_KV_LEN, config.max_position_embeddings)
+    queries = 1 if phase == GENERATION else min(kv_len, max_num_tokens)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return AttentionProblem(
+        phase, config.local_heads, config.head_size, dtype, tokens_per_block, queries, kv_len, device
+    )
 
 
 def timings_of(
     problem: str,
-    trusted: Callable[[], torch.Tensor],
-    runs: Mapping[Tactic, Callable[[], torch.Tensor]],
+    reference: Callable[[], torch.Tensor],
+    run_of: Callable[[Tactic], Callable[[], torch.Tensor]],
     reasons: Mapping[Tactic, str | None],
     cache: TimingCache,
 ) -> list[Timing]:
-    """Every tactic's time on one problem, for which its result is checked against the trusted one."""
-    tolerance = {tactic.name: tactic.tolerance for tactic in runs}
+    """Return the time of every tactic that no reason keeps out, each checked against the reference when it is timed."""
+    runs = {tactic.name: run_of(tactic) for tactic, reason in reasons.items() if reason is None}
+    tolerance = {tactic.name: tactic.tolerance for tactic in reasons}
 
     def prepare() -> Check[torch.Tensor]:
-        reference = trusted()
+        expected = reference()
 
         def check(name: str, result: torch.Tensor) -> None:
-            error = float((result - reference).abs().max() / reference.abs().max())
+            error = float((result - expected).abs().max() / expected.abs().max())
             if not error <= tolerance[name]:
                 raise TacticError(f"{name} differs from the reference by {error:.1e} on {problem}")
 
         return check
 
-    times = cache.measure(problem, {tactic.name: run for tactic, run in runs.items()}, prepare)
+    times = cache.measure(problem, runs, prepare)
     return [Timing(tactic, times.get(tactic.name), reason) for tactic, reason in reasons.items()]
 
 
 def table_lines(
     problem: tuple[str, str], buckets: Sequence[str], rows: Sequence[list[Timing]], choice: Choice
 ) -> list[TunedProblem]:
-    """A line for each bucket of a problem, which is a site and what it stores."""
+    """Return a line for each bucket of a problem, which is a site and the type that it stores."""
     return [
         TunedProblem(*problem, bucket, tuple(row), winner)
         for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)

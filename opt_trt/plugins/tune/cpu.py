@@ -1,93 +1,86 @@
-"""Check every tactic against the reference on a decoder's real problems, time it, and choose the winners."""
+"""Check every tactic of a CPU against the reference on a decoder's real problems, time it, and choose the winners.
+
+Tactics read weights in several layouts, and a problem's buckets share one layout.
+"""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.attention import cpu as attention
-from opt_trt.plugins.attention.problem import PHASES, AttentionProblem
+from opt_trt.plugins.attention.problem import PHASES
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import GemmProblem
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import BUCKETS, Choice, Timing, bucket_weights, choose
-from opt_trt.plugins.tune.common import (
-    ATTENTION_KV_LEN,
-    LAST_BUCKET_TOKENS,
-    TunedProblem,
-    gemm_problems,
-    table_lines,
-    timings_of,
-)
+from opt_trt.plugins.tune import common
+from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cpu_trials import attention_run, gemm_run, random_call, random_linears
 from opt_trt.plugins.tune.policy import Policy, attention_reasons, gemm_reasons
 from opt_trt.plugins.tune.timing import TimingCache
 
-MOST_FLOPS = 2 * 10**9  # of one timing: a hundredth of a second or two, beyond which tactics keep their order
-PART_FEATURES = 2**10  # a part of a product's outputs has a multiple of so many: whole tiles, and work for all threads
+MOST_FLOPS = 2 * 10**9  # of one timing, a hundredth of a second or two: larger products do not change the order
+PART_FEATURES = 2**10  # a part of a product has a multiple of so many outputs: whole tiles, and work for all threads
 
 
-def tune(config: ModelConfig, native: Any, policy: Policy, cache: TimingCache) -> tuple[Plan, list[TunedProblem]]:
-    """The plan for a decoder, and the table of how it came about."""
-    problems = gemm_problems(config, policy.lm_head_precision)
+def tune(
+    config: ModelConfig, operators: Operators, policy: Policy, cache: TimingCache
+) -> tuple[TacticPlan, list[TunedProblem]]:
+    """Return the plan for a decoder, and the table of times it was chosen from."""
+    problems = common.gemm_problems(config, policy.lm_head_precision)
     choices: dict[str, Choice] = {}
     table: list[TunedProblem] = []
     for site, problem in problems.items():
-        choices[site], lines = _tune_gemm(problem, native, policy, cache)
+        choices[site], lines = _tune_gemm(problem, operators, policy, cache)
         table += lines
-    attention_choice, lines = _tune_attention(config, native, policy, cache)
-    return Plan(problems, choices, attention_choice), table + lines
+    attention_choice, lines = _tune_attention(config, operators, policy, cache)
+    return TacticPlan(problems, choices, attention_choice), table + lines
 
 
 def _tune_gemm(
-    problem: GemmProblem, native: Any, policy: Policy, cache: TimingCache
+    problem: GemmProblem, operators: Operators, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
     generator = torch.Generator().manual_seed(0)
-    weights = functools.lru_cache(1)(random_linears)  # not made where every time is known
+    weights = functools.lru_cache(1)(random_linears)  # called by the first run, so not if every time is cached
     rows: list[list[Timing]] = []
     for tokens in representatives(2 * problem.n * problem.k, policy.max_num_tokens):
         part = affordable(problem, tokens)
         call, linears = random_call(part, tokens, generator), functools.partial(weights, part)
+        run_of = functools.partial(gemm_run, operators, part, call, linears)
         reasons = gemm_reasons(problem, policy, tokens)
-        runs = {
-            tactic: gemm_run(native, part, call, linears, tactic) for tactic in gemm.TACTICS if reasons[tactic] is None
-        }
-        reference = gemm_run(native, part, call, linears, gemm.LIBRARY)
-        rows.append(timings_of(f"{part.key()} tokens={tokens}", reference, runs, reasons, cache))
+        key = f"{part.key()} tokens={tokens}"
+        rows.append(common.timings_of(key, run_of(gemm.LIBRARY), run_of, reasons, cache))
     choice = choose(rows, bucket_weights(policy.opt_num_tokens))
-    return choice, table_lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
+    return choice, common.table_lines((problem.site, problem.weight_type), _bucket_names(), rows, choice)
 
 
 def _tune_attention(
-    config: ModelConfig, native: Any, policy: Policy, cache: TimingCache
+    config: ModelConfig, operators: Operators, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:
-    kv_len = min(ATTENTION_KV_LEN, config.max_position_embeddings)
-    rows = []
-    for phase, queries in zip(PHASES, (1, min(kv_len, policy.max_num_tokens)), strict=True):
-        problem = AttentionProblem(
-            phase, config.local_heads, config.head_size, getattr(torch, config.dtype), policy.tokens_per_block,
-            queries, kv_len,
-        )  # fmt: skip
+    rows: list[list[Timing]] = []
+    for phase in PHASES:
+        problem = common.attention_problem(config, phase, policy.tokens_per_block, policy.max_num_tokens)
+        run_of = functools.partial(attention_run, operators, problem)
         reasons = attention_reasons(problem, policy)
-        runs = {t: attention_run(native, problem, t) for t in attention.TACTICS if reasons[t] is None}
-        rows.append(timings_of(problem.key(), attention_run(native, problem, attention.LIBRARY), runs, reasons, cache))
+        rows.append(common.timings_of(problem.key(), run_of(attention.LIBRARY), run_of, reasons, cache))
     choice = choose(rows, [1.0, 1.0])
-    return choice, table_lines(("attention", config.dtype), PHASES, rows, choice)
+    return choice, common.table_lines(("attention", config.dtype), PHASES, rows, choice)
 
 
 def representatives(flops_per_token: int, max_num_tokens: int) -> list[int]:
-    """Tokens each bucket is timed at: the most it may have, or fewer where a product would take long."""
-    affordable = MOST_FLOPS // flops_per_token
-    spans = zip((0, *BUCKETS), (*BUCKETS, LAST_BUCKET_TOKENS), strict=True)
-    return [min(max(below + 1, min(most, affordable)), max_num_tokens) for below, most in spans]
+    """Return the tokens that each bucket is timed at: the most it may have, or fewer if a product would take long."""
+    most_affordable = MOST_FLOPS // flops_per_token
+    spans = zip((0, *BUCKETS), (*BUCKETS, common.LAST_BUCKET_TOKENS), strict=True)
+    return [min(max(below + 1, min(most, most_affordable)), max_num_tokens) for below, most in spans]
 
 
 def affordable(problem: GemmProblem, tokens: int) -> GemmProblem:
-    """The product, or as many of its outputs as do not take long where its bucket has no fewer tokens."""
+    """Return the product, with only some of its outputs if all would take long at this number of tokens."""
     most = MOST_FLOPS // (2 * problem.k * tokens)
     if problem.n <= max(most, PART_FEATURES):
         return problem
@@ -95,6 +88,7 @@ def affordable(problem: GemmProblem, tokens: int) -> GemmProblem:
 
 
 def _bucket_names() -> list[str]:
+    """Return the buckets as the table shows them: `1`, `2-4` and so on, the last one `257-`."""
     lower = (0, *BUCKETS)
     spans = [f"{a + 1}-{b}" if b > a + 1 else f"{b}" for a, b in zip(lower, BUCKETS, strict=False)]
     return [*spans, f"{BUCKETS[-1] + 1}-"]

@@ -1,17 +1,17 @@
-"""Random problems of a CPU's kernels, as a decoder poses them, to be run by any tactic."""
+"""Random problems of a CPU's kernels, like those of a decoder, to be run by any tactic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle
-from typing import Any
 
 import torch
 
 from opt_trt.ops import AttentionInputs, Linear
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.attention.problem import AttentionProblem
+from opt_trt.plugins.cpu.operators import Operators
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic
@@ -21,9 +21,10 @@ COLD_BYTES, MOST_COPIES = 2**27, 128  # of a weight: more than caches hold
 
 
 def random_linears(problem: GemmProblem) -> dict[str, Iterator[Linear]]:
-    """One random weight, as a plain or quantized checkpoint has it, in every layout.
+    """Return one random weight, as a plain or quantized checkpoint has it, in every layout.
 
-    Of what kernels stream there are copies, in turn: in an engine no cache holds a weight when it is needed again.
+    A layout that our kernels read has several copies, which take turns: in an engine, no cache still holds a weight
+    when it is needed again.
     """
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(problem.n, problem.k, generator=generator)
@@ -46,31 +47,34 @@ def _copies(packed: torch.Tensor, layout: str) -> list[torch.Tensor]:
 
 
 def random_call(problem: GemmProblem, tokens: int, generator: torch.Generator) -> GemmCall:
-    """Normal activations; the weight is the tactic's."""
+    """Return normally distributed activations; the caller puts a weight in."""
     x = torch.randn(tokens, problem.k, generator=generator)
     residual = torch.randn(tokens, problem.n, generator=generator) if problem.residual else None
     return GemmCall(x, Linear(torch.empty(0)), residual)
 
 
 def gemm_run(
-    native: Any,
+    operators: Operators,
     problem: GemmProblem,
     call: GemmCall,
     linears: Callable[[], Mapping[str, Iterator[Linear]]],
     tactic: Tactic,
 ) -> Callable[[], torch.Tensor]:
-    """The product by a tactic, to be called and timed."""
-    rows = [tactic.value] * (len(BUCKETS) + 1)
+    """Return a call of the product by one tactic in every bucket."""
+    kernels = gemm.kernel_numbers(operators, [tactic] * (len(BUCKETS) + 1))
 
     def run() -> torch.Tensor:
         linear = next(linears()[tactic.layout])
-        return gemm.run_gemm(native, problem, replace(call, linear=linear), tactic.layout, rows)
+        return gemm.run_gemm(operators, problem, replace(call, linear=linear), kernels)
 
     return run
 
 
-def attention_run(native: Any, problem: AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
-    """One sequence whose cache is already full; repeated appends write the same values again."""
+def attention_run(operators: Operators, problem: AttentionProblem, tactic: Tactic) -> Callable[[], torch.Tensor]:
+    """Return a call of attention on one sequence, by a tactic.
+
+    Its cache is full already: repeated appends write the same values again.
+    """
     generator = torch.Generator().manual_seed(0)
     blocks = -(-problem.kv_len // problem.tokens_per_block)
     shape = (blocks, 2, problem.heads, problem.tokens_per_block, problem.head_size)
@@ -82,4 +86,5 @@ def attention_run(native: Any, problem: AttentionProblem, tactic: Tactic) -> Cal
         kv_lens=torch.tensor([problem.kv_len], dtype=torch.int32),
         block_tables=torch.arange(blocks, dtype=torch.int32)[None],
     )
-    return lambda: attention.run_attention(native, tactic, (qkv, kv_cache), step)
+    kernel = attention.kernel_number(operators, tactic)
+    return lambda: attention.run_attention(operators, kernel, (qkv, kv_cache), step)

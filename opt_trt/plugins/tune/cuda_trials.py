@@ -1,4 +1,4 @@
-"""Random problems of a GPU's kernels, as a decoder poses them, with the plain answer."""
+"""Random problems of a GPU's kernels, like those of a decoder, and their reference results."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from opt_trt.quant.nibbles import pack_nibbles
 
 INTEGERS = {"int8": (-127, 128), "int4": (-8, 8)}
 AttentionCall = tuple[torch.Tensor, torch.Tensor, AttentionInputs]
+Run = Callable[[], torch.Tensor]
 
 
 def gemm_weights(problem: GemmProblem, copies: int, device: str) -> list[Linear]:
-    """Equal weights in the tactics' layout."""
+    """Return equal random weights in the tactics' layout."""
     weight, scale = _plain_weight(problem, device)
     packed, bias = padded.pack(weight, problem), _bias(problem, device)
     return [Linear(packed.clone(), scale, bias) for _ in range(copies)]
 
 
 def gemm_call(problem: GemmProblem, tokens: int, device: str) -> GemmCall:
-    """Activations and residual; the weight is to be put in."""
+    """Return random activations and residual; the caller puts a weight in."""
     generator = torch.Generator(device).manual_seed(tokens)
     dtype = getattr(torch, problem.dtype)
     x = torch.randn(tokens, problem.k, generator=generator, device=device).to(dtype)
@@ -39,9 +40,9 @@ def gemm_call(problem: GemmProblem, tokens: int, device: str) -> GemmCall:
 
 
 def gemm_run(
-    problem: GemmProblem, call: GemmCall, weights: Callable[[], Sequence[Linear]], tactic: Tactic, bound: Bound
-) -> Callable[[], torch.Tensor]:
-    """A call of the product with each of the weights; its result is the last one's."""
+    problem: GemmProblem, call: GemmCall, weights: Callable[[], Sequence[Linear]], bound: Bound, tactic: Tactic
+) -> Run:
+    """Return a call that multiplies with each of the weights by a tactic; its result is that of the last weight."""
 
     def run() -> torch.Tensor:
         for linear in weights():
@@ -52,7 +53,7 @@ def gemm_run(
 
 
 def gemm_reference(problem: GemmProblem, call: GemmCall) -> torch.Tensor:
-    """What the product must be, fp32."""
+    """Compute the product in fp32, without our kernels."""
     weight, scale = _plain_weight(problem, call.x.device.type)
     stored = pack_nibbles(weight, 1) if problem.weight_type == "int4" else weight
     residual = None if call.residual is None else call.residual.float()
@@ -61,7 +62,7 @@ def gemm_reference(problem: GemmProblem, call: GemmCall) -> torch.Tensor:
 
 
 def attention_call(problem: AttentionProblem, sequences: int, device: str) -> AttentionCall:
-    """Sequences of one length whose cache is full already; repeated appends write the same values again."""
+    """Return sequences of one length, whose cache is full already: repeated appends write the same values again."""
     generator = torch.Generator(device).manual_seed(0)
     width = -(-problem.kv_len // problem.tokens_per_block)
     shape = (sequences * width, 2, problem.heads, problem.tokens_per_block, problem.head_size)
@@ -81,13 +82,13 @@ def attention_call(problem: AttentionProblem, sequences: int, device: str) -> At
 
 
 def attention_reference(call: AttentionCall) -> torch.Tensor:
-    """What attention must be, fp32."""
+    """Compute attention in fp32, without our kernels."""
     qkv, kv_cache, step = call
     return ReferenceOps().attention(qkv.float(), kv_cache.float(), step)
 
 
 def _plain_weight(problem: GemmProblem, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A random weight [N, K], of int4 held in int8, and its scale."""
+    """Return a random weight [N, K], of int4 held in int8, and its scale."""
     generator = torch.Generator(device).manual_seed(1)
     if not problem.quantized:
         weight = torch.randn(problem.n, problem.k, generator=generator, device=device)

@@ -1,4 +1,4 @@
-"""Which tactics of a CPU take part: what the problem, the processor and the builder's flags say."""
+"""Decide which tactics of a CPU take part, from the problem, the processor and the builder's flags."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tactic import Tactic
 
 DETERMINISTIC = "--deterministic: its sums depend on what else is in the step"
-ROUNDED_FURTHER = "activations of several tokens only, and with --context_int8"
-ROUNDS = "--deterministic: tokens that come alone are not rounded"
-MOST_UNWIDENED = 16  # tokens: making words of weights takes what the products of ten take, so few more gain nothing
-WIDENED = f"more than {MOST_UNWIDENED} tokens only"
+ROUNDED_FURTHER = "is for several tokens, and for --context_int8"
+ROUNDS = "--deterministic: a token that comes alone is not rounded"
+MOST_UNWIDENED = (
+    16  # tokens: converting weights to words takes as long as multiplying ten tokens, so these gain nothing
+)
+WIDENED = f"is for more than {MOST_UNWIDENED} tokens"
 
 Reasons = dict[Tactic, str | None]  # why each tactic is kept out, or None
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What the builder's flags say of problems and tactics."""
+    """The builder's flags and limits, as far as tactics depend on them."""
 
     gemm: bool
     attention: bool
@@ -36,7 +38,7 @@ class Policy:
 
 
 def gemm_reasons(problem: GemmProblem, policy: Policy, tokens: int) -> Reasons:
-    """Of a matrix product in the bucket that is timed at so many tokens."""
+    """Return the reasons for a matrix product, in the bucket that is timed at this number of tokens."""
     reasons = {t: gemm.refusal(t, problem, policy.extras) for t in gemm.TACTICS}
     if tokens == 1 or not policy.context_int8:
         reasons |= dict.fromkeys(gemm.FIXED8, ROUNDED_FURTHER)
@@ -50,12 +52,12 @@ def gemm_reasons(problem: GemmProblem, policy: Policy, tokens: int) -> Reasons:
 
 
 def attention_reasons(problem: AttentionProblem, policy: Policy) -> Reasons:
-    """Of attention in a phase."""
+    """Return the reasons for attention in a phase."""
     reasons = {t: attention.refusal(t, problem, policy.extras) for t in attention.TACTICS}
     if not policy.context_fmha:
         reasons |= {t: reasons[t] or "--context_fmha disable" for t in attention.FUSED}
     if not policy.attention:
-        reasons |= dict.fromkeys((attention.ROWS, *attention.FUSED), "--gpt_attention_plugin disable")
+        reasons |= dict.fromkeys((attention.UNFUSED, *attention.FUSED), "--gpt_attention_plugin disable")
     if policy.deterministic:
         reasons |= dict.fromkeys((attention.LIBRARY, *attention.FUSED), DETERMINISTIC)
     return reasons

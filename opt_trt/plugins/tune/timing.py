@@ -1,7 +1,7 @@
 """Time tactics against each other, and remember the times in a cache file.
 
-A cache is valid for one device and version set, which its keys carry; a hit decides without timing, so two builds with
-one cache give one engine.
+A key names the device and the versions that its times are valid for. A hit decides without timing, so two builds with
+one cache choose the same tactics.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from opt_trt.errors import UserError
 
 ROUNDS = 7
 BUDGET_S = 0.25
-LONG_US = 20_000.0  # a first run of less may have been slow for what it found cold
+LONG_US = 20_000.0  # a shorter first run may have been slow because caches were cold
 Result = TypeVar("Result")
 Check = Callable[[str, Result], None]
 
 
 class Clock(Protocol):
-    """Runs a candidate."""
+    """A way to measure the time of a call."""
 
     def __call__(self, run: Callable[[], Result]) -> tuple[float, Result]:
-        """The time it takes in µs, and its result."""
+        """Run a candidate; return the time it takes in µs, and its result."""
         ...
 
 
 def wall_us(run: Callable[[], Result]) -> tuple[float, Result]:
-    """`Clock` of what this thread waits for."""
+    """Measure the time that this thread waits for a call: a `Clock`."""
     started = time.perf_counter_ns()
     result = run()
     return (time.perf_counter_ns() - started) / 1e3, result
@@ -49,7 +49,7 @@ class TimingCache:
 
     @classmethod
     def load(cls, device: str, path: Path | None, clock: Clock = wall_us) -> TimingCache:
-        """Read a cache file; a missing one is empty, a damaged one is named."""
+        """Read a cache file. A missing file gives an empty cache, a damaged one a `UserError`."""
         if path is None or not path.exists():
             return cls(device, clock=clock)
         if (times := _read(path)) is None:
@@ -57,8 +57,8 @@ class TimingCache:
         return cls(device, times, clock)
 
     def save(self, path: Path) -> None:
-        """Write the cache beside `path`, then rename it; what is there and is none stays, with a warning."""
-        if path.exists() and _read(path) is None:  # TensorRT's has the same default name
+        """Write the cache beside `path`, then rename it. Another kind of file at `path` stays, with a warning."""
+        if path.exists() and _read(path) is None:  # TensorRT's cache has the same default name
             print(f"WARNING: {path} is not a timing cache of the embedded backend: it stays as it is", file=sys.stderr)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +67,19 @@ class TimingCache:
         temporary.replace(path)
 
     def join(self, path: Path) -> TimingCache:
-        """With what is in a cache file now: of two builds at once the second to end keeps what the first has timed."""
+        """Return this cache together with what its file holds now.
+
+        So if two builds run at once, the second to end keeps the times of the first.
+        """
         found = _read(path) or {} if path.exists() else {}
         return replace(self, times=self.times | {key: self.times.get(key, {}) | row for key, row in found.items()})
 
     def measure(
         self, problem: str, candidates: Mapping[str, Callable[[], Result]], prepare: Callable[[], Check[Result]]
     ) -> dict[str, float]:
-        """Times of all candidates, from the cache when it has every one of them: they were checked then.
+        """Return the times of all candidates, from the cache if it has all of them: those were checked when timed.
 
-        `prepare` makes what candidates need and returns the check of their results; it is called before any is timed.
+        `prepare` is called before any candidate is timed. It returns the check of their results.
         """
         row = self.times.get(f"{self.device} | {problem}", {})
         if not candidates.keys() <= row.keys():
@@ -86,7 +89,7 @@ class TimingCache:
 
 
 def _read(path: Path) -> dict[str, dict[str, float]] | None:
-    """The times in a cache file; None if it is another file."""
+    """Return the times in a cache file, or None if it is another kind of file."""
     try:
         times: dict[str, dict[str, float]] = json.loads(path.read_bytes())
         assert all(isinstance(us, float) for row in times.values() for us in row.values())
@@ -98,9 +101,10 @@ def _read(path: Path) -> dict[str, dict[str, float]] | None:
 def time_interleaved(
     candidates: Mapping[str, Callable[[], Result]], check: Check[Result], clock: Clock = wall_us
 ) -> dict[str, float]:
-    """The least time of each candidate in µs; `check` is given the first result of each and may raise.
+    """Return the least time of each candidate in µs; `check` gets the first result of each and may raise.
 
-    They take turns, so that a disturbance hits all of them alike. Who takes long and twice as long as the best has one.
+    Candidates take turns, so that a disturbance hits all of them alike. A candidate that is slow, and twice as slow as
+    the best, is timed once.
     """
     best = {name: _checked_us(name, run, check, clock) for name, run in candidates.items()}
     bound = max(LONG_US, 2 * min(best.values(), default=0.0))

@@ -29,7 +29,7 @@ from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cpu.isa import target_isa
 from opt_trt.plugins.cuda.gpu import target_gpu, visible_gpu
 from opt_trt.plugins.native.library import find_compiler
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import winners
 
 
@@ -100,7 +100,9 @@ def _maker(model: ModelConfig, config: BuildConfig) -> Maker:
     return CudaMaker(gpu)
 
 
-def _write_weights(ranks: Sequence[Checkpoint], plan: Plan, engine: EngineConfig, workers: int, out: Path) -> None:
+def _write_weights(
+    ranks: Sequence[Checkpoint], plan: TacticPlan, engine: EngineConfig, workers: int, out: Path
+) -> None:
     """The weights of all ranks, `workers` of them at a time; each holds one tensor in memory."""
 
     def write(rank: int) -> None:

@@ -21,7 +21,7 @@ from opt_trt.host.progress import Progress
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cpu.isa import Isa
 from opt_trt.plugins.native.library import NativeLibrary, compile_library
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cpu import tune
 from opt_trt.plugins.tune.policy import Policy
@@ -60,7 +60,7 @@ class CpuMaker:
         return Made(plan, table, files, device_of(self.isa, plan), library.path, notes)
 
 
-def device_of(isa: Isa, plan: Plan) -> dict[str, str]:
+def device_of(isa: Isa, plan: TacticPlan) -> dict[str, str]:
     """What an engine says of the machine it runs on: with every processor flag that its instructions may need."""
     chosen = {tactic for choice in plan.choices().values() for tactic in choice.tactics}
     flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
@@ -72,7 +72,7 @@ def device_of(isa: Isa, plan: Plan) -> dict[str, str]:
 
 def _choose_tactics(
     model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
-) -> tuple[Plan, list[TunedProblem]]:
+) -> tuple[TacticPlan, list[TunedProblem]]:
     policy = Policy(
         gemm=config.gemm_plugin != "disable",
         attention=config.gpt_attention_plugin != "disable",

@@ -22,14 +22,14 @@ from opt_trt.graph.programs import GraphShapes
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
 from opt_trt.model.config import ModelConfig
+from opt_trt.ops import ALONE
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives, group_in_name_only
 from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.plugins.cuda.graphs import GraphClock
 from opt_trt.plugins.cuda.kernel_launch import TRITON_VERSION, kernel_key
-from opt_trt.plugins.ops.cuda import ALONE
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
-from opt_trt.plugins.tune.cuda import CudaPolicy, Stand, tune
+from opt_trt.plugins.tune.cuda import CudaPolicy, TuningBench, tune
 
 FP32_ACC = "give run.py --enable_context_fmha_fp32_acc"
 ON_CPU = "give --device cpu"
@@ -88,7 +88,7 @@ class CudaMaker:
 
     def _choose_tactics(
         self, limits: Resolved, config: BuildConfig, variants: Variants
-    ) -> tuple[Plan, list[TunedProblem]]:
+    ) -> tuple[TacticPlan, list[TunedProblem]]:
         policy = CudaPolicy(
             gemm=config.gemm_plugin != "disable",
             max_sequences=variants.sequences,
@@ -98,7 +98,7 @@ class CudaMaker:
             lm_head_precision=config.lm_head_precision,
         )
         with timings(config, f"{self.gpu} {kernel_key()} torch {torch.__version__}", GraphClock()) as cache:
-            return tune(limits.model, policy, Stand(cache, self.device))
+            return tune(limits.model, policy, TuningBench(cache, self.device))
 
 
 def check_cuda(model: ModelConfig, config: BuildConfig) -> None:

@@ -10,11 +10,11 @@ from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec, embedding_program, head_program, layer_program
 from opt_trt.model.config import ModelConfig
-from opt_trt.ops import Collectives
+from opt_trt.ops import ALONE, Collectives
 from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda.buckets import Bound, bounds_for
-from opt_trt.plugins.ops.cuda import ALONE, CudaOps
-from opt_trt.plugins.ops.plan import BucketPlan, Plan
+from opt_trt.plugins.ops.cuda import CudaOps
+from opt_trt.plugins.ops.plan import BucketPlan, TacticPlan
 from opt_trt.plugins.tactic import Tactic
 
 CONTEXT_TACTICS = {CONTEXT: attention.FLASH, HALF_CONTEXT: attention.HALF_FLASH}
@@ -26,7 +26,7 @@ class CudaPrograms:
 
     model: ModelConfig
     variants: Variants
-    plan: Plan
+    plan: TacticPlan
     shapes: GraphShapes
     collectives: Collectives = ALONE
 

@@ -14,12 +14,12 @@ from opt_trt.model.placement import is_linear
 from opt_trt.plugins.gemm import cuda_layout as padded
 from opt_trt.plugins.gemm.cpu import pack, packed_shape
 from opt_trt.plugins.gemm.problem import STORED, GemmProblem
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.quant import MODES
 from opt_trt.quant.mode import SCALE, scale_name
 
 
-def engine_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
+def engine_tensors(checkpoint: Checkpoint, plan: TacticPlan) -> dict[str, TensorSpec]:
     """Name, shape and dtype of every tensor the engine stores."""
     specs: dict[str, TensorSpec] = {}
     for name, spec in _unscaled(checkpoint):
@@ -33,7 +33,7 @@ def engine_tensors(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorSpec]:
     return specs
 
 
-def packed_tensors(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
+def packed_tensors(checkpoint: Checkpoint, plan: TacticPlan) -> Iterator[tuple[str, torch.Tensor]]:
     """The engine's tensors one at a time."""
     for name, spec in _unscaled(checkpoint):
         if (site := site_of(name)) is None:

@@ -20,10 +20,10 @@ from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, communicates
 from opt_trt.graph.programs import GraphShapes, embedding_program, head_program, layer_program, stage_programs
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
-from opt_trt.plugins.collectives.native_group import CollectiveOps
+from opt_trt.plugins.collectives.native_group import NativeCollectives
 from opt_trt.plugins.native.library import NativeLibrary
 from opt_trt.plugins.ops.cpu import PluginOps
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 
 
 def submit_embedding(
@@ -35,17 +35,17 @@ def submit_embedding(
     ops, extra = ReferenceOps(), ""
     if communicates(config):
         library = compiling.result()
-        ops, extra = CollectiveOps(library.operators(), config.mapping.tp_size), library.namespace
+        ops, extra = ReferenceOps(NativeCollectives(library.operators(), config.mapping.tp_size)), library.namespace
     spec = embedding_program(config, ops, GraphShapes(1, tables), EMBEDDING_WEIGHTS)
     return {spec.name: compilers.submit(spec, extra)}
 
 
 def submit_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], compilers: Inductor, limits: Resolved
+    ranks: Sequence[Checkpoint], chosen: tuple[TacticPlan, NativeLibrary], compilers: Inductor, limits: Resolved
 ) -> dict[str, Future[list[str]]]:
     """The files of `layer` and `head`, by name."""
     plan, library = chosen
-    ops = PluginOps(library.operators(), plan, limits.model.mapping.tp_size)
+    ops = PluginOps(library.operators(), plan, NativeCollectives(library.operators(), limits.model.mapping.tp_size))
     ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
     weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
     shapes = GraphShapes(limits.build_config.tokens_per_block, weights)

@@ -13,7 +13,7 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
-from opt_trt.plugins.ops.plan import Plan
+from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.timing import Clock, TimingCache, wall_us
 
@@ -22,7 +22,7 @@ from opt_trt.plugins.tune.timing import Clock, TimingCache, wall_us
 class Made:
     """Tactics and programs; weights are laid out by the plan."""
 
-    plan: Plan
+    plan: TacticPlan
     table: list[TunedProblem]
     programs: dict[str, list[str]]  # files by name: a kind, or kind_variant
     device: dict[str, str]  # what a machine must have to run the engine, and for what it was compiled

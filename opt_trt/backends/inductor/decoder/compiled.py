@@ -16,9 +16,9 @@ from opt_trt.errors import UserError
 from opt_trt.graph.decoder import Head
 from opt_trt.graph.embedding import embedding_constants
 from opt_trt.graph.programs import stage_programs
-from opt_trt.ops import Collectives, ReferenceOps
+from opt_trt.ops import ALONE, Collectives, ReferenceOps
 from opt_trt.plugins.collectives.links import StageLink
-from opt_trt.plugins.collectives.native_group import CollectiveOps
+from opt_trt.plugins.collectives.native_group import NativeCollectives
 from opt_trt.plugins.cpu.isa import processor_flags
 from opt_trt.plugins.native.library import NativeLibrary
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
@@ -38,7 +38,7 @@ class CompiledDecoder:
         self._tables, self._layers, self._head_weights = parts.tables, parts.layers, parts.head
         self._constants = embedding_constants(model, model.mapping.tp_rank(rank))
         self._plain_head = Head(model, ReferenceOps())
-        self._logits = RankLogits(model.mapping, rank, model.vocab_size, ops or ReferenceOps())
+        self._logits = RankLogits(model.mapping, rank, model.vocab_size, ops or ALONE)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`."""
@@ -155,7 +155,7 @@ def open_decoder(engine_dir: Path, rank: int = 0, timeout_s: float = TIMEOUT_S) 
     from opt_trt.plugins.collectives import cpu as rendezvous  # MPI starts with this import
 
     pipeline = rendezvous.connect(library.operators(), mapping, timeout_s)
-    ops = ReferenceOps() if mapping.tp_size == 1 else CollectiveOps(library.operators(), mapping.tp_size)
+    ops = ALONE if mapping.tp_size == 1 else NativeCollectives(library.operators(), mapping.tp_size)
     if mapping.pp_size == 1:
         return CompiledDecoder(config, parts, rank, ops)
     return StageDecoder(config, parts, rank, ops, pipeline)

@@ -1,7 +1,8 @@
-// Unfused attention: a row of scores, its softmax, then the values; one query at a time, the cache read once, in order.
+// Unfused attention: a row of scores, its softmax, then the values. It takes one query at a time and reads the cache
+// once, in order.
 //
-// A row is taken in parts of kPart keys, merged in order. Which thread computes a part changes nothing, so a query's
-// sums depend on its own tokens alone.
+// A row is computed in parts of kPart keys, which are merged in order. It does not matter which thread computes a part,
+// so a query's sums depend only on its own sequence.
 #pragma once
 #include "cache.h"
 
@@ -9,33 +10,32 @@ namespace opt_trt {
 
 constexpr int64_t kCacheLine = 64;  // bytes
 constexpr int64_t kPart = 512;
-constexpr int64_t kHeads = 8;  // at most; a block's keys of neighbouring heads are one stretch of memory
+constexpr int64_t kHeads = 8;  // at most; in a block, keys of neighbouring heads are neighbours in memory
 
-struct Heads { int64_t first, count; };
-
-// What some keys add to a query's output, [D], before the division by the denominator.
+// A query's output [D] from some keys, before the division by the denominator.
 struct Partial {
   float* sum;
-  float top, denominator;  // largest score; sum of e^(score - top)
+  float top, denominator;  // the largest score, and the sum of e^(score - top)
 };
 
-// Asks for rows [count, D] ahead of their use, into the second cache. Where
-// blocks end the processor cannot foresee what comes next.
+// Prefetch rows [count, D] into the second-level cache. At the end of a block, the processor's own prefetcher cannot
+// predict the next rows.
 template <typename C>
 void fetch(const C* rows, int64_t count, int64_t size) {
   const char* p = reinterpret_cast<const char*>(rows);
-  for (int64_t b = 0; b < count * size * int64_t(sizeof(C)); b += kCacheLine) __builtin_prefetch(p + b, 0, kSecondLevel);
+  const int64_t bytes = count * size * int64_t(sizeof(C));
+  for (int64_t b = 0; b < bytes; b += kCacheLine) __builtin_prefetch(p + b, 0, kSecondLevel);
 }
 
-// Scores of up to sixteen keys [count, D], and anything in the lanes behind; as many rows `next` are fetched meanwhile.
+// Return the scores of up to sixteen keys [count, D]; lanes beyond are undefined. Prefetch sixteen rows from `next` on.
 template <typename C>
 vec dots(const float* q, const C* k, const C* next, int64_t count, int64_t size) {
-  constexpr int64_t kKeys = 4;  // whose sums stay in registers
+  constexpr int64_t kKeys = 4;  // keys whose sums stay in registers
   vec total[kLanes];
   const auto key = [&](int64_t j) { return k + std::min(j, count - 1) * size; };
   for (int64_t first = 0; first < kLanes; first += kKeys) {
     vec some[kKeys];
-    for (int64_t j = 0; j < kKeys; ++j) some[j] = splat(0.0f);  // zeros of an array GCC writes to memory
+    for (int64_t j = 0; j < kKeys; ++j) some[j] = splat(0.0f);  // GCC would write `= {}` to memory
     fetch(next + first * size, kKeys, size);
     for (int64_t d = 0; d + kLanes <= size; d += kLanes)
       for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(key(first + j) + d);
@@ -50,7 +50,7 @@ vec dots(const float* q, const C* k, const C* next, int64_t count, int64_t size)
   return load(scores);
 }
 
-// 16 * N features of the output gain the values [count, D], each times its weight; rows `next` are fetched meanwhile.
+// Add weights x values [count, D] to 16 * N features of the output. Prefetch as many rows from `next` on.
 template <typename C, int N>
 void add_values(float* out, const float* weight, const C* v, const C* next, int64_t count, int64_t size) {
   vec total[N];
@@ -79,14 +79,14 @@ void add_values(float* out, const float* weight, const C* v, const C* next, int6
     for (int64_t j = 0; j < count; ++j) out[d] += weight[j] * load_one(v + j * size + d);
 }
 
-// Scores [count] of a query with keys [count, D]; behind them there is room for a vector.
+// Write the scores [count] of a query with keys [count, D]. The output must have room for one more vector.
 template <typename C>
 void score(const float* q, const C* keys, const C* next, int64_t count, int64_t size, float* out) {
   for (int64_t j = 0; j < count; j += kLanes)
     store(out + j, dots(q, keys + j * size, next + j * size, std::min(count - j, kLanes), size));
 }
 
-// Scores [count] become weights; behind them there is room for a vector.
+// Turn scores [count] into weights. The array must have room for one more vector.
 inline void weigh(float* score, int64_t count, Partial& part) {
   std::fill(score + count, score + count + kLanes, -INFINITY);
   vec top = splat(-INFINITY), total = {};
@@ -100,7 +100,7 @@ inline void weigh(float* score, int64_t count, Partial& part) {
   part.denominator = sum(total);
 }
 
-// One query of some heads, scaled, meets the keys at positions [first, last) of its sequence, at most kPart.
+// Attend with a scaled query of some heads to the keys at positions [first, last) of its sequence, at most kPart.
 template <typename C>
 void attend_part(
     const Attention& a, int64_t s, Heads heads, const float* q, int64_t first, int64_t last, Partial* parts) {
@@ -133,9 +133,9 @@ inline void finish(const Partial& part, float* out, int64_t size) {
   for (int64_t d = 0; d < size; ++d) out[d] = part.sum[d] / part.denominator;
 }
 
-// Queries [first, first + count) of some heads of a sequence, one after another.
+// Compute queries [first, first + count) of some heads of a sequence, one after another.
 template <typename C>
-void attend_rows(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
+void attend_unfused(const Attention& a, int64_t s, Heads heads, int64_t first, int64_t count, Scratch& scratch) {
   const int64_t size = a.head_size;
   scratch.q.resize(3 * kHeads * size);
   float* q = scratch.q.data();
