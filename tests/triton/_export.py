@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms
-from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.backends.inductor.decoder.program_table import CudaProgramTable
 from opt_trt.graph.decoder import SITES, head_weight_names, layer_weight_names, site_of
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
@@ -33,7 +33,7 @@ from tests.triton._engine import product_of
 from tests.triton._layers import HIDDEN, model
 
 OURS = ("opt_trt.", "_c10d_functional.all_")  # operations that are ours, and those between ranks
-VARIANTS = Variants(sequences=2, tokens=100, logits=2, has_half_sums=True)
+VARIANTS = CudaProgramTable(sequences=2, tokens=100, logits=2, has_half_sums=True)
 
 
 def shape_of(name: str, problems: dict[str, GemmProblem]) -> tuple[tuple[int, ...], torch.dtype]:

@@ -1,4 +1,4 @@
-"""The limits of an embedded engine: defaults filled in, contradictions refused."""
+"""Fill in the limits of an embedded engine, and refuse flags that contradict each other or the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Resolved:
 
 
 def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
-    """Fill in what depends on the checkpoint, and refuse what only TensorRT can do."""
+    """Fill in the limits that depend on the checkpoint, and refuse what only TensorRT supports."""
     refuse_given(config, config.EMBEDDED)
     if model.hidden_act != ENGINE_ACTIVATION:
         raise UserError(
@@ -53,7 +53,7 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
 
 
 def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:
-    """`UserError` if no product could round its activations."""
+    """Raise `UserError` if no product could use activations of int8."""
     if INT8_PRODUCTS not in target_isa(config.target_isa).extras:
         raise UserError(
             f"--context_int8 needs a processor with {INT8_PRODUCTS}, and no --target_isa that leaves it out, found "
