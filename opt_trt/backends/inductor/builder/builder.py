@@ -73,12 +73,12 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 
 def _profile(engine_dir: Path, ranks: int) -> str:
-    """Profile a step. An engine of several ranks has no profile, as a build is one process: a line says so."""
+    """Profile a step. A build is one process, so for an engine of several ranks return a line that says why not."""
     if ranks == 1:
         return profile_table(profile_engine(engine_dir), measure_ceilings())
     return (
-        f"no profile of a step: it takes {ranks} ranks at once, the build is one process; to see one, convert the "
-        "model with --tp_size 1 --pp_size 1 and build that\n"
+        f"no profile of a step: it takes {ranks} ranks at once, but the build is one process; to see a profile, "
+        "convert the model with --tp_size 1 --pp_size 1 and build that\n"
     )
 
 

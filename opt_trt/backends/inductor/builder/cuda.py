@@ -35,12 +35,14 @@ FP32_ACC = "give run.py --enable_context_fmha_fp32_acc"
 ON_CPU = "give --device cpu"
 REFUSED: Mapping[str, Refusal] = {
     "target_isa": Refusal("it names instructions of a processor", advice=ON_CPU),
-    "deterministic": Refusal("on a GPU sums are taken in another order for other numbers of tokens", advice=ON_CPU),
-    "context_int8": Refusal("kernels of a GPU keep activations", advice=ON_CPU),
-    "opt_num_tokens": Refusal("every bucket of tokens has tactics of its own on a GPU"),
-    "context_fmha": Refusal("prompts are always attended to by a fused kernel on a GPU", ("enable",)),
-    "gpt_attention_plugin": Refusal("no library attends to a paged KV cache", ("auto", "float16", "bfloat16")),
-    "context_fmha_fp32_acc": Refusal("an engine has both kinds of sums", advice=FP32_ACC),
+    "deterministic": Refusal("on a GPU sums are taken in another order if the number of tokens differs", advice=ON_CPU),
+    "context_int8": Refusal("kernels of a GPU do not round activations to int8", advice=ON_CPU),
+    "opt_num_tokens": Refusal("on a GPU every bucket of tokens has its own tactics"),
+    "context_fmha": Refusal("on a GPU a fused kernel always computes the attention of prompts", ("enable",)),
+    "gpt_attention_plugin": Refusal(
+        "no library computes attention over a paged KV cache", ("auto", "float16", "bfloat16")
+    ),
+    "context_fmha_fp32_acc": Refusal("an engine contains programs for both kinds of sums", advice=FP32_ACC),
 }
 MOST_HEAD_SIZE = 128
 TYPES = ("float16", "bfloat16")

@@ -31,7 +31,7 @@ def submit_embedding(
 ) -> dict[str, Future[list[str]]]:
     """Start to compile the embedding, which depends on no tactic.
 
-    If its tables are sharded, it calls the plugin library, so its compilation waits for the library's.
+    With sharded tables, the embedding calls the plugin library: then wait until the library is compiled.
     """
     config = first.config
     tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}

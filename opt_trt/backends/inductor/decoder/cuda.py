@@ -115,8 +115,8 @@ def gpu_model(engine_dir: Path, config: EngineConfig, rank: int) -> RankModel:
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info()[0]
         raise UserError(
-            f"the weights of {engine_dir} do not fit the GPU's memory, of which {free / 2**30:.1f} GiB are left; "
-            "end what else runs there, or convert with --use_weight_only and build again"
+            f"the weights of {engine_dir} do not fit the GPU's memory, which has {free / 2**30:.1f} GiB left; "
+            "end other programs on this GPU, or convert with --use_weight_only and build again"
         ) from error
 
 

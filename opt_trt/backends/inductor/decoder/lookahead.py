@@ -142,7 +142,7 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
 
 
 def _next_draws(draws: torch.Tensor | None) -> torch.Tensor | None:
-    """The same rules, with the number for the next token; the one behind it is not known yet."""
+    """Return the same rules with the number for the next token; the number after it is not known yet."""
     return None if draws is None else torch.cat((draws[:, : NEXT - 1], draws[:, NEXT:], draws[:, NEXT:]), 1)
 
 
