@@ -146,7 +146,7 @@ def stage_forward(stage: int, placed: list[int], progressed: list[int]) -> RankF
         return inputs
 
     return RankForward(
-        engine, model, RankLogits(mapping, stage, 16, ReferenceOps()), lambda kind, _: programs[kind], rank=stage,
+        engine, model, RankLogits(mapping, stage, 16, ReferenceOps()), rank=stage,
         place=place, after_layer=lambda: progressed.append(stage),
     )  # fmt: skip
 

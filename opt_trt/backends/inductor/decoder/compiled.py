@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import REBUILD, check_device, check_rank, read_engine_config
-from opt_trt.backends.inductor.decoder.loading import Runnable, load_rank
+from opt_trt.backends.inductor.decoder.loading import load_rank
 from opt_trt.backends.inductor.decoder.pipeline import gather_outputs, micro_batches, run_stage
 from opt_trt.backends.inductor.decoder.rank_forward import RankForward, decoder_spec
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
@@ -70,13 +70,9 @@ def open_decoder(engine_dir: Path, rank: int = 0, timeout_s: float = TIMEOUT_S) 
     link = None if mapping.world_size == 1 else _connect(library, mapping, timeout_s)
     ops = ReferenceOps() if mapping.tp_size == 1 else CollectiveOps(library.operators(), mapping.tp_size)
     rank_logits = RankLogits(mapping, rank, config.pretrained_config.vocab_size, ops)
-
-    def select(kind: str, _: StepInputs) -> Runnable:
-        return model.programs[kind]
-
     if link is None or mapping.pp_size == 1:
-        return CompiledDecoder(RankForward(config, model, rank_logits, select, rank=rank))
-    return StageDecoder(RankForward(config, model, rank_logits, select, rank=rank, after_layer=link.progress), link)
+        return CompiledDecoder(RankForward(config, model, rank_logits, rank=rank))
+    return StageDecoder(RankForward(config, model, rank_logits, rank=rank, after_layer=link.progress), link)
 
 
 def _connect(library: NativeLibrary, mapping: Mapping, timeout_s: float) -> StageLink:

@@ -13,7 +13,7 @@ import torch
 from opt_trt.backends.engine import EngineConfig, check_gpu, check_rank
 from opt_trt.backends.inductor.decoder.captured_steps import Capture, CapturedSteps
 from opt_trt.backends.inductor.decoder.launch import Enqueue, Launch
-from opt_trt.backends.inductor.decoder.loading import RankModel, Runnable, load_rank
+from opt_trt.backends.inductor.decoder.loading import RankModel, load_rank
 from opt_trt.backends.inductor.decoder.lookahead import Lookahead
 from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, CudaProgramTable, replayed_rows
 from opt_trt.backends.inductor.decoder.rank_forward import RankForward, StageOutputs, decoder_spec
@@ -74,12 +74,12 @@ def cuda_forward(
     sizes = config.pretrained_config
     table = CudaProgramTable.of(sizes, config.build_config)
 
-    def select(kind: str, inputs: StepInputs) -> Runnable:
-        return model.programs[table.head_of(inputs) if kind == "head" else table.layer_of(inputs, context)]
+    def program_name(kind: str, inputs: StepInputs) -> str:
+        return table.head_of(inputs) if kind == "head" else table.layer_of(inputs, context)
 
     rank_logits = RankLogits(sizes.mapping, rank, sizes.vocab_size, collectives or ReferenceOps(), is_local=False)
     place = functools.partial(moved, device=model.device)
-    return RankForward(config, model, rank_logits, select, rank=rank, place=place)
+    return RankForward(config, model, rank_logits, rank=rank, program_name=program_name, place=place)
 
 
 def moved(inputs: StepInputs, device: torch.device) -> StepInputs:

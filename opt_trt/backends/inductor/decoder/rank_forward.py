@@ -8,15 +8,20 @@ from typing import NamedTuple
 import torch
 
 from opt_trt.backends.engine import EngineConfig
-from opt_trt.backends.inductor.decoder.loading import RankModel, Runnable
+from opt_trt.backends.inductor.decoder.loading import RankModel
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.graph.decoder import Head
 from opt_trt.graph.embedding import embedding_constants
 from opt_trt.ops import ReferenceOps
 from opt_trt.step import DecoderSpec, StepInputs, StepOutputs
 
-SelectProgram = Callable[[str, StepInputs], Runnable]  # a kind ("layer" or "head") and a step → the program to run
+ProgramName = Callable[[str, StepInputs], str]  # a kind, "layer" or "head", and a step → the program to run
 PlaceInputs = Callable[[StepInputs], StepInputs]  # a step in the host's memory → the step where programs read it
+
+
+def only_one(kind: str, _: StepInputs) -> str:
+    """Name the program of a kind: an engine for a CPU has one of each."""
+    return kind
 
 
 def in_place(inputs: StepInputs) -> StepInputs:
@@ -38,12 +43,13 @@ class RankForward:
     """
 
     def __init__(
-        self, config: EngineConfig, model: RankModel, rank_logits: RankLogits, select: SelectProgram, *,
-        rank: int = 0, place: PlaceInputs = in_place, after_layer: Callable[[], None] | None = None,
+        self, config: EngineConfig, model: RankModel, rank_logits: RankLogits, *, rank: int = 0,
+        program_name: ProgramName = only_one, place: PlaceInputs = in_place,
+        after_layer: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         """Prepare the forward pass; `after_layer` lets messages to other ranks move while layers are computed."""
         self.config, self.rank, self.model, self.rank_logits = config, rank, model, rank_logits
-        self.select, self.place, self.after_layer = select, place, after_layer
+        self.program_name, self.place, self.after_layer = program_name, place, after_layer
         sizes = config.pretrained_config
         self.hidden_size, self.stages = sizes.hidden_size, sizes.mapping.pp_size
         self._constants = embedding_constants(sizes, sizes.mapping.tp_rank(rank), str(model.device))
@@ -65,7 +71,7 @@ class RankForward:
         The cache of each layer is its own tensor: Inductor loses writes to a slice that is taken inside a program.
         """
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
-        layer, after_layer = self.select("layer", inputs), self.after_layer
+        layer, after_layer = self.model.programs[self.program_name("layer", inputs)], self.after_layer
         for weights, cache in zip(self.model.layers, kv_cache, strict=True):
             x = layer.run([x, *weights, cache, *step])
             if after_layer is not None:
@@ -79,7 +85,8 @@ class RankForward:
         """
         if not inputs.last_token_ids.numel():  # not len(): it is a Python function and costs 15 µs after a step
             return torch.empty(0, self.rank_logits.width(inputs), device=x.device)
-        part = self.select("head", inputs).run([x, inputs.last_token_ids, *self.model.head]).float()
+        program = self.model.programs[self.program_name("head", inputs)]
+        part = program.run([x, inputs.last_token_ids, *self.model.head]).float()
         return self.rank_logits.join(part, inputs)
 
     def hidden(self, x: torch.Tensor, inputs: StepInputs) -> torch.Tensor | None:
