@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,6 +103,20 @@ def test_a_closed_session_leaves_a_step_under_way_behind():
     closed.close()
     assert session_of(decoder).generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
     queue.finish()
+
+
+def test_a_decoder_is_freed_with_its_last_reference():
+    """Weights and graphs fill a GPU: they must not wait for the garbage collector, which finds circles."""
+    decoder = sum_decoder(AtOnce())
+    session_of(decoder).generate([Request((1, 3), 4)])
+    left = ref(decoder), ref(decoder.forward), ref(decoder.forward.model)
+    gc.collect()
+    gc.disable()
+    try:
+        del decoder
+        assert [one() for one in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_step_that_fails_leaves_nothing_begun():

@@ -12,7 +12,7 @@ import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import check_gpu, seal
-from opt_trt.backends.inductor.decoder.cuda import context_phase, moved
+from opt_trt.backends.inductor.decoder.cuda import context_phase, to_device
 from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, CudaProgramTable, replayed_rows
 from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT, StepBuffers
 from opt_trt.config.runtime_flags import RuntimeOptions
@@ -139,7 +139,7 @@ def test_captured_inputs_begin_at_16_bytes(rows, width):
 
 def test_a_step_is_moved_whole():
     whole = replace(step([2, 1]), greedy=True)
-    there = moved(whole, torch.device("meta"))
+    there = to_device(whole, torch.device("meta"))
     assert {t.device.type for t in vars(there).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert there.greedy and there.hidden_token_ids is None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.backends.inductor.builder.packaging import submit_decoder, submit_embedding
 from opt_trt.backends.inductor.builder.tables import rounding_line
 from opt_trt.backends.inductor.builder.target import Compiled, timings
@@ -45,7 +45,7 @@ class CpuTarget:
         return "plugin library (gemm, attention, layer norm, collectives); programs embedding, layer, head"
 
     def compile(
-        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress
+        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: ResolvedLimits, progress: Progress
     ) -> Compiled:
         """See `Target.compile`."""
         with ThreadPoolExecutor(1) as pool, open_inductor(for_cpu(self.isa), cache_dir()) as compilers:

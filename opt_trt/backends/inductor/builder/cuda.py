@@ -9,7 +9,7 @@ import torch
 
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms, tactics_of
 from opt_trt.backends.inductor.builder.layout import engine_tensors
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.backends.inductor.builder.target import Compiled, timings
 from opt_trt.backends.inductor.compiler.compile import open_inductor
 from opt_trt.backends.inductor.compiler.targets import for_gpu
@@ -66,7 +66,7 @@ class CudaTarget:
         return "programs embedding, layer, head; the last two by phase and bucket of tokens"
 
     def compile(
-        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress
+        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: ResolvedLimits, progress: Progress
     ) -> Compiled:
         """See `Target.compile`."""
         compilation = for_gpu(self.gpu, kernel_key())  # first, because it fails at once if headers are missing
@@ -91,7 +91,7 @@ class CudaTarget:
         return Compiled(plan, tuned, programs, device, None)
 
     def _choose_tactics(
-        self, limits: Resolved, config: BuildConfig, table: CudaProgramTable
+        self, limits: ResolvedLimits, config: BuildConfig, table: CudaProgramTable
     ) -> tuple[Plan, list[TunedProblem]]:
         policy = CudaPolicy(
             gemm=config.gemm_plugin != "disable",

@@ -13,14 +13,14 @@ from opt_trt.plugins.cpu.isa import INT8_PRODUCTS, target_isa
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedLimits:
     """A checkpoint's configuration and the engine's limits after defaults and checks."""
 
     model: ModelConfig
     build_config: Limits
 
 
-def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
+def resolve_limits(model: ModelConfig, config: BuildConfig) -> ResolvedLimits:
     """Fill in the limits that depend on the checkpoint, and refuse what only TensorRT supports."""
     refuse_given(config, config.EMBEDDED)
     if model.hidden_act != ENGINE_ACTIVATION:
@@ -49,7 +49,7 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
             "paged_kv_cache": True,
         },
     )
-    return Resolved(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
+    return ResolvedLimits(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
 
 
 def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:

@@ -12,7 +12,7 @@ from torch._inductor.package.package import package_aoti
 
 from opt_trt.backends.engine import PROGRAMS
 from opt_trt.backends.inductor.builder.layout import engine_tensors
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.backends.inductor.compiler.compile import Inductor
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
@@ -44,7 +44,7 @@ def submit_embedding(
 
 
 def submit_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], compilers: Inductor, limits: Resolved
+    ranks: Sequence[Checkpoint], chosen: tuple[Plan, NativeLibrary], compilers: Inductor, limits: ResolvedLimits
 ) -> dict[str, Future[list[str]]]:
     """Start to compile `layer` and `head`; return their files by name."""
     plan, library = chosen

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.backends.inductor.builder.target import TargetDescription
 from opt_trt.backends.inductor.profiler.ceilings import Ceilings
 from opt_trt.backends.inductor.profiler.step_profile import StepProfile
@@ -17,7 +17,7 @@ from opt_trt.plugins.tune.common import TunedProblem
 MIB = 2**20
 
 
-def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, target: TargetDescription) -> None:
+def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: ResolvedLimits, target: TargetDescription) -> None:
     """Print what `--dry_run` shows."""
     model, build = limits.model, limits.build_config
     layers = len(model.stage_layers(0))

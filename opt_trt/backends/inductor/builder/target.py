@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.host.cache import cache_dir
@@ -56,7 +56,7 @@ class Target(TargetDescription, Protocol):
         ...
 
     def compile(
-        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress
+        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: ResolvedLimits, progress: Progress
     ) -> Compiled:
         """Choose tactics and compile programs; report to `progress` the end of each stage but the last."""
         ...

@@ -78,11 +78,11 @@ def cuda_forward(
         return table.head_of(inputs) if kind == "head" else table.layer_of(inputs, context)
 
     rank_logits = RankLogits(sizes.mapping, rank, sizes.vocab_size, collectives or ReferenceOps(), is_local=False)
-    place = functools.partial(moved, device=model.device)
+    place = functools.partial(to_device, device=model.device)
     return RankForward(config, model, rank_logits, rank=rank, program_name=program_name, place=place)
 
 
-def moved(inputs: StepInputs, device: torch.device) -> StepInputs:
+def to_device(inputs: StepInputs, device: torch.device) -> StepInputs:
     """Copy a step into the memory of a device. This does not wait until a GPU has done what it was given before."""
     values: dict[str, Any] = {f.name: getattr(inputs, f.name) for f in fields(inputs)}
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
