@@ -38,9 +38,8 @@ from opt_trt.plugins.ops import plan
 from opt_trt.quant import nibbles
 
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
-if hasattr(
-    aot_inductor, "enable_line_tables"
-):  # newer torch has it; it serves profilers and takes a tenth of the compiler's time
+# Line tables serve profilers and take a tenth of the compiler's time. Only newer torch has the option.
+if hasattr(aot_inductor, "enable_line_tables"):
     COMMON["aot_inductor.enable_line_tables"] = False
 
 
@@ -62,9 +61,8 @@ def _configured(compilation: Compilation, work_dir: Path, turns: Turns) -> Itera
     build = CppBuilder.build
 
     def build_in_turn(builder: CppBuilder) -> None:
-        shared = (
-            builder._precompiling or builder._preprocessing
-        )  # headers, under a lock that other threads may wait for
+        # Headers are compiled under a lock that other threads may wait for.
+        shared = builder._precompiling or builder._preprocessing
         with nullcontext() if shared else turns.compiler():
             build(builder)
 

@@ -22,7 +22,7 @@ from opt_trt.plugins.cpu.isa import processor_flags
 from opt_trt.plugins.native.library import NativeLibrary
 from opt_trt.step import StepInputs, StepOutputs
 
-TIMEOUT_S = 3600.0  # longer than the longest step: a rank that another rank keeps waiting longer has lost it
+TIMEOUT_S = 3600.0  # longer than the longest step: a rank that takes longer is lost
 
 
 class CompiledDecoder:

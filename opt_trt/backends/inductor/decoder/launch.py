@@ -34,7 +34,7 @@ class Launch:
         self._logits: torch.Tensor = torch.empty(0)
         self._hidden: torch.Tensor | None = None
         self._arrived: torch.Tensor | None = None  # chosen tokens and their logits, on the host
-        self._done = enqueue(lambda: self._work(compute, inputs))  # `compute` is not kept: it holds the step before
+        self._done = enqueue(lambda: self._work(compute, inputs))  # `compute` is not stored: it refers to the last step
 
     @property
     def chosen(self) -> torch.Tensor:

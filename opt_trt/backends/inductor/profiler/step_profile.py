@@ -80,7 +80,7 @@ def profile_engine(engine_dir: Path) -> StepProfile:
     while len(parts) < MOST_STEPS and (len(parts) < 3 or time.perf_counter() < end):
         parts.append(split_step(*_recorded_step(decoder.forward, library, inputs, caches), traced, layers))
     faults = _page_faults() - before
-    fastest = sorted(parts, key=lambda part: part["step"])[: -(-len(parts) // KEPT)]  # other processes slow the rest
+    fastest = sorted(parts, key=lambda part: part["step"])[: -(-len(parts) // KEPT)]  # others were slowed down
     means = {name: statistics.mean(part[name] for part in fastest) for name in parts[0]}
     step_ns = means.pop("step")
     return StepProfile(
