@@ -1,1 +1,1 @@
-"""What is computed: the OPT decoder in terms of `ops`, as the three programs a session loops over."""
+"""The OPT decoder in terms of `ops`, as three programs: embedding, layer and head."""

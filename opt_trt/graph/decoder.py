@@ -1,6 +1,6 @@
-"""OPT's `layer` (looped over all layers of a rank) and `head`; `embedding.py` has what comes before them.
+"""OPT's `layer`, which runs once for each layer of a rank, and `head`; `embedding.py` has the program before them.
 
-Weights, KV cache and step tensors are inputs, so one compiled `layer` serves every layer and every rank.
+Weights, KV cache and step tensors are inputs, so that one compiled `layer` serves every layer and every rank.
 Tensor-parallel ranks hold output features of `qkv`, `fc` and the head, and input features of `dense` and `proj`.
 """
 
@@ -23,25 +23,25 @@ HEAD_WEIGHT = "lm_head.weight"
 
 
 def layer_weights(config: ModelConfig) -> tuple[str, ...]:
-    """What the `layer` program takes, in its order; names are those of a checkpoint, within the layer."""
+    """Name the weights of the `layer` program in its order; names are those of a checkpoint, within the layer."""
     kinds = ("weight", "bias") if config.quant_algo is None else ("weight", SCALE, "bias")
     norms = tuple(f"{norm}.{kind}" for norm in NORMS for kind in ("weight", "bias"))
     return norms + tuple(f"{linear}.{kind}" for linear in LINEARS for kind in kinds)
 
 
 def layer_weight_names(config: ModelConfig, layer: int) -> tuple[str, ...]:
-    """Checkpoint names of one layer's weights, in the order the `layer` program takes them."""
+    """Return the checkpoint names of a layer's weights, in the order of the `layer` program."""
     return tuple(f"transformer.layers.{layer}.{name}" for name in layer_weights(config))
 
 
 def head_weight_names(config: ModelConfig, quantized: bool = False) -> tuple[str, ...]:
-    """Names of the `head` program's weights, in its order: a checkpoint's, and the scale of a quantized head."""
+    """Name the weights of the `head` program in its order, which include the scale of a quantized head."""
     norm = FINAL_NORM_WEIGHTS if config.has_final_layer_norm else ()
     return (*norm, HEAD_WEIGHT, scale_name(HEAD_WEIGHT)) if quantized else (*norm, HEAD_WEIGHT)
 
 
 class Layer(torch.nn.Module):
-    """One decoder layer: hidden states [T, E] → hidden states [T, E]."""
+    """A decoder layer: hidden states [T, E] → hidden states [T, E]."""
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Layer(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, weights: Sequence[torch.Tensor], kv_cache: torch.Tensor, step: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """`weights` in the order of `layer_weights`, `step` in that of `AttentionInputs`."""
+        """Compute the layer; `weights` are in the order of `layer_weights`, `step` in that of `AttentionInputs`."""
         named = dict(zip(self.names, weights, strict=True))
         norm1, norm2 = (_pair(named, name) for name in NORMS)
         qkv, dense, fc, proj = (_linear(named, name) for name in LINEARS)
@@ -68,7 +68,7 @@ class Layer(torch.nn.Module):
         return self._after(self._row_parallel("proj", h, proj, x), norm2)
 
     def _row_parallel(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor) -> torch.Tensor:
-        """A product whose input features ranks share; each would add bias and residual again, so they come last."""
+        """Multiply features that are split over ranks. Bias and residual are added after the sum, so only once."""
         if self.tp_size == 1:
             return self.ops.gemm(site, x, linear, residual)
         assert linear.bias is not None, site
@@ -94,7 +94,7 @@ def _linear(named: Mapping[str, torch.Tensor], name: str) -> Linear:
 class Head(torch.nn.Module):
     """Hidden states [T, E] → logits [L, V] of the tokens `last_token_ids` [L]; fp16 if `logits_dtype` says so.
 
-    Of several tensor-parallel ranks each gives those of its part of the vocabulary [L, ceil(V / tp)].
+    A tensor-parallel rank returns the logits of its part of the vocabulary [L, ceil(V / tp)].
     """
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
@@ -105,13 +105,13 @@ class Head(torch.nn.Module):
         self.rounded = config.logits_dtype == "float16"
 
     def forward(self, x: torch.Tensor, last_token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """`weights` in the order of `head_weight_names`."""
+        """Compute the logits; `weights` are in the order of `head_weight_names`."""
         linear = Linear(*weights[len(FINAL_NORM_WEIGHTS) :] if self.final_norm else weights)
         logits = self.ops.gemm("head", self.normed(x, last_token_ids, weights), linear)
-        return logits.half() if self.rounded else logits  # widened outside: a compiler drops a round trip
+        return logits.half() if self.rounded else logits  # the caller widens them: a compiler would drop the round trip
 
     def normed(self, x: torch.Tensor, token_ids: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What logits are a product of: `x` [T, E] → [M, E] of the tokens `token_ids` [M], behind the last norm."""
+        """Return what the head multiplies: `x` [T, E] → [M, E] of the tokens `token_ids` [M], after the last norm."""
         x = x.index_select(0, token_ids)
         return self.ops.layer_norm(x, weights[0], weights[1], self.epsilon) if self.final_norm else x
 
@@ -126,5 +126,5 @@ SITES = {
 
 
 def site_of(name: str) -> str | None:
-    """The matrix product a checkpoint tensor belongs to, None if it is a table or a vector."""
+    """Return the matrix product that a checkpoint tensor belongs to, None if it is a table or a vector."""
     return next((site for suffix, site in SITES.items() if name.endswith(suffix)), None)

@@ -1,4 +1,4 @@
-"""OPT's `embedding`: token plus position, from tables that every rank has or that the ranks share."""
+"""OPT's `embedding`: token plus position, from tables that are whole on every rank or sharded over ranks."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Embedding(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, vocab: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """Ids are valid."""
+        """Add the rows of both tables; ids must be valid."""
         return self.ops.embedding(input_ids, vocab) + self.ops.embedding(position_ids, position)
 
 
 class HiddenSharded(Embedding):
-    """The same from columns [V, E / tp] and [P, E / tp] of the tables."""
+    """The embedding from columns [V, E / tp] and [P, E / tp] of the tables."""
 
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, vocab: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
-        """Sums are taken of the rank's features, then all features gathered."""
+        """Add the rank's features of both tables, then gather the features of all ranks."""
         return self.ops.all_gather(super().forward(input_ids, position_ids, vocab, position), self.hidden_size)
 
 
 class VocabularySharded(Embedding):
-    """The same from rows [ceil(V / tp), E] and [ceil(P / tp), E] of the tables; `tp_rank` [1] says which."""
+    """The embedding from rows [ceil(V / tp), E] and [ceil(P / tp), E] of the tables; `tp_rank` [1] says which rows."""
 
     def forward(  # type: ignore[override]  # programs of one rank take no rank
         self,
@@ -47,7 +47,7 @@ class VocabularySharded(Embedding):
         position: torch.Tensor,
         tp_rank: torch.Tensor,
     ) -> torch.Tensor:
-        """Each row is on one rank, the others add zero."""
+        """Add over all ranks: one rank has the row, the others add zero."""
         return self.ops.all_reduce(self._rows(input_ids, vocab, tp_rank) + self._rows(position_ids, position, tp_rank))
 
     def _rows(self, ids: torch.Tensor, table: torch.Tensor, tp_rank: torch.Tensor) -> torch.Tensor:
@@ -60,17 +60,17 @@ MODULES = {WHOLE: Embedding, COLUMNS: HiddenSharded, VOCAB_ROWS: VocabularyShard
 
 
 def embedding_module(config: ModelConfig, ops: Ops) -> Embedding:
-    """The embedding that fits the tables of a checkpoint's ranks."""
+    """Return the embedding that fits the tables of a checkpoint's ranks."""
     return _module_class(config)(config, ops)
 
 
 def embedding_constants(config: ModelConfig, tp_rank: int, device: str = "cpu") -> list[torch.Tensor]:
-    """What the program takes besides ids and tables."""
+    """Return the inputs that the program takes besides ids and tables."""
     return [torch.full((1,), tp_rank, device=device)] if _module_class(config) is VocabularySharded else []
 
 
 def communicates(config: ModelConfig) -> bool:
-    """Whether the embedding needs the other tensor-parallel ranks."""
+    """Say whether the embedding exchanges data with other tensor-parallel ranks."""
     return _module_class(config) is not Embedding
 
 

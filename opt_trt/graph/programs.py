@@ -1,4 +1,4 @@
-"""The programs of a decoder with example inputs and dynamic axes: all a compiler needs to know."""
+"""The programs of a decoder, with the example inputs and dynamic axes that a compiler needs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from opt_trt.model.config import ModelConfig
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import Ops
 
-# Example sizes are at least 2 and all different: an axis of size 1 would be specialized, equal ones tied together.
+# Example sizes are at least 2 and all different: torch specializes axes of size 1, and ties equal ones together.
 TOKENS, SEQUENCES, BLOCKS, WIDTH, LOGITS = 5, 3, 7, 2, 4
 
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """One program: `module(*args)`, with the axes that vary from step to step."""
+    """A program: `module(*args)`, and the axes that vary from step to step."""
 
     name: str
     module: torch.nn.Module
@@ -30,23 +30,23 @@ class ProgramSpec:
 
 @dataclass(frozen=True)
 class GraphShapes:
-    """Sizes and types a compiled program fixes besides the model's own; the batch size is not among them."""
+    """The sizes and types that a compiled program fixes besides the model's own; the batch size is not among them."""
 
     tokens_per_block: int
     weights: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by checkpoint name, in the engine's layout
     activations: torch.dtype = torch.float32
     device: str = "cpu"
-    one_token_each: bool = False  # a program of steps that only generate: there are as many sequences as tokens
+    one_token_each: bool = False  # for steps that only generate: they have as many sequences as tokens
 
 
 def stage_programs(mapping: Mapping, stage: int) -> tuple[str, ...]:
-    """The programs a pipeline stage runs."""
+    """Name the programs that a pipeline stage runs."""
     first, last = stage == 0, stage == mapping.pp_size - 1
     return ("embedding",) * first + ("layer",) + ("head",) * last
 
 
 def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
-    """Token and position ids → hidden states; `names` are the two tables."""
+    """Specify the embedding: token and position ids → hidden states; `names` are the two tables."""
     tokens = Dim("tokens", min=1)
     ids = torch.zeros(TOKENS, dtype=torch.int64, device=shapes.device)
     constants = embedding_constants(config, 0, shapes.device)
@@ -59,7 +59,7 @@ def embedding_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names:
 
 
 def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
-    """One decoder layer; `names` are its weights."""
+    """Specify a decoder layer; `names` are its weights."""
     tokens = Dim("tokens", min=1)
     sequences, count = (tokens, TOKENS) if shapes.one_token_each else (Dim("sequences", min=1), SEQUENCES)
     blocks, width = Dim("blocks", min=1), Dim("width", min=1)
@@ -83,7 +83,7 @@ def layer_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tup
 
 
 def head_program(config: ModelConfig, ops: Ops, shapes: GraphShapes, names: tuple[str, ...]) -> ProgramSpec:
-    """Hidden states → logits of the wanted tokens; `names` are final norm (if any) and head."""
+    """Specify the head: hidden states → logits of the wanted tokens; `names` are final norm (if any) and head."""
     tokens = Dim("tokens", min=1)
     wanted = Dim("wanted", min=1)
     return ProgramSpec(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,8 +46,10 @@ def main(engine: Path, directory: Path) -> None:
     decoder = open_decoder(engine, MPI.COMM_WORLD.Get_rank(), timeout_s=120)
     block_tokens = decoder.spec.tokens_per_block
     caches = kv_cache.allocate(decoder.spec, len(LENGTHS) * TOKENS_EACH // block_tokens)
-    decoder._programs = {**decoder._programs, "layer": WaitingLayer(MPI.COMM_WORLD.Get_rank(), directory)}
-    decoder._layers = [decoder._layers[0]] * LAYERS
+    model, waiting = decoder.forward.model, WaitingLayer(MPI.COMM_WORLD.Get_rank(), directory)
+    decoder.forward.model = replace(
+        model, programs={**model.programs, "layer": waiting}, layers=[model.layers[0]] * LAYERS
+    )
     decoder.step(steps(block_tokens)[0], [caches[0]] * LAYERS)
 
 

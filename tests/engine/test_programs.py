@@ -52,7 +52,15 @@ def one_step(decoder, tokens=3, block=0, cache=None):
         block_tables=torch.tensor([[block]], dtype=torch.int32),
     )
     x = torch.randn(tokens, decoder.spec.num_heads * decoder.spec.head_size)
-    inputs = [x, *decoder._layers[0], cache, step.slot_mapping, step.query_start, step.kv_lens, step.block_tables]
+    inputs = [
+        x,
+        *decoder.forward.model.layers[0],
+        cache,
+        step.slot_mapping,
+        step.query_start,
+        step.kv_lens,
+        step.block_tables,
+    ]
     return inputs, cache
 
 
@@ -60,15 +68,15 @@ def test_every_layer_writes_its_own_kv_cache(decoder):
     caches = [torch.zeros(decoder.spec.kv_shape(2)) for _ in range(decoder.spec.num_layers)]
     for layer, cache in enumerate(caches):
         inputs, _ = one_step(decoder, cache=cache)
-        inputs[1:13] = decoder._layers[layer]
-        decoder._programs["layer"].run(inputs)
+        inputs[1:13] = decoder.forward.model.layers[layer]
+        decoder.forward.model.programs["layer"].run(inputs)
     assert all(cache[0].abs().sum() > 0 for cache in caches)
     assert not torch.equal(caches[0], caches[1])
 
 
 def test_only_the_slots_of_the_step_are_written(decoder):
     inputs, cache = one_step(decoder, tokens=3, block=2)
-    decoder._programs["layer"].run(inputs)
+    decoder.forward.model.programs["layer"].run(inputs)
     written = cache != 7.0
     assert written[2, :, :, :3].all()
     assert written.sum() == written[2, :, :, :3].numel()
@@ -80,7 +88,7 @@ def test_the_kv_cache_is_neither_cloned_nor_copied_inside_a_program(engine, deco
     assert "copy_" not in source.replace("memcpy_", "")
     inputs, cache = one_step(decoder)
     pointer = cache.data_ptr()
-    decoder._programs["layer"].run(inputs)
+    decoder.forward.model.programs["layer"].run(inputs)
     assert cache.data_ptr() == pointer and (cache != 7.0).any()
 
 
@@ -94,21 +102,24 @@ def test_one_program_serves_one_token_and_many(decoder, tokens):
         torch.arange(16, dtype=torch.int32)[None],
     )
     x = torch.randn(tokens, 64)
-    assert decoder._programs["layer"].run([x, *decoder._layers[0], cache, *step]).shape == (tokens, 64)
+    assert decoder.forward.model.programs["layer"].run([x, *decoder.forward.model.layers[0], cache, *step]).shape == (
+        tokens,
+        64,
+    )
 
 
 def test_a_wrong_input_type_is_an_error_not_a_corrupted_heap(decoder):
     inputs, _ = one_step(decoder)
     inputs[0] = inputs[0].double()
     with pytest.raises(RuntimeError, match="dtype"):
-        decoder._programs["layer"].run(inputs)
+        decoder.forward.model.programs["layer"].run(inputs)
 
 
 def test_swapped_inputs_are_an_error_not_garbage(decoder):
     inputs, _ = one_step(decoder)
     inputs[-1], inputs[-2] = inputs[-2], inputs[-1]
     with pytest.raises(RuntimeError, match="input_handles"):
-        decoder._programs["layer"].run(inputs)
+        decoder.forward.model.programs["layer"].run(inputs)
 
 
 def test_operators_are_called_by_name_without_a_dispatcher(engine):
@@ -140,7 +151,7 @@ def test_a_second_copy_of_a_plugin_library_does_not_kill_the_process(engine, dec
     shutil.copytree(engine, copy)
     again = open_decoder(copy)
     inputs, _ = one_step(again)
-    assert again._programs["layer"].run(inputs).isfinite().all()
+    assert again.forward.model.programs["layer"].run(inputs).isfinite().all()
 
 
 def test_programs_are_loaded_without_a_compiler(engine, monkeypatch, tmp_path):
@@ -172,7 +183,7 @@ def test_all_layers_share_one_program(engine):
 
 
 def test_weights_are_mapped_once_for_both_phases(engine, decoder):
-    pointers = [t.data_ptr() for layer in decoder._layers for t in layer]
+    pointers = [t.data_ptr() for layer in decoder.forward.model.layers for t in layer]
     assert len(set(pointers)) == 3 * len(layer_weight_names(read_engine_config(engine).pretrained_config, 0))
 
 

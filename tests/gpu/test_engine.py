@@ -15,7 +15,7 @@ from transformers import OPTForCausalLM
 from opt_trt.backends import open_engine
 from opt_trt.backends.build import build
 from opt_trt.backends.inductor.decoder.launch import Launch
-from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.backends.inductor.decoder.program_table import CudaProgramTable
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
@@ -99,7 +99,7 @@ def test_captured_steps_say_what_plain_ones_say(engine_of, monkeypatch):
     """Greedy tokens come of replays; steps that are not captured give whole logits."""
     requests = [Request(prompt, 12) for prompt in prompts(*range(3, 73))]  # 70 at a time: beyond the last bucket
     replayed = open_engine(engine_of(), POOL).generate(requests)
-    for module in ("cuda", "foresight"):
+    for module in ("cuda", "lookahead"):
         monkeypatch.setattr(f"opt_trt.backends.inductor.decoder.{module}.replayed_rows", lambda inputs: None)
     plain = open_engine(engine_of(), POOL).generate(requests)
     # Rows that fill a step up, and other buckets as sequences end, may turn a tie of rounded numbers.
@@ -113,7 +113,7 @@ def test_steps_begun_early_change_no_token(engine_of, monkeypatch):
     """Sequences of all lengths end at different times and others take their place and their blocks."""
     requests = [Request(prompt, 4 + number % 40) for number, prompt in enumerate(prompts(*range(3, 103)))]
     early = open_engine(engine_of(), POOL).generate(requests)
-    monkeypatch.setattr("opt_trt.backends.inductor.decoder.lookahead.Foresight.is_good", False)
+    monkeypatch.setattr("opt_trt.backends.inductor.decoder.lookahead.HitRate.is_good", False)
     plain = open_engine(engine_of(), POOL).generate(requests)
     # Whoever has ended is still in the step that was begun, whose bucket may be another: a tie may turn.
     assert sum(a.output_ids == b.output_ids for a, b in zip(early, plain, strict=True)) >= 96
@@ -196,4 +196,4 @@ def test_the_record_names_the_gpu_and_the_programs_are_all_there(engine_of):
     major, minor = torch.cuda.get_device_capability()
     assert config["device"]["type"] == "cuda" and config["device"]["capability"] == f"{major}.{minor}"
     assert len(config["tactics"]["qkv"]) == 8 and config["tactics"]["attention"][-2:] == ["flash", "half_flash"]
-    assert len(Variants(80, 300, 300, has_half_sums=True).names()) == 1 + 8 + 4 + 8
+    assert len(CudaProgramTable(80, 300, 300, has_half_sums=True).names()) == 1 + 8 + 4 + 8

@@ -13,9 +13,9 @@ from opt_trt.backends.engine import EngineConfig
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms
 from opt_trt.backends.inductor.builder.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.builder.limits import resolve_limits
-from opt_trt.backends.inductor.decoder.cuda import CudaDecoder
-from opt_trt.backends.inductor.decoder.loading import Parts, weighted_parts
-from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.backends.inductor.decoder.cuda import CudaDecoder, cuda_forward
+from opt_trt.backends.inductor.decoder.loading import RankModel, rank_model
+from opt_trt.backends.inductor.decoder.program_table import CudaProgramTable
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
@@ -73,15 +73,15 @@ def uncompiled(
     )  # fmt: skip
     prepared = Prepared(work, 0, **flags)
     programs = prepared.programs(device)
-    assert tuple(programs) == prepared.variants.names()
+    assert tuple(programs) == prepared.table.names()
     captured: list[Rerun] = []
 
     def capture(run: Callable[[], torch.Tensor]) -> Rerun:
         captured.append(Rerun(run))
         return captured[-1]
 
-    parts = prepared.parts(programs, device)
-    decoder = CudaDecoder(prepared.config, parts, context, capture, put if device == "cuda" else AtOnce())
+    forward = cuda_forward(prepared.config, prepared.model(programs, device), context)
+    decoder = CudaDecoder(forward, capture, put if device == "cuda" else AtOnce())
     return Uncompiled(decoder, programs, captured)
 
 
@@ -92,7 +92,7 @@ class Prepared:
         self.rank, self.checkpoint = rank, Checkpoint(directory, rank)
         self.limits = resolve_limits(self.checkpoint.config, BuildConfig(checkpoint_dir=str(directory), **flags))
         model, build = self.limits.model, self.limits.build_config
-        self.variants, self.plan = Variants.of(model, build), fixed_plan(self.checkpoint, self.limits)
+        self.table, self.plan = CudaProgramTable.of(model, build), fixed_plan(self.checkpoint, self.limits)
         self.config = EngineConfig(model, build, "inductor", {"type": "cuda"}, "", {}, "")
 
     def programs(self, device: str, collectives: Collectives = ALONE) -> dict[str, Eager]:
@@ -103,23 +103,23 @@ class Prepared:
             name: (spec.shape, spec.dtype) for end in ends for name, spec in engine_tensors(end, self.plan).items()
         }
         shapes = GraphShapes(self.limits.build_config.tokens_per_block, tensors, torch.float16, device)
-        specs = CudaPrograms(model, self.variants, self.plan, shapes, collectives).specs()
+        specs = CudaPrograms(model, self.table, self.plan, shapes, collectives).specs()
         return {spec.name: Eager(spec) for spec in specs}
 
-    def parts(self, programs: dict[str, Eager], device: str) -> Parts:
+    def model(self, programs: dict[str, Eager], device: str) -> RankModel:
         """Programs and the rank's weights."""
         weights = {name: tensor.to(device) for name, tensor in packed_tensors(self.checkpoint, self.plan)}
-        return weighted_parts(programs, weights, self.config, self.rank)
+        return rank_model(programs, weights, self.config, self.rank)
 
 
 def fixed_plan(checkpoint: Checkpoint, limits) -> TacticPlan:
     """One tactic of each kind, in the buckets it is for."""
     problems = {site: on_gpu(problem) for site, problem in gemm_problems(checkpoint.config).items()}
-    variants = Variants.of(limits.model, limits.build_config)
-    layer = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.tokens)))
-    head = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(variants.logits)))
+    table = CudaProgramTable.of(limits.model, limits.build_config)
+    layer = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(table.tokens)))
+    head = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(table.logits)))
     choices = {site: head if site == "head" else layer for site in problems}
-    generating = [attention.SPLIT_KEYS[i % 2] for i, _ in enumerate(bounds_for(variants.sequences))]
+    generating = [attention.SPLIT_KEYS[i % 2] for i, _ in enumerate(bounds_for(table.sequences))]
     return TacticPlan(problems, choices, Choice(attention.PAGED, (*generating, attention.FLASH, attention.HALF_FLASH)))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms
-from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.backends.inductor.decoder.program_table import CudaProgramTable
 from opt_trt.graph.decoder import SITES, head_weight_names, layer_weight_names, site_of
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec
@@ -33,7 +33,7 @@ from tests.triton._engine import product_of
 from tests.triton._layers import HIDDEN, model
 
 OURS = ("opt_trt.", "_c10d_functional.all_")  # operations that are ours, and those between ranks
-VARIANTS = Variants(sequences=2, tokens=100, logits=2, has_half_sums=True)
+TABLE = CudaProgramTable(sequences=2, tokens=100, logits=2, has_half_sums=True)
 
 
 def shape_of(name: str, problems: dict[str, GemmProblem]) -> tuple[tuple[int, ...], torch.dtype]:
@@ -56,7 +56,7 @@ def programs(weight_type: str | None, tp_size: int) -> list[ProgramSpec]:
     products = {
         site: Choice(
             padded.PADDED,
-            tuple(product_of(b) for b in bounds_for(VARIANTS.logits if site == "head" else VARIANTS.tokens)),
+            tuple(product_of(b) for b in bounds_for(TABLE.logits if site == "head" else TABLE.tokens)),
         )
         for site in problems
     }
@@ -64,7 +64,7 @@ def programs(weight_type: str | None, tp_size: int) -> list[ProgramSpec]:
     names = (*EMBEDDING_WEIGHTS, *layer_weight_names(config, 0), *head_weight_names(config))
     shapes = GraphShapes(32, {name: shape_of(name, problems) for name in names}, torch.float16, "cuda")
     collectives = GroupCollectives(tp_size) if tp_size > 1 else ALONE
-    return list(CudaPrograms(config, VARIANTS, plan, shapes, collectives).specs())
+    return list(CudaPrograms(config, TABLE, plan, shapes, collectives).specs())
 
 
 def main(tp_size: int) -> None:

@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 
 from opt_trt.backends.inductor.decoder import cuda_ranks
-from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder, Launched
+from opt_trt.backends.inductor.decoder.cuda import cuda_forward
+from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder, Relaunched
 from opt_trt.backends.inductor.decoder.program_table import HALF_CONTEXT
 from opt_trt.plugins.collectives import cuda as gpus
 from opt_trt.plugins.collectives.links import Seat
@@ -43,8 +44,9 @@ def main(checkpoint: Path, out: Path) -> None:
         prepared = Prepared(checkpoint, rank, **LIMITS)
         joined = gpus.connect(prepared.limits.model.mapping, torch.float16, 500, "cpu")
         assert not joined.is_capturable and joined.sharers == gpus.MPI.COMM_WORLD.Get_size()
-        parts = prepared.parts(prepared.programs("cpu", joined.collectives), "cpu")
-        decoder = CudaRankDecoder(prepared.config, parts, HALF_CONTEXT, Launched, joined)
+        model = prepared.model(prepared.programs("cpu", joined.collectives), "cpu")
+        forward = cuda_forward(prepared.config, model, HALF_CONTEXT, rank, joined.collectives)
+        decoder = CudaRankDecoder(forward, Relaunched, joined)
         found = found_by(decoder, greedy=False), found_by(decoder, greedy=True)
         if rank == 0:
             torch.save(found, out)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from opt_trt.backends.inductor.decoder.cuda import cuda_forward
 from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceCollectives, ReferenceOps
@@ -126,9 +127,8 @@ class Ranks:
             programs = prepared.programs(device, ops)
             joined = Joined(rank, seats, ops, link)
             capture = capturing(self.captured[rank])
-            self.ranks.append(
-                CudaRankDecoder(prepared.config, prepared.parts(programs, device), context, capture, joined)
-            )
+            forward = cuda_forward(prepared.config, prepared.model(programs, device), context, rank, ops)
+            self.ranks.append(CudaRankDecoder(forward, capture, joined))
             self.programs.append(programs)
         self.spec = self.ranks[0].spec
         self._caches: dict[int, list[list[torch.Tensor]]] = {}

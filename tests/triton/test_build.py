@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 from opt_trt.backends import open_engine
 from opt_trt.backends.build import build
 from opt_trt.backends.inductor.builder import builder
-from opt_trt.backends.inductor.builder import cuda as cuda_maker
+from opt_trt.backends.inductor.builder import cuda as cuda_target
 from opt_trt.backends.inductor.builder import packaging as programs_module
 from opt_trt.backends.inductor.decoder import cuda as cuda_decoder
 from opt_trt.config.build_flags import BuildConfig
@@ -57,10 +57,10 @@ def programs(device, monkeypatch, tmp_path):
     monkeypatch.setattr(gemm, "TACTICS", (gemm.GEMV[0], gemm.CUBLAS))
     monkeypatch.setattr(attention, "TACTICS", (attention.SPLIT_KEYS[1], attention.FLASH, attention.HALF_FLASH))
     monkeypatch.setattr("opt_trt.plugins.tune.cuda.MOST_COPIES", 1)
-    monkeypatch.setattr(cuda_maker, "CudaMaker", functools.partial(cuda_maker.CudaMaker, device=device))
-    monkeypatch.setattr(cuda_maker, "GraphClock", Turns)
-    monkeypatch.setattr(cuda_maker, "for_gpu", lambda gpu, kernels: None)
-    monkeypatch.setattr(cuda_maker, "open_inductor", compilers)
+    monkeypatch.setattr(cuda_target, "CudaTarget", functools.partial(cuda_target.CudaTarget, device=device))
+    monkeypatch.setattr(cuda_target, "GraphClock", Turns)
+    monkeypatch.setattr(cuda_target, "for_gpu", lambda gpu, kernels: None)
+    monkeypatch.setattr(cuda_target, "open_inductor", compilers)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(programs_module, "_package", lambda programs, out: out.write_text(" ".join(programs)))
     monkeypatch.setattr(loading, "load_programs", lambda package, names: [made[name] for name in names])

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from opt_trt.backends.engine import EngineConfig, Limits
-from opt_trt.backends.inductor.decoder.cuda import CudaDecoder
-from opt_trt.backends.inductor.decoder.loading import Parts
-from opt_trt.backends.inductor.decoder.program_table import CONTEXT, Variants
+from opt_trt.backends.inductor.decoder.cuda import CudaDecoder, cuda_forward
+from opt_trt.backends.inductor.decoder.loading import RankModel
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, CudaProgramTable
 from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.model.config import ModelConfig
@@ -62,7 +62,7 @@ class Later:
 
 @dataclass(frozen=True)
 class End:
-    """`Done` of work that is done later."""
+    """`Completion` of work that is done later."""
 
     queue: Later
     number: int
@@ -129,19 +129,20 @@ def sum_decoder(
 ) -> CudaDecoder:
     """A decoder of sequences of 24 tokens, 16 of them prompt, whose next token is the sum modulo the vocabulary."""
     plain = {"do_layer_norm_before": False}  # hidden states are what the last layer gives
-    model = ModelConfig.from_dict(MODEL | plain | {"max_position_embeddings": 24}, "here")
+    sizes = ModelConfig.from_dict(MODEL | plain | {"max_position_embeddings": 24}, "here")
     limits = Limits(max_batch_size, 16, 24, max_num_tokens, BLOCK, True, True)
-    config = EngineConfig(model, limits, "inductor", {"type": "cuda"}, "", {}, "")
+    config = EngineConfig(sizes, limits, "inductor", {"type": "cuda"}, "", {}, "")
     kinds = {"embedding": Embedding(), "layer": Sum(), "head": Head()}
-    programs = {name: kinds[name.split("_")[0]] for name in Variants.of(model, limits).names()}
+    programs = {name: kinds[name.split("_")[0]] for name in CudaProgramTable.of(sizes, limits).names()}
     reruns = [] if captured is None else captured
 
     def capture(run: Callable[[], torch.Tensor]) -> Rerun:
         reruns.append(Rerun(run))
         return reruns[-1]
 
-    layers: list[list[torch.Tensor]] = [[]] * model.num_hidden_layers
-    return CudaDecoder(config, Parts(programs, [], layers, [torch.empty(0)]), CONTEXT, capture, put)
+    layers: list[list[torch.Tensor]] = [[]] * sizes.num_hidden_layers
+    model = RankModel(programs, [], layers, [torch.empty(0)])
+    return CudaDecoder(cuda_forward(config, model, CONTEXT), capture, put)
 
 
 def session_of(decoder: CudaDecoder, max_tokens: int | None = None, rules: Scheduling | None = None) -> DecoderSession:
@@ -149,6 +150,6 @@ def session_of(decoder: CudaDecoder, max_tokens: int | None = None, rules: Sched
     return DecoderSession(decoder, KvCacheLimit(max_tokens), rules)
 
 
-def guesses(decoder: CudaDecoder) -> Sequence[bool]:
-    """Which of the last guesses missed."""
-    return decoder._ahead._foresight._missed
+def predictions(decoder: CudaDecoder) -> Sequence[bool]:
+    """Which of the last predictions missed."""
+    return decoder._lookahead._hit_rate._missed

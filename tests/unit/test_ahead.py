@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opt_trt.backends.inductor.decoder.lookahead import LOOKED_BACK, Foresight, next_step, rows_within
+from opt_trt.backends.inductor.decoder.lookahead import LOOKED_BACK, HitRate, next_step, rows_within
 from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.request import Request
 from opt_trt.step import StepInputs
 from tests.unit._arrivals import REQUESTS, RULES, require_expected_outputs
-from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder
+from tests.unit._cuda_engine import AtOnce, Later, Rerun, predictions, session_of, sum_decoder
 from tests.unit._decoders import expected_output
 
 CALM = settings(deadline=None, max_examples=15)  # the machine may be busy
@@ -41,7 +44,7 @@ def test_every_step_but_the_first_was_begun_and_no_step_is_computed_twice():
     results = session_of(decoder).generate(requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
     assert [one.replays for one in captured] == [8]
-    assert list(guesses(decoder)) == [False] * 8
+    assert list(predictions(decoder)) == [False] * 8
 
 
 def test_sequences_that_end_leave_the_others_their_step():
@@ -50,7 +53,7 @@ def test_sequences_that_end_leave_the_others_their_step():
     decoder = sum_decoder(queue, captured)
     results = session_of(decoder).generate(requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
-    assert not any(guesses(decoder)) and queue.told.count("wait 8") == 1
+    assert not any(predictions(decoder)) and queue.told.count("wait 8") == 1
     assert [one.replays for one in captured] == [6, 3]  # of four and three, then of two; none is computed anew
 
 
@@ -100,6 +103,20 @@ def test_a_closed_session_leaves_a_step_under_way_behind():
     closed.close()
     assert session_of(decoder).generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
     queue.finish()
+
+
+def test_a_decoder_is_freed_with_its_last_reference():
+    """Weights and graphs fill a GPU: they must not wait for the garbage collector, which finds circles."""
+    decoder = sum_decoder(AtOnce())
+    session_of(decoder).generate([Request((1, 3), 4)])
+    left = ref(decoder), ref(decoder.forward), ref(decoder.forward.model)
+    gc.collect()
+    gc.disable()
+    try:
+        del decoder
+        assert [one() for one in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_step_that_fails_leaves_nothing_begun():
@@ -206,19 +223,19 @@ def test_a_row_is_its_token_its_place_and_what_it_reads(asked):
     assert rows_within(generating([3, 8], [[7, 0], [2, 9]]), asked, 4) is None
 
 
-def test_guesses_that_miss_are_not_acted_on_until_they_hold_again():
-    sight = Foresight()
-    assert sight.is_good
-    sight.learn(missed=True)
-    assert sight.is_good
-    sight.learn(missed=True)
-    assert not sight.is_good
+def test_predictions_that_miss_are_not_acted_on_until_they_hold_again():
+    rate = HitRate()
+    assert rate.is_good
+    rate.learn(missed=True)
+    assert rate.is_good
+    rate.learn(missed=True)
+    assert not rate.is_good
     for _ in range(LOOKED_BACK - 1):
-        sight.learn(missed=False)
-    assert sight.is_good
+        rate.learn(missed=False)
+    assert rate.is_good
 
 
-def test_where_guesses_miss_steps_are_begun_no_more():
+def test_where_predictions_miss_steps_are_begun_no_more():
     """After two new tokens an end nobody could foresee, and the next prompt."""
     captured: list[Rerun] = []
     decoder = sum_decoder(AtOnce(), captured)
@@ -226,7 +243,7 @@ def test_where_guesses_miss_steps_are_begun_no_more():
     for _ in range(12):
         assert of.generate([Request((1, 3), 9, end_id=8)])[0].output_ids == (4, 8)
     assert [one.replays for one in captured] == [12 + 2]
-    assert list(guesses(decoder))[-4:] == [True, False, True, False]
+    assert list(predictions(decoder))[-4:] == [True, False, True, False]
 
 
 def test_where_somebody_takes_the_place_of_who_ends_no_step_is_begun_in_vain():
@@ -234,4 +251,4 @@ def test_where_somebody_takes_the_place_of_who_ends_no_step_is_begun_in_vain():
     decoder = sum_decoder(AtOnce(), max_batch_size=2)
     requests = [Request((n,), 3 + n % 2) for n in range(6)]
     assert [r.output_ids for r in session_of(decoder).generate(requests)] == [expected(r) for r in requests]
-    assert not any(guesses(decoder))
+    assert not any(predictions(decoder))

@@ -67,8 +67,8 @@ def test_a_dry_run_names_the_gpu(tmp_path, of_machine, capsys):
     [
         (["--target_isa", "avx2"], {}, "--target_isa avx2 is not supported: it names instructions of a processor"),
         (["--deterministic"], {}, "--deterministic is not supported: on a GPU sums are taken in another order"),
-        (["--opt_num_tokens", "4"], {}, "--opt_num_tokens 4 is not supported: every bucket of tokens has tactics"),
-        (["--context_fmha", "disable"], {}, "--context_fmha disable is not supported: prompts are always attended"),
+        (["--opt_num_tokens", "4"], {}, "--opt_num_tokens 4 is not supported: on a GPU every bucket of tokens has"),
+        (["--context_fmha", "disable"], {}, "--context_fmha disable is not supported: on a GPU a fused kernel"),
         (["--gpt_attention_plugin", "disable"], {}, "--gpt_attention_plugin disable is not supported: no library"),
         (["--context_fmha_fp32_acc"], {}, "give run.py --enable_context_fmha_fp32_acc"),
         ([], {"dtype": "float32"}, "is of float32, .* compute in float16 or bfloat16; convert .* or give --device cpu"),

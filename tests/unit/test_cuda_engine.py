@@ -12,8 +12,8 @@ import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import check_gpu, seal
-from opt_trt.backends.inductor.decoder.cuda import context_phase, moved
-from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, Variants, replayed_rows
+from opt_trt.backends.inductor.decoder.cuda import context_phase, to_device
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, CudaProgramTable, replayed_rows
 from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT, StepBuffers
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
@@ -83,7 +83,7 @@ def test_steps_that_only_generate_are_replayed_by_powers_of_two(inputs, rows):
     assert replayed_rows(inputs) == rows
 
 
-VARIANTS = Variants(sequences=100, tokens=8192, logits=100, has_half_sums=True)
+TABLE = CudaProgramTable(sequences=100, tokens=8192, logits=100, has_half_sums=True)
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ VARIANTS = Variants(sequences=100, tokens=8192, logits=100, has_half_sums=True)
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_step_takes_the_programs_of_its_phase_and_buckets(inputs, layer, head):
-    assert VARIANTS.layer_of(inputs, HALF_CONTEXT) == layer
-    assert VARIANTS.head_of(inputs) == head
-    assert {layer, head} <= set(VARIANTS.names())
+    assert TABLE.layer_of(inputs, HALF_CONTEXT) == layer
+    assert TABLE.head_of(inputs) == head
+    assert {layer, head} <= set(TABLE.names())
 
 
 def test_an_engine_has_the_programs_its_steps_can_take_and_no_more():
-    assert Variants(sequences=3, tokens=12, logits=3, has_half_sums=False).names() == (
+    assert CudaProgramTable(sequences=3, tokens=12, logits=3, has_half_sums=False).names() == (
         "embedding", "layer_generation_1", "layer_generation_2", "layer_generation_4", "layer_context_16", "head_1",
         "head_2", "head_4",
     )  # fmt: skip
-    assert len(VARIANTS.names()) == 1 + 8 + 4 + 8
+    assert len(TABLE.names()) == 1 + 8 + 4 + 8
 
 
 def test_captured_steps_read_a_step_and_rows_that_change_nothing():
@@ -139,7 +139,7 @@ def test_captured_inputs_begin_at_16_bytes(rows, width):
 
 def test_a_step_is_moved_whole():
     whole = replace(step([2, 1]), greedy=True)
-    there = moved(whole, torch.device("meta"))
+    there = to_device(whole, torch.device("meta"))
     assert {t.device.type for t in vars(there).values() if isinstance(t, torch.Tensor)} == {"meta"}
     assert there.greedy and there.hidden_token_ids is None
 

@@ -23,7 +23,7 @@ from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.scheduling.batch import step_inputs
 from opt_trt.runtime.sequence import RandomNumbers, TokenSequence
 from opt_trt.step import StepInputs
-from tests.unit._cuda_engine import AtOnce, Later, Rerun, guesses, session_of, sum_decoder
+from tests.unit._cuda_engine import AtOnce, Later, Rerun, predictions, session_of, sum_decoder
 from tests.unit._decoders import spec
 
 ALL = Sampling(top_k=0, top_p=1.0)
@@ -127,7 +127,7 @@ def test_a_row_that_is_not_a_number_draws_a_token_there_is_and_is_seen():
     rows = sequences(ALL, ALL)
     logits = torch.tensor([[0.0, torch.nan, 1], [0, 1, 2]])
     assert 0 <= drawn(logits, step_of(rows).draws)[0] < 3
-    decoder._programs["head_1"].run = lambda inputs: torch.full((1, 16), torch.nan)
+    decoder.forward.model.programs["head_1"].run = lambda inputs: torch.full((1, 16), torch.nan)
     with pytest.raises(UserError, match="expected finite logits, the decoder returned nan"):
         session_of(decoder).generate([Request((1, 3), 3, sampling=ALL)])
 
@@ -162,7 +162,7 @@ def test_drawn_tokens_stay_on_the_gpu_between_steps():
     captured: list[Rerun] = []
     decoder = sum_decoder(AtOnce(), captured)
     session_of(decoder).generate([Request((1, 3), 9, sampling=params) for params in DRAWN[:4]])
-    assert [one.replays for one in captured] == [8] and list(guesses(decoder)) == [False] * 8
+    assert [one.replays for one in captured] == [8] and list(predictions(decoder)) == [False] * 8
 
 
 @pytest.mark.parametrize(

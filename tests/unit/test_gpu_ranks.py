@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from opt_trt.backends.inductor.decoder import cuda_ranks
-from opt_trt.backends.inductor.decoder.compiled import CompiledDecoder
-from opt_trt.backends.inductor.decoder.program_table import CONTEXT, Variants
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, CudaProgramTable
+from opt_trt.backends.inductor.decoder.rank_forward import RankForward
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
@@ -65,9 +65,9 @@ def test_a_kv_cache_takes_its_share_of_its_gpu_not_of_its_host(sharers, blocks, 
 
 
 @pytest.mark.parametrize(("stage", "ends"), [(0, ("embedding",)), (1, ()), (2, ("head_1",))])
-def test_a_stage_loads_the_variants_of_its_programs(stage, ends):
-    variants = Variants(sequences=1, tokens=12, logits=1, has_half_sums=False)
-    names = variants.names(stage_programs(Mapping(3, pp_size=3), stage))
+def test_a_stage_loads_its_programs_for_all_phases_and_buckets(stage, ends):
+    table = CudaProgramTable(sequences=1, tokens=12, logits=1, has_half_sums=False)
+    names = table.names(stage_programs(Mapping(3, pp_size=3), stage))
     assert sorted(names) == sorted(("layer_generation_1", "layer_context_16", *ends))
 
 
@@ -130,7 +130,7 @@ def test_for_ever_is_a_duration_that_torch_takes(gpus):
 
 @pytest.mark.parametrize(
     ("seats", "rank", "capture", "said"),
-    [(FOUR, 0, "graphs", f"{FOUR}\n"), (FOUR, 3, "graphs", ""), (SHARED, 0, cuda_ranks.Launched, f"{SHARED}\n")],
+    [(FOUR, 0, "graphs", f"{FOUR}\n"), (FOUR, 3, "graphs", ""), (SHARED, 0, cuda_ranks.Relaunched, f"{SHARED}\n")],
 )
 def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
     seats, rank, capture, said, tmp_path, monkeypatch, capsys
@@ -145,12 +145,13 @@ def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
     monkeypatch.setattr(collectives, "cuda", fake, raising=False)
     monkeypatch.setattr(cuda_ranks, "visible_gpu", lambda: order.append("look"))
     monkeypatch.setattr(cuda_ranks, "check_gpu", lambda *_: order.append("check"))
-    monkeypatch.setattr(cuda_ranks, "gpu_parts", lambda directory, config, rank: f"parts of {rank}")
+    monkeypatch.setattr(cuda_ranks, "gpu_model", lambda directory, config, rank: f"model of {rank}")
+    monkeypatch.setattr(cuda_ranks, "cuda_forward", lambda *given: given)
     monkeypatch.setattr(cuda_ranks, "SharedCaptures", lambda: "graphs")
     monkeypatch.setattr(cuda_ranks, "CudaRankDecoder", lambda *given: given)
     config = write_engine_config(tmp_path)
     opened = cuda_ranks.open_cuda_rank(tmp_path, config, RuntimeOptions(), 60.0)
-    assert opened == (config, f"parts of {rank}", CONTEXT, capture, joined(seats, rank))
+    assert opened == ((config, f"model of {rank}", CONTEXT, rank, None), capture, joined(seats, rank))
     assert order == ["take", "look", "check", ("connect", Mapping(), torch.float32, 60.0)]
     assert capsys.readouterr().err == said
 
@@ -170,9 +171,9 @@ def test_a_world_of_one_meets_sums_and_leaves(gpus, monkeypatch):
 
 def test_what_a_part_without_logits_gives_can_be_joined_with_the_others():
     """A device without memory stands for the GPU."""
-    decoder = object.__new__(CompiledDecoder)
-    decoder._logits = RankLogits(Mapping(), 0, 5, ReferenceOps())
-    nothing = decoder._joined(torch.empty(3, 4, device="meta"), StepInputs(*[torch.empty(0)] * 7))
+    forward = object.__new__(RankForward)
+    forward.rank_logits = RankLogits(Mapping(), 0, 5, ReferenceOps())
+    nothing = forward.head(torch.empty(3, 4, device="meta"), StepInputs(*[torch.empty(0)] * 7))
     assert torch.cat((nothing, torch.empty(2, 5, device="meta"))).shape == (2, 5)
 
 

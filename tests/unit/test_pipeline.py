@@ -1,4 +1,4 @@
-"""What passes between pipeline stages, with mailboxes in place of MPI."""
+"""What passes between pipeline stages, and what stages compute of it, with mailboxes in place of MPI."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from opt_trt.backends.engine import EngineConfig, Limits
+from opt_trt.backends.inductor.decoder.loading import RankModel
+from opt_trt.backends.inductor.decoder.pipeline import gather_outputs, run_stage
+from opt_trt.backends.inductor.decoder.rank_forward import RankForward
+from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
+from opt_trt.model.config import ModelConfig
 from opt_trt.model.mapping import Mapping
+from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.collectives.mpi_pipeline import Pipeline, PipelineError
+from opt_trt.step import StepInputs
+from tests.unit._engines import MODEL
 
 Mailboxes = dict[tuple[int, int], deque[Any]]  # by sender and receiver
 
@@ -99,3 +108,66 @@ def test_a_stage_that_sends_nothing_is_named() -> None:
     ranks = links(Mapping(2, pp_size=2), timeout_s=0.01)
     with pytest.raises(PipelineError, match=r"rank 1: rank 0 sends nothing for 0\.01 s"):
         arrived(ranks[1], 1, 4)
+
+
+class Embedding:
+    """Token ids as hidden states of 8 features."""
+
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return inputs[0].float()[:, None].expand(-1, 8).contiguous()
+
+
+class Layer:
+    """Adds the layer's only weight."""
+
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return inputs[0] + inputs[1]
+
+
+class Head:
+    """The wanted hidden states, twice, as logits of 16 tokens."""
+
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        return inputs[0][inputs[1]].repeat(1, 2)
+
+
+def stage_forward(stage: int, placed: list[int], progressed: list[int]) -> RankForward:
+    """The forward pass of a stage of two, which has one of two layers; notes parts as they are placed."""
+    programs = {"embedding": Embedding(), "layer": Layer(), "head": Head()}
+    model = RankModel(programs, [], [[torch.tensor(10.0 ** (stage + 2))]], [])
+    mapping = Mapping(2, pp_size=2)
+    config = ModelConfig.from_dict(
+        MODEL | {"do_layer_norm_before": False, "mapping": {"world_size": 2, "tp_size": 1, "pp_size": 2}}, "here"
+    )
+    engine = EngineConfig(config, Limits(8, 8, 16, 16, 4, False, False), "inductor", {}, "", {}, "")
+
+    def place(inputs: StepInputs) -> StepInputs:
+        placed.append(len(inputs.input_ids))
+        return inputs
+
+    return RankForward(
+        engine, model, RankLogits(mapping, stage, 16, ReferenceOps()), rank=stage,
+        place=place, after_layer=lambda: progressed.append(stage),
+    )  # fmt: skip
+
+
+def part_of(tokens: list[int], wanted: list[int], hidden: list[int] | None = None) -> StepInputs:
+    ids, rest = torch.tensor(tokens), [torch.empty(0)] * 5
+    named = None if hidden is None else torch.tensor(hidden, dtype=torch.long)
+    return StepInputs(ids, *rest, torch.tensor(wanted, dtype=torch.long), hidden_token_ids=named)
+
+
+def test_a_stage_computes_parts_in_their_order_and_rank_0_gets_the_outputs_of_all() -> None:
+    ends, caches = links(Mapping(2, pp_size=2)), [torch.empty(0)]
+    parts = [part_of([1, 2], [], []), part_of([3], [0], [0]), part_of([4, 5, 6], [2, 0], [1])]
+    whole = part_of([1, 2, 3, 4, 5, 6], [2, 5, 3], [2, 4])
+    placed, progressed = [], []
+    forwards = [stage_forward(stage, placed, progressed) for stage in (0, 1)]
+    assert run_stage(forwards[0], ends[0], parts, caches) == []
+    found = run_stage(forwards[1], ends[1], parts, caches)
+    assert placed == [2, 1, 3] * 2 and progressed == [0] * 3 + [1] * 3
+    last = gather_outputs(forwards[1], ends[1], found, whole)
+    first = gather_outputs(forwards[0], ends[0], [], whole)
+    for outputs in (last, first):
+        assert outputs.logits.tolist() == [[1100.0 + token] * 16 for token in (3, 6, 4)]
+        assert outputs.hidden.tolist() == [[1100.0 + token] * 8 for token in (3, 5)]

@@ -1,4 +1,4 @@
-"""The embedded backend: programs compiled by PyTorch's AOTInductor, looped by our own session."""
+"""The embedded backend: PyTorch's AOTInductor compiles programs, and the session of `runtime` runs them in a loop."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["build", "machine", "missing", "open"]
 
 
 def machine() -> tuple[str, ...]:
-    """Torch's version, the GPU if there is one, and the processor's flags."""
+    """Describe the machine: torch's version, the GPU if there is one, and the processor's flags."""
     return (torch.__version__, str(visible_gpu()), *sorted(processor_flags()))
 
 
 def missing() -> str | None:
-    """None, or the torch or the compiler this backend needs to build."""
+    """Say which torch or compiler is missing to build; None if nothing is."""
     if torch.__version__ < OLDEST_TORCH:
         return (
             f"it compiles with torch {OLDEST_TORCH} or newer, found {torch.__version__}; install the versions of "
@@ -56,7 +56,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:
-    """A session on an engine this backend built; no compiler is needed."""
+    """Open a session on an engine that this backend built; no compiler is needed."""
     config = read_engine_config(opening.engine_dir)
     device = config.device.get("type", "cpu")
     check_embedded(opening.options, device)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import CONFIG, WEIGHTS, EngineConfig, rank_metadata
-from opt_trt.backends.inductor.builder.cpu import CpuMaker
+from opt_trt.backends.inductor.builder.cpu import CpuTarget
 from opt_trt.backends.inductor.builder.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.backends.inductor.builder.packaging import package
 from opt_trt.backends.inductor.builder.tables import print_plan, profile_table, tactic_table
-from opt_trt.backends.inductor.builder.target import Maker
+from opt_trt.backends.inductor.builder.target import Target
 from opt_trt.backends.inductor.profiler.ceilings import measure_ceilings
 from opt_trt.backends.inductor.profiler.step_profile import profile_engine
 from opt_trt.checkpoint.fingerprint import fingerprint
@@ -36,60 +36,60 @@ from opt_trt.plugins.tactic import winners
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     """Write `config.json`, and the compiled programs and weights of every rank, into the empty directory `out`.
 
-    Programs are compiled once: all ranks of a stage share them, and all stages share those of layers.
+    Each program is compiled once: all ranks of a stage share their programs, and all stages share those of layers.
     """
-    maker = _maker(checkpoint.config, config)
+    target = _target(checkpoint.config, config)
     limits = resolve_limits(checkpoint.config, config)
     model = limits.model
     if config.dry_run:
-        print_plan(checkpoint, config, limits, maker)
+        print_plan(checkpoint, config, limits, target)
         return
     find_compiler()
     ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
-    with Progress((*maker.stages, "weights")) as progress:
-        made = maker.make(ranks, config, limits, progress)
-        package(made.programs, model.mapping, out)
+    with Progress((*target.stages, "weights")) as progress:
+        compiled = target.compile(ranks, config, limits, progress)
+        package(compiled.programs, model.mapping, out)
         progress.done()
         engine = EngineConfig(
             pretrained_config=model,
             build_config=limits.build_config,
             backend="inductor",
-            device=made.device,
-            plugin_library=made.library.name if made.library else "",
-            tactics=winners(made.plan.choices()),
+            device=compiled.device,
+            plugin_library=compiled.library.name if compiled.library else "",
+            tactics=winners(compiled.plan.choices()),
             checkpoint=fingerprint(checkpoint.directory),
         )
-        _write_weights(ranks, made.plan, engine, config.workers, out)
+        _write_weights(ranks, compiled.plan, engine, config.workers, out)
         progress.done()
-    if made.library:
-        shutil.copyfile(made.library, out / made.library.name)
+    if compiled.library:
+        shutil.copyfile(compiled.library, out / compiled.library.name)
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
     if config.talks:
-        print(tactic_table(made.table, config.profiling_verbosity), end="")
-        for note in made.notes:
+        print(tactic_table(compiled.tuned, config.profiling_verbosity), end="")
+        for note in compiled.notes:
             print(note)
-        if config.profiling_verbosity == "detailed" and made.library:
+        if config.profiling_verbosity == "detailed" and compiled.library:
             print(_profile(out, model.mapping.world_size), end="")
 
 
 def _profile(engine_dir: Path, ranks: int) -> str:
-    """Where a step spends its time; a build is one process, so of several ranks there is a line that says why not."""
+    """Profile a step. A build is one process, so for an engine of several ranks return a line that says why not."""
     if ranks == 1:
         return profile_table(profile_engine(engine_dir), measure_ceilings())
     return (
-        f"no profile of a step: it takes {ranks} ranks at once, the build is one process; to see one, convert the "
-        "model with --tp_size 1 --pp_size 1 and build that\n"
+        f"no profile of a step: it takes {ranks} ranks at once, but the build is one process; to see a profile, "
+        "convert the model with --tp_size 1 --pp_size 1 and build that\n"
     )
 
 
-def _maker(model: ModelConfig, config: BuildConfig) -> Maker:
-    """The side of the device asked for; `UserError` says what it cannot build."""
+def _target(model: ModelConfig, config: BuildConfig) -> Target:
+    """Return the device that the flags ask for; `UserError` says what it cannot build."""
     gpu = target_gpu(config.device, visible_gpu())
     if gpu is None:
-        return CpuMaker(target_isa(config.target_isa))
+        return CpuTarget(target_isa(config.target_isa))
     try:
         from opt_trt.backends.inductor.builder.cuda import (  # triton comes with torch for CUDA only
-            CudaMaker,
+            CudaTarget,
             check_cuda,
         )
     except ImportError as error:
@@ -97,13 +97,13 @@ def _maker(model: ModelConfig, config: BuildConfig) -> Maker:
             f"--device cuda: {error}; install the triton that torch {torch.__version__} wants, or give --device cpu"
         ) from error
     check_cuda(model, config)
-    return CudaMaker(gpu)
+    return CudaTarget(gpu)
 
 
 def _write_weights(
     ranks: Sequence[Checkpoint], plan: TacticPlan, engine: EngineConfig, workers: int, out: Path
 ) -> None:
-    """The weights of all ranks, `workers` of them at a time; each holds one tensor in memory."""
+    """Write the weights of all ranks, `workers` ranks at a time; each rank holds one tensor in memory."""
 
     def write(rank: int) -> None:
         source, path = ranks[rank], out / WEIGHTS.format(rank=rank)

@@ -1,4 +1,4 @@
-"""The part of a build that is a CPU's: the plugin library, tactics among its kernels, three programs."""
+"""Compile for a CPU: the plugin library, tactics among its kernels, and three programs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.backends.inductor.builder.packaging import submit_decoder, submit_embedding
 from opt_trt.backends.inductor.builder.tables import rounding_line
-from opt_trt.backends.inductor.builder.target import Made, timings
+from opt_trt.backends.inductor.builder.target import Compiled, timings
 from opt_trt.backends.inductor.compiler.compile import open_inductor
 from opt_trt.backends.inductor.compiler.targets import for_cpu
 from opt_trt.checkpoint.reader import Checkpoint
@@ -29,39 +29,41 @@ from opt_trt.plugins.tune.rounding import product_errors
 
 
 @dataclass(frozen=True)
-class CpuMaker:
-    """`Maker` for an instruction set."""
+class CpuTarget:
+    """`Target` of an instruction set."""
 
     isa: Isa
     stages: tuple[str, ...] = ("plugin library", "tactics", "programs")
     keeps_weights: str = "memory-mapped"
 
     def describe(self) -> str:
-        """See `Described.describe`."""
+        """See `TargetDescription.describe`."""
         return f"cpu, {self.isa.name} (-march={self.isa.march})"
 
     def to_compile(self) -> str:
-        """See `Described.to_compile`."""
+        """See `TargetDescription.to_compile`."""
         return "plugin library (gemm, attention, layer norm, collectives); programs embedding, layer, head"
 
-    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
-        """See `Maker.make`."""
+    def compile(
+        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: ResolvedLimits, progress: Progress
+    ) -> Compiled:
+        """See `Target.compile`."""
         with ThreadPoolExecutor(1) as pool, open_inductor(for_cpu(self.isa), cache_dir()) as compilers:
-            compiling = pool.submit(compile_library, self.isa.march, cache_dir() / "plugins")  # a process of its own
+            compiling = pool.submit(compile_library, self.isa.march, cache_dir() / "plugins")  # in its own process
             programs = submit_embedding(ranks[0], compiling, compilers)
             library = compiling.result()
             progress.done()
             with compilers.turns.quiet():
-                plan, table = _choose_tactics(limits.model, config, library, self.isa)
+                plan, tuned = _choose_tactics(limits.model, config, library, self.isa)
             progress.done()
             programs |= submit_decoder(ranks, (plan, library), compilers, limits)
             files = {name: compiled.result() for name, compiled in programs.items()}
         notes = (rounding_line(product_errors(plan, library.operators())),) if config.context_int8 else ()
-        return Made(plan, table, files, device_of(self.isa, plan), library.path, notes)
+        return Compiled(plan, tuned, files, device_of(self.isa, plan), library.path, notes)
 
 
 def device_of(isa: Isa, plan: TacticPlan) -> dict[str, str]:
-    """What an engine says of the machine it runs on: with every processor flag that its instructions may need."""
+    """Describe the machine that an engine runs on, with every processor flag that its instructions may need."""
     chosen = {tactic for choice in plan.choices().values() for tactic in choice.tactics}
     flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
     return {

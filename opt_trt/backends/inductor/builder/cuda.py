@@ -1,4 +1,4 @@
-"""The part of a build that is a GPU's: tactics among Triton's kernels, programs by phase and bucket."""
+"""Compile for a GPU: tactics among Triton's kernels, and programs by phase and bucket."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from opt_trt.backends.inductor.builder.cuda_programs import CudaPrograms, tactics_of
 from opt_trt.backends.inductor.builder.layout import engine_tensors
-from opt_trt.backends.inductor.builder.limits import Resolved
-from opt_trt.backends.inductor.builder.target import Made, timings
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
+from opt_trt.backends.inductor.builder.target import Compiled, timings
 from opt_trt.backends.inductor.compiler.compile import open_inductor
 from opt_trt.backends.inductor.compiler.targets import for_gpu
-from opt_trt.backends.inductor.decoder.program_table import Variants
+from opt_trt.backends.inductor.decoder.program_table import CudaProgramTable
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import Refusal, refuse_given
@@ -35,39 +35,43 @@ FP32_ACC = "give run.py --enable_context_fmha_fp32_acc"
 ON_CPU = "give --device cpu"
 REFUSED: Mapping[str, Refusal] = {
     "target_isa": Refusal("it names instructions of a processor", advice=ON_CPU),
-    "deterministic": Refusal("on a GPU sums are taken in another order for other numbers of tokens", advice=ON_CPU),
-    "context_int8": Refusal("kernels of a GPU keep activations", advice=ON_CPU),
-    "opt_num_tokens": Refusal("every bucket of tokens has tactics of its own on a GPU"),
-    "context_fmha": Refusal("prompts are always attended to by a fused kernel on a GPU", ("enable",)),
-    "gpt_attention_plugin": Refusal("no library attends to a paged KV cache", ("auto", "float16", "bfloat16")),
-    "context_fmha_fp32_acc": Refusal("an engine has both kinds of sums", advice=FP32_ACC),
+    "deterministic": Refusal("on a GPU sums are taken in another order if the number of tokens differs", advice=ON_CPU),
+    "context_int8": Refusal("kernels of a GPU do not round activations to int8", advice=ON_CPU),
+    "opt_num_tokens": Refusal("on a GPU every bucket of tokens has its own tactics"),
+    "context_fmha": Refusal("on a GPU a fused kernel always computes the attention of prompts", ("enable",)),
+    "gpt_attention_plugin": Refusal(
+        "no library computes attention over a paged KV cache", ("auto", "float16", "bfloat16")
+    ),
+    "context_fmha_fp32_acc": Refusal("an engine contains programs for both kinds of sums", advice=FP32_ACC),
 }
 MOST_HEAD_SIZE = 128
 TYPES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class CudaMaker:
-    """`Maker` for a GPU."""
+class CudaTarget:
+    """`Target` of a GPU."""
 
     gpu: Gpu
-    device: str = "cuda"  # of the tensors that tactics are tried on, which triton's interpreter takes on a CPU
+    device: str = "cuda"  # of the tensors that tactics are timed on; Triton's interpreter takes those of a CPU
     stages: tuple[str, ...] = ("tactics", "programs")
     keeps_weights: str = "copied to the GPU"
 
     def describe(self) -> str:
-        """See `Described.describe`."""
+        """See `TargetDescription.describe`."""
         return f"cuda, {self.gpu}"
 
     def to_compile(self) -> str:
-        """See `Described.to_compile`."""
+        """See `TargetDescription.to_compile`."""
         return "programs embedding, layer, head; the last two by phase and bucket of tokens"
 
-    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
-        """See `Maker.make`."""
-        compilation = for_gpu(self.gpu, kernel_key())  # before tactics take their time, headers may be missing
-        variants = Variants.of(limits.model, limits.build_config)
-        plan, table = self._choose_tactics(limits, config, variants)
+    def compile(
+        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: ResolvedLimits, progress: Progress
+    ) -> Compiled:
+        """See `Target.compile`."""
+        compilation = for_gpu(self.gpu, kernel_key())  # first, because it fails at once if headers are missing
+        table = CudaProgramTable.of(limits.model, limits.build_config)
+        plan, tuned = self._choose_tactics(limits, config, table)
         progress.done()
         ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
         weights = {name: (t.shape, t.dtype) for name, t in ends.items()}
@@ -78,22 +82,22 @@ class CudaMaker:
         with open_inductor(compilation, cache_dir()) as compilers, group_in_name_only(tp_size):
             programs = {
                 spec.name: compilers.compile(spec, tactics_of(spec))
-                for spec in CudaPrograms(limits.model, variants, plan, shapes, collectives).specs()
+                for spec in CudaPrograms(limits.model, table, plan, shapes, collectives).specs()
             }
         device = {
             "type": "cuda", "gpu": self.gpu.name, "capability": self.gpu.capability, "torch": torch.__version__,
             "triton": TRITON_VERSION,
         }  # fmt: skip
-        return Made(plan, table, programs, device, None)
+        return Compiled(plan, tuned, programs, device, None)
 
     def _choose_tactics(
-        self, limits: Resolved, config: BuildConfig, variants: Variants
+        self, limits: ResolvedLimits, config: BuildConfig, table: CudaProgramTable
     ) -> tuple[TacticPlan, list[TunedProblem]]:
         policy = CudaPolicy(
             gemm=config.gemm_plugin != "disable",
-            max_sequences=variants.sequences,
-            max_num_tokens=variants.tokens,
-            max_logits=variants.logits,
+            max_sequences=table.sequences,
+            max_num_tokens=table.tokens,
+            max_logits=table.logits,
             tokens_per_block=config.tokens_per_block,
             lm_head_precision=config.lm_head_precision,
         )
@@ -102,7 +106,7 @@ class CudaMaker:
 
 
 def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
-    """Refuse flags and checkpoints that no engine on a GPU is built of."""
+    """Refuse flags and checkpoints that engines on a GPU cannot be built from."""
     refuse_given(config, REFUSED)
     advice = "or give --device cpu"
     if model.dtype not in TYPES:

@@ -1,11 +1,11 @@
-"""The programs of a GPU's engine as a compiler needs them: each with the tactics of its bucket."""
+"""The programs of a GPU's engine as the compiler needs them: each with the tactics of its bucket."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from opt_trt.backends.inductor.decoder.program_table import CONTEXT, GENERATION, HALF_CONTEXT, Variants
+from opt_trt.backends.inductor.decoder.program_table import CONTEXT, GENERATION, HALF_CONTEXT, CudaProgramTable
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import GraphShapes, ProgramSpec, embedding_program, head_program, layer_program
@@ -22,32 +22,32 @@ CONTEXT_TACTICS = {CONTEXT: attention.FLASH, HALF_CONTEXT: attention.HALF_FLASH}
 
 @dataclass(frozen=True)
 class CudaPrograms:
-    """All programs of an engine; `plan` is `tune_cuda.tune`'s."""
+    """All programs of an engine; `plan` comes from `plugins.tune.cuda.tune`."""
 
     model: ModelConfig
-    variants: Variants
+    table: CudaProgramTable
     plan: TacticPlan
     shapes: GraphShapes
     collectives: Collectives = ALONE
 
     def specs(self) -> Iterator[ProgramSpec]:
-        """Named as `Variants` names them."""
-        first = self._ops(self.bucket(GENERATION, bounds_for(self.variants.sequences)[0]))
+        """Specify every program, named as `table` names it."""
+        first = self._ops(self.bucket(GENERATION, bounds_for(self.table.sequences)[0]))
         yield embedding_program(self.model, first, self.shapes, EMBEDDING_WEIGHTS)
-        for name, (phase, bound) in self.variants.layers().items():
+        for name, (phase, bound) in self.table.layers().items():
             ops = self._ops(self.bucket(phase, bound))
-            # A compiler runs kernels on examples of these shapes: generation's read a length for every token.
+            # The compiler runs kernels on examples of these shapes; those of generation read a length for every token.
             shapes = replace(self.shapes, one_token_each=phase == GENERATION)
             yield replace(layer_program(self.model, ops, shapes, layer_weight_names(self.model, 0)), name=name)
         weights = head_weight_names(self.model, self.plan.problems["head"].quantized)
-        for name, bound in self.variants.heads().items():
-            head = self.plan.gemm["head"].tactics[bounds_for(self.variants.logits).index(bound)]
+        for name, bound in self.table.heads().items():
+            head = self.plan.gemm["head"].tactics[bounds_for(self.table.logits).index(bound)]
             ops = self._ops(BucketPlan(bound, self.plan.problems, {"head": head}, attention.FLASH))
             yield replace(head_program(self.model, ops, self.shapes, weights), name=name)
 
     def bucket(self, phase: str, bound: Bound) -> BucketPlan:
-        """The winners of a layer."""
-        place = bounds_for(self.variants.tokens).index(bound)
+        """Return the tactics of a layer."""
+        place = bounds_for(self.table.tokens).index(bound)
         products = {site: choice.tactics[place] for site, choice in self.plan.gemm.items() if site != "head"}
         return BucketPlan(bound, self.plan.problems, products, self._attention(phase, bound))
 
@@ -57,11 +57,11 @@ class CudaPrograms:
     def _attention(self, phase: str, bound: Bound) -> Tactic:
         if phase in CONTEXT_TACTICS:
             return CONTEXT_TACTICS[phase]
-        return self.plan.attention.tactics[bounds_for(self.variants.sequences).index(bound)]
+        return self.plan.attention.tactics[bounds_for(self.table.sequences).index(bound)]
 
 
 def tactics_of(spec: ProgramSpec) -> object:
-    """What tells a program from another one of the same name."""
+    """Return what distinguishes a program from others of the same name."""
     ops = spec.module.ops
     assert isinstance(ops, CudaOps), ops
     return ops.plan.most_tokens, ops.plan.gemm, ops.plan.attention

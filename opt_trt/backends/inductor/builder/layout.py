@@ -1,4 +1,4 @@
-"""Which tensors an embedded engine stores, in which layout: weights as their tactic reads them, vectors in fp32."""
+"""The tensors that an embedded engine stores: weights in the layout that their tactic reads, vectors in fp32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from opt_trt.quant.mode import SCALE, scale_name
 
 
 def engine_tensors(checkpoint: Checkpoint, plan: TacticPlan) -> dict[str, TensorSpec]:
-    """Name, shape and dtype of every tensor the engine stores."""
+    """Return name, shape and dtype of every tensor that the engine stores."""
     specs: dict[str, TensorSpec] = {}
     for name, spec in _unscaled(checkpoint):
         if (site := site_of(name)) is None:
@@ -34,7 +34,7 @@ def engine_tensors(checkpoint: Checkpoint, plan: TacticPlan) -> dict[str, Tensor
 
 
 def packed_tensors(checkpoint: Checkpoint, plan: TacticPlan) -> Iterator[tuple[str, torch.Tensor]]:
-    """The engine's tensors one at a time."""
+    """Yield the engine's tensors, one at a time."""
     for name, spec in _unscaled(checkpoint):
         if (site := site_of(name)) is None:
             tensor = checkpoint.tensor(name)
@@ -43,7 +43,7 @@ def packed_tensors(checkpoint: Checkpoint, plan: TacticPlan) -> Iterator[tuple[s
         problem, layout = plan.problems[site], plan.gemm[site].layout
         if problem.quantized:
             mode = MODES[problem.weight_type]
-            whole = is_linear(name)  # what a checkpoint quantizes; the head is quantized here
+            whole = is_linear(name)  # the checkpoint has quantized these; the head is quantized here
             q, scale = integers(checkpoint, name) if whole else quantize_table(checkpoint.tensor(name), mode)
             yield name, _packed(q, problem, layout)
             yield scale_name(name), scale.float()
@@ -60,5 +60,5 @@ def _shape(problem: GemmProblem, layout: str) -> tuple[int, ...]:
 
 
 def _unscaled(checkpoint: Checkpoint) -> list[tuple[str, TensorSpec]]:
-    """A checkpoint's tensors but for the scales, which come with their weights."""
+    """List a checkpoint's tensors without the scales, which are stored with their weights."""
     return [(name, spec) for name, spec in checkpoint.spec.items() if not name.endswith(SCALE)]

@@ -1,4 +1,4 @@
-"""The limits of an embedded engine: defaults filled in, contradictions refused."""
+"""Fill in the limits of an embedded engine, and refuse flags that contradict each other or the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from opt_trt.plugins.cpu.isa import INT8_PRODUCTS, target_isa
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedLimits:
     """A checkpoint's configuration and the engine's limits after defaults and checks."""
 
     model: ModelConfig
     build_config: Limits
 
 
-def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
-    """Fill in what depends on the checkpoint, and refuse what only TensorRT can do."""
+def resolve_limits(model: ModelConfig, config: BuildConfig) -> ResolvedLimits:
+    """Fill in the limits that depend on the checkpoint, and refuse what only TensorRT supports."""
     refuse_given(config, config.EMBEDDED)
     if model.hidden_act != ENGINE_ACTIVATION:
         raise UserError(
@@ -49,11 +49,11 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> Resolved:
             "paged_kv_cache": True,
         },
     )
-    return Resolved(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
+    return ResolvedLimits(replace(model, logits_dtype=config.logits_dtype or model.logits_dtype), limits)
 
 
 def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:
-    """`UserError` if no product could round its activations."""
+    """Raise `UserError` if no product could use activations of int8."""
     if INT8_PRODUCTS not in target_isa(config.target_isa).extras:
         raise UserError(
             f"--context_int8 needs a processor with {INT8_PRODUCTS}, and no --target_isa that leaves it out, found "

@@ -1,4 +1,4 @@
-"""The programs of an engine: each is compiled once, whatever the number of ranks, and packaged once a stage."""
+"""Compile the programs of a CPU's engine, each once for all ranks, and package programs once for each stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch._inductor.package.package import package_aoti
 
 from opt_trt.backends.engine import PROGRAMS
 from opt_trt.backends.inductor.builder.layout import engine_tensors
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.backends.inductor.compiler.compile import Inductor
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
@@ -29,7 +29,10 @@ from opt_trt.plugins.ops.plan import TacticPlan
 def submit_embedding(
     first: Checkpoint, compiling: Future[NativeLibrary], compilers: Inductor
 ) -> dict[str, Future[list[str]]]:
-    """The files of the one program that no tactic goes into; of sharded tables it calls the plugin library."""
+    """Start to compile the embedding, which depends on no tactic.
+
+    With sharded tables, the embedding calls the plugin library: then wait until the library is compiled.
+    """
     config = first.config
     tables = {name: (spec.shape, spec.dtype) for name, spec in first.spec.items() if name in EMBEDDING_WEIGHTS}
     ops, extra = ReferenceOps(), ""
@@ -41,9 +44,9 @@ def submit_embedding(
 
 
 def submit_decoder(
-    ranks: Sequence[Checkpoint], chosen: tuple[TacticPlan, NativeLibrary], compilers: Inductor, limits: Resolved
+    ranks: Sequence[Checkpoint], chosen: tuple[TacticPlan, NativeLibrary], compilers: Inductor, limits: ResolvedLimits
 ) -> dict[str, Future[list[str]]]:
-    """The files of `layer` and `head`, by name."""
+    """Start to compile `layer` and `head`; return their files by name."""
     plan, library = chosen
     ops = PluginOps(library.operators(), plan, NativeCollectives(library.operators(), limits.model.mapping.tp_size))
     ends = engine_tensors(ranks[0], plan) | engine_tensors(ranks[-1], plan)  # the first and the last stage
@@ -69,7 +72,7 @@ def submit_decoder(
 
 
 def package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None:
-    """The programs of each rank, packaged once a stage."""
+    """Write the package of every rank; ranks of a stage have the same one."""
     for stage in range(mapping.pp_size):
         first, *others = (
             out / PROGRAMS.format(rank=rank) for rank in range(mapping.world_size) if mapping.pp_rank(rank) == stage
@@ -81,8 +84,8 @@ def package(programs: dict[str, list[str]], mapping: Mapping, out: Path) -> None
 
 
 def _package(programs: dict[str, list[str]], out: Path) -> None:
-    """Put programs, given by their files, into one package; each is loaded by its name."""
+    """Put programs, given by their files, into one package, from which each is loaded by its name."""
     with tempfile.TemporaryDirectory(dir=out.parent) as directory:
-        file = Path(directory, "programs.pt2")  # the packager warns about any other ending
+        file = Path(directory, "programs.pt2")  # the packager warns about any other suffix
         package_aoti(str(file), {name: [*files] for name, files in programs.items()})
         file.replace(out)

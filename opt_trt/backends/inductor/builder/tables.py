@@ -1,4 +1,4 @@
-"""What a build will do, and what it did, as a person reads it: limits, memory, tactics."""
+"""The tables that a build prints: limits and memory before it, tactics and a profile after it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from opt_trt.backends.inductor.builder.limits import Resolved
-from opt_trt.backends.inductor.builder.target import Described
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
+from opt_trt.backends.inductor.builder.target import TargetDescription
 from opt_trt.backends.inductor.profiler.ceilings import Ceilings
 from opt_trt.backends.inductor.profiler.step_profile import StepProfile
 from opt_trt.checkpoint.reader import Checkpoint
@@ -17,22 +17,22 @@ from opt_trt.plugins.tune.common import TunedProblem
 MIB = 2**20
 
 
-def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, device: Described) -> None:
-    """What `--dry_run` shows."""
+def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: ResolvedLimits, target: TargetDescription) -> None:
+    """Print what `--dry_run` shows."""
     model, build = limits.model, limits.build_config
     layers = len(model.stage_layers(0))
     token = 2 * model.local_heads * model.head_size * getattr(torch, model.dtype).itemsize * layers
     sequence = token * build.max_seq_len
     rows = (
-        ("backend", f"inductor on {device.describe()}"),
+        ("backend", f"inductor on {target.describe()}"),
         ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}"),
         ("head", build.lm_head_precision or model.dtype),
         ("ranks", f"{model.mapping.world_size} (tp_size {model.mapping.tp_size}, pp_size {model.mapping.pp_size})"),
         ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
         ("step", f"at most {build.max_num_tokens} packed tokens"),
-        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, {device.keeps_weights}"),
+        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, {target.keeps_weights}"),
         ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
-        ("to compile", device.to_compile()),
+        ("to compile", target.to_compile()),
         ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
         ("output", f"{config.output_dir} (nothing is written in a dry run)"),
     )
@@ -40,14 +40,17 @@ def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: Resolved, de
         print(f"{name:<18}{value}")
 
 
-def tactic_table(table: Sequence[TunedProblem], verbosity: str) -> str:
-    """The winners with their times; `detailed` adds every loser's time or reason, `none` is empty."""
+def tactic_table(tuned: Sequence[TunedProblem], verbosity: str) -> str:
+    """Format the winners with their times.
+
+    Verbosity `detailed` adds every other tactic's time, or why it was not timed; `none` gives an empty text.
+    """
     if verbosity == "none":
         return ""
     detailed = verbosity == "detailed"
     head = f"{'problem':<11}{'stored':<10}{'tokens':<12}{'tactic':<10}{'us':>9}"
     lines = [f"{head}  others" if detailed else head]
-    for row in table:
+    for row in tuned:
         times = {t.tactic: t for t in row.timings}
         others = ", ".join(
             f"{t.tactic.name} {t.elapsed_us:.0f}" if t.elapsed_us is not None else f"{t.tactic.name}: {t.reason}"
@@ -61,7 +64,7 @@ def tactic_table(table: Sequence[TunedProblem], verbosity: str) -> str:
 
 
 def profile_table(profile: StepProfile, ceilings: Ceilings) -> str:
-    """Where a step spends its time, and at what share of what the machine can do."""
+    """Format the time of each operation of a step, beside the share of the machine's best rates that it reaches."""
     whole = profile.step_ns
     lines = [
         f"a step of one sequence with {profile.context_tokens} tokens: {whole / 1e6:.2f} ms "
@@ -79,7 +82,7 @@ def profile_table(profile: StepProfile, ceilings: Ceilings) -> str:
 
 
 def rounding_line(errors: Mapping[str, float]) -> str:
-    """What `--context_int8` did, by product."""
+    """Format the error that `--context_int8` adds, by product."""
     if not errors:
         return "--context_int8: no product is faster with activations of int8"
     shown = ", ".join(f"{site} {error:.2%}" for site, error in errors.items())

@@ -1,4 +1,4 @@
-"""What a build makes for a device, and how: the part of it that differs between devices."""
+"""The part of a build that differs between devices: what it compiles, and how."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from opt_trt.backends.inductor.builder.limits import Resolved
+from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.host.cache import cache_dir
@@ -19,50 +19,55 @@ from opt_trt.plugins.tune.timing import Clock, TimingCache, wall_us
 
 
 @dataclass(frozen=True)
-class Made:
-    """Tactics and programs; weights are laid out by the plan."""
+class Compiled:
+    """Tactics and programs of an engine; the plan says how weights are laid out."""
 
     plan: TacticPlan
-    table: list[TunedProblem]
-    programs: dict[str, list[str]]  # files by name: a kind, or kind_variant
-    device: dict[str, str]  # what a machine must have to run the engine, and for what it was compiled
+    tuned: list[TunedProblem]
+    programs: dict[str, list[str]]  # files by program: its name is a kind, or a kind, a phase and a bucket
+    device: dict[str, str]  # the device that it was compiled for, and what a machine must have to run the engine
     library: Path | None  # of operators that programs call
-    notes: tuple[str, ...] = ()  # lines for whoever builds
+    notes: tuple[str, ...] = ()  # lines to print after the build
 
 
-class Described(Protocol):
+class TargetDescription(Protocol):
     """The device of a build, in words."""
 
     @property
     def keeps_weights(self) -> str:
-        """How it holds weights while an engine runs."""
+        """The way the device holds weights while an engine runs."""
         ...
 
     def describe(self) -> str:
-        """The device and what is compiled for it."""
+        """Describe the device, with what it means for compilers."""
         ...
 
     def to_compile(self) -> str:
-        """What is compiled."""
+        """Describe what is compiled for the device."""
         ...
 
 
-class Maker(Described, Protocol):
-    """The builder's side of a device."""
+class Target(TargetDescription, Protocol):
+    """A device to build for."""
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Of `make`, as progress shows them."""
+        """The stages of `compile`, as progress shows them."""
         ...
 
-    def make(self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: Resolved, progress: Progress) -> Made:
-        """Choose tactics and compile; tells `progress` of every stage that is done but the last."""
+    def compile(
+        self, ranks: Sequence[Checkpoint], config: BuildConfig, limits: ResolvedLimits, progress: Progress
+    ) -> Compiled:
+        """Choose tactics and compile programs; report to `progress` the end of each stage but the last."""
         ...
 
 
 @contextmanager
 def timings(config: BuildConfig, device: str, clock: Clock = wall_us) -> Iterator[TimingCache]:
-    """Times of a device's tactics to tune with: those the flags name, or this user's, which then know the new ones."""
+    """Open the timing cache to tune with, and save it with the new times.
+
+    It is the file that the flags name, or else the user's own. The user's own is updated only if it was read.
+    """
     own = cache_dir() / "timing.cache"
     earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
     cache = TimingCache.load(device, earlier, clock)

@@ -1,8 +1,8 @@
-"""Compile programs with AOTInductor; the traps of that road that any device has are dealt with here.
+"""Compile programs with AOTInductor, and avoid those of its traps that do not depend on the device.
 
-- an axis of one is let through the input checks: examples of 2 and more make Inductor assume it never comes;
-- example axes are at least 2 and no slice of the KV cache is taken inside a program (see graph/programs.py);
-- Inductor's own code runs in one thread at a time, the compilers it starts side by side (turns.py).
+- Input checks must accept an axis of size 1: because examples have at least 2, Inductor assumes that 1 never occurs.
+- Example axes have at least 2 elements, and no program takes a slice of the KV cache (see graph/programs.py).
+- Inductor's own code runs in one thread at a time; the compilers that it starts run in parallel (turns.py).
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ from opt_trt.plugins.ops import plan
 from opt_trt.quant import nibbles
 
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
-if hasattr(aot_inductor, "enable_line_tables"):  # of newer torch; for profilers, a tenth of a compiler's time
+# Line tables serve profilers and take a tenth of the compiler's time. Only newer torch has the option.
+if hasattr(aot_inductor, "enable_line_tables"):
     COMMON["aot_inductor.enable_line_tables"] = False
 
 
 @contextmanager
 def open_inductor(compilation: Compilation, cache: Path) -> Iterator[Inductor]:
-    """Where programs are compiled; leaving it by an exception, Ctrl-C included, waits for compilers that still run."""
+    """Open what compiles programs. An exception, Ctrl-C included, waits for the compilers that still run."""
     turns = Turns()
-    with _told(compilation, cache / "inductor", turns), ThreadPoolExecutor() as pool:
+    with _configured(compilation, cache / "inductor", turns), ThreadPoolExecutor() as pool:
         try:
             yield Inductor(compilation, cache, turns, pool)
         except BaseException:
@@ -55,12 +56,13 @@ def open_inductor(compilation: Compilation, cache: Path) -> Iterator[Inductor]:
 
 
 @contextmanager
-def _told(compilation: Compilation, work_dir: Path, turns: Turns) -> Iterator[None]:
-    """Inductor works in a directory, for a device, and in turns."""
+def _configured(compilation: Compilation, work_dir: Path, turns: Turns) -> Iterator[None]:
+    """Have Inductor work in a directory, for a device, and in turns."""
     build = CppBuilder.build
 
     def build_in_turn(builder: CppBuilder) -> None:
-        shared = builder._precompiling or builder._preprocessing  # of headers, under a lock that others may wait for
+        # Headers are compiled under a lock that other threads may wait for.
+        shared = builder._precompiling or builder._preprocessing
         with nullcontext() if shared else turns.compiler():
             build(builder)
 
@@ -70,13 +72,13 @@ def _told(compilation: Compilation, work_dir: Path, turns: Turns) -> Iterator[No
         mock.patch.object(CppBuilder, "build", build_in_turn),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # of torch's own internals
+        warnings.simplefilter("ignore")  # about torch's own internals
         yield
 
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """One variable, and no other: programs of users may set theirs while their model is built."""
+    """Set one variable and restore it; a program may set other variables while its model is built."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -88,7 +90,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Inductor:
-    """Compiles programs in threads; `open_inductor` makes one."""
+    """A compiler of programs, which works in threads; `open_inductor` opens one."""
 
     compilation: Compilation
     cache: Path
@@ -96,13 +98,13 @@ class Inductor:
     pool: ThreadPoolExecutor
 
     def submit(self, spec: ProgramSpec, extra: object, direct_calls: DirectCalls | None = None) -> Future[list[str]]:
-        """`compile` in a thread."""
+        """Start `compile` in a thread."""
         return self.pool.submit(self.compile, spec, extra, direct_calls)
 
     def compile(self, spec: ProgramSpec, extra: object, direct_calls: DirectCalls | None = None) -> list[str]:
-        """The files of one program, compiled now or taken from the cache directory.
+        """Compile a program, or take it from the cache directory; return its files.
 
-        `extra` is what else shapes it; operators among `direct_calls` are called as C functions.
+        `extra` is whatever else shapes the program. Operators among `direct_calls` are called as C functions.
         """
         calls = direct_calls or {}
         key = program_key(spec, self.compilation, (extra, list(calls.values())))
@@ -122,7 +124,7 @@ class Inductor:
 
 
 def compile_program(spec: ProgramSpec, compilation: Compilation, direct_calls: DirectCalls) -> list[str]:
-    """Compile one program; the files it consists of, where Inductor works."""
+    """Compile a program; return its files in the directory where Inductor works."""
     exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
     options = {**COMMON, **compilation.options, "aot_inductor.custom_ops_to_c_shims": direct_calls}
     with torch.no_grad():
@@ -132,7 +134,7 @@ def compile_program(spec: ProgramSpec, compilation: Compilation, direct_calls: D
 
 
 def _put(temporary: Path, kept: Path) -> None:
-    """Move a finished directory into the cache; another build may have put the same there meanwhile."""
+    """Move a finished directory into the cache, unless another build has put the same one there meanwhile."""
     try:
         temporary.rename(kept)
     except OSError:
@@ -141,9 +143,9 @@ def _put(temporary: Path, kept: Path) -> None:
 
 
 def program_key(spec: ProgramSpec, compilation: Compilation, extra: object) -> str:
-    """A hash of all that shapes a compiled program: its sizes, tactics, versions and device.
+    """Hash everything that shapes a compiled program: its sizes, tactics, versions and device.
 
-    Not the number of layers: all layers run one program.
+    The number of layers is not part of it, because all layers run one program.
     """
     leaves = torch.utils._pytree.tree_leaves(spec.args)
     options = {k: v for k, v in sorted(vars(spec.module).items()) if isinstance(v, int | float | str)}
@@ -160,6 +162,6 @@ def program_key(spec: ProgramSpec, compilation: Compilation, extra: object) -> s
 
 
 def graph_source() -> str:
-    """The text of the modules that programs are traced from: an edit there is another program."""
+    """Return the text of the modules that programs are traced from: after an edit, programs are other ones."""
     files = (ops, nibbles, problem, gemm, attention, collectives, plan, plugin_ops, decoder, embedding, programs)
     return "\0".join(Path(module.__file__).read_text() for module in files if module.__file__)

@@ -1,9 +1,9 @@
-"""How Inductor is told to compile for a device, and what it is kept from finding out by itself.
+"""Configure Inductor for a device, and keep it from probing this machine.
 
-- loops of a CPU get their thread count at run time (`dynamic_threads`), or a build with one thread would stay serial;
-- the instruction set is given, not probed: probing takes seconds and would find the builder's, not the target's;
-  cpp.simdlen alone would still take what the builder's processor has beyond it (VNNI, bf16);
-- CUDA's headers are looked for beyond where torch does: it takes the home of the first compiler on the path.
+- Loops of a CPU get their thread count at run time (`dynamic_threads`): a build with one thread would stay serial.
+- The instruction set is given, not probed: probing takes seconds and would find that of the builder, not that of the
+  target. `cpp.simdlen` alone would still use what the builder's processor has beyond it (VNNI, bf16).
+- CUDA's headers are searched in more places than torch searches: it takes the home of the first compiler on the path.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from opt_trt.plugins.cuda.gpu import Gpu
 
 TOOLKIT = "/usr/local/cuda"
 HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # of three packages
-DirectCalls = Mapping[Any, list[str]]  # operator: declarations of the C function it is called by
+DirectCalls = Mapping[Any, list[str]]  # operator: declarations of the C function to call instead
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """One way to compile: `key` tells its programs from those of others."""
+    """A configuration of Inductor; `key` distinguishes its programs from those of others."""
 
     key: str
     options: Mapping[str, object]
-    patched: Callable[[], AbstractContextManager[None]] = nullcontext  # what must hold while Inductor works
+    patched: Callable[[], AbstractContextManager[None]] = nullcontext  # patches that must hold while Inductor works
 
 
 class _Avx512(cpu_vec_isa.VecAVX512):
-    """Torch's, which would run the compiler to find out whether it is true, and add what else the processor has."""
+    """AVX-512 without a test: torch's class runs a compiler to test for it, and adds the extensions that it finds."""
 
-    def __bool__(self) -> bool:  # type: ignore[override]  # torch wraps its own in a cache
+    def __bool__(self) -> bool:  # type: ignore[override]  # torch caches its own method
         return True
 
 
@@ -48,7 +48,7 @@ VECTORS = {512: _Avx512(), 256: cpu_vec_isa.VecAVX2(), 1: cpu_vec_isa.invalid_ve
 
 
 def for_cpu(isa: Isa) -> Compilation:
-    """For an instruction set."""
+    """Configure for an instruction set."""
     options = {
         "cpp.dynamic_threads": True,
         "cpp.simdlen": isa.vector_bits,
@@ -60,7 +60,7 @@ def for_cpu(isa: Isa) -> Compilation:
 
 @contextmanager
 def _vectors_of(isa: Isa) -> Iterator[None]:
-    """Inductor generates and compiles loops for an instruction set, whatever this processor has."""
+    """Have Inductor generate loops for an instruction set, whatever this processor has."""
 
     def picked() -> cpu_vec_isa.VecISA:
         return VECTORS[isa.vector_bits]
@@ -70,7 +70,10 @@ def _vectors_of(isa: Isa) -> Iterator[None]:
 
 
 def for_gpu(gpu: Gpu, kernels: str) -> Compilation:
-    """For a GPU beside any processor; `kernels` says what these are made of. `UserError` if CUDA lacks its headers."""
+    """Configure for a GPU beside any processor; `UserError` if CUDA's headers are missing.
+
+    `kernels` identifies the source of the kernels.
+    """
     host = for_cpu(runnable_isas()[-1])
     wheels = Path(torch.__file__).parents[1] / "nvidia"
     home = cuda_home([*map(Path, filter(None, (cpp_extension.CUDA_HOME, TOOLKIT))), *sorted(wheels.glob("cu*"))])
@@ -79,7 +82,7 @@ def for_gpu(gpu: Gpu, kernels: str) -> Compilation:
 
 
 def cuda_home(candidates: Sequence[Path]) -> str:
-    """The first directory whose `include` has all headers: some packages are a compiler alone, or part of a toolkit."""
+    """Return the first directory whose `include` has all headers; some packages have only a part of the toolkit."""
     for candidate in candidates:
         if all((candidate / "include" / header).is_file() for header in HEADERS):
             return str(candidate)

@@ -1,6 +1,6 @@
-"""Who has a turn while several threads compile: Inductor's own code is one thread's, compilers run side by side.
+"""Order the threads that compile: one thread at a time runs Inductor's own code, compilers run in parallel.
 
-Most of a program's time is its compiler's, a process of its own, while Inductor's code was written for one thread.
+Inductor's code was written for one thread. Most of a program's time passes in its compiler, which is another process.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from threading import Condition, Lock, get_ident
 
 
 class Turns:
-    """The turns of the threads that compile, and of the one that measures: it needs the machine to itself."""
+    """The turns of threads that compile, and of the thread that measures, which needs the machine for itself."""
 
     def __init__(self) -> None:
-        self._code = Lock()  # held by the thread whose turn it is
+        self._code = Lock()  # the thread that runs Inductor's code holds it
         self._owner: int | None = None
         self._compilers = Condition()
         self._running = 0
@@ -23,7 +23,7 @@ class Turns:
 
     @contextmanager
     def own_code(self) -> Iterator[None]:
-        """Inductor's code, until nobody else is in it."""
+        """Wait for Inductor's code, and run it alone."""
         with self._code:
             self._owner = get_ident()
             try:
@@ -33,9 +33,9 @@ class Turns:
 
     @contextmanager
     def compiler(self) -> Iterator[None]:
-        """A compiler that own code starts and waits for: meanwhile it is another thread's turn.
+        """Run a compiler that own code has started; meanwhile another thread may run Inductor's code.
 
-        `CancelledError` when there are to be no more. A thread that has no turn just goes on: it is nobody's of ours.
+        `CancelledError` after `end`. A thread that has no turn goes on at once: it is not one of our threads.
         """
         if self._owner != get_ident():
             yield
@@ -54,7 +54,7 @@ class Turns:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Nothing of all that runs: begins when what runs has come to its end."""
+        """Wait until running compilers and code have finished, and start none meanwhile."""
         try:
             with self._compilers:
                 self._are_held = True
@@ -67,7 +67,7 @@ class Turns:
                 self._compilers.notify_all()
 
     def end(self) -> None:
-        """No compiler starts any more: who waits for one gives up."""
+        """Start no more compilers: threads that wait for one get `CancelledError`."""
         with self._compilers:
             self._are_over = True
             self._compilers.notify_all()

@@ -1,118 +1,118 @@
-"""The decoder of one of several ranks on GPUs: it sums with its tensor-parallel group, and hands on what it computes.
+"""The decoder of one of several ranks on GPUs, which may be a stage of a pipeline, sum with other ranks, or both.
 
-A rank without stages beside it is a pipeline of one.
+A rank without other stages is a pipeline of one stage.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from opt_trt.backends.engine import EngineConfig, check_gpu
-from opt_trt.backends.inductor.decoder.cuda import Capture, ReplayingDecoder, context_phase, gpu_parts, moved
-from opt_trt.backends.inductor.decoder.loading import Parts
-from opt_trt.backends.inductor.decoder.pipeline import Found, joined_and_hidden, micro_batches
+from opt_trt.backends.inductor.decoder.captured_steps import Capture, CapturedSteps
+from opt_trt.backends.inductor.decoder.cuda import context_phase, cuda_forward, gpu_model
+from opt_trt.backends.inductor.decoder.pipeline import gather_outputs, micro_batches, run_stage
 from opt_trt.backends.inductor.decoder.program_table import replayed_rows
+from opt_trt.backends.inductor.decoder.rank_forward import RankForward, StageOutputs, decoder_spec
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.plugins.collectives.links import Joined
+from opt_trt.plugins.collectives.links import Joined, StageLink
 from opt_trt.plugins.cuda.gpu import visible_gpu
 from opt_trt.plugins.cuda.graphs import SharedCaptures
 from opt_trt.step import StepInputs, StepOutputs
 
-# Packed tokens of a part at least: reading weights takes an H200 as long as multiplying some 200 tokens by them.
+# The fewest packed tokens of a part: an H200 reads the weights in the time that it multiplies some 200 tokens by them.
 LEAST_TOKENS = 256
 
 
-class CudaRankDecoder(ReplayingDecoder):
-    """`Decoder` of a rank. Of steps that only generate its stage is a graph, sums included; messages are no part of it.
+class CudaRankDecoder:
+    """`Decoder` of a rank.
 
-    Ranks capture together: they are given the same steps, and whether one is captured follows from these.
+    A rank's share of a step that only generates is a captured graph, which contains sums but no messages between
+    stages. All ranks capture a step at the same time: they are given the same steps, and the step alone decides.
     """
 
-    def __init__(self, config: EngineConfig, parts: Parts, context: str, captured: Capture, joined: Joined) -> None:
-        super().__init__(config, parts, context, captured, joined.rank, joined.collectives)
-        self.spec = replace(self.spec, sharers=joined.sharers)
-        self._link = joined.link
-        self._dtype = getattr(torch, config.pretrained_config.dtype)
+    def __init__(self, forward: RankForward, capture: Capture, joined: Joined) -> None:
+        self.forward, self._link = forward, joined.link
+        self.spec = replace(decoder_spec(forward), sharers=joined.sharers)
+        self._device = forward.model.device
         self._arrived: dict[int, torch.Tensor] = {}  # by sequences: hidden states, where a graph reads them
+        compute = functools.partial(_compute_stage, forward, joined.link, self._arrived)
+        self._captured = CapturedSteps(self.spec, self._device, capture, compute)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
-        """See `Decoder.step`; the outputs are rank 0's, other ranks return some of them or no rows."""
+        """See `Decoder.step`. Rank 0 returns the step's outputs, other ranks a part of them or no rows."""
         rows = replayed_rows(inputs)
         if rows is None:
-            found = self._computed(micro_batches(inputs, self._stages, LEAST_TOKENS), kv_cache)
+            parts = micro_batches(inputs, self.forward.stages, LEAST_TOKENS)
+            outputs = run_stage(self.forward, self._link, parts, kv_cache)
         else:
-            found = self._generated(rows, inputs, kv_cache)
-        sizes = (self._logits.width(inputs), self._hidden_size)
-        joined, hidden = joined_and_hidden(self._link, found, inputs, sizes)
-        return self._logits.outputs(joined, inputs, hidden)
+            outputs = self._replay_stage(rows, inputs, kv_cache)
+        return gather_outputs(self.forward, self._link, outputs, inputs)
 
-    def _computed(self, parts: Sequence[StepInputs], kv_cache: Sequence[torch.Tensor]) -> list[Found]:
-        """The stage's share of a step, launch by launch; what it finds if it is the last."""
-        link, found = self._link, list[Found]()
-        coming = [] if link.is_first else [link.expect(len(p.input_ids), self._hidden_size) for p in parts]
-        for index, part in enumerate(moved(part, self._device) for part in parts):
-            x = self._embed(part) if link.is_first else link.receive(coming[index])
-            x = self._loop(x, part, kv_cache)
-            if link.is_last:
-                found.append((self._joined(x, part), self._hidden(x, part)))
-            else:
-                link.send(x)
-        return found
-
-    def _generated(self, rows: int, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> list[Found]:
-        """The same as a replay, of `rows` sequences between the stages as well."""
+    def _replay_stage(self, rows: int, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> list[StageOutputs]:
+        """Do what `run_stage` does, by a replay. Stages exchange hidden states of `rows` sequences."""
         link = self._link
         if not link.is_first:
-            if rows not in self._arrived:
-                self._arrived[rows] = torch.empty(rows, self._hidden_size, dtype=self._dtype, device=self._device)
-            self._arrived[rows].copy_(link.receive(link.expect(rows, self._hidden_size)))
-        buffers = self._buffers_of(rows)
+            self._arrived_states(rows).copy_(link.receive(link.expect(rows, self.forward.hidden_size)))
+        buffers = self._captured.buffers(rows)
         buffers.load(buffers.packed(inputs))
-        result = self._replayed(rows, inputs, kv_cache)
+        result = self._captured.replay(rows, inputs, kv_cache)
         if link.is_last:
-            return [(result[: len(inputs.kv_lens)], None)]
+            return [StageOutputs(result[: len(inputs.kv_lens)], None)]
         link.send(result)
         return []
 
-    def _whole(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What a graph computes."""
-        x = self._embed(inputs) if self._link.is_first else self._arrived[len(inputs.kv_lens)]
-        x = self._loop(x, inputs, kv_cache)
-        return self._joined(x, inputs) if self._link.is_last else x
+    def _arrived_states(self, rows: int) -> torch.Tensor:
+        """Return the memory of hidden states that graphs of `rows` sequences read."""
+        if rows not in self._arrived:
+            shape, dtype = (rows, self.forward.hidden_size), self.spec.kv_dtype
+            self._arrived[rows] = torch.empty(shape, dtype=dtype, device=self._device)
+        return self._arrived[rows]
 
 
-class Launched:
-    """A step that is not captured: it is launched anew instead of replayed."""
+def _compute_stage(
+    forward: RankForward, link: StageLink, arrived: Mapping[int, torch.Tensor], inputs: StepInputs,
+    kv_cache: Sequence[torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """Compute what a graph captures: hidden states for the next stage, or logits in the last stage."""
+    x = forward.embed(inputs) if link.is_first else arrived[len(inputs.kv_lens)]
+    x = forward.layers(x, inputs, kv_cache)
+    return forward.head(x, inputs) if link.is_last else x
+
+
+class Relaunched:
+    """A step that cannot be captured: `replay` launches it anew."""
 
     def __init__(self, run: Callable[[], torch.Tensor]) -> None:
         self._run = run
         self.result = torch.empty(0)
 
     def replay(self) -> None:
-        """Compute it again from what its inputs hold now."""
+        """Compute the step again, from what its inputs hold now."""
         self.result = self._run()
 
 
 def open_cuda_rank(
     engine_dir: Path, config: EngineConfig, options: RuntimeOptions, timeout_s: float
 ) -> CudaRankDecoder:
-    """Open this process's rank of an engine on a GPU of its host, after checking that it was built for such a one.
+    """Open this process's rank of an engine on a GPU of its host, after checking that it was built for such a GPU.
 
-    Every rank must call this, each in a process of one MPI world; `timeout_s` is how long a rank waits for another.
+    Every rank must call this, each in its own process of one MPI world; `timeout_s` is how long a rank waits for
+    another.
     """
     from opt_trt.plugins.collectives import cuda as gpus  # MPI starts with this import
 
     gpus.take_gpu()
     check_gpu(engine_dir, config, visible_gpu())
-    model = config.pretrained_config
-    joined = gpus.connect(model.mapping, getattr(torch, model.dtype), timeout_s)
+    sizes = config.pretrained_config
+    joined = gpus.connect(sizes.mapping, getattr(torch, sizes.dtype), timeout_s)
     if joined.rank == 0:
         print(joined.seats, file=sys.stderr)
-    parts = gpu_parts(engine_dir, config, joined.rank)
-    captured = SharedCaptures() if joined.is_capturable else Launched
-    return CudaRankDecoder(config, parts, context_phase(config, options), captured, joined)
+    model = gpu_model(engine_dir, config, joined.rank)
+    forward = cuda_forward(config, model, context_phase(config, options), joined.rank, joined.collectives)
+    return CudaRankDecoder(forward, SharedCaptures() if joined.is_capturable else Relaunched, joined)

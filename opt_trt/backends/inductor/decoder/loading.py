@@ -1,4 +1,4 @@
-"""Load compiled programs and run them."""
+"""Load a rank of an engine: its compiled programs, and the weights that they take."""
 
 from __future__ import annotations
 
@@ -20,48 +20,7 @@ from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import stage_programs
 
-
-class Program:
-    """One program of a package, by name."""
-
-    def __init__(self, package: Path, name: str) -> None:
-        stat = package.stat()
-        self._loader = _load(str(package.resolve()), name, stat.st_mtime_ns, stat.st_ino)
-
-    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """The program's one output; inputs in the order its module takes them, flattened. Empties `inputs`."""
-        return self._loader.boxed_run(inputs)[0]
-
-
-@functools.cache
-def _load(package: str, name: str, mtime_ns: int, inode: int) -> AOTIModelPackageLoader:
-    """A loader, kept for the life of the process: every load and unload leaks memory mappings."""
-    # Compiled code reads this once, at its first call: a wrong type or order then is an error, not a corrupted heap.
-    os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
-    before = _unpacked()
-    try:
-        # Not aoti_load_package: it probes the compiler for seconds to print a warning.
-        return AOTIModelPackageLoader(package, name, True, 1, -1)
-    except RuntimeError as error:
-        for leftover in _unpacked() - before:  # the loader unpacks there and does not clean up after itself
-            shutil.rmtree(leftover, ignore_errors=True)
-        free = shutil.disk_usage(tempfile.gettempdir()).free
-        raise UserError(
-            f"{package} cannot be loaded ({str(error).splitlines()[0]}); it unpacks to {tempfile.gettempdir()}, "
-            f"which has {free / 2**20:.0f} MiB free: free space there, or build the engine again"
-        ) from error
-
-
-def _unpacked() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("aotinductor_*"))
-
-
-def load_programs(package: Path, names: Sequence[str]) -> list[Program]:
-    """The programs of a package in the order of `names`."""
-    return [Program(package, name) for name in names]
-
-
-Place = Callable[[torch.Tensor], torch.Tensor]  # a stored weight → where programs read it
+PlaceWeight = Callable[[torch.Tensor], torch.Tensor]  # a stored weight → the weight where programs read it
 
 
 class Runnable(Protocol):
@@ -73,8 +32,11 @@ class Runnable(Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Programs by name, and their weights in the order they take them; empty where a stage does not run them."""
+class RankModel:
+    """The programs of a rank by name, and its weights in the order that programs take them.
+
+    A list of weights is empty if the rank's stage does not run their program.
+    """
 
     programs: Mapping[str, Runnable]
     tables: list[torch.Tensor]
@@ -83,29 +45,29 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(weight.device for weights in (*self.layers, self.tables, self.head) for weight in weights)
 
 
-def load_parts(engine_dir: Path, config: EngineConfig, rank: int, names: Sequence[str], place: Place) -> Parts:
-    """The programs `names` of a rank and its weights, each put where `place` wants it; `UserError` names what lacks."""
+def load_rank(engine_dir: Path, config: EngineConfig, rank: int, names: Sequence[str], place: PlaceWeight) -> RankModel:
+    """Load the programs `names` and the weights of a rank; `UserError` names what the engine lacks."""
     try:
         programs = load_programs(engine_dir / PROGRAMS.format(rank=rank), names)
         weights = {name: place(weight) for name, weight in map_weights(engine_dir, rank).items()}
-        return weighted_parts(dict(zip(names, programs, strict=True)), weights, config, rank)
+        return rank_model(dict(zip(names, programs, strict=True)), weights, config, rank)
     except (FileNotFoundError, KeyError) as error:
         raise UserError(f"{engine_dir} lacks {error}; {REBUILD.format(engine=engine_dir)}") from error
 
 
-def weighted_parts(
+def rank_model(
     programs: Mapping[str, Runnable], weights: Mapping[str, torch.Tensor], config: EngineConfig, rank: int
-) -> Parts:
-    """Parts of a rank from its weights by name; `KeyError` is the first that is not there."""
+) -> RankModel:
+    """Sort weights, given by name, as the programs of a rank take them; `KeyError` is the first missing name."""
     model = config.pretrained_config
     stage = model.mapping.pp_rank(rank)
     kinds = stage_programs(model.mapping, stage)
     head_names = head_weight_names(model, config.build_config.lm_head_precision is not None)
-    return Parts(
+    return RankModel(
         programs=programs,
         tables=[weights[name] for name in EMBEDDING_WEIGHTS if "embedding" in kinds],
         layers=[
@@ -114,3 +76,47 @@ def weighted_parts(
         ],
         head=[weights[name] for name in head_names if "head" in kinds],
     )
+
+
+def load_programs(package: Path, names: Sequence[str]) -> list[Program]:
+    """Load programs of a package, in the order of `names`."""
+    return [Program(package, name) for name in names]
+
+
+class Program:
+    """A compiled program: one of a package."""
+
+    def __init__(self, package: Path, name: str) -> None:
+        stat = package.stat()
+        self._loader = _load(str(package.resolve()), name, stat.st_mtime_ns, stat.st_ino)
+
+    def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """Run the program and return its one output.
+
+        `inputs` are flattened, in the order that the program's module takes them. The list is empty afterwards.
+        """
+        return self._loader.boxed_run(inputs)[0]
+
+
+@functools.cache
+def _load(package: str, name: str, mtime_ns: int, inode: int) -> AOTIModelPackageLoader:
+    """Load a program and keep it for the life of the process: every load and unload leaks memory mappings."""
+    # Compiled code reads this once, at its first call: a wrong type or order is then an error, not a corrupted heap.
+    os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+    before = _unpacked()
+    try:
+        # Not aoti_load_package: it probes the compiler for seconds to print a warning.
+        return AOTIModelPackageLoader(package, name, True, 1, -1)
+    except RuntimeError as error:
+        for leftover in _unpacked() - before:  # the loader unpacks there and does not remove what it unpacked
+            shutil.rmtree(leftover, ignore_errors=True)
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        raise UserError(
+            f"{package} cannot be loaded ({str(error).splitlines()[0]}); it unpacks to {tempfile.gettempdir()}, "
+            f"which has {free / 2**20:.0f} MiB free: free space there, or build the engine again"
+        ) from error
+
+
+def _unpacked() -> set[Path]:
+    """List the directories that loaders have unpacked packages into."""
+    return set(Path(tempfile.gettempdir()).glob("aotinductor_*"))

@@ -1,4 +1,4 @@
-"""Steps begun before they are asked for: while the session looks at a step's tokens, the GPU computes the next one."""
+"""Begin steps before they are asked for: while the session looks at a step's tokens, the GPU computes the next step."""
 
 from __future__ import annotations
 
@@ -12,82 +12,95 @@ import torch
 
 from opt_trt.backends.inductor.decoder.launch import Launch
 from opt_trt.backends.inductor.decoder.program_table import is_generation, replayed_rows
+from opt_trt.backends.inductor.decoder.rank_forward import StageOutputs
 from opt_trt.step import DRAW_COLUMNS, DecoderSpec, StepInputs
+
+LOOKED_BACK = 16  # predictions
+MOST_MISSES = 1  # of them; with more misses, the steps begun in vain may cost more than the others save
+COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # of a row; its position follows from its length
 
 
 class Launcher(Protocol):
-    """What gives the GPU a step; ids are rows of what the step `before` has chosen, where that is given."""
+    """A function that gives the GPU a step."""
 
     def __call__(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], before: Launch | None = None) -> Launch:
-        """Launch it, and wait for nothing."""
+        """Launch a step without waiting. If `before` is given, input ids are rows of the tokens that it has chosen."""
         ...
 
 
 @dataclass(frozen=True)
-class Guess:
-    """The step that should be asked for next, over which KV cache, and its launch if it has begun."""
+class Prediction:
+    """The step that should be asked for next, the KV cache that it uses, and its launch if it has begun."""
 
     step: StepInputs
-    first_layer: ReferenceType[torch.Tensor]  # the session may free it
+    first_layer: ReferenceType[torch.Tensor]  # of the KV cache, which the session may free
     launch: Launch | None
 
 
-class Ahead:
-    """Answers steps, as far as it can from what it began.
+class HitRate:
+    """How many of the last steps were predicted right."""
 
-    The next step is launched as soon as the last one is, before anybody waits for that: tokens go from one to the next
-    on the GPU, and of what a step is made of nothing else is new. It is compared with what is asked for then. Rows that
-    nobody asks for any more are dropped. Where one is asked for that is not there, all of it is dropped, and the step
-    computed as it is: a part of it would cost as much, for each reads all weights once.
+    def __init__(self) -> None:
+        self._missed: deque[bool] = deque(maxlen=LOOKED_BACK)
 
-    What a dropped row wrote into the KV cache is never seen. It lies behind all tokens that its sequence has there, in
-    a block that is not full and so is nobody else's; who gets the block, or goes on from there, has its own tokens
-    written, or copied, behind it in the order of launches, and reads no more than those.
+    @property
+    def is_good(self) -> bool:
+        """Whether it pays to begin the next predicted step."""
+        return sum(self._missed) <= MOST_MISSES
+
+    def learn(self, missed: bool) -> None:
+        """Record whether a prediction missed. Predictions whose step was not begun count as well."""
+        self._missed.append(missed)
+
+
+class Lookahead:
+    """Steps that are answered, where possible, from steps that were begun before.
+
+    The next step is launched right after the last one, before its tokens have been read: each sequence's token goes
+    from one step to the next on the GPU, and nothing else in a step is new. The step that the session then asks for is
+    compared with the one that was begun. Rows that are no longer wanted are dropped. If a wanted row is missing, the
+    whole begun step is dropped and the wanted one is computed: a part of it would take as long, because every step
+    reads all weights once.
+
+    What a dropped row wrote into the KV cache is never read. It lies behind all tokens that its sequence has, in a
+    block that is not full and therefore belongs to this sequence alone. A sequence that gets the block later, or
+    continues there, has its own tokens written or copied over it by later launches, and reads no further than those.
     """
 
     def __init__(self, spec: DecoderSpec) -> None:
         self._spec = spec
-        self._foresight = Foresight()
-        self._guess: Guess | None = None
+        self._hit_rate = HitRate()
+        self._prediction: Prediction | None = None
 
-    def step(
-        self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], launch: Launcher
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `Launch.read` gives of the step, once the next one has begun."""
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], launch: Launcher) -> StageOutputs:
+        """Return what `Launch.read` returns of the step, after the next step has begun."""
         launched, rows = self._begun(inputs, kv_cache) or (launch(inputs, kv_cache), None)
         following, early = next_step(inputs, self._spec), None
-        if following is not None and self._foresight.is_good:
+        if following is not None and self._hit_rate.is_good:
             early = launch(following if rows is None else replace(following, input_ids=rows), kv_cache, launched)
-        joined, hidden = launched.read()
-        joined = joined if rows is None else joined[rows]
+        logits, hidden = launched.read()
+        logits = logits if rows is None else logits[rows]
         if following is not None:
-            self._guess = Guess(replace(following, input_ids=joined[:, 1].long()), ref(kv_cache[0]), early)
-        return joined, hidden
+            step = replace(following, input_ids=logits[:, 1].long())
+            self._prediction = Prediction(step, ref(kv_cache[0]), early)
+        return StageOutputs(logits, hidden)
 
     def _begun(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> tuple[Launch, torch.Tensor] | None:
-        """The launch that has computed the step already, and its rows there."""
-        guess, self._guess = self._guess, None  # whatever happens, none is used twice
-        if guess is None or guess.first_layer() is not kv_cache[0]:
+        """Return the launch that has computed the step already, and the step's rows in it; None if there is none."""
+        prediction, self._prediction = self._prediction, None  # none is used twice, even if this step fails
+        if prediction is None or prediction.first_layer() is not kv_cache[0]:
             return None
-        rows = rows_within(guess.step, inputs, self._spec.tokens_per_block)
-        self._foresight.learn(missed=rows is None)
-        return None if rows is None or guess.launch is None else (guess.launch, rows)
-
-
-LOOKED_BACK = 16  # guesses
-
-
-COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # of a row; its position follows from its length
-
-
-MOST_MISSES = 1  # of them; with more, steps begun for nothing may cost more than the others save
+        rows = rows_within(prediction.step, inputs, self._spec.tokens_per_block)
+        self._hit_rate.learn(missed=rows is None)
+        return None if rows is None or prediction.launch is None else (prediction.launch, rows)
 
 
 def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
-    """The step in which each sequence brings the token this one chooses for it; its ids are rows of this one's tokens.
+    """Predict the next step: each sequence brings the token that this step chooses for it.
 
-    None if the session knows better, if a token is not chosen for each, or has no place: a sequence gets its next block
-    before it is needed where that can be. None, too, if that step is not one that is captured.
+    Input ids of the predicted step are rows of this step's tokens. The result is None if the session expects another
+    step, if this step does not choose a token for each sequence, if a token has no place in the KV cache (a sequence
+    gets its next block before it needs it, where possible), or if the predicted step is not one that is captured.
     """
     if not inputs.goes_on or not inputs.chooses or not _all_end(inputs):
         return None
@@ -96,7 +109,7 @@ def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
         return None
     offsets = positions % size
     blocks = inputs.block_tables.gather(1, (positions // size).unsqueeze(1)).squeeze(1)
-    if not bool((blocks + offsets).all()):  # a block 0 that would begin now is what a table ends with, or may be
+    if not bool((blocks + offsets).all()):  # a new block numbered 0 is the table's padding, or may be
         return None
     rows = torch.arange(len(positions) + 1)
     step = replace(
@@ -107,9 +120,10 @@ def next_step(inputs: StepInputs, spec: DecoderSpec) -> StepInputs | None:
 
 
 def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> torch.Tensor | None:
-    """The row of each sequence of a step in the one that was begun, int64 `[S]`; None if one is not there as it is.
+    """Find the sequences of a step among the rows of a begun step, int64 `[S]`; None if one of them is not there.
 
-    A row is what its KV cache, its place there and its token make it. Whose it is does not matter.
+    Two rows are equal if their tokens, the places of these and the KV cache that they read are. It does not matter
+    which request a row belongs to.
     """
     if replayed_rows(asked) is None or _choice(asked) != _choice(begun):
         return None
@@ -119,7 +133,7 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
     if asked.draws is not None and begun.draws is not None:
         known = (DRAW_COLUMNS.filters, DRAW_COLUMNS.number)
         pairs += [(begun.draws[rows, columns], asked.draws[:, columns]) for columns in known]
-    if not all(torch.equal(guessed, found) for guessed, found in pairs):
+    if not all(torch.equal(predicted, found) for predicted, found in pairs):
         return None
     width = -(-int(asked.kv_lens.max()) // tokens_per_block)
     differ = asked.block_tables[:, :width] != begun.block_tables[rows, :width]
@@ -127,24 +141,8 @@ def rows_within(begun: StepInputs, asked: StepInputs, tokens_per_block: int) -> 
     return None if bool((differ & is_read).any()) else rows
 
 
-class Foresight:
-    """How well the next steps were guessed of late."""
-
-    def __init__(self) -> None:
-        self._missed: deque[bool] = deque(maxlen=LOOKED_BACK)
-
-    @property
-    def is_good(self) -> bool:
-        """Whether to act on the next guess."""
-        return sum(self._missed) <= MOST_MISSES
-
-    def learn(self, missed: bool) -> None:
-        """Take down how a guess turned out, whether anybody acted on it or not."""
-        self._missed.append(missed)
-
-
 def _next_draws(draws: torch.Tensor | None) -> torch.Tensor | None:
-    """The same rules, with the number for the next token; the one behind it is not known yet."""
+    """Return the same rules with the number for the next token; the number after it is not known yet."""
     if draws is None:
         return None
     filters, _, coming = (draws[:, columns] for columns in DRAW_COLUMNS)
@@ -152,11 +150,12 @@ def _next_draws(draws: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _choice(inputs: StepInputs) -> tuple[bool, bool]:
+    """Say how a step chooses tokens: whether it is greedy, and whether it samples."""
     return inputs.greedy, inputs.draws is not None
 
 
 def _all_end(inputs: StepInputs) -> bool:
-    """Whether the last token of every sequence, and no other, is asked for."""
+    """Say whether a step wants logits of the last token of every sequence, and of no other token."""
     if len(inputs.last_token_ids) != len(inputs.kv_lens):
         return False
     return is_generation(inputs) or bool((inputs.last_token_ids == inputs.query_start[1:] - 1).all())

@@ -1,4 +1,4 @@
-"""Cut a step by its sequences, so that pipeline stages work on different parts of it at the same time."""
+"""Steps of a pipeline: cut into parts, so that stages compute different parts at the same time, and put together."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from itertools import pairwise
 
 import torch
 
+from opt_trt.backends.inductor.decoder.rank_forward import RankForward, StageOutputs
 from opt_trt.plugins.collectives.links import StageLink
-from opt_trt.step import StepInputs
+from opt_trt.step import StepInputs, StepOutputs
 
-# Packed tokens of a part at least: with fewer, streaming the weights once more costs more than waiting for a stage.
+# The fewest packed tokens of a part: with fewer, reading the weights once more costs more than waiting for a stage.
 LEAST_TOKENS = 64
 PARTS_PER_STAGE = 2
 
 
 def micro_batches(inputs: StepInputs, stages: int, least_tokens: int = LEAST_TOKENS) -> list[StepInputs]:
-    """Parts of a step, in its order and of about as many tokens; the step itself where cutting it does not pay."""
+    """Cut a step between sequences, into parts of about as many tokens each; return it whole if cutting does not pay.
+
+    The parts are in the order of the step.
+    """
     ends = inputs.query_start.tolist()
     count = min(PARTS_PER_STAGE * stages, ends[-1] // least_tokens)
     if stages == 1 or count < 2 or len(ends) < 3:
@@ -43,24 +47,34 @@ def _part(inputs: StepInputs, sequences: slice, tokens: slice) -> StepInputs:
 
 
 def _inside(token_ids: torch.Tensor, tokens: slice) -> torch.Tensor:
-    """Those of a part, which begins at its first token."""
+    """Select the packed indices that lie in a part, and count them from the part's first token."""
     inside: torch.Tensor = token_ids[(token_ids >= tokens.start) & (token_ids < tokens.stop)] - tokens.start
     return inside
 
 
-Found = tuple[torch.Tensor, torch.Tensor | None]  # what was joined of the logits of a part of a step; hidden states
+def run_stage(
+    forward: RankForward, link: StageLink, parts: Sequence[StepInputs], kv_cache: Sequence[torch.Tensor]
+) -> list[StageOutputs]:
+    """Compute a stage's share of a step, part by part; the last stage returns outputs, other stages send them on."""
+    outputs = list[StageOutputs]()
+    arriving = [] if link.is_first else [link.expect(len(p.input_ids), forward.hidden_size) for p in parts]
+    for index, part in enumerate(map(forward.place, parts)):  # a part is placed while the one before is computed
+        x = forward.embed(part) if link.is_first else link.receive(arriving[index])
+        x = forward.layers(x, part, kv_cache)
+        if link.is_last:
+            outputs.append(StageOutputs(forward.head(x, part), forward.hidden(x, part)))
+        else:
+            link.send(x)
+    return outputs
 
 
-def joined_and_hidden(
-    link: StageLink, found: Sequence[Found], inputs: StepInputs, sizes: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the last stage made of the parts of a step, where rank 0 needs it: joined logits, and hidden states if any.
-
-    `sizes` are the numbers a row of either has.
-    """
-    shapes = [(len(inputs.last_token_ids), sizes[0])]
+def gather_outputs(
+    forward: RankForward, link: StageLink, outputs: Sequence[StageOutputs], inputs: StepInputs
+) -> StepOutputs:
+    """Bring the last stage's outputs of all parts of a step to rank 0. Other ranks get some of them or no rows."""
+    shapes = [(len(inputs.last_token_ids), forward.rank_logits.width(inputs))]
     if inputs.hidden_token_ids is not None:
-        shapes.append((len(inputs.hidden_token_ids), sizes[1]))
-    kinds = [[tensor for tensor in kind if tensor is not None] for kind in zip(*found, strict=True)]
-    joined, *hidden = link.answer([torch.cat(kind) for kind in kinds if kind], shapes)
-    return joined, hidden[0] if hidden else None
+        shapes.append((len(inputs.hidden_token_ids), forward.hidden_size))
+    kinds = [[tensor for tensor in kind if tensor is not None] for kind in zip(*outputs, strict=True)]
+    logits, *hidden = link.answer([torch.cat(kind) for kind in kinds if kind], shapes)
+    return forward.step_outputs(StageOutputs(logits, hidden[0] if hidden else None), inputs)

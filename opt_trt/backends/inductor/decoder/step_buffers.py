@@ -1,4 +1,4 @@
-"""The inputs of captured steps: a graph reads them where they lay when it was captured."""
+"""The inputs of captured steps: a graph always reads them from the memory where they lay at its capture."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 
 from opt_trt.step import LARGEST, StepInputs
 
-ALIGNED = 2  # int64 words: compiled programs copy what does not begin at 16 bytes
+ALIGNED = 2  # int64 words, 16 bytes: compiled programs copy inputs that do not begin at a multiple of it
 NO_SLOT = -1  # the token is not appended to the KV cache
 
 
 class StepBuffers:
-    """Inputs of generation steps of up to `rows` sequences, with `width` blocks each at most.
+    """Inputs of generation steps of up to `rows` sequences, each of which has at most `width` blocks.
 
-    What a step leaves over is filled with sequences of one token that change nothing. All of it is one piece of
-    memory on either side, so that a step is one copy.
+    Unused rows hold one-token sequences that write nothing. The inputs are one piece of memory on the host and one on
+    the device, so that one copy moves a step.
     """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class StepBuffers:
         self.inputs = StepInputs(ids, positions, slots, starts, lens, tables, last, draws=draws)
 
     def packed(self, inputs: StepInputs) -> torch.Tensor:
-        """A step as `load` takes it: memory of the host that is its own, for copies from it may be waiting."""
+        """Pack a step for `load`, in new memory of the host: copies from the memory of earlier steps may still wait."""
         memory = torch.zeros(sum(self._sizes), dtype=torch.int64, pin_memory=self._is_pinned)
         ids, positions, slots, draws, lens, tables = self._cut(memory)
         count, width = inputs.block_tables.shape
@@ -44,17 +44,17 @@ class StepBuffers:
         if inputs.draws is not None:
             draws[:count] = inputs.draws
             draws[count:] = torch.tensor(LARGEST)
-        tables[:count, :width] = inputs.block_tables  # what lies beyond is not read
+        tables[:count, :width] = inputs.block_tables  # entries beyond the step's width are not read
         return memory
 
     def load(self, packed: torch.Tensor, chosen: torch.Tensor | None = None) -> None:
-        """Put a step into place. Where `chosen` has the tokens of the step before, ids are indices into it."""
+        """Copy a packed step to the device. If `chosen` holds the last step's tokens, input ids are indices into it."""
         self._memory.copy_(packed, non_blocking=True)
         if chosen is not None:
             self.inputs.input_ids.copy_(chosen[self.inputs.input_ids])
 
     def _cut(self, memory: torch.Tensor) -> list[torch.Tensor]:
-        """Token ids, positions and slots, int64; draws; lengths [rows] and block tables [rows, width], int32."""
+        """Cut memory: ids, positions and slots, int64; draws; lengths [rows] and block tables [rows, width], int32."""
         rows, width = self._shape
         *long, draws, lens, tables = memory.split_with_sizes(self._sizes)
         rules = draws.view(torch.float64)[: rows * len(LARGEST)].view(rows, len(LARGEST))
@@ -63,5 +63,5 @@ class StepBuffers:
 
 
 def _words(numbers: int) -> int:
-    """int64 that hold so many int32."""
+    """Return how many int64 hold so many int32."""
     return -(-numbers // 2)

@@ -1,4 +1,4 @@
-"""What the machine could do at best, measured in this process: what a profile is held against."""
+"""Measure the best rates of the machine, in this process: a profile is compared with them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates of all threads."""
+    """The rates of all threads together."""
 
-    read_gb_s: float  # reading memory, in as many streams as give most
-    gemm_gflop_s: float  # the library's fp32 product of large matrices
+    read_gb_s: float  # reading memory, in the number of streams that is fastest
+    gemm_gflop_s: float  # torch's fp32 product of large matrices
 
 
 def measure_ceilings() -> Ceilings:
@@ -32,13 +32,16 @@ def measure_ceilings() -> Ceilings:
 
 
 def read_rate(nbytes: int, rounds: int, of: Callable[[list[int]], float] = min) -> float:
-    """GB/s of reading so much memory: the best of some rounds, for others can only slow it down, or what `of` takes."""
+    """Return the GB/s of reading `nbytes` of memory.
+
+    `of` picks from the times of the rounds: by default the best, as other processes can only slow a round down.
+    """
     native = compile_library(target_isa().march, cache_dir() / "plugins").operators()
     return nbytes / of(_ns(functools.partial(native.sum_words, torch.ones(nbytes // 4)), rounds))
 
 
 def product_rate(size: int, dtype: torch.dtype, rounds: int) -> float:
-    """GFLOP/s of the library's product of two square matrices, the best of some rounds."""
+    """Return the GFLOP/s of torch's product of two square matrices, the best of some rounds."""
     matrix = torch.ones(size, size, dtype=dtype)
     return 2 * size**3 / min(_ns(lambda: matrix @ matrix, rounds))
 

@@ -1,7 +1,7 @@
-"""Where a step of an engine spends its time: each kind of operation, and what lies outside of kernels.
+"""Measure how long each kind of operation of a step takes, and how much time passes outside of kernels.
 
-The plugin library records when its products and attention begin and end. A norm's time is what a gap between two of
-them takes longer with a norm than without.
+The plugin library records when its products and attention begin and end. The time of a norm is the difference between
+a gap with a norm and a gap without one.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any
 import torch
 
 from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
-from opt_trt.backends.inductor.decoder.compiled import CompiledDecoder, open_decoder
+from opt_trt.backends.inductor.decoder.compiled import open_decoder
+from opt_trt.backends.inductor.decoder.rank_forward import RankForward
 from opt_trt.graph.decoder import site_of
 from opt_trt.plugins.native.library import NativeLibrary
 from opt_trt.plugins.tune.common import gemm_problems
 from opt_trt.quant.mode import SCALE
-from opt_trt.step import StepInputs
+from opt_trt.step import DecoderSpec, StepInputs
 
 CONTEXT_TOKENS = 200  # of the one sequence
 WARM_UP, MOST_STEPS, BUDGET_S = 5, 200, 2.0
-KEPT = 4  # of so many steps the fastest one counts
+KEPT = 4  # the fastest one of so many steps counts
 LAYER_SITES = ("qkv", "attention", "dense", "fc", "proj")  # in the order a layer calls them
 LIBRARY = "library"
 Clock = tuple[int, int, int]  # ns: begin of the step, end of the embedding, end of the step
@@ -36,7 +37,7 @@ Event = Sequence[int]  # kind, begin, end in ns
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation does in a step, over all layers: bytes it must read, operations of fp32 it must do."""
+    """The work of an operation in a step, over all layers: bytes that it must read, and fp32 operations."""
 
     nbytes: int
     flops: int
@@ -46,7 +47,7 @@ class Work:
 class StepProfile:
     """Mean ns of the fastest generation steps of one sequence, by operation.
 
-    Products and attention that the library computes are not recorded: they count as outside of kernels.
+    Products and attention that torch's library computes are not recorded: their time counts as outside of kernels.
     """
 
     context_tokens: int
@@ -59,16 +60,16 @@ class StepProfile:
 
     @property
     def outside_ns(self) -> float:
-        """What is left: calls, allocations, Python."""
+        """The rest of the time: calls, allocations, Python."""
         return self.step_ns - sum(self.by_operation.values())
 
 
 def profile_engine(engine_dir: Path) -> StepProfile:
-    """Run generation steps of one sequence on an engine of one rank, and see where their time goes."""
+    """Run generation steps of one sequence on an engine of one rank, and measure its operations."""
     config = read_engine_config(engine_dir)
     decoder = open_decoder(engine_dir)
     tokens = min(CONTEXT_TOKENS, config.build_config.max_seq_len)
-    inputs, caches = _generation_step(decoder, tokens)
+    inputs, caches = _generation_step(decoder.spec, tokens)
     library = NativeLibrary(Path(config.plugin_library).stem, engine_dir / config.plugin_library).operators()
     for _ in range(WARM_UP):
         decoder.step(inputs, caches)
@@ -77,9 +78,9 @@ def profile_engine(engine_dir: Path) -> StepProfile:
     before = _page_faults()
     end = time.perf_counter() + BUDGET_S
     while len(parts) < MOST_STEPS and (len(parts) < 3 or time.perf_counter() < end):
-        parts.append(split_step(*_recorded_step(decoder, library, inputs, caches), traced, layers))
+        parts.append(split_step(*_recorded_step(decoder.forward, library, inputs, caches), traced, layers))
     faults = _page_faults() - before
-    fastest = sorted(parts, key=lambda part: part["step"])[: -(-len(parts) // KEPT)]  # others were disturbed
+    fastest = sorted(parts, key=lambda part: part["step"])[: -(-len(parts) // KEPT)]  # others were slowed down
     means = {name: statistics.mean(part[name] for part in fastest) for name in parts[0]}
     step_ns = means.pop("step")
     return StepProfile(
@@ -90,12 +91,12 @@ def profile_engine(engine_dir: Path) -> StepProfile:
 
 
 def traced_sites(tactics: Mapping[str, Sequence[str]]) -> list[str]:
-    """Sites of a layer whose operators are the plugin's, in order."""
+    """List the sites of a layer whose operators are the plugin's, in order."""
     return [site for site in LAYER_SITES if tactics[site][0] != LIBRARY]
 
 
 def split_step(clock: Clock, events: Sequence[Event], sites: Sequence[str], layers: int) -> dict[str, float]:
-    """Ns of a step by operation, from what was recorded of the `sites` of its layers and then of the head."""
+    """Split the ns of a step by operation. `events` are those of the `sites` of all layers, then those of the head."""
     begin, embedded, end = clock
     durations = [event[2] - event[1] for event in events]
     parts = {"embedding": float(embedded - begin)}
@@ -107,14 +108,14 @@ def split_step(clock: Clock, events: Sequence[Event], sites: Sequence[str], laye
 
 
 def norm_ns(events: Sequence[Event]) -> float:
-    """What the norm between dense and fc takes, by the events of whole layers; gaps before dense have no norm."""
+    """Return the time of the norm between dense and fc from events of whole layers; gaps before dense have no norm."""
     gaps = [later[1] - earlier[2] for earlier, later in pairwise(events)]
     count, dense = len(LAYER_SITES), LAYER_SITES.index("dense")
     return max(0.0, statistics.median(gaps[dense::count]) - statistics.median(gaps[dense - 1 :: count]))
 
 
-def _generation_step(decoder: CompiledDecoder, tokens: int) -> tuple[StepInputs, list[torch.Tensor]]:
-    spec = decoder.spec
+def _generation_step(spec: DecoderSpec, tokens: int) -> tuple[StepInputs, list[torch.Tensor]]:
+    """Return a step of one sequence that has so many tokens after it, and the KV cache of all layers."""
     blocks = -(-tokens // spec.tokens_per_block)
     last = torch.tensor([tokens - 1])
     inputs = StepInputs(
@@ -130,16 +131,21 @@ def _generation_step(decoder: CompiledDecoder, tokens: int) -> tuple[StepInputs,
 
 
 def _recorded_step(
-    decoder: CompiledDecoder, library: Any, inputs: StepInputs, caches: Sequence[torch.Tensor]
+    forward: RankForward, library: Any, inputs: StepInputs, caches: Sequence[torch.Tensor]
 ) -> tuple[Clock, list[list[int]]]:
-    events = torch.empty(len(LAYER_SITES) * decoder.spec.num_layers + 1, 3, dtype=torch.int64)
+    """Run a step, and return its times and what the plugin library recorded."""
+    events = torch.empty(len(LAYER_SITES) * len(caches) + 1, 3, dtype=torch.int64)
     library.record(events, True)
-    clock = decoder.timed_step(inputs, caches)
+    begin = time.perf_counter_ns()
+    x = forward.embed(inputs)
+    embedded = time.perf_counter_ns()
+    forward.head(forward.layers(x, inputs, caches), inputs)
+    clock = begin, embedded, time.perf_counter_ns()
     return clock, events[: library.record(events, False)].tolist()
 
 
 def _work(config: EngineConfig, engine_dir: Path, tokens: int) -> dict[str, Work]:
-    """By site: weights and scales are read once, keys and values of all tokens as well."""
+    """Return the work of each site: weights, scales, and keys and values of all tokens are read once."""
     model = config.pretrained_config
     layers, bytes_of = model.num_hidden_layers, dict.fromkeys((*LAYER_SITES, "head"), 0)
     for name, tensor in map_weights(engine_dir, 0).items():
