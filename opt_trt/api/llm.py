@@ -153,11 +153,11 @@ class LLM:
     @contextmanager
     def _in_flight(self, asked: Sequence[Asked], send: Callable[[Letter], object], whole: bool) -> Iterator[None]:
         """Submit requests, and cancel what is left of them at the end, whatever ended it."""
-        tickets = self._worker.submit(addressed(asked, send, whole))
+        submitted = self._worker.submit(addressed(asked, send, whole))
         try:
             yield
         finally:
-            self._worker.cancel(tickets)
+            self._worker.cancel(submitted)
 
 
 def _require_leader(world: World) -> None:

@@ -10,6 +10,7 @@ from opt_trt.config.run_flags import RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run.console import Printing, StreamPrinter
 from opt_trt.run.requests import make_requests
+from opt_trt.runtime.in_flight import stream
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import World
 from opt_trt.runtime.world.standard_input import input_ends
@@ -37,7 +38,7 @@ def converse(config: RunConfig, session: Session, tokenizer: Tokenizer) -> None:
         try:
             requests = make_requests(replace(config, input_text=(line,), interactive=False), session.spec, tokenizer)
             printer = StreamPrinter(requests, printing)
-            for event in session.stream(requests):
+            for event in stream(session, requests):
                 printer.add(event)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from opt_trt.run.interactive import check_input, converse
 from opt_trt.run.output_files import Output, output_of, write_outputs
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests, reads_text
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
@@ -85,7 +86,7 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
 
 
 def _generate(job: Job) -> list[Output]:
-    results = [result.beams[: job.num_beams] or (result,) for result in job.session.generate(job.requests)]
+    results = [result.beams[: job.num_beams] or (result,) for result in generate(job.session, job.requests)]
     if job.printing is not None:
         print_results(results, job.printing)
     return [output_of(result) for beams in results for result in beams]
@@ -93,7 +94,7 @@ def _generate(job: Job) -> list[Output]:
 
 def _stream(job: Job) -> list[Output]:
     outputs = [Output([], []) for _ in job.requests]
-    events = job.session.stream(job.requests)
+    events = stream(job.session, job.requests)
     printer = None if job.printing is None else StreamPrinter(job.requests, job.printing)
     for event in events:
         outputs[event.index].add(event)

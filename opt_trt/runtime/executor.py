@@ -10,7 +10,7 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.runtime.ranks import Ranks
-from opt_trt.runtime.step_message import Copies, Plan, pack
+from opt_trt.runtime.step_message import Copies, StepPlan, pack
 from opt_trt.step import Decoder, StepOutputs
 
 CLOSED = "the engine is closed: open it again"
@@ -26,7 +26,7 @@ class Executor:
         self._ranks = ranks
         self._is_closed = False
 
-    def run(self, plan: Plan) -> StepOutputs:
+    def run(self, plan: StepPlan) -> StepOutputs:
         """Copy blocks, then step the decoder; logits come without the padding of the vocabulary, which is never chosen.
 
         On the leader it makes all ranks do so; what others return is for nobody. `UserError` once it is closed.

@@ -18,7 +18,7 @@ from opt_trt.runtime.scheduling.batch import split_hidden, split_logits, step_in
 from opt_trt.runtime.scheduling.block_pool import BlockPool
 from opt_trt.runtime.scheduling.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import TokenSequence
-from opt_trt.runtime.step_message import Plan
+from opt_trt.runtime.step_message import StepPlan
 
 
 class Generation:
@@ -56,7 +56,7 @@ class Generation:
     def _step(self) -> Sequence[TokenSequence]:
         chunks, spec = self._scheduler.schedule(), self._executor.spec
         goes_on = spec.begins_early and self._scheduler.goes_on(chunks)
-        plan = Plan(step_inputs(chunks, spec, goes_on), self._copies)
+        plan = StepPlan(step_inputs(chunks, spec, goes_on), self._copies)
         self._copies = []
         outputs = self._executor.run(plan)
         self._scheduler.advance(chunks)

@@ -16,14 +16,14 @@ HEADER_BYTES = 6 * 8  # int64: T, L, M, S, B and `greedy` of `StepInputs`
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """One step: blocks of the KV cache to copy first, then what the decoder is given."""
 
     inputs: StepInputs
     copies: Copies = ()
 
 
-def pack(plan: Plan) -> bytes:
+def pack(plan: StepPlan) -> bytes:
     """The plan as bytes: sizes, then its tensors, those of 8 bytes a number first, so that all are aligned.
 
     No decoder of several ranks draws tokens, so of that nothing is told.
@@ -42,7 +42,7 @@ def pack(plan: Plan) -> bytes:
     return b"".join((array("q", sizes).tobytes(), *(t.numpy().tobytes() for t in tensors), copies.tobytes()))
 
 
-def unpack(message: bytearray | memoryview) -> Plan:
+def unpack(message: bytearray | memoryview) -> StepPlan:
     """The plan that was packed; its tensors are views of the message."""
     num_tokens, num_logits, num_hidden, num_sequences, width, greedy = array("q", bytes(message[:HEADER_BYTES]))
     counts = (num_tokens, num_tokens, num_tokens, num_logits, num_hidden)
@@ -56,4 +56,4 @@ def unpack(message: bytearray | memoryview) -> Plan:
     tables = tables.view(num_sequences, width)
     states = hidden if num_hidden else None
     inputs = StepInputs(ids, positions, slots, starts, kv_lens, tables, wanted, states, bool(greedy))
-    return Plan(inputs, [(source, target) for source, target in copies.view(-1, 2).tolist()])
+    return StepPlan(inputs, [(source, target) for source, target in copies.view(-1, 2).tolist()])

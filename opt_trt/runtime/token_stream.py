@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from opt_trt.errors import UserError
-from opt_trt.runtime.in_flight import InFlight
 from opt_trt.runtime.request import Request, RequestFailed, TokenEvent
 from opt_trt.runtime.sequence import TokenSequence
+from opt_trt.runtime.session import InFlight
 
 
 class TokenStream(Iterator[TokenEvent]):
@@ -17,8 +17,8 @@ class TokenStream(Iterator[TokenEvent]):
     Requests that are not finished are cancelled when the stream is closed or forgotten. `UserError` for beams.
     """
 
-    def __init__(self, generation: InFlight, requests: Sequence[Request]) -> None:
-        self._generation = generation
+    def __init__(self, in_flight: InFlight, requests: Sequence[Request]) -> None:
+        self._in_flight = in_flight
         self._events: deque[TokenEvent] = deque()
         self._open: list[TokenSequence] = []
         if any(request.sampling.num_beams > 1 for request in requests):
@@ -29,12 +29,12 @@ class TokenStream(Iterator[TokenEvent]):
             TokenSequence(index, request, self._events, is_watched=True) for index, request in enumerate(requests)
         ]
         for sequence in self._open:
-            generation.submit(sequence)
+            in_flight.submit(sequence)
 
     def __next__(self) -> TokenEvent:
         while not self._events and self._open:
             self._raise_error()
-            self._generation.step()
+            self._in_flight.step()
         if not self._events:
             raise StopIteration
         event = self._events.popleft()
@@ -46,7 +46,7 @@ class TokenStream(Iterator[TokenEvent]):
         """End the request at `index` of the list now: no token of it will come, its memory is free at once."""
         for sequence in self._open:
             if sequence.index == index:
-                self._generation.cancel(sequence)
+                self._in_flight.cancel(sequence)
         self._open = [s for s in self._open if s.index != index]
         waiting = [event for event in self._events if event.index != index]
         self._events.clear()
@@ -55,7 +55,7 @@ class TokenStream(Iterator[TokenEvent]):
     def close(self) -> None:
         """Cancel whatever is not finished."""
         for sequence in self._open:
-            self._generation.cancel(sequence)
+            self._in_flight.cancel(sequence)
         self._open = []
         self._events.clear()
 

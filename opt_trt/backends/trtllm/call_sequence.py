@@ -12,7 +12,7 @@ from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
 
 @dataclass(eq=False)
-class Flight:
+class CallSequence:
     """`row` and `column` are its place in the runner's output."""
 
     sequence: TokenSequence
@@ -73,7 +73,7 @@ class Flight:
         found = []
         for beam in range(sampling.num_beams):
             ids = outputs.new_ids(self.row, beam, len(self.sequence.request.prompt_ids))
-            one = Flight(self.sequence.fork(), self.row, beam, len(ids), True, deque(ids))
+            one = CallSequence(self.sequence.fork(), self.row, beam, len(ids), True, deque(ids))
             if sampling.log_probs is not None:
                 one.log_probs += outputs.log_probs(self.row, beam, len(ids))
             while one.sequence.finish_reason is None:

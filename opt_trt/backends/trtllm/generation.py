@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from opt_trt.backends.trtllm.call_sequence import Flight
+from opt_trt.backends.trtllm.call_sequence import CallSequence
 from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
 from opt_trt.backends.trtllm.keywords import CPP
 from opt_trt.backends.trtllm.runner import Runner, first_line
@@ -28,7 +28,7 @@ class RunnerGeneration:
     def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate, can_stream: bool) -> None:
         self._runner, self._spec, self._generate, self._can_stream = runner, spec, generate, can_stream
         self._queue: list[TokenSequence] = []
-        self._flights: list[Flight] = []
+        self._flights: list[CallSequence] = []
         self._outputs: Iterator[Mapping[str, Any]] | None = None
         self._is_stream = self._is_broken = False
 
@@ -73,7 +73,7 @@ class RunnerGeneration:
         rows = next_rows(self._queue, self._spec.max_batch_size)
         taken = {sequence for row in rows for sequence in row.sequences}
         self._queue = [sequence for sequence in self._queue if sequence not in taken]
-        self._flights = [Flight(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
+        self._flights = [CallSequence(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
         self._is_stream = self._streams(rows)
         given = arguments(rows, self._runner, self._spec, self._is_stream)
         self._outputs = _told(lambda: self._generate(given))

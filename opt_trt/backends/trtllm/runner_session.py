@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,10 +17,8 @@ from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
 from opt_trt.runtime.admission import request_problem
 from opt_trt.runtime.executor import CLOSED
-from opt_trt.runtime.in_flight import check_all, generate_all
 from opt_trt.runtime.ranks import Ranks
-from opt_trt.runtime.request import Request, RequestFailed, Result
-from opt_trt.runtime.token_stream import TokenStream
+from opt_trt.runtime.request import Request, RequestFailed
 
 
 class RunnerSession:
@@ -37,19 +35,9 @@ class RunnerSession:
         # Engines that gather context logits want them in every part of a stream, and get them in the first; ranks of
         # the Python session must not wait for one another as long as somebody takes to read a token.
         can_stream = not self.spec.gather_context_logits and (runner.kind != PYTHON or engine.world_size == 1)
-        self.generation = RunnerGeneration(runner, self.spec, self._call, can_stream)
+        self.in_flight = RunnerGeneration(runner, self.spec, self._call, can_stream)
         self._shut_down = runner.live.executor.shutdown if hasattr(runner.live, "executor") else _nothing
         atexit.register(self._shut_down)  # an executor's threads use MPI, which ends with the process
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """One result per request, in their order."""
-        check_all(requests, self.check)
-        return generate_all(self.generation, requests)
-
-    def stream(self, requests: Sequence[Request]) -> TokenStream:
-        """Tokens of all requests as they come."""
-        check_all(requests, self.check)
-        return TokenStream(self.generation, requests)
 
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if engine or runner can never serve the request."""
