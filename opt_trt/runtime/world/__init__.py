@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from opt_trt.errors import UserError
 
-LEADER_FIRST_SECONDS = 3.0  # what happened to all ranks, the leader says: the others give it this time to do so
-
 
 @dataclass(frozen=True)
 class Launcher:

@@ -15,15 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from opt_trt.errors import UserError
+from opt_trt.errors import EXIT_BUG, EXIT_TERMINATED, EXIT_USER_ERROR, LEADER_FIRST_SECONDS, UserError
 from opt_trt.host.waiting import Patience, wait_until
-from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World
+from opt_trt.runtime.world import World
 from opt_trt.runtime.world.guard import Guard
 
 LEADER = 0
 STEP_TIMEOUT = "OPT_TRT_STEP_TIMEOUT"  # seconds a step may take
 DEFAULT_STEP_TIMEOUT = "1800"  # 8192 prompt tokens of 66B take 1400 s on four ranks of 200 GFLOP/s each
-EXIT_BUG, EXIT_USER_ERROR, EXIT_TERMINATED = 1, 2, 143
 # Between two steps the leader schedules and samples; whoever waits longer sleeps.
 PATIENCE = Patience(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
 

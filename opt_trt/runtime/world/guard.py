@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from opt_trt.errors import EXIT_TERMINATED
 from opt_trt.runtime.world import watch
 
 SHARED_MEMORY = "/dev/shm/"
@@ -71,7 +72,7 @@ class Guard:
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
 
 
