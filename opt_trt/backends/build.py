@@ -9,7 +9,7 @@ from pathlib import Path
 from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.model.config import ModelConfig
 
@@ -54,7 +54,9 @@ def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
     check_target_sm(directory, model)
     positions = model.max_position_embeddings
     if (asked := config.longest_sequence(positions)) > positions:
-        said = "--max_seq_len" if config.max_output_len is None else "--max_input_len + --max_output_len ="
+        said = spelled("max_seq_len")
+        if config.max_output_len is not None:
+            said = f"{spelled('max_input_len')} + {spelled('max_output_len')} ="
         raise UserError(
             f"{said} {asked} is beyond the checkpoint's position table of {positions} rows; give at most {positions}"
         )
@@ -62,7 +64,8 @@ def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
         value = getattr(config, name)
         if value not in ("auto", "disable", model.dtype):
             raise UserError(
-                f"--{name} {value} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or disable"
+                f"{spelled(name)} {value} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or "
+                "disable"
             )
     _check_embedding_sharding(model, config)
     return model
@@ -73,11 +76,11 @@ def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
     command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
     if config.use_parallel_embedding and not model.use_parallel_embedding:
         raise UserError(
-            "--use_parallel_embedding: the checkpoint was converted without it; "
+            f"{spelled('use_parallel_embedding')}: the checkpoint was converted without it; "
             f"convert it with {command} {config.embedding_sharding_dim or 0} ..."
         )
     if config.embedding_sharding_dim is not None and config.embedding_sharding_dim != model.embedding_sharding_dim:
         raise UserError(
-            f"--embedding_sharding_dim {config.embedding_sharding_dim}: the checkpoint was converted with "
+            f"{spelled('embedding_sharding_dim')} {config.embedding_sharding_dim}: the checkpoint was converted with "
             f"{model.embedding_sharding_dim}; convert it with {command} {config.embedding_sharding_dim} ..."
         )

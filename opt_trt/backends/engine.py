@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.json_file import check_types, read_json
 from opt_trt.model.config import ModelConfig
@@ -112,7 +112,7 @@ def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) 
         raise UserError(
             f"{engine_dir} was built for {built.get('isa')}: {' '.join(lacking)}, which this processor lacks; "
             + REBUILD.format(engine=engine_dir)
-            + ", or where it was built with --target_isa avx2 or generic"
+            + f", or where it was built with {spelled('target_isa')} avx2 or generic"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.request import Request, RequestFailed, TokenEvent
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import InFlight
@@ -23,7 +23,8 @@ class TokenStream(Iterator[TokenEvent]):
         self._open: list[TokenSequence] = []
         if any(request.sampling.num_beams > 1 for request in requests):
             raise UserError(
-                "beams change until the last token: they cannot be streamed; drop --streaming or --num_beams"
+                "beams change until the last token: they cannot be streamed; "
+                f"drop {spelled('streaming')} or {spelled('num_beams')}"
             )
         self._open = [
             TokenSequence(index, request, self._events, is_watched=True) for index, request in enumerate(requests)
@@ -70,5 +71,5 @@ class TokenStream(Iterator[TokenEvent]):
         self.close()
         if isinstance(error, RequestFailed):
             raise error
-        reason = str(error) or type(error).__name__
+        reason = error.text if isinstance(error, UserError) else str(error) or type(error).__name__
         raise UserError(f"a step shared with other requests of this session failed ({reason}); send it again")

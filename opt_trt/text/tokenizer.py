@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,18 +82,20 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
     if tokenizer.bos_token_id is None:
         raise UserError(
             f"the tokenizer in {directory} names no bos_token to put before a prompt; "
-            "add it to tokenizer_config.json or give --no_add_special_tokens"
+            f"add it to tokenizer_config.json or give {spelled('no_add_special_tokens')}"
         )
     return Tokenizer(tokenizer, (tokenizer.bos_token_id,) if _adds_bos(directory) else ())
 
 
 def _check_files(directory: Path) -> None:
     if not directory.is_dir():
-        raise UserError(f"expected a tokenizer in {directory}, found no such directory; check --tokenizer_dir")
+        raise UserError(
+            f"expected a tokenizer in {directory}, found no such directory; check {spelled('tokenizer_dir')}"
+        )
     if not holds_tokenizer(directory):
         raise UserError(
             f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
-            "give --tokenizer_dir, the directory of the Hugging Face model"
+            f"give {spelled('tokenizer_dir')}, the directory of the Hugging Face model"
         )
 
 

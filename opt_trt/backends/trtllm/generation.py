@@ -1,4 +1,4 @@
-"""Requests in flight over a runner: one call of `generate` at a time, its tokens handed out one a step."""
+"""Requests in one over a runner: one call of `generate` at a time, its tokens handed out one a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
 from opt_trt.backends.trtllm.keywords import CPP
 from opt_trt.backends.trtllm.runner import Runner, first_line
 from opt_trt.backends.trtllm.runner_outputs import Outputs
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import DecoderSpec
 
@@ -28,7 +28,7 @@ class RunnerGeneration:
     def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate, can_stream: bool) -> None:
         self._runner, self._spec, self._generate, self._can_stream = runner, spec, generate, can_stream
         self._queue: list[TokenSequence] = []
-        self._flights: list[CallSequence] = []
+        self._running: list[CallSequence] = []
         self._outputs: Iterator[Mapping[str, Any]] | None = None
         self._is_stream = self._is_broken = False
 
@@ -39,30 +39,30 @@ class RunnerGeneration:
     def cancel(self, sequence: TokenSequence) -> None:
         """Drop a sequence, waiting or not."""
         self._queue = [waiting for waiting in self._queue if waiting is not sequence]
-        self._flights = [flight for flight in self._flights if flight.sequence is not sequence]
+        self._running = [one for one in self._running if one.sequence is not sequence]
 
     def step(self) -> Sequence[TokenSequence]:
         """See `InFlight.step`; takes as long as the runner needs for the next token, or for a whole call."""
         try:
             return self._step()
         except BaseException as error:  # Ctrl-C included: nobody may wait for ever
-            for sequence in (*self._queue, *(flight.sequence for flight in self._flights)):
+            for sequence in (*self._queue, *(one.sequence for one in self._running)):
                 sequence.fail(error)
             goes_on = not isinstance(error, Exception) or (self._is_stream and self._outputs is not None)
             self._is_broken |= goes_on and self._runner.kind == CPP
-            self._queue, self._flights, self._outputs = [], [], None
+            self._queue, self._running, self._outputs = [], [], None
             raise
 
     def _step(self) -> Sequence[TokenSequence]:
-        if not self._flights:
+        if not self._running:
             self._begin()
-        while not any(flight.is_due for flight in self._flights):
+        while not any(one.is_due for one in self._running):
             self._receive()
-        due = [flight for flight in self._flights if flight.is_due]
-        for flight in due:
-            flight.advance()
-        self._flights = [flight for flight in self._flights if flight.sequence.finish_reason is None]
-        return [flight.sequence for flight in due]
+        due = [one for one in self._running if one.is_due]
+        for one in due:
+            one.advance()
+        self._running = [one for one in self._running if one.sequence.finish_reason is None]
+        return [one.sequence for one in due]
 
     def _begin(self) -> None:
         """Start the next call, when the one before has given back its place: the runner has room for one."""
@@ -73,7 +73,7 @@ class RunnerGeneration:
         rows = next_rows(self._queue, self._spec.max_batch_size)
         taken = {sequence for row in rows for sequence in row.sequences}
         self._queue = [sequence for sequence in self._queue if sequence not in taken]
-        self._flights = [CallSequence(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
+        self._running = [CallSequence(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
         self._is_stream = self._streams(rows)
         given = arguments(rows, self._runner, self._spec, self._is_stream)
         self._outputs = _told(lambda: self._generate(given))
@@ -90,15 +90,15 @@ class RunnerGeneration:
         tensors = _told(lambda: next(outputs, None))
         if tensors is not None:
             self._last = Outputs(tensors, self._spec.vocab_size)
-            for flight in self._flights:
-                flight.take(self._last)
+            for one in self._running:
+                one.take(self._last)
             if self._is_stream:
                 return
             next(outputs, None)  # there is one: now the call has ended
         self._outputs = None
-        for flight in self._flights:
+        for one in self._running:
             assert self._last is not None
-            flight.finish(self._last)
+            one.finish(self._last)
 
 
 def _told(call: Callable[[], Answer]) -> Answer:
@@ -106,4 +106,5 @@ def _told(call: Callable[[], Answer]) -> Answer:
     try:
         return call()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"TensorRT-LLM failed: {first_line(error)}; --log_level verbose shows where") from error
+        where = f"{spelled('log_level')} verbose shows where"
+        raise UserError(f"TensorRT-LLM failed: {first_line(error)}; {where}") from error

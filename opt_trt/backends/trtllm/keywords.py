@@ -11,6 +11,7 @@ from typing import Any
 
 from opt_trt.backends.trtllm.release import Release
 from opt_trt.config.sampling import GREEDY, SamplingParams
+from opt_trt.errors import spelled
 
 CPP, PYTHON = "ModelRunnerCpp", "ModelRunner"
 OLDEST_RUNNER = Release(0, 12)  # the first release whose C++ runner is known: before, it was another one
@@ -109,7 +110,7 @@ def unsupported(sampling: SamplingParams, runner: str, release: Release) -> str 
     """The first option a runner cannot be told, with the reason; None if it can be told all."""
     for name, keyword in SAMPLING.items():
         if getattr(sampling, name) != getattr(GREEDY, name) and keyword.of(runner, release) is None:
-            return f"asks for --{FLAGS.get(name, name)}: {keyword.why}; drop it"
+            return f"asks for {spelled(FLAGS.get(name, name))}: {keyword.why}; drop it"
     if sampling.log_probs:
         return "asks for the most likely tokens beside the chosen ones: TensorRT-LLM's runners report the chosen alone"
     return None

@@ -13,7 +13,7 @@ from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, BY_CALLS, CPP, OLDEST
 from opt_trt.backends.trtllm.release import INSTALL, NEWEST, PACKAGE, Release, missing
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
@@ -50,7 +50,7 @@ def open_runner(engine: TrtEngine, opening: Opening, rank: int) -> Runner:
 def _unopened(engine: TrtEngine, version: str, error: BaseException) -> str:
     told = f"TensorRT-LLM {version} cannot open {engine.directory}: {first_line(error)}"
     if engine.version == version:
-        return f"{told}; --log_level verbose shows where"
+        return f"{told}; {spelled('log_level')} verbose shows where"
     return f"{told}; it was built by TensorRT-LLM {engine.version}: build it again, or install that release"
 
 
@@ -112,5 +112,5 @@ def _arguments(given: Mapping[str, Any], live_class: Any, kind: str, version: st
         if parameter is not None and parameter in known:
             arguments[parameter] = list(value) if isinstance(value, tuple) else value
         elif value != neutral[name] and not (kind == PYTHON and name in BY_CALLS):
-            raise UserError(f"--{name} cannot be told to the {kind} of TensorRT-LLM {version}; drop the flag")
+            raise UserError(f"{spelled(name)} cannot be told to the {kind} of TensorRT-LLM {version}; drop the flag")
     return arguments

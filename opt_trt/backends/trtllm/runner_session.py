@@ -14,8 +14,8 @@ from opt_trt.backends.trtllm.generation import RunnerGeneration
 from opt_trt.backends.trtllm.keywords import PYTHON, unsupported
 from opt_trt.backends.trtllm.runner import Runner
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.errors import UserError
-from opt_trt.runtime.admission import request_problem
+from opt_trt.errors import UserError, spelled
+from opt_trt.runtime.admission import beams_problem, request_problem
 from opt_trt.runtime.executor import CLOSED
 from opt_trt.runtime.ranks import Ranks
 from opt_trt.runtime.request import Request, RequestFailed
@@ -88,11 +88,7 @@ def _beams_problem(request: Request, engine: TrtEngine) -> str | None:
     beams = request.sampling.num_beams
     if beams > engine.max_beam_width:
         return (
-            f"asks for {beams} beams, the engine takes {engine.max_beam_width}; lower --num_beams or build with a "
-            "larger --max_beam_width"
+            f"asks for {beams} beams, the engine takes {engine.max_beam_width}; lower {spelled('num_beams')} or build "
+            f"with a larger {spelled('max_beam_width')}"
         )
-    if beams > 1 and request.stop_words is not None:
-        return "asks for beams and for stop words, which follow a single output; drop --num_beams or --stop_words"
-    if beams > 1 and request.return_generation_logits:
-        return "asks for beams and for generation logits, which follow a single output; drop one of the two"
-    return None
+    return beams_problem(request)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.scheduling.block_pool import blocks_for
 from opt_trt.step import DecoderSpec
 
@@ -20,9 +20,10 @@ class KvCacheLimit:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"--max_tokens_in_paged_kv_cache must be at least 1, found {self.max_tokens}")
+            raise UserError(f"{spelled('max_tokens_in_paged_kv_cache')} must be at least 1, found {self.max_tokens}")
         if not 0.0 < self.free_fraction <= 1.0:
-            raise UserError(f"--kv_cache_free_gpu_memory_fraction must be in (0, 1], found {self.free_fraction}")
+            option = spelled("kv_cache_free_gpu_memory_fraction")
+            raise UserError(f"{option} must be in (0, 1], found {self.free_fraction}")
 
 
 def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
@@ -36,7 +37,7 @@ def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
         raise UserError(
             f"the KV cache needs at least one block of {block_bytes / 2**20:.1f} MiB, "
             f"{limit.free_fraction:g} of the {free_bytes / 2**20:.1f} MiB that are free is less; free memory, raise "
-            "--kv_cache_free_gpu_memory_fraction or build with a smaller --tokens_per_block"
+            f"{spelled('kv_cache_free_gpu_memory_fraction')} or build with a smaller {spelled('tokens_per_block')}"
         )
     wanted = spec.max_batch_size * blocks_for(spec.max_seq_len, spec.tokens_per_block)
     allowed = wanted if limit.max_tokens is None else blocks_for(limit.max_tokens, spec.tokens_per_block)
@@ -51,5 +52,5 @@ def allocate(spec: DecoderSpec, num_blocks: int) -> list[torch.Tensor]:
     except RuntimeError as error:  # the operating system or the GPU refuses to promise that much
         raise UserError(
             f"no memory for a KV cache of {num_blocks} blocks ({num_blocks * spec.kv_block_bytes() / 2**30:.1f} GiB); "
-            "lower --max_tokens_in_paged_kv_cache or --kv_cache_free_gpu_memory_fraction"
+            f"lower {spelled('max_tokens_in_paged_kv_cache')} or {spelled('kv_cache_free_gpu_memory_fraction')}"
         ) from error
