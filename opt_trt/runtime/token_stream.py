@@ -1,4 +1,4 @@
-"""Tokens of some of the requests in flight as they come, and the right to take these requests back."""
+"""The tokens of some requests in flight as they come, and the means to cancel these requests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from opt_trt.runtime.session import InFlight
 
 
 class TokenStream(Iterator[TokenEvent]):
-    """Iterate for tokens; each step serves every stream of the session, whichever asked for it.
+    """An iterator over tokens. Each step serves all streams of the session, whichever stream runs it.
 
-    Requests that are not finished are cancelled when the stream is closed or forgotten. `UserError` for beams.
+    Unfinished requests are cancelled when the stream is closed or no longer referenced. `UserError` for beams.
     """
 
     def __init__(self, in_flight: InFlight, requests: Sequence[Request]) -> None:
@@ -44,7 +44,7 @@ class TokenStream(Iterator[TokenEvent]):
         return event
 
     def cancel(self, index: int) -> None:
-        """End the request at `index` of the list now: no token of it will come, its memory is free at once."""
+        """End the request at `index` of the list: it gives no more tokens, and its memory is free at once."""
         for sequence in self._open:
             if sequence.index == index:
                 self._in_flight.cancel(sequence)
@@ -54,7 +54,7 @@ class TokenStream(Iterator[TokenEvent]):
         self._events.extend(waiting)
 
     def close(self) -> None:
-        """Cancel whatever is not finished."""
+        """Cancel all requests that are not finished."""
         for sequence in self._open:
             self._in_flight.cancel(sequence)
         self._open = []
@@ -64,7 +64,7 @@ class TokenStream(Iterator[TokenEvent]):
         self.close()
 
     def _raise_error(self) -> None:
-        """Requests of one stream fail together, whether one of them is to blame or none."""
+        """Fail all requests of the stream if one of them failed, whatever the cause."""
         error = next((s.error for s in self._open if s.error is not None), None)
         if error is None:
             return

@@ -1,4 +1,4 @@
-"""How large the paged KV cache is, and its memory."""
+"""The size of the paged KV cache, and its memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opt_trt.step import DecoderSpec
 
 @dataclass(frozen=True)
 class KvCacheLimit:
-    """How much the pool may take: at most `max_tokens`, at most `free_fraction` of the memory that is free."""
+    """The most the pool may take: `max_tokens`, and the share `free_fraction` of the free memory."""
 
     max_tokens: int | None = None
     free_fraction: float = 0.9
@@ -27,7 +27,7 @@ class KvCacheLimit:
 
 
 def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
-    """Blocks of the pool: what a full batch of longest sequences needs, or what the limit leaves of it.
+    """Return the number of blocks: as many as a full batch of longest sequences needs, or fewer if the limit says so.
 
     `max_tokens` is rounded up to whole blocks. `UserError` when the memory does not hold a single block.
     """
@@ -45,11 +45,11 @@ def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
 
 
 def allocate(spec: DecoderSpec, num_blocks: int) -> list[torch.Tensor]:
-    """One tensor per layer on the decoder's device, uninitialized: pages of a CPU cost memory only once written to."""
+    """Return one uninitialized tensor per layer on the decoder's device. A CPU's pages use memory only once written."""
     try:
         shape = spec.kv_shape(num_blocks)
         return [torch.empty(shape, dtype=spec.kv_dtype, device=spec.device) for _ in range(spec.num_layers)]
-    except RuntimeError as error:  # the operating system or the GPU refuses to promise that much
+    except RuntimeError as error:  # the operating system or the GPU does not have that much
         raise UserError(
             f"no memory for a KV cache of {num_blocks} blocks ({num_blocks * spec.kv_block_bytes() / 2**30:.1f} GiB); "
             f"lower {spelled('max_tokens_in_paged_kv_cache')} or {spelled('kv_cache_free_gpu_memory_fraction')}"
