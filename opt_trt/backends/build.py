@@ -13,11 +13,15 @@ from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.model.config import ModelConfig
 
-OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
+OWNED = (
+    "rank*.engine",
+    "rank*.weights.safetensors",
+    "opt_trt_*.so",
+)  # files of an engine; a checkpoint has none of them, so it is never replaced
 
 
 def build(config: BuildConfig) -> None:
-    """Build the engine `config` asks for; the directory appears only when it is whole."""
+    """Build the engine that `config` describes; its directory appears only when it is complete."""
     assert config.checkpoint_dir is not None
     started = time.perf_counter()
     backend = load_backend(_choose(config))
@@ -39,7 +43,7 @@ def build(config: BuildConfig) -> None:
 
 
 def _choose(config: BuildConfig) -> str:
-    """The backend to build with; a dry run of one asked for by name needs nothing of it installed."""
+    """Return the backend to build with; a dry run of a named backend needs nothing of it installed."""
     if config.dry_run and config.backend != "auto":
         return config.backend
     chosen = choose_backend(config.backend)
@@ -49,7 +53,7 @@ def _choose(config: BuildConfig) -> str:
 
 
 def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
-    """What the checkpoint holds; flags that do not fit it, and packed weights of an unknown GPU, are refused."""
+    """Read the checkpoint's configuration; refuse flags that do not fit it, and weights packed for an unknown GPU."""
     model = read_config(directory)
     check_target_sm(directory, model)
     positions = model.max_position_embeddings
@@ -72,7 +76,7 @@ def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
 
 
 def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
-    """NVIDIA's README gives these flags to the builder, where they can only state what conversion has decided."""
+    """Refuse sharding flags that differ from the conversion, which decides them. NVIDIA's README passes them here."""
     command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
     if config.use_parallel_embedding and not model.use_parallel_embedding:
         raise UserError(

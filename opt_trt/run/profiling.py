@@ -1,4 +1,4 @@
-"""Time whole generations, warmed up, with their spread."""
+"""Time whole generations after a warm-up, with their spread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMED_RUNS = 10
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each run over all requests, and the new tokens of one run."""
+    """The seconds of each run over all requests, and the number of new tokens of one run."""
 
     batch_size: int
     seconds: tuple[float, ...]
