@@ -13,11 +13,8 @@ from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.model.config import ModelConfig
 
-OWNED = (
-    "rank*.engine",
-    "rank*.weights.safetensors",
-    "opt_trt_*.so",
-)  # files of an engine; a checkpoint has none of them, so it is never replaced
+# Files of an engine. A checkpoint has none of them, so it is never replaced.
+OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")
 
 
 def build(config: BuildConfig) -> None:

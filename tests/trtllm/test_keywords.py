@@ -245,7 +245,7 @@ def test_an_embedded_engine_refuses_each_runtime_option_or_says_that_it_happens_
     options = RuntimeOptions(**{name: values.get(name, True)})
     answer = EMBEDDED[device][name]
     if answer.reason:
-        said = f"--{name} is not supported by this engine{answer.why(f'--{name}')}"
+        said = str(UserError(f"--{name} is not supported by this engine{answer.why(f'--{name}')}"))
         with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
             check_embedded(options, device)
         return

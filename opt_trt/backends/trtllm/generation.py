@@ -1,4 +1,4 @@
-"""Requests in one over a runner: one call of `generate` at a time, its tokens handed out one a step."""
+"""Requests in flight over a runner: one call of `generate` at a time, whose tokens are handed out step by step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import DecoderSpec
 
 Answer = TypeVar("Answer")
-Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # a call; yields its output as it grows
+Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # makes a call; yields its output as it grows
 
 
 class RunnerGeneration:
-    """An `InFlight`. Requests that come while a call runs wait for the next one, and are put together there.
+    """An `InFlight`. Requests that come while a call runs wait, and share the next call.
 
-    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others. `can_stream`
-    says whether tokens may be asked for as they come; otherwise they come together.
+    A call cannot be cancelled: a cancelled sequence is forgotten, and the call goes on for the others. `can_stream`
+    says whether tokens may come one by one; otherwise they come together.
     """
 
     def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate, can_stream: bool) -> None:
@@ -42,10 +42,10 @@ class RunnerGeneration:
         self._running = [one for one in self._running if one.sequence is not sequence]
 
     def step(self) -> Sequence[TokenSequence]:
-        """See `InFlight.step`; takes as long as the runner needs for the next token, or for a whole call."""
+        """See `InFlight.step`. It takes as long as the runner needs for the next token, or for a whole call."""
         try:
             return self._step()
-        except BaseException as error:  # Ctrl-C included: nobody may wait for ever
+        except BaseException as error:  # also Ctrl-C: no caller may wait for ever
             for sequence in (*self._queue, *(one.sequence for one in self._running)):
                 sequence.fail(error)
             goes_on = not isinstance(error, Exception) or (self._is_stream and self._outputs is not None)
@@ -65,8 +65,8 @@ class RunnerGeneration:
         return [one.sequence for one in due]
 
     def _begin(self) -> None:
-        """Start the next call, when the one before has given back its place: the runner has room for one."""
-        if self._is_broken:  # the executor would give answers of that call to the next one, which waits for ever
+        """Start the next call after the previous one has ended: the runner has room for one call."""
+        if self._is_broken:  # the executor would give the answers of that call to the next one
             raise UserError("a call broke off, and TensorRT-LLM goes on with it; start again, or open the engine again")
         while self._outputs is not None:
             self._receive()
@@ -76,7 +76,7 @@ class RunnerGeneration:
         self._running = [CallSequence(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
         self._is_stream = self._streams(rows)
         given = arguments(rows, self._runner, self._spec, self._is_stream)
-        self._outputs = _told(lambda: self._generate(given))
+        self._outputs = _answer(lambda: self._generate(given))
         self._last: Outputs | None = None
 
     def _streams(self, rows: Sequence[Row]) -> bool:
@@ -84,25 +84,25 @@ class RunnerGeneration:
         return wanted and self._can_stream
 
     def _receive(self) -> None:
-        """The next part of the running call's output, or its end."""
+        """Take the next part of the running call's output, or its end."""
         outputs = self._outputs
         assert outputs is not None
-        tensors = _told(lambda: next(outputs, None))
+        tensors = _answer(lambda: next(outputs, None))
         if tensors is not None:
             self._last = Outputs(tensors, self._spec.vocab_size)
             for one in self._running:
                 one.take(self._last)
             if self._is_stream:
                 return
-            next(outputs, None)  # there is one: now the call has ended
+            next(outputs, None)  # ends the iterator, and with it the call
         self._outputs = None
         for one in self._running:
             assert self._last is not None
             one.finish(self._last)
 
 
-def _told(call: Callable[[], Answer]) -> Answer:
-    """What the runner answers; its errors in one line."""
+def _answer(call: Callable[[], Answer]) -> Answer:
+    """Return the runner's answer; turn its errors into a `UserError` of one line."""
     try:
         return call()
     except (RuntimeError, AssertionError) as error:

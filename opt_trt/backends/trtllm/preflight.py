@@ -1,4 +1,4 @@
-"""What TensorRT-LLM cannot build, or would build wrongly without a word, told before minutes are spent on it."""
+"""Refuse, before minutes are spent, what TensorRT-LLM cannot build or would silently build wrongly."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from opt_trt.errors import UserError, spelled
 from opt_trt.model.config import ModelConfig
 
 REPACK = "python -m opt_trt repack --checkpoint_dir {directory} --target_sm {sm} --output_dir NEW"
-HOPPER = 90  # its layout of packed weights changed from release to release
+HOPPER = 90  # its layout of packed weights changed between releases
 SM90_LAYOUT_SINCE = Release(1, 2)
 
 
 def check(checkpoint: Checkpoint, config: BuildConfig, release: Release, sm: int | None) -> None:
-    """Refuse by name what `release` cannot build of a checkpoint for a GPU of compute capability `sm` (None: any)."""
+    """Refuse a checkpoint that `release` cannot build for a GPU of compute capability `sm` (None: any)."""
     model, directory = checkpoint.config, checkpoint.directory
     _check_model(model, directory)
     if config.multiple_profiles == "enable" and config.opt_num_tokens is not None:
@@ -47,7 +47,7 @@ def _check_model(model: ModelConfig, directory: Path) -> None:
 
 
 def _check_quantized(model: ModelConfig, directory: Path, release: Release, sm: int | None) -> None:
-    """Weight-only linears: what the loader and the GPU's kernels can read."""
+    """Refuse weight-only linears that the loader or the GPU's kernels cannot read."""
     if ragged := unloadable(model):
         raise UserError(
             f"{directory}: TensorRT-LLM's weight-only linears have multiples of 64 features a rank, found "

@@ -22,9 +22,9 @@ from opt_trt.runtime.request import Request, RequestFailed
 
 
 class RunnerSession:
-    """See `Session`. Requests are batched by calls: those that come while one runs wait for the next.
+    """A `Session` whose requests are batched by calls: requests that come while a call runs wait for the next one.
 
-    Of several ranks the C++ runner speaks with the others' by itself; the Python one needs the same call on all.
+    With several ranks, the C++ runners communicate by themselves; the Python ones need the same call on all ranks.
     """
 
     def __init__(self, engine: TrtEngine, runner: Runner, options: RuntimeOptions, ranks: Ranks) -> None:
@@ -32,8 +32,8 @@ class RunnerSession:
         self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or told)
         self._engine, self._runner, self._ranks = engine, runner, ranks
         self._is_closed = False
-        # Engines that gather context logits want them in every part of a stream, and get them in the first; ranks of
-        # the Python session must not wait for one another as long as somebody takes to read a token.
+        # Engines that gather context logits expect them in all parts of a stream, but get them in the first only. Ranks
+        # of the Python session must not wait for one another until the user reads a token.
         can_stream = not self.spec.gather_context_logits and (runner.kind != PYTHON or engine.world_size == 1)
         self.in_flight = RunnerGeneration(runner, self.spec, self._call, can_stream)
         self._shut_down = runner.live.executor.shutdown if hasattr(runner.live, "executor") else _nothing
@@ -50,7 +50,7 @@ class RunnerSession:
             raise RequestFailed(index, problem)
 
     def obey(self, message: memoryview) -> None:
-        """Make the leader's call here, too."""
+        """Make the leader's call on this rank, too."""
         for _ in _outputs(self._runner.live.generate(**pickle.loads(message))):
             pass
 
@@ -64,7 +64,7 @@ class RunnerSession:
         self._ranks.close()
 
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
-        if self._is_closed:  # before the other ranks hear of it: they no longer know the session
+        if self._is_closed:  # before the other ranks are told: they no longer know the session
             raise UserError(CLOSED)
         if self._runner.kind != PYTHON:
             return _outputs(self._runner.live.generate(**given))
@@ -76,11 +76,11 @@ class RunnerSession:
 
 
 def _nothing() -> None:
-    """The Python runner has nothing to shut down."""
+    """Do nothing: the Python runner has nothing to shut down."""
 
 
 def _outputs(returned: Any) -> Iterator[Mapping[str, Any]]:
-    """A dictionary, or one after another while they grow; a rank that does not lead gets an empty list."""
+    """Return an iterator over the dictionary, or over those of a stream; a following rank gets an empty list."""
     return iter([returned] if isinstance(returned, Mapping) else returned)
 
 
