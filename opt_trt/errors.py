@@ -45,15 +45,15 @@ class UserError(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return self.told(as_flag)
+        return self.render(as_flag)
 
-    def told(self, spell: Callable[[str], str]) -> str:
+    def render(self, spell: Callable[[str], str]) -> str:
         """Return the text with its options as `spell` names them."""
         return SPELLED.sub(lambda option: spell(option[1]), self.text)
 
 
 class CheckFailed(Exception):
-    """A check that was asked for did not hold (an accuracy gate): one line, exit code 1."""
+    """A check that the user requested did not hold (an accuracy gate): one line, exit code 1."""
 
 
 def divide_exactly(total: int, parts: int, what: str) -> int:

@@ -27,7 +27,7 @@ def in_python(**more: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = error.told(lambda name: names.get(name, name))
+        text = error.render(lambda name: names.get(name, name))
         if not SPELLED.search(error.text):  # a layer that still says flags
             text = FLAG.sub(lambda flag: names.get(flag[1], flag[1]), text)
         raise UserError(text) from error

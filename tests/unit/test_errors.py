@@ -34,4 +34,4 @@ def test_an_error_in_another_ones_text_still_names_options() -> None:
 
 
 def test_an_error_that_comes_from_another_process_still_names_options() -> None:
-    assert pickle.loads(pickle.dumps(UserError(TEXT))).told(str.upper).endswith("lower MAX_OUTPUT_LEN or TOP_K")
+    assert pickle.loads(pickle.dumps(UserError(TEXT))).render(str.upper).endswith("lower MAX_OUTPUT_LEN or TOP_K")

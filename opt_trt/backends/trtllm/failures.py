@@ -57,19 +57,19 @@ FAILURES = (
 
 def explain(lines: Sequence[str], code: int, version: str) -> UserError:
     """Return the error of a builder that printed `lines` and ended with exit code `code`."""
-    told = f"TensorRT-LLM {version}'s builder failed (exit code {code})"
+    failed = f"TensorRT-LLM {version}'s builder failed (exit code {code})"
     for failure in FAILURES:
         for line in lines:
             if re.search(failure.pattern, line):
-                return UserError(f"{told}: {_shortened(line)}; {failure.advice}")
+                return UserError(f"{failed}: {_shortened(line)}; {failure.advice}")
     if code == OUT_OF_MEMORY_KILL:
         return UserError(
-            f"{told}: the system killed it, probably for want of memory; give it more, or {spelled('workers')} 1"
+            f"{failed}: the system killed it, probably for want of memory; give it more, or {spelled('workers')} 1"
         )
     last = next(
         (line for line in reversed(lines) if ERROR_LINE.search(line)), lines[-1] if lines else "it said nothing"
     )
-    return UserError(f"{told}: {_shortened(last)}; its log above says more, {spelled('log_level')} verbose most")
+    return UserError(f"{failed}: {_shortened(last)}; its log above says more, {spelled('log_level')} verbose most")
 
 
 def _shortened(line: str, longest: int = 300) -> str:

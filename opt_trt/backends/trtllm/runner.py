@@ -48,10 +48,10 @@ def open_runner(engine: TrtEngine, opening: Opening, rank: int) -> Runner:
 
 
 def _unopened(engine: TrtEngine, version: str, error: BaseException) -> str:
-    told = f"TensorRT-LLM {version} cannot open {engine.directory}: {first_line(error)}"
+    failed = f"TensorRT-LLM {version} cannot open {engine.directory}: {first_line(error)}"
     if engine.version == version:
-        return f"{told}; {spelled('log_level')} verbose shows where"
-    return f"{told}; it was built by TensorRT-LLM {engine.version}: build it again, or install that release"
+        return f"{failed}; {spelled('log_level')} verbose shows where"
+    return f"{failed}; it was built by TensorRT-LLM {engine.version}: build it again, or install that release"
 
 
 def first_line(error: BaseException) -> str:

@@ -33,7 +33,7 @@ class Outputs:
         return self.tensors["generation_logits"][row, column, :, : self.vocab_size].float().cpu()
 
     def log_probs(self, row: int, column: int, count: int) -> list[float]:
-        """Of `count` new tokens and of the end id behind them, whose is what is left of the whole output's."""
+        """Return those of `count` new tokens and of the end id after them, which has the rest of the output's sum."""
         known: list[float] = self.tensors["log_probs"][row, column, :count].tolist()
         return [*known, self.cum_log_prob(row, column) - math.fsum(known)]
 

@@ -28,8 +28,8 @@ class RunnerSession:
     """
 
     def __init__(self, engine: TrtEngine, runner: Runner, options: RuntimeOptions, ranks: Ranks) -> None:
-        told = options.gather_generation_logits or runner.kind == PYTHON
-        self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or told)
+        gathers = options.gather_generation_logits or runner.kind == PYTHON
+        self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or gathers)
         self._engine, self._runner, self._ranks = engine, runner, ranks
         self._is_closed = False
         # Engines that gather context logits expect them in all parts of a stream, but get them in the first only. Ranks

@@ -66,7 +66,7 @@ class Scheduler:
         return chunks
 
     def goes_on(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether the next step has no new sequences, as far as can be known: none takes a finished one's place."""
+        """Return whether the next step will have no new sequences, as far as is known now."""
         final = sum(chunk.is_final for chunk in chunks)
         return final == 0 or (final < len(chunks) and not self._waiting)
 

@@ -64,8 +64,8 @@ class Rank:
 
     def explains_itself(self) -> bool:
         """Return whether the end of the rank needs no report: the rank reports it, or a signal told it to end."""
-        told = self._told_to_stop
-        return self._has_failed or (told > 0 and time.monotonic() - told < STOP_SECONDS)
+        since = self._told_to_stop
+        return self._has_failed or (since > 0 and time.monotonic() - since < STOP_SECONDS)
 
     def look(self) -> str | None:
         """Return why the rank has to be ended; None if all is well."""
