@@ -35,6 +35,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.convert.convert import convert
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -100,14 +101,14 @@ def generation_seconds(of: DecoderSession, *batches: Sequence[Request]) -> float
     """Return the wall-clock time of generating all batches one after another."""
     started = time.perf_counter()
     for requests in batches:
-        of.generate(requests)
+        generate(of, requests)
     return time.perf_counter() - started
 
 
 def report_throughput(decoder: Decoder, count: int, rounds: int) -> None:
     """Print tokens per second of static batches, of batches whose rows leave, and in flight; the three take turns."""
     of, requests = session(decoder), log_normal_requests(count)
-    of.generate(requests[:BATCH_SIZE])
+    generate(of, requests[:BATCH_SIZE])
     tokens = sum(request.max_new_tokens for request in requests)
     batches = [requests[first : first + BATCH_SIZE] for first in range(0, count, BATCH_SIZE)]
     full = [[replace(r, max_new_tokens=max(b.max_new_tokens for b in batch)) for r in batch] for batch in batches]
@@ -126,7 +127,7 @@ def report_throughput(decoder: Decoder, count: int, rounds: int) -> None:
 def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
     """Return the seconds between tokens while long prompts arrive at random, about one every 60 tokens."""
     chance, arrivals = random.Random(1), []
-    watched = of.stream([Request(prompt(100, seed), output_len) for seed in range(BATCH_SIZE - 2)])
+    watched = stream(of, [Request(prompt(100, seed), output_len) for seed in range(BATCH_SIZE - 2)])
     last: dict[int, float] = {}
     gaps: list[float] = []
     tokens, next_arrival = 0, chance.expovariate(1 / 60)
@@ -137,7 +138,7 @@ def token_gaps(of: DecoderSession, output_len: int) -> list[float]:
         last[event.index] = now
         tokens += event.index == 0
         if tokens > next_arrival:
-            arrivals.append(of.stream([Request(prompt(LONG_PROMPT, tokens), 8)]))
+            arrivals.append(stream(of, [Request(prompt(LONG_PROMPT, tokens), 8)]))
             next_arrival = tokens + chance.expovariate(1 / 60)
     return gaps
 
@@ -168,7 +169,7 @@ def report_reuse(decoder: Decoder, rounds: int) -> None:
     for reuse in (False, True):
         of = session(decoder, Scheduling(enable_block_reuse=reuse))
         known = [Request(prompt(KNOWN_PROMPT, 0), 1)]
-        of.generate(known)
+        generate(of, known)
         medians[reuse] = statistics.median(generation_seconds(of, known) for _ in range(rounds))
     print(
         f"first token of a known prompt: {medians[False] * 1e3:.1f} ms computed, {medians[True] * 1e3:.1f} ms reused, "

@@ -19,6 +19,7 @@ from opt_trt.backends import open_engine
 from opt_trt.backends.engine import WEIGHTS, EngineConfig, read_engine_config
 from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
@@ -71,7 +72,7 @@ class EngineRunner:
         """Generate, and return the seconds, as `TimedRunner.seconds` says."""
         requests = [Request(tuple(row), output_len) for row in prompts]
         started = time.perf_counter()
-        self._session.generate(requests)
+        generate(self._session, requests)
         return time.perf_counter() - started
 
     def logits(self, prompts: Prompts) -> np.ndarray:
@@ -80,7 +81,7 @@ class EngineRunner:
         return np.stack([self._log_probs(Request(tuple(row), 1, sampling=everything)) for row in prompts])
 
     def _log_probs(self, request: Request) -> np.ndarray:
-        [result] = self._session.generate([request])
+        [result] = generate(self._session, [request])
         ids, values = zip(*sorted(result.log_probs[0].top), strict=True)
         assert ids == tuple(range(len(ids))), "log-probabilities of all the vocabulary"
         return np.array(values, np.float32)

@@ -14,15 +14,17 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn, TypeVar
 
 from opt_trt.config.flags import Flag, Refusal
-from opt_trt.errors import CheckFailed, UserError
-from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World, current_world
-from opt_trt.runtime.world.cores import SPIN_COUNT
-
-EXIT_CHECK_FAILED = 1
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_UNREAD = 128 + signal.SIGPIPE  # what shells report of a command whose output nobody reads any more
-
+from opt_trt.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_UNREAD,
+    EXIT_USER_ERROR,
+    LEADER_FIRST_SECONDS,
+    CheckFailed,
+    UserError,
+)
+from opt_trt.runtime.world import World, current_world
 
 Config = TypeVar("Config")
 
@@ -52,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Groups(dict[str | None, argparse._ActionsContainer]):
-    """Where flags are added by the heading they stand under in the help: the parser itself for those without one."""
+    """What flags are added to, by their heading in the help: the parser itself for flags without a heading."""
 
     def __init__(self, parser: Parser) -> None:
         super().__init__({None: parser})
@@ -65,7 +67,7 @@ class Groups(dict[str | None, argparse._ActionsContainer]):
 
 
 def build_parser(config_class: type) -> Parser:
-    """The parser of a configuration: one argument per flag field, one refusal per flag that cannot act."""
+    """Return the parser of a configuration: one argument per flag field, one refusal per flag that cannot act."""
     parser = Parser(config_class)
     hints = typing.get_type_hints(config_class)
     groups = Groups(parser)
@@ -81,18 +83,17 @@ def build_parser(config_class: type) -> Parser:
 
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """The configuration a command line asks for; `UserError` names what does not fit."""
+    """Return the configuration that a command line asks for; `UserError` names what does not fit."""
     values = vars(build_parser(config_class).parse_intermixed_args(argv))
     return config_class(**{name: _as_tuples(value) for name, value in values.items()})
 
 
 def run_main(main: Callable[[Config], None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a script and exit: 0 done, 1 a check failed, 2 a person can fix it, 130 interrupted, 141 nobody reads on.
+    """Run a script and exit: 0 done, 1 a check failed, 2 the user can fix it, 130 interrupted, 141 output not read.
 
-    Of several ranks the first one prints; an error the others print only if it has not ended them by then.
+    Of several ranks, the leader prints. Another rank prints an error only if the leader has not ended it by then.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     world, config = current_world(os.environ), None
     if not world.is_leader:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
@@ -104,8 +105,8 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
         code = EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR
         _exit(code, _told(str(error), config, world))
     except (KeyboardInterrupt, Terminated) as stop:
-        code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + signal.SIGTERM
-        # Of several ranks the launcher ends all, and what made it do so has been said.
+        code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED
+        # The launcher ends all of several ranks, and the reason has been printed already.
         _exit(code, "interrupted; nothing half-written was left\n" * (world.size == 1))
     except BrokenPipeError:
         _exit(EXIT_UNREAD)
@@ -115,10 +116,10 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
 
 
 def _exit(code: int, message: str = "") -> NoReturn:
-    """Say why, and exit; what cannot be written is dropped, or Python would complain and use a code of its own."""
+    """Print the message and exit. What cannot be written is dropped: Python would exit with another code for it."""
     for stream, text in ((sys.stderr, message), (sys.stdout, "")):
         try:
-            if stream is not None:  # as it is where the command was started without one
+            if stream is not None:  # it is None if the command was started without this stream
                 print(text, end="", file=stream, flush=True)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -126,7 +127,7 @@ def _exit(code: int, message: str = "") -> NoReturn:
 
 
 def _program() -> str | None:
-    """Return what the user typed where argparse would say `__main__.py`: `python -m opt_trt describe`."""
+    """Return what the user typed, `python -m opt_trt describe`, if argparse would print `__main__.py` instead."""
     spec = sys.modules["__main__"].__spec__
     if spec is None or not spec.name.endswith(".__main__"):
         return None
@@ -149,14 +150,14 @@ def _add_flag(parser: argparse._ActionsContainer, f: Field[Any], hint: Any) -> N
         how["action"] = "append"
     if flag.bare:
         how |= {"nargs": "?", "const": flag.bare}
-    if flag.positional:  # absent is the field's default, which need not be shown
+    if flag.positional:  # without it, the field keeps its default, which need not be shown
         parser.add_argument(f.name, metavar=flag.positional, default=argparse.SUPPRESS, **how)
         return
     parser.add_argument(*names, dest=f.name, default=f.default, **how)
 
 
 def _value_type(hint: Any) -> type:
-    """The type one value is parsed as: `int | None` → int, `tuple[tuple[str, ...], ...]` → str."""
+    """Return the type one value is parsed as: `int | None` → int, `tuple[tuple[str, ...], ...]` → str."""
     while args := typing.get_args(hint):
         hint = next(a for a in args if a is not type(None))
     assert isinstance(hint, type), hint
@@ -168,7 +169,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 class _RefuseAction(argparse.Action):
-    """Accept a refused flag only with a value that asks for what happens anyway."""
+    """Accepts a refused flag only with a value that asks for what happens anyway."""
 
     def __init__(self, *args: Any, refusal: Refusal, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -180,7 +181,7 @@ class _RefuseAction(argparse.Action):
 
 
 def _told(text: str, config: object, world: World) -> str:
-    """What is said of an error; a rank that does not lead gives the leader time to say it for all."""
+    """Return the lines to print for an error; on a following rank, first give the leader time to print them for all."""
     if not world.is_leader:
         time.sleep(LEADER_FIRST_SECONDS)
         sys.stderr = sys.__stderr__

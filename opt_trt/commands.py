@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
-from opt_trt.cli import EXIT_USER_ERROR, run_main
+from opt_trt.cli import run_main
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.describe_flags import DescribeConfig
@@ -18,7 +18,7 @@ from opt_trt.config.export_flags import ExportConfig
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.summarize_flags import SummarizeConfig
-from opt_trt.errors import UserError
+from opt_trt.errors import EXIT_USER_ERROR, UserError
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.runtime.world.cores import share_cores
@@ -27,15 +27,15 @@ from opt_trt.version import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """Flags and entry point, imported once the flags are known to be good: torch loads in seconds, --help at once."""
+    """Flags and an entry point. The entry is imported only after the flags are checked, because torch loads slowly."""
 
     config_class: type
     module: str
     entry: str
-    runs_engines: bool = False  # on as many ranks as they have
+    runs_engines: bool = False  # and so may run on several ranks
 
     def start(self, config: object, world: World) -> None:
-        """Do it; where there are several processes, rank 0 does it, and the others compute their part of engines."""
+        """Run the command. With several processes, rank 0 runs it, and the others compute their part of engines."""
         if world.size > 1 and not self.runs_engines:
             raise UserError(f"{self.entry} takes one process, {world.size} were started; run it without mpirun")
         if world.size > 1:
@@ -76,13 +76,13 @@ def usage() -> str:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit; `argv` is by default the process's."""
+    """Run one command and exit; `argv` defaults to the arguments of the process."""
     command, world = COMMANDS[name], current_world(os.environ)
     share_cores(world, os.environ)
     run_main(lambda config: command.start(config, world), command.config_class, argv)
 
 
-# What console scripts and the scripts beside the package call.
+# Entry points of the console scripts and of the scripts beside the package.
 convert = partial(run_command, "convert")
 build = partial(run_command, "build")
 run = partial(run_command, "run")

@@ -1,4 +1,4 @@
-"""What a graph may ask for, and the plain torch reference of each operation.
+"""The operations of a graph, and the plain torch reference of each.
 
 Activations, the residual stream and sums are fp32; weights and KV cache are stored in the engine's dtype.
 """
@@ -26,22 +26,22 @@ class AttentionInputs:
 
 
 class Linear(NamedTuple):
-    """The tensors of one matrix product; the weight lies as the tactic that reads it wants it."""
+    """The tensors of one matrix product; the weight has the layout of the tactic that reads it."""
 
     weight: torch.Tensor  # floating; int8; or uint8, two int4 in a byte
-    scale: torch.Tensor | None = None  # fp32 [N], what a step of an integer weight is worth
+    scale: torch.Tensor | None = None  # fp32 [N], factors of integer weights
     bias: torch.Tensor | None = None  # fp32 [N]
 
 
 class Collectives(Protocol):
-    """What tensor-parallel ranks do together."""
+    """The operations in which tensor-parallel ranks take part together."""
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of `x` [T, E] over the tensor-parallel ranks: the same bits on each of them."""
+        """Return the sum of `x` [T, E] over the tensor-parallel ranks, with the same bits on each of them."""
         ...
 
     def all_gather(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        """Parts [T, n] of all tensor-parallel ranks side by side, in rank order, up to `features` → [T, features]."""
+        """Join the parts [T, n] of all tensor-parallel ranks in rank order, up to `features` → [T, features]."""
         ...
 
 
@@ -49,7 +49,7 @@ class Ops(Collectives, Protocol):
     """The operations of an OPT decoder."""
 
     def gemm(self, site: str, x: torch.Tensor, linear: Linear, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """`act(x [T, K] @ weight.T * scale + bias) + residual [T, N]`; the site says which activation and layout."""
+        """Return `act(x [T, K] @ weight.T * scale + bias) + residual [T, N]`; the site names activation and layout."""
         ...
 
     def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
@@ -57,7 +57,7 @@ class Ops(Collectives, Protocol):
         ...
 
     def embedding(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Rows of `table` [V, E] → fp32 [T, E]; ids are valid."""
+        """Return rows of `table` [V, E] → fp32 [T, E]; ids are valid."""
         ...
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -69,7 +69,7 @@ Exchange = Callable[[torch.Tensor], Sequence[torch.Tensor]]  # a rank's tensor �
 
 
 def alone(x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The exchange of a rank without others."""
+    """Exchange nothing: there are no other ranks."""
     return (x,)
 
 
@@ -96,7 +96,7 @@ RELU_SITES = frozenset({"fc"})
 
 
 class ReferenceOps:
-    """The plain, slow, trusted implementation: every tactic is checked against it."""
+    """The plain, slow reference implementation, against which every tactic is checked."""
 
     def __init__(self, collectives: Collectives = ALONE) -> None:
         self._collectives = collectives
@@ -108,7 +108,7 @@ class ReferenceOps:
         return y if residual is None else y + residual
 
     def attention(self, qkv: torch.Tensor, kv_cache: torch.Tensor, step: AttentionInputs) -> torch.Tensor:
-        """See `Ops.attention`. Scores every query against the keys of all sequences and masks the strangers' out."""
+        """See `Ops.attention`. Scores every query against all keys and masks those of other sequences."""
         _, _, heads, block_tokens, head_size = kv_cache.shape
         q, k, v = qkv.view(-1, 3, heads, head_size).unbind(1)  # [T, H, D]
         at = (step.slot_mapping // block_tokens, step.slot_mapping % block_tokens)
@@ -140,13 +140,13 @@ class ReferenceOps:
 
 
 def _widen(linear: Linear, k: int) -> torch.Tensor:
-    """The fp32 weight [N, K] that a stored one stands for."""
+    """Return the fp32 weight [N, K] of a stored one."""
     weight = unpack_nibbles(linear.weight, 1)[:, :k] if linear.weight.dtype == torch.uint8 else linear.weight
     return weight.float() if linear.scale is None else weight.float() * linear.scale[:, None]
 
 
 def _visibility(step: AttentionInputs, block_tokens: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which cached positions each query sees [T, S * B * P], and which hold anything at all [S * B * P]."""
+    """Return which cached positions each query sees [T, S * B * P], and which are written at all [S * B * P]."""
     sequences, width = step.block_tables.shape
     device = step.kv_lens.device
     token = torch.arange(tokens, device=device, dtype=torch.int32)

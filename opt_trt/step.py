@@ -1,4 +1,4 @@
-"""The contract between decoder and session: what one step of the decoder is given, and what it gives."""
+"""The contract between decoder and session: the inputs and outputs of one step of the decoder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LARGEST = (*map(float, GREEDY.filters), 0.0, 0.0)  # a row that takes the first 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One step, packed: the tokens of all sequences one after another, context and generation phases mixed.
+    """One packed step: the tokens of all sequences, one after another, with context and generation phases mixed.
 
-    `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is contiguous and in memory of
-    the CPU: a decoder on another device copies it there. A sequence `s` owns tokens
-    `query_start[s]:query_start[s + 1]`, which are the last ones of the `kv_lens[s]` tokens it has after this step.
+    There are `T` tokens of `S` sequences; `B` is the longest block table of the step. Every tensor is contiguous and in
+    the memory of the CPU: a decoder on another device copies it. Tokens `query_start[s]:query_start[s + 1]` belong to
+    sequence `s`. They are the last of the `kv_lens[s]` tokens that it has after this step.
     """
 
     input_ids: torch.Tensor  # int64 [T]
@@ -50,27 +50,27 @@ class StepInputs:
 
     @property
     def chooses(self) -> bool:
-        """Whether nothing but a token of each row matters."""
+        """Whether only the chosen token of each row matters."""
         return self.greedy or self.draws is not None
 
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What a step computed for the tokens that were asked for, in the order they were named; on the CPU.
+    """The results of a step for the requested tokens, in the order in which the inputs name them; on the CPU.
 
-    The hidden state of a token is what its logits are a product of: `E` numbers behind the last layer and its norm.
+    The hidden state of a token is the `E` numbers behind the last layer and its norm, from which logits are computed.
     """
 
-    logits: torch.Tensor  # fp32 [L, V]; of the tokens `token_ids` alone where these are given
-    hidden: torch.Tensor | None = None  # fp32 [M, E], None if none were
-    # int64 [L, C], ascending in each row: a greedy step may answer with few, one that draws with the one drawn. Where
-    # there is one in each row, it is chosen, and its logit is the largest.
+    logits: torch.Tensor  # fp32 [L, V]; or [L, C], of `token_ids` only, if these are given
+    hidden: torch.Tensor | None = None  # fp32 [M, E]; None if none were requested
+    # int64 [L, C], ascending in each row: a greedy step may return a few candidates, a step that draws the token drawn.
+    # If there is one token in each row, it is chosen, and `logits` has the largest logit of the row.
     token_ids: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """What a session must know of a decoder: its limits, the shape of its KV cache and its special tokens."""
+    """The facts that a session needs about a decoder: limits, the shape of its KV cache and special tokens."""
 
     num_layers: int
     num_heads: int
@@ -86,26 +86,26 @@ class DecoderSpec:
     gather_generation_logits: bool
     end_id: int
     pad_id: int
-    device: str = "cpu"  # where the decoder computes and its KV cache lies; or "cuda"
-    sharers: int | None = None  # ranks that share the memory there; None: all of this host
-    draws: bool = False  # it takes `StepInputs.draws`
-    begins_early: bool = False  # it begins steps before they are asked for, where sequences have the blocks for them
+    device: str = "cpu"  # where the decoder computes and its KV cache lies: "cpu" or "cuda"
+    sharers: int | None = None  # the number of ranks that share the device's memory; None: all ranks of this host
+    draws: bool = False  # whether it takes `StepInputs.draws`
+    begins_early: bool = False  # whether it begins steps early, if sequences have the blocks for them
 
     def kv_block_bytes(self) -> int:
-        """Bytes of one block over all layers, keys and values."""
+        """Return the bytes of one block over all layers, keys and values."""
         token = 2 * self.num_heads * self.head_size * self.kv_dtype.itemsize
         return self.num_layers * self.tokens_per_block * token
 
     def kv_shape(self, num_blocks: int) -> tuple[int, ...]:
-        """Shape of one layer's cache: `[blocks, keys | values, heads, tokens_per_block, head_size]`."""
+        """Return the shape of one layer's cache: `[blocks, keys | values, heads, tokens_per_block, head_size]`."""
         return (num_blocks, 2, self.num_heads, self.tokens_per_block, self.head_size)
 
 
 class Decoder(Protocol):
-    """One forward pass, ready to be stepped; it owns weights and programs, never the KV cache."""
+    """A forward pass that is ready to run; it owns weights and programs, but not the KV cache."""
 
     spec: DecoderSpec
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
-        """Append the step's keys and values to `kv_cache` (one tensor per layer) and return what was asked for."""
+        """Append the step's keys and values to `kv_cache` (one tensor per layer) and return the requested outputs."""
         ...

@@ -3,8 +3,7 @@
 import os
 
 from opt_trt.runtime.world import current_world
-from opt_trt.runtime.world.cores import SPIN_COUNT, share_cores
+from opt_trt.runtime.world.cores import share_cores
 
-# As the commands do; both act unless torch is loaded already.
-os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+# As the commands do; it has no effect if torch is loaded already.
 share_cores(current_world(os.environ), os.environ)

@@ -74,7 +74,7 @@ class OutputCollector:
         if isinstance(content, RequestFailed):
             raise RequestFailed(prompt, content.problem) from content
         if isinstance(content, UserError):
-            raise UserError(str(content)) from content
+            raise UserError(content.text) from content
         if isinstance(content, Exception):
             raise RuntimeError(f"the engine failed while prompt {prompt} was in flight: {content}") from content
         self._outputs[prompt][index].add(content)

@@ -1,4 +1,4 @@
-"""Say in the API's words what other layers say in those of the command line."""
+"""Spell the options in errors as Python's keyword arguments."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opt_trt.errors import UserError
+from opt_trt.errors import SPELLED, UserError
 
-FLAG = re.compile(r"--(\w+)")
-NAMES = {  # of flags that are called otherwise here; the others lose their dashes
+KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "model_dir": "model",
     "tokenizer_dir": "tokenizer",
     "max_output_len": "max_tokens",
@@ -18,13 +17,17 @@ NAMES = {  # of flags that are called otherwise here; the others lose their dash
     "random_seed": "seed",
     "num_beams": "best_of",
 }
+FLAG = re.compile(r"--(\w+)")
 
 
 @contextmanager
 def in_python(**more: str) -> Iterator[None]:
-    """Name keyword arguments, not flags, in the `UserError`s of the block; `more` are names of this block alone."""
-    names = NAMES | more
+    """Spell the options of all `UserError`s in the block as keyword arguments; `more` are names of this block alone."""
+    names = KEYWORDS | more
     try:
         yield
     except UserError as error:
-        raise UserError(FLAG.sub(lambda flag: names.get(flag[1], flag[1]), str(error))) from error
+        text = error.render(lambda name: names.get(name, name))
+        if not SPELLED.search(error.text):  # a layer that still says flags
+            text = FLAG.sub(lambda flag: names.get(flag[1], flag[1]), text)
+        raise UserError(text) from error

@@ -1,4 +1,4 @@
-"""Pairs of compiler and runtime that turn a checkpoint into an engine: one folder each, one table."""
+"""Backends: each builds engines from checkpoints and runs them. One folder per backend, one table."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ BACKENDS = {"tensorrt_llm": "opt_trt.backends.trtllm", "inductor": "opt_trt.back
 
 @dataclass(frozen=True)
 class Chosen:
-    """The backend to build with, and why others before it in the table were not taken ("" if none were)."""
+    """The backend to build with, and why earlier ones in the table were not taken ("" if there are none)."""
 
     name: str
     passed_over: str
 
 
 class Backend(Protocol):
-    """What a backend's module offers."""
+    """The functions of a backend's module."""
 
     def missing(self) -> str | None:
-        """None, or what has to be installed before this backend can build."""
+        """Return what must be installed before this backend can build, or None."""
         ...
 
     def machine(self) -> tuple[str, ...]:
-        """What of this machine an engine built here depends on; nothing where none can be built."""
+        """Return the properties of this machine that an engine built here depends on; none if none can be built."""
         ...
 
     def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
@@ -54,12 +54,12 @@ class Backend(Protocol):
 
 
 def load_backend(name: str) -> Backend:
-    """The backend's module."""
+    """Import the backend's module."""
     return import_module(BACKENDS[name])
 
 
 def choose_backend(name: str) -> Chosen:
-    """The backend asked for, or the first that lacks nothing; if none does, `UserError` says what to install."""
+    """Return the backend of that name, or for `auto` the first that can build; `UserError` says what to install."""
     lacking: dict[str, str] = {}
     for candidate in BACKENDS if name == "auto" else (name,):
         missing = load_backend(candidate).missing()
@@ -70,7 +70,7 @@ def choose_backend(name: str) -> Chosen:
 
 
 def machine() -> list[tuple[str, ...]]:
-    """What of this machine engines depend on, a row for each backend: equal rows, equal engines."""
+    """Return the properties of this machine that engines depend on, a row per backend: equal rows, equal engines."""
     return [load_backend(name).machine() for name in BACKENDS]
 
 
@@ -80,7 +80,7 @@ def open_engine(
     scheduling: Scheduling | None = None,
     options: RuntimeOptions | None = None,
 ) -> Session:
-    """A session on an engine directory, with the backend that built it; the leader's opens it on all ranks."""
+    """Open a session on an engine directory, with the backend that built it. The leader opens it on all ranks."""
     built, world = identify(engine_dir), current_world(os.environ)
     world.require(built.world_size)
     opening = Opening(engine_dir, limit, scheduling or Scheduling(), options or RuntimeOptions(), built.fingerprint)
@@ -90,12 +90,12 @@ def open_engine(
 
 
 def follow_leader(world: World) -> None:
-    """Be a rank of whatever engines the leader opens, until it ends."""
+    """Run this rank of all engines that the leader opens, until the leader ends."""
     follow(join_world(world), open_rank)
 
 
 def open_rank(opening: Opening, ranks: Ranks) -> Session:
-    """This rank's part of the session on an engine; `UserError` if the one found here is not the leader's."""
+    """Open this rank's part of a session; `UserError` if the engine found here is not the leader's."""
     built = identify(opening.engine_dir)
     if built.fingerprint != opening.fingerprint:
         raise UserError(

@@ -9,15 +9,16 @@ from pathlib import Path
 from opt_trt.backends import choose_backend, load_backend
 from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.model.config import ModelConfig
 
-OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")  # no checkpoint matches: it is not replaced
+# Files of an engine. A checkpoint has none of them, so it is never replaced.
+OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")
 
 
 def build(config: BuildConfig) -> None:
-    """Build the engine `config` asks for; the directory appears only when it is whole."""
+    """Build the engine that `config` describes; its directory appears only when it is complete."""
     assert config.checkpoint_dir is not None
     started = time.perf_counter()
     backend = load_backend(_choose(config))
@@ -39,7 +40,7 @@ def build(config: BuildConfig) -> None:
 
 
 def _choose(config: BuildConfig) -> str:
-    """The backend to build with; a dry run of one asked for by name needs nothing of it installed."""
+    """Return the backend to build with; a dry run of a named backend needs nothing of it installed."""
     if config.dry_run and config.backend != "auto":
         return config.backend
     chosen = choose_backend(config.backend)
@@ -49,12 +50,14 @@ def _choose(config: BuildConfig) -> str:
 
 
 def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
-    """What the checkpoint holds; flags that do not fit it, and packed weights of an unknown GPU, are refused."""
+    """Read the checkpoint's configuration; refuse flags that do not fit it, and weights packed for an unknown GPU."""
     model = read_config(directory)
     check_target_sm(directory, model)
     positions = model.max_position_embeddings
     if (asked := config.longest_sequence(positions)) > positions:
-        said = "--max_seq_len" if config.max_output_len is None else "--max_input_len + --max_output_len ="
+        said = spelled("max_seq_len")
+        if config.max_output_len is not None:
+            said = f"{spelled('max_input_len')} + {spelled('max_output_len')} ="
         raise UserError(
             f"{said} {asked} is beyond the checkpoint's position table of {positions} rows; give at most {positions}"
         )
@@ -62,22 +65,23 @@ def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
         value = getattr(config, name)
         if value not in ("auto", "disable", model.dtype):
             raise UserError(
-                f"--{name} {value} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or disable"
+                f"{spelled(name)} {value} does not fit a checkpoint of {model.dtype}; give auto, {model.dtype} or "
+                "disable"
             )
     _check_embedding_sharding(model, config)
     return model
 
 
 def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
-    """NVIDIA's README gives these flags to the builder, where they can only state what conversion has decided."""
+    """Refuse sharding flags that differ from the conversion, which decides them. NVIDIA's README passes them here."""
     command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
     if config.use_parallel_embedding and not model.use_parallel_embedding:
         raise UserError(
-            "--use_parallel_embedding: the checkpoint was converted without it; "
+            f"{spelled('use_parallel_embedding')}: the checkpoint was converted without it; "
             f"convert it with {command} {config.embedding_sharding_dim or 0} ..."
         )
     if config.embedding_sharding_dim is not None and config.embedding_sharding_dim != model.embedding_sharding_dim:
         raise UserError(
-            f"--embedding_sharding_dim {config.embedding_sharding_dim}: the checkpoint was converted with "
+            f"{spelled('embedding_sharding_dim')} {config.embedding_sharding_dim}: the checkpoint was converted with "
             f"{model.embedding_sharding_dim}; convert it with {command} {config.embedding_sharding_dim} ..."
         )

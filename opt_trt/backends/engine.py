@@ -1,4 +1,4 @@
-"""The engine directory: its `config.json`, its weights, and whether it fits this machine."""
+"""The engine directory: its `config.json`, its weights, and the checks that it fits this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from opt_trt.checkpoint.reader import open_rank_file
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.json_file import check_types, read_json
 from opt_trt.model.config import ModelConfig
@@ -34,7 +34,7 @@ class Limits:
     tokens_per_block: int
     gather_context_logits: bool
     gather_generation_logits: bool
-    lm_head_precision: str | None = None  # a quant mode; None: as the checkpoint has the head
+    lm_head_precision: str | None = None  # a quant mode; None: that of the checkpoint's head
     context_int8: bool = False  # activations of several tokens may be int8
     max_beam_width: int = 1
     kv_cache_type: str = "PAGED"
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """`config.json` of an engine: TensorRT-LLM's three keys, then what the embedded backend needs."""
+    """`config.json` of an engine: TensorRT-LLM's three keys, then those that the embedded backend needs."""
 
     pretrained_config: ModelConfig
     build_config: Limits
@@ -51,22 +51,22 @@ class EngineConfig:
     device: dict[str, str]
     plugin_library: str
     tactics: dict[str, list[str]]
-    checkpoint: str  # fingerprint of the one it was built from
+    checkpoint: str  # fingerprint of the checkpoint it was built from
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         first = ("version", "pretrained_config", "build_config")
         values = asdict(self)
         return seal({name: values[name] for name in (*first, *(n for n in values if n not in first))})
 
     def fingerprint(self) -> str:
-        """Says whether two engines are one: it is part of `config.json`."""
+        """Return a text that is equal for equal engines; it is part of `config.json`."""
         return str(self.to_dict()["fingerprint"])
 
 
 def seal(values: dict[str, Any]) -> dict[str, Any]:
-    """Add a fingerprint of all other values: programs are compiled for them, so a changed one must not go unnoticed."""
+    """Add a fingerprint of all other values. Programs are compiled for them, so changes must be noticed."""
     others = {name: value for name, value in values.items() if name != "fingerprint"}
     text = json.dumps(others, sort_keys=True)
     return others | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
@@ -111,7 +111,7 @@ def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) 
         raise UserError(
             f"{engine_dir} was built for {built.get('isa')}: {' '.join(lacking)}, which this processor lacks; "
             + REBUILD.format(engine=engine_dir)
-            + ", or where it was built with --target_isa avx2 or generic"
+            + f", or where it was built with {spelled('target_isa')} avx2 or generic"
         )
 
 
@@ -137,7 +137,7 @@ def check_torch(engine_dir: Path, config: EngineConfig) -> None:
 
 
 def rank_metadata(config: EngineConfig, rank: int) -> dict[str, str]:
-    """What the weights of a rank say of themselves, so that ranks of several engines cannot get mixed up."""
+    """Return the metadata of a rank's weights, by which ranks of different engines are told apart."""
     return {"format": "pt", "rank": str(rank), "checkpoint": config.checkpoint}
 
 
@@ -155,7 +155,7 @@ def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
 
 
 def map_weights(engine_dir: Path, rank: int, only: str | None = None) -> dict[str, torch.Tensor]:
-    """All weights of a rank, or `only` one, memory-mapped: nothing is read until a program touches it."""
+    """Map all weights of a rank, or `only` one, into memory: nothing is read until a program uses it."""
     with deferred_interrupts(), _opened(engine_dir, rank) as file:
         names = file.keys() if only is None else (only,)
         return {name: file.get_tensor(name) for name in names}

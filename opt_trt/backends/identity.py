@@ -1,4 +1,4 @@
-"""Which backend an engine directory is of, told from its `config.json` alone."""
+"""Which backend built an engine directory, read from its `config.json` alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
 
 TENSORRT = "tensorrt_llm"
-THREE_KEYS = ("version", "pretrained_config", "build_config")  # of a TensorRT engine, whoever built it
+THREE_KEYS = (
+    "version",
+    "pretrained_config",
+    "build_config",
+)  # of TensorRT engines, also of trtllm-build's
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be known of an engine before it is opened."""
+    """The facts about an engine that are needed before it is opened."""
 
     backend: str
     world_size: int
@@ -25,7 +29,7 @@ class Identity:
 
 
 def identify(engine_dir: Path) -> Identity:
-    """Read an engine's `config.json`; one without a backend is TensorRT-LLM's own, `trtllm-build` writes none."""
+    """Read an engine's `config.json`. One that names no backend is a TensorRT engine: `trtllm-build` names none."""
     path = engine_dir / CONFIG
     values = read_json(path) if path.is_file() else {}
     if "builder_config" in values:
@@ -38,7 +42,7 @@ def identify(engine_dir: Path) -> Identity:
 
 
 def _world_size(values: dict[str, Any], path: Path) -> int:
-    """The ranks of a TensorRT engine; `UserError` where its parts are not what they must be."""
+    """Return the number of ranks of a TensorRT engine; `UserError` if a key has an unusable value."""
     for key in THREE_KEYS[1:]:
         if not isinstance(values[key], dict):
             raise UserError(f"{path}: {key} must be an object, found {values[key]!r}; build the engine again")

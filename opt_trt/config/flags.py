@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
 TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
@@ -68,7 +68,7 @@ def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name in refused and value != f.default:
-            refused[f.name].check(f"--{f.name}", "" if value is True else str(value))
+            refused[f.name].check(spelled(f.name), "" if value is True else str(value))
 
 
 def flag(default: Any, help: str, **how: Any) -> Any:

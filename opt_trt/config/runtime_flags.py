@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 
 from opt_trt.config.flags import Refusal
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gpu_weights_percent <= 1.0:
-            raise UserError(f"--gpu_weights_percent must be from 0 to 1, found {self.gpu_weights_percent}")
+            raise UserError(f"{spelled('gpu_weights_percent')} must be from 0 to 1, found {self.gpu_weights_percent}")
 
     def given(self) -> tuple[str, ...]:
         """Return the names of the options that differ from their defaults."""
@@ -42,7 +42,7 @@ WHOLE = "OPT attends to the whole sequence"
 # The embedded engine's answers on any device. An empty reason: the option asks for what happens anyway.
 COMMON: dict[str, Refusal] = {
     "use_py_session": Refusal("", note="--use_py_session: the embedded engine has one session, in Python"),
-    "debug_mode": Refusal("it traces TensorRT's layers", advice="give --log_level verbose"),
+    "debug_mode": Refusal("it traces TensorRT's layers", advice=f"give {spelled('log_level')} verbose"),
     "enable_chunked_context": Refusal("", note="--enable_chunked_context: prompts are always cut where a step is full"),
     "max_attention_window_size": Refusal(WHOLE),
     "sink_token_length": Refusal(WHOLE),
@@ -74,6 +74,7 @@ def check_embedded(options: RuntimeOptions, device: str = "cpu") -> None:
     for name in options.given():
         refusal = EMBEDDED[device][name]
         if refusal.reason:
-            raise UserError(f"--{name} is not supported by this engine{refusal.why(f'--{name}')}")
+            option = spelled(name)
+            raise UserError(f"{option} is not supported by this engine{refusal.why(option)}")
         if refusal.note:
             print(refusal.note, file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 POLICIES = ("guaranteed_no_evict", "max_utilization")  # TensorRT-LLM's names
 LEAST_CHUNK = 16  # prompt tokens: a step reads all weights anyway, so that a few tokens more cost little
@@ -24,9 +24,9 @@ class Scheduling:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise UserError(f"--scheduler_policy must be {' or '.join(POLICIES)}, found {self.policy}")
+            raise UserError(f"{spelled('scheduler_policy')} must be {' or '.join(POLICIES)}, found {self.policy}")
         if self.context_chunk_size is not None and self.context_chunk_size < 1:
-            raise UserError(f"--context_chunk_size must be at least 1, found {self.context_chunk_size}")
+            raise UserError(f"{spelled('context_chunk_size')} must be at least 1, found {self.context_chunk_size}")
 
     def most_prompt_tokens(self, num_generating: int) -> int:
         """Return the most prompt tokens of a step in which `num_generating` requests wait for their next token.

@@ -9,6 +9,7 @@ from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 
@@ -47,13 +48,13 @@ class EngineSummarizer:
     def generate(self, prompts: Sequence[TokenIds]) -> list[TokenIds]:
         """Return the new tokens of each prompt; all prompts are submitted together."""
         requests = [self._request(prompt, self._output_len) for prompt in prompts]
-        return [result.output_ids for result in self._session.generate(requests)]
+        return [result.output_ids for result in generate(self._session, requests)]
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
         """Score a text on its own, so that the logits of only one sequence are in memory."""
         whole = prompt + output
         if self._fits_as_prompt(len(whole)):
-            (result,) = self._session.generate([Request(whole, 1, self._end_id, return_context_logits=True)])
+            (result,) = generate(self._session, [Request(whole, 1, self._end_id, return_context_logits=True)])
             assert result.context_logits is not None
             return mean_nll(result.context_logits[:-1], whole[1:])
         return self._mean_nll_by_generating(prompt, len(output))
@@ -62,7 +63,7 @@ class EngineSummarizer:
         """Generate the text again and keep the logits of both phases, because it is too long for a prompt."""
         request = self._request(prompt, output_len)
         request = replace(request, return_context_logits=True, return_generation_logits=True)
-        (result,) = self._session.generate([request])
+        (result,) = generate(self._session, [request])
         context, generation = result.context_logits, result.generation_logits
         assert context is not None and generation is not None
         n_context, n_generation = len(prompt) - 1, len(result.output_ids)

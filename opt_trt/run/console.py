@@ -12,24 +12,24 @@ from opt_trt.text.tokenizer import Decodes
 
 
 class IdText:
-    """Stands in for a tokenizer where there is none: ids are printed as numbers."""
+    """Takes the place of a tokenizer if there is none: ids are printed as numbers."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """` 5 6 7`: each id with a space before it, so that pieces of a stream join."""
+        """Return ` 5 6 7`: each id with a space before it, so that pieces of a stream join."""
         return "".join(f" {token_id}" for token_id in ids)
 
 
 @dataclass(frozen=True)
 class Printing:
-    """How outputs are shown: `num_sequences` requests in a row have the same prompt."""
+    """The way outputs are shown; `num_sequences` requests in a row have the same prompt."""
 
     text: Decodes
     num_sequences: int = 1
-    interval: int = 1  # new tokens that appear at once when streaming
-    framed: bool = True  # with the prompt before the output, in quotes
+    interval: int = 1  # new tokens that are printed together when streaming
+    framed: bool = True  # with the prompt before the output, both in quotes
 
     def begin(self, index: int, prompt_ids: Sequence[int], beam: int = 0) -> None:
-        """Print all that stands before the output of the request at `index`, or one of its beams."""
+        """Print what comes before the output of the request at `index`, or of one of its beams."""
         if not self.framed:
             return
         prompt, sequence = divmod(index, self.num_sequences)
@@ -39,12 +39,12 @@ class Printing:
         print(f'Output [Text {prompt}{which} Beam {beam}]: "', end="", flush=True)
 
     def end(self) -> None:
-        """Print what stands behind an output."""
+        """Print what comes after an output."""
         print('"' * self.framed, flush=True)
 
 
 def print_results(results: Sequence[Sequence[Result]], printing: Printing) -> None:
-    """Every prompt and what followed it: the beams of each request, or its only output."""
+    """Print every prompt and its outputs: the beams of each request, or its only output."""
     for index, beams in enumerate(results):
         for beam, result in enumerate(beams):
             printing.begin(index, result.prompt_ids, beam)
@@ -53,10 +53,10 @@ def print_results(results: Sequence[Sequence[Result]], printing: Printing) -> No
 
 
 class StreamPrinter:
-    """Prints outputs while they come, one prompt after the other: in the end the same lines as without streaming.
+    """Prints outputs as they come, one prompt after the other. The lines are finally the same as without streaming.
 
-    Of the prompt whose turn it is, every `interval` new tokens appear at once; tokens of later ones wait, and so does
-    text that may turn out to begin a stop word.
+    The output of one prompt at a time is printed, `interval` new tokens together. Tokens of later prompts wait, and so
+    does text that may be the beginning of a stop word.
     """
 
     def __init__(self, requests: Sequence[Request], printing: Printing) -> None:
@@ -67,7 +67,7 @@ class StreamPrinter:
         self._start(0)
 
     def add(self, event: TokenEvent) -> None:
-        """Take a token of any prompt and print what is due."""
+        """Take a token of any prompt, and print the text that is due."""
         if event.finish_reason != "end_id":
             self._waiting[event.index].append(event.token_id)
         if event.finish_reason is not None:

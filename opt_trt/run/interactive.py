@@ -1,4 +1,4 @@
-"""Prompts from the keyboard, one a line, each answered while it is typed out."""
+"""Prompts from the keyboard, one per line; each answer is printed as it is generated."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from opt_trt.config.run_flags import RunConfig
 from opt_trt.errors import UserError
 from opt_trt.run.console import Printing, StreamPrinter
 from opt_trt.run.requests import make_requests
+from opt_trt.runtime.in_flight import stream
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import World
 from opt_trt.runtime.world.standard_input import input_ends
@@ -19,7 +20,7 @@ CUE = "> "
 
 
 def check_input(world: World) -> None:
-    """Raise `UserError` where prompts would be waited for after the last one."""
+    """Raise `UserError` if the end of the prompts cannot be noticed, so that the command would wait for ever."""
     if not input_ends(world):
         raise UserError(
             "--interactive: mpirun does not pass on that prompts from a pipe or a file have ended, so it would wait "
@@ -28,16 +29,16 @@ def check_input(world: World) -> None:
 
 
 def converse(config: RunConfig, session: Session, tokenizer: Tokenizer) -> None:
-    """Continue every line of standard input until it ends; a prompt that cannot be served is named and the next asked.
+    """Continue every line of standard input. A prompt that cannot be served is reported, and the next one is read.
 
-    Ctrl-C ends an answer, at the cue the whole command.
+    Ctrl-C ends the current answer; at the cue it ends the command.
     """
     printing = Printing(tokenizer, config.num_draws, config.streaming_interval, framed=False)
     for line in _lines():
         try:
             requests = make_requests(replace(config, input_text=(line,), interactive=False), session.spec, tokenizer)
             printer = StreamPrinter(requests, printing)
-            for event in session.stream(requests):
+            for event in stream(session, requests):
                 printer.add(event)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Outputs as files: token ids, log-probabilities and logits, a row for each output."""
+"""Write outputs to files: token ids, log-probabilities and logits, one row per output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from opt_trt.runtime.request import Request, Result, TokenEvent
 
 @dataclass
 class Output:
-    """New tokens of one request and, if asked for, their log-probabilities and logits."""
+    """New tokens of one request and, if requested, their log-probabilities and logits."""
 
     ids: list[int]
     log_probs: list[float]
@@ -37,18 +37,18 @@ class Output:
 
 
 def output_of(result: Result) -> Output:
-    """The same of a whole result."""
+    """Return the output of a whole result."""
     log_probs = [token.log_prob for token in result.log_probs]
     return Output(list(result.output_ids), log_probs, result.context_logits, result.generation_logits)
 
 
 def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Sequence[Output], end_id: int) -> None:
-    """Write the files asked for. `end_id` fills rows of ids where the requests have none.
+    """Write the requested files. `end_id` fills rows of ids if the requests have no end id of their own.
 
-    `R` counts prompts times sequences, `B` the beams shown of each. Ids are int32 `[R * B, longest prompt with its
-    output]`; log-probabilities are fp32 `[R, B, longest output]`, filled with 0, and `[R, B]` of whole outputs. Context
-    logits are fp32 `[tokens of all prompts, V]`, generation logits (never of beams) `[R, 1, longest output, V]`, filled
-    with 0.
+    `R` is the number of prompts times sequences, `B` the number of beams shown of each. Ids are int32 `[R * B, longest
+    prompt with its output]`. Log-probabilities are fp32 `[R, B, longest output]`, filled with 0, and `[R, B]` of whole
+    outputs. Context logits are fp32 `[tokens of all prompts, V]`. Generation logits (never of beams) are fp32 `[R, 1,
+    longest output, V]`, filled with 0.
     """
     num_beams = len(outputs) // len(requests)
     prompts = [request.prompt_ids for request in requests for _ in range(num_beams)]
@@ -82,7 +82,7 @@ def _write_logits(outputs: Sequence[Output], context_file: Path, generation_file
 
 
 def check_target(path: Path) -> None:
-    """Raise `UserError` now rather than after the generation if the file cannot be put there."""
+    """Raise `UserError` before the generation if the file cannot be written there."""
     if path.is_dir():
         raise UserError(f"{path} is a directory; give the name of a file")
     if not path.parent.is_dir():
@@ -90,7 +90,7 @@ def check_target(path: Path) -> None:
 
 
 def pad_rows(rows: Sequence[Sequence[float]], fill: float, dtype: type[np.number]) -> np.ndarray:
-    """`[rows, longest row]` of a type, short rows filled at the end."""
+    """Return rows as an array `[rows, longest row]`; short rows are filled at the end."""
     padded = np.full((len(rows), max(map(len, rows))), fill, dtype=dtype)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
@@ -98,19 +98,19 @@ def pad_rows(rows: Sequence[Sequence[float]], fill: float, dtype: type[np.number
 
 
 def write_csv(path: Path, ids: np.ndarray) -> None:
-    """A line of comma-separated integers per row."""
+    """Write a line of comma-separated integers per row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(ids.tolist())
     replace_text(path, text.getvalue())
 
 
 def write_npy(path: Path, values: np.ndarray) -> None:
-    """numpy's format; the name is kept as given."""
+    """Write numpy's format; the file name is kept as given."""
     replace_file(path, lambda file: np.save(file, values, allow_pickle=False))
 
 
 def write_npy_parts(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
-    """The same of fp32 values whose parts, one after another, make up `shape`: they are never in memory as a whole."""
+    """Write fp32 values of `shape` that come part by part, so that the whole array is never in memory."""
 
     def write(file: BinaryIO) -> None:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})

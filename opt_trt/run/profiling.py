@@ -1,4 +1,4 @@
-"""Time whole generations, warmed up, with their spread."""
+"""Time whole generations after a warm-up, with their spread."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 
@@ -16,7 +17,7 @@ TIMED_RUNS = 10
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each run over all requests, and the new tokens of one run."""
+    """The seconds of each run over all requests, and the number of new tokens of one run."""
 
     batch_size: int
     seconds: tuple[float, ...]
@@ -36,10 +37,10 @@ def time_generations(
 ) -> Timing:
     """Generate `WARM_UP_RUNS` times, then `TIMED_RUNS` times by the clock (seconds)."""
     for _ in range(WARM_UP_RUNS):
-        session.generate(requests)
+        generate(session, requests)
     seconds = []
     for _ in range(TIMED_RUNS):
         begin = clock()
-        results = session.generate(requests)
+        results = generate(session, requests)
         seconds.append(clock() - begin)
     return Timing(len(requests), tuple(seconds), sum(len(result.output_ids) for result in results))

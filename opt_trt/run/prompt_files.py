@@ -18,15 +18,15 @@ INTEGER = re.compile(r"\s*-?[0-9]{1,18}\s*")
 
 @dataclass(frozen=True)
 class PromptRules:
-    """How prompts are cut and checked."""
+    """The rules by which prompts are cut and checked."""
 
-    max_input_length: int  # ids kept of a prompt, the last ones
+    max_input_length: int  # how many ids of a prompt are kept, from its end
     vocab_size: int
-    pad_id: int  # removed from rows of .npy
+    pad_id: int  # removed from the rows of .npy files
 
 
 def read_texts(path: Path) -> list[str]:
-    """A prompt per line of a UTF-8 text file, line breaks removed; an empty line is an empty prompt."""
+    """Read a prompt per line of a UTF-8 text file, without line breaks; an empty line is an empty prompt."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -39,7 +39,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def read_ids(path: Path, rules: PromptRules) -> list[Ids]:
-    """A prompt per row of token ids in a .csv or .npy file; what is not that is named with its row (from 0)."""
+    """Read a prompt per row of token ids in a .csv or .npy file; errors name the row, counted from 0."""
     rows = ID_READERS[path.suffix](path, rules)
     if not rows:
         raise UserError(f"{path} has no rows; expected a row of token ids per prompt")
@@ -56,7 +56,7 @@ def read_ids(path: Path, rules: PromptRules) -> list[Ids]:
 
 
 def is_text(path: Path) -> bool:
-    """Whether a prompt file needs a tokenizer; a suffix that is none of the three is refused."""
+    """Return whether a prompt file needs a tokenizer; refuse an unknown suffix."""
     if not path.is_file():
         raise UserError(f"expected a prompt file at {path}, found none; check --input_file")
     if path.suffix != ".txt" and path.suffix not in ID_READERS:

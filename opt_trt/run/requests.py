@@ -1,4 +1,4 @@
-"""Prompts and flags become requests: which ids, how they are continued, and what ends them."""
+"""Turn prompts and flags into requests: which ids, how they are continued, and what ends them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 
 
 def reads_text(config: RunConfig) -> bool:
-    """Whether prompts are text, and not token ids."""
+    """Return whether prompts are text, not token ids."""
     if config.input_file is None:
         return True
     if config.input_text != (DEFAULT_PROMPT,):
@@ -30,7 +30,7 @@ def reads_text(config: RunConfig) -> bool:
 
 
 def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | None) -> list[Request]:
-    """`num_draws` requests for each prompt, one prompt after another; text and words need a tokenizer."""
+    """Return `num_draws` requests per prompt, prompt by prompt; text and words need a tokenizer."""
     assert config.max_output_len is not None  # checked by RunConfig
     prompts = _prompts(config, spec, tokenizer)
     all_stop_words = _for_each_prompt("stop_words", config.stop_words, len(prompts))
@@ -49,7 +49,7 @@ def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | N
             replace(
                 request,
                 sampling=replace(sampling, sequence=number),
-                return_context_logits=context_logits and number == 0,  # those of the prompt, whatever follows it
+                return_context_logits=context_logits and number == 0,  # once per prompt
             )
             for number in range(config.num_draws)
         ]
@@ -57,7 +57,7 @@ def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | N
 
 
 def returns_context_logits(config: RunConfig, spec: DecoderSpec) -> bool:
-    """Whether there are context logits to write: where a file is named, as upstream, if the engine gathers them."""
+    """Return whether there are context logits to write: as upstream, if a file is named and the engine gathers them."""
     asked = config.output_logits_npy is not None
     if asked and not (spec.gather_context_logits or config.output_generation_logits):
         raise UserError(
@@ -80,7 +80,7 @@ def _prompts(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | None) 
 
 
 def _for_each_prompt(name: str, groups: Groups, num_prompts: int) -> Sequence[tuple[str, ...]]:
-    """The words of every prompt: one group is for all of them."""
+    """Return the words of every prompt; a single group is for all prompts."""
     if groups is None:
         return [()] * num_prompts
     if len(groups) not in (1, num_prompts):

@@ -17,6 +17,7 @@ from opt_trt.run.interactive import check_input, converse
 from opt_trt.run.output_files import Output, output_of, write_outputs
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests, reads_text
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
@@ -28,16 +29,16 @@ OpenSession = Callable[[Path, KvCacheLimit, Scheduling, RuntimeOptions], Session
 
 @dataclass(frozen=True)
 class Job:
-    """What one call of the script is about; `printing` is None where ids go to a file instead."""
+    """One call of the script; `printing` is None if ids are written to a file instead."""
 
     session: Session
     requests: Sequence[Request]
     printing: Printing | None
-    num_beams: int = 1  # outputs of each request to show
+    num_beams: int = 1  # how many outputs of each request to show
 
 
 def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
-    """Do what `run.py` was asked for; `open_session` stands in for the engine in tests."""
+    """Run the command `run`; tests pass an `open_session` in place of the engine."""
     if config.interactive:
         check_input(current_world(os.environ))
     for target in config.targets():
@@ -60,7 +61,7 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
 
 
 def _open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling, options: RuntimeOptions) -> Session:
-    from opt_trt.backends import open_engine  # what runs an engine is loaded only once prompts and flags are good
+    from opt_trt.backends import open_engine  # loaded only after prompts and flags are checked
 
     return open_engine(engine_dir, limit, scheduling, options)
 
@@ -70,7 +71,7 @@ def _kv_cache_limit(config: RunConfig) -> KvCacheLimit:
 
 
 def _tokenizer(config: RunConfig) -> Tokenizer | None:
-    """The tokenizer if text goes in, or if it comes out and there is one; ids in and ids out need none."""
+    """Return the tokenizer if prompts or words are text, or if one is given to print outputs; else None."""
     words = [f"--{name}" for name in ("stop_words", "bad_words") if getattr(config, name)]
     needed_by = ["text prompts"] * reads_text(config) + words
     directory = config.tokenizer_dir or config.hf_model_dir
@@ -85,7 +86,7 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
 
 
 def _generate(job: Job) -> list[Output]:
-    results = [result.beams[: job.num_beams] or (result,) for result in job.session.generate(job.requests)]
+    results = [result.beams[: job.num_beams] or (result,) for result in generate(job.session, job.requests)]
     if job.printing is not None:
         print_results(results, job.printing)
     return [output_of(result) for beams in results for result in beams]
@@ -93,7 +94,7 @@ def _generate(job: Job) -> list[Output]:
 
 def _stream(job: Job) -> list[Output]:
     outputs = [Output([], []) for _ in job.requests]
-    events = job.session.stream(job.requests)
+    events = stream(job.session, job.requests)
     printer = None if job.printing is None else StreamPrinter(job.requests, job.printing)
     for event in events:
         outputs[event.index].add(event)

@@ -1,4 +1,4 @@
-"""Open one session on all ranks, and do on the others what the leader's does."""
+"""Open each session on all ranks, and repeat the steps of the leader's session on the others."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world.communicator import Communicator
 
-OPEN = -1  # in place of a session's index: open another one
+OPEN = -1  # stands in place of a session's index: open another session
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Which engine to open, and how; the same on all ranks, whatever their flags and directories are."""
+    """Which engine to open, and how. It is the same on all ranks, whatever their own flags say."""
 
     engine_dir: Path
     limit: KvCacheLimit
     scheduling: Scheduling
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
-    fingerprint: str = ""  # of the engine the leader has found there
+    fingerprint: str = ""  # of the engine that the leader found there
 
 
 OpenSession = Callable[[Opening, Ranks], Session]
 
 
 def lead(communicator: Communicator, opening: Opening, open_session: OpenSession) -> Session:
-    """Open a session on all ranks; the leader's steps are theirs from then on."""
+    """Open a session on all ranks; from then on they repeat the leader's steps."""
     with communicator.section():
         communicator.send(index_bytes(OPEN) + pickle.dumps(opening))
         session = open_session(opening, SessionRanks(communicator, communicator.num_sessions))
@@ -41,7 +41,7 @@ def lead(communicator: Communicator, opening: Opening, open_session: OpenSession
 
 
 def follow(communicator: Communicator, open_session: OpenSession) -> None:
-    """Open, step and close what the leader does, until it ends."""
+    """Open, step and close the sessions that the leader does, until the leader ends."""
     sessions: dict[int, Session] = {}
     while message := communicator.receive():
         content = memoryview(message)[INDEX_BYTES:]

@@ -1,4 +1,4 @@
-"""Turn requests into tokens: schedule, step the decoder, sample, for all that is in flight at once."""
+"""Turn requests into tokens: schedule, step the decoder and sample, for all requests in flight at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opt_trt.runtime.scheduling.batch import split_hidden, split_logits, step_in
 from opt_trt.runtime.scheduling.block_pool import BlockPool
 from opt_trt.runtime.scheduling.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import TokenSequence
-from opt_trt.runtime.step_message import Plan
+from opt_trt.runtime.step_message import StepPlan
 
 
 class Generation:
@@ -36,18 +36,14 @@ class Generation:
         self._scheduler.submit(sequence)
 
     def cancel(self, sequence: TokenSequence) -> None:
-        """Drop a sequence, finished or not; its blocks are free at once."""
+        """Drop a sequence, finished or not, and free its blocks at once."""
         self._scheduler.cancel(sequence)
 
     def step(self) -> Sequence[TokenSequence]:
-        """Run one step; every sequence returned has one more token, the last if there is a finish reason, or failed.
-
-        (Of beams there is nothing until the last one.)
-        What no request is to blame for fails all sequences in flight, and is raised.
-        """
+        """See `InFlight.step`."""
         try:
             return self._step()
-        except BaseException as error:  # Ctrl-C included: the blocks must not stay taken
+        except BaseException as error:  # also Ctrl-C: the blocks must not stay taken
             self._copies = []
             for sequence in self._scheduler.clear():
                 sequence.fail(error)
@@ -56,19 +52,18 @@ class Generation:
     def _step(self) -> Sequence[TokenSequence]:
         chunks, spec = self._scheduler.schedule(), self._executor.spec
         goes_on = spec.begins_early and self._scheduler.goes_on(chunks)
-        plan = Plan(step_inputs(chunks, spec, goes_on), self._copies)
+        plan = StepPlan(step_inputs(chunks, spec, goes_on), self._copies)
         self._copies = []
         outputs = self._executor.run(plan)
         self._scheduler.advance(chunks)
         split_hidden(outputs.hidden, chunks)
         logits, sequences = split_logits(outputs.logits, chunks)
-        rows_of: dict[TokenSequence, list[int]] = {}  # those who stand for requests → their rows
+        rows_of: dict[TokenSequence, list[int]] = {}  # the sequence that stands for a request → the request's rows
         for row, sequence in enumerate(sequences):
             rows_of.setdefault(sequence.leader or sequence, []).append(row)
         single = [rows[0] for sequence, rows in rows_of.items() if sequence.num_rows == 1]
         if single:
-            everyone = len(single) == len(sequences)
-            chosen_from = logits if everyone else logits[single]
+            chosen_from = logits if len(single) == len(sequences) else logits[single]
             _extend(chosen_from, [sequences[row] for row in single], outputs.token_ids)
         for leader, rows in rows_of.items():
             if leader.num_rows > 1:
@@ -77,7 +72,7 @@ class Generation:
         return [sequence for sequence in rows_of if sequence.output_ids or sequence.finish_reason]
 
     def _search(self, leader: TokenSequence, logits: torch.Tensor, rows: list[TokenSequence]) -> None:
-        """Go on with the beams or candidates of a request from their rows of logits."""
+        """Continue the beams or candidates of a request, given their rows of logits."""
         if leader.search is None:
             leader.search = (ContrastiveSearch if leader.request.sampling.penalty_alpha else BeamSearch)(leader)
         new_rows = leader.search.advance(logits, rows)
@@ -91,7 +86,7 @@ class Generation:
 
 
 def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence], token_ids: torch.Tensor | None) -> None:
-    """Give each sequence the token its row of fp32 `[S, V]` chooses; `[S, C]` are those of `token_ids` alone."""
+    """Give each sequence the token that its row of fp32 logits chooses: `[S, V]`, or `[S, C]` of `token_ids` only."""
     if token_ids is None:
         newest_ids = choose(logits, sequences)
     elif token_ids.shape[1] == 1:
@@ -110,20 +105,20 @@ def _extend(logits: torch.Tensor, sequences: Sequence[TokenSequence], token_ids:
 
 
 def event_of(sequence: TokenSequence) -> TokenEvent:
-    """The newest token of a sequence that was stepped."""
+    """Return the newest token of a sequence that was stepped."""
     newest = sequence.log_probs[-1] if sequence.log_probs else None
     return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop, newest)
 
 
 def events_of(beam: Result) -> list[TokenEvent]:
-    """The tokens of a finished beam, as if they had come one by one."""
+    """Return the tokens of a finished beam as if they had come one by one."""
     explained = beam.log_probs or (None,) * len(beam.output_ids)
     events = [TokenEvent(0, i, None, None, told) for i, told in zip(beam.output_ids, explained, strict=True)]
     return [*events[:-1], replace(events[-1], finish_reason=beam.finish_reason)]
 
 
 def result_of(sequence: TokenSequence) -> Result:
-    """The answer a finished sequence stands for."""
+    """Return the answer to the request of a finished sequence."""
     if not sequence.hypotheses:
         return _single_result(sequence)
     beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.hypotheses)

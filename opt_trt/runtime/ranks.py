@@ -1,4 +1,4 @@
-"""What a session knows of the other ranks that have the same session open: nothing, where there are none."""
+"""How a session reaches the other ranks that have the same session open, if there are any."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Protocol
 
 from opt_trt.runtime.world.communicator import Communicator
 
-INDEX_BYTES = 8  # in front of every message: the session it is for
+INDEX_BYTES = 8  # the number of the session, in front of every message
 
 
 class Ranks(Protocol):
-    """The ranks of a session: this one, and those it meets in every step."""
+    """The ranks of a session, as one of them sees the others."""
 
     rank: int
     local_size: int  # ranks on this host, which share its memory
     step_timeout: float  # seconds after which a rank that waits for another one gives up
 
     def fewest(self, count: int) -> int:
-        """The least of what all ranks have; every rank asks once, while the session is opened."""
+        """Return the smallest count over all ranks. Every rank calls this once, while the session is opened."""
         ...
 
     def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
-        """Where this rank does what the message tells the others to do, too; a world of one needs no message."""
+        """Return a context in which all ranks do what the message says. A world of one builds no message."""
         ...
 
     def close(self) -> None:
-        """There will be no more steps: others may free what they have; waits for nobody, and twice is as once."""
+        """End the steps: other ranks free their session. Does not wait. Calling it again does nothing."""
         ...
 
 
@@ -40,15 +40,15 @@ class Alone:
     step_timeout = math.inf
 
     def fewest(self, count: int) -> int:
-        """What this rank has."""
+        """Return the count of this rank."""
         return count
 
     def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
-        """Nobody is to be told."""
+        """Return a context that does nothing: there are no other ranks."""
         return nullcontext()
 
     def close(self) -> None:
-        """Nobody is to be told."""
+        """Do nothing: there are no other ranks."""
 
 
 ALONE = Alone()
@@ -71,7 +71,7 @@ class SessionRanks:
 
     @contextmanager
     def step(self, message: Callable[[], bytes]) -> Iterator[None]:
-        """The leader tells the others; they are told already when they come here."""
+        """Send the message on the leader. The other ranks have received it when they come here."""
         if not self._communicator.world.is_leader:
             yield
             return
@@ -80,12 +80,12 @@ class SessionRanks:
             yield
 
     def close(self) -> None:
-        """See `Ranks.close`: a message without a plan, of the leader's."""
+        """See `Ranks.close`. The leader sends a message without a plan."""
         if self._communicator.world.is_leader and not self._is_closed:
             self._is_closed = True
             self._communicator.send_soon(index_bytes(self._index))
 
 
 def index_bytes(index: int) -> bytes:
-    """How a message begins."""
+    """Return the beginning of a message for a session."""
     return index.to_bytes(INDEX_BYTES, "little", signed=True)

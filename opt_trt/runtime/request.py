@@ -1,4 +1,4 @@
-"""What a session is asked for and what it answers."""
+"""The requests a session gets and the results it returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FinishReason = Literal["end_id", "stop_words", "length", "cancelled", "failed"]
 
 
 class RequestFailed(UserError):
-    """One request cannot be served or cannot go on; those beside it are not to blame."""
+    """One request cannot be served or cannot go on; the requests beside it are not affected."""
 
     def __init__(self, index: int, problem: str) -> None:
         super().__init__(f"prompt {index} {problem}")
@@ -29,7 +29,7 @@ class RequestFailed(UserError):
 
 @dataclass(frozen=True)
 class Request:
-    """Continue `prompt_ids` by at most `max_new_tokens` tokens, chosen as `sampling` says.
+    """A prompt to be continued by at most `max_new_tokens` tokens, chosen as `sampling` says.
 
     `end_id` is looked for in new tokens only (OPT begins a prompt with the token that ends it); None never ends early.
     """
@@ -44,7 +44,7 @@ class Request:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether of logits nothing but the next token matters, and that is theirs and the filters' alone to say."""
+        """Whether logits are only needed for the next token, which they and the filters determine without penalties."""
         sampling = self.sampling
         changed = not PENALTIES.keys().isdisjoint(sampling.processors) or sampling.num_rows > 1
         shown = self.return_context_logits or self.return_generation_logits or sampling.log_probs is not None
@@ -52,23 +52,23 @@ class Request:
 
     @cached_property
     def is_greedy(self) -> bool:
-        """Whether nothing but the largest logit matters, and that only for the next token."""
+        """Whether only the largest logit matters, and only for the next token."""
         return self.is_plain and not self.sampling.draws
 
     @property
     def keeps_parts(self) -> bool:
-        """Whether something of every prompt token is kept as it is computed: it must be computed, and only once."""
+        """Whether results of every prompt token are kept, so that each must be computed, and only once."""
         return self.return_context_logits or self.sampling.penalty_alpha > 0
 
     @property
     def max_tokens(self) -> int:
-        """Prompt and new tokens together, at most."""
+        """The most tokens of prompt and output together."""
         return len(self.prompt_ids) + self.max_new_tokens
 
     def max_blocks(self, tokens_per_block: int) -> int:
-        """Blocks of the KV cache it needs at most.
+        """Return the most blocks of the KV cache it needs.
 
-        Beams share those the prompt fills and have the others each; candidates share all but the last one.
+        Beams share the blocks that the prompt fills and have others of their own; candidates share all but the last.
         """
         needed = -(-self.max_tokens // tokens_per_block)
         shared = needed - 1 if self.sampling.penalty_alpha else len(self.prompt_ids) // tokens_per_block
@@ -77,17 +77,17 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogProbs:
-    """Natural logarithms of the probabilities the model gave a new token and the most likely ones, best first."""
+    """Natural logarithms of the probabilities that the model gave a new token and the most likely tokens."""
 
     log_prob: float
-    top: tuple[tuple[int, float], ...] = ()  # id and log-probability of as many as were asked for
+    top: tuple[tuple[int, float], ...] = ()  # ids and log-probabilities of the most likely tokens, best first
 
 
 @dataclass(frozen=True)
 class Result:
     """The answer to one request; `output_ids` are new tokens only, the end id or stop word that ended them included.
 
-    Of a beam search it is the best output, and `beams` has all of them, `num_beams` results without beams of their own.
+    For a beam search it is the best output, and `beams` has all `num_beams` outputs, best first.
     """
 
     prompt_ids: tuple[int, ...]
@@ -95,14 +95,14 @@ class Result:
     finish_reason: FinishReason
     context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
-    stop: Stop | None = None  # the stop word, where it is the reason
-    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if asked for
-    score: float | None = None  # of a beam: what it was ranked by
-    beams: tuple[Result, ...] = ()  # best first
+    stop: Stop | None = None  # the stop word, if that ended the output
+    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if requested
+    score: float | None = None  # the number a beam was ranked by
+    beams: tuple[Result, ...] = ()  # results without beams of their own
 
     @property
     def cum_log_prob(self) -> float:
-        """The log-probability of all new tokens together; it must have been asked for."""
+        """The log-probability of all new tokens together; the request must have asked for log-probabilities."""
         assert len(self.log_probs) == len(self.output_ids), (len(self.log_probs), len(self.output_ids))
         return math.fsum(token.log_prob for token in self.log_probs)
 
@@ -115,4 +115,4 @@ class TokenEvent:
     token_id: int
     finish_reason: FinishReason | None
     stop: Stop | None = None
-    log_probs: TokenLogProbs | None = None  # if asked for
+    log_probs: TokenLogProbs | None = None  # if requested

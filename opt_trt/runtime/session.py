@@ -1,4 +1,4 @@
-"""A live engine: it accepts requests and answers with results or with tokens as they come."""
+"""A live engine: what every backend opens an engine as, and the session over a decoder of ours."""
 
 from __future__ import annotations
 
@@ -10,20 +10,39 @@ from opt_trt.host.memory import free_bytes
 from opt_trt.runtime.admission import check_request
 from opt_trt.runtime.executor import Executor
 from opt_trt.runtime.generate import Generation
-from opt_trt.runtime.in_flight import InFlight, check_all, generate_all
 from opt_trt.runtime.ranks import ALONE, Ranks
-from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.runtime.scheduling.block_pool import BlockPool
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.scheduling.prefix_index import PrefixIndex
+from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.step_message import unpack
-from opt_trt.runtime.token_stream import TokenStream
 from opt_trt.step import Decoder, DecoderSpec
 
 
+class InFlight(Protocol):
+    """All requests in flight; checked requests may join and leave between any two steps."""
+
+    def submit(self, sequence: TokenSequence) -> None:
+        """Queue a sequence whose request passed the session's `check`."""
+        ...
+
+    def cancel(self, sequence: TokenSequence) -> None:
+        """Drop a sequence, finished or not, submitted or not."""
+        ...
+
+    def step(self) -> Sequence[TokenSequence]:
+        """Run one step, and return the sequences that have one more token or have failed.
+
+        A token is the last one if there is a finish reason. Beams give nothing until their last token. An error that
+        no single request causes fails all sequences in flight, and is raised.
+        """
+        ...
+
+
 class Session(Protocol):
-    """What every backend opens an engine as. All requests are checked before the first one runs (`UserError`).
+    """An open engine. `generate` and `stream` of `runtime.in_flight` answer its requests.
 
     More requests than `spec.max_batch_size` are queued and join as others leave.
     """
@@ -31,16 +50,8 @@ class Session(Protocol):
     spec: DecoderSpec
 
     @property
-    def generation(self) -> InFlight:
-        """All that is in flight."""
-        ...
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """One result per request, in their order."""
-        ...
-
-    def stream(self, requests: Sequence[Request]) -> TokenStream:
-        """Tokens of all requests as they come; closing it, or cancelling one request, frees their memory at once."""
+    def in_flight(self) -> InFlight:
+        """All requests in flight."""
         ...
 
     def check(self, request: Request, index: int) -> None:
@@ -48,19 +59,19 @@ class Session(Protocol):
         ...
 
     def obey(self, message: memoryview) -> None:
-        """On a rank that follows: do what the leader's session says it does."""
+        """Do on a following rank what the leader's session says it does."""
         ...
 
     def close(self) -> None:
-        """Free its memory, on all ranks; no request may be in flight, none comes after this; twice is as once."""
+        """Free the engine's memory on all ranks. No request may be in flight or come later. May be called twice."""
         ...
 
 
 class DecoderSession:
-    """A session over a decoder; it owns the KV cache. Where there are several ranks, each has one, and `ranks`.
+    """A session over a decoder; it owns the KV cache. With several ranks, each rank has one, and `ranks`.
 
     All requests in flight share its steps: those of several open streams, and of `generate` between them. A stream
-    advances when any of them is asked for tokens. Not for several threads at once.
+    advances when any of them is asked for tokens. It must not be used by several threads at once.
     """
 
     def __init__(
@@ -74,20 +85,10 @@ class DecoderSession:
         prefixes = PrefixIndex(self.spec.tokens_per_block) if scheduling.enable_block_reuse else None
         self._pool = BlockPool(num_blocks, prefixes)
         self.executor = Executor(decoder, cache, ranks)
-        self.generation = Generation(self.executor, self._pool, scheduling)
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """One result per request, in their order; a progress bar counts them."""
-        check_all(requests, self.check)
-        return generate_all(self.generation, requests)
-
-    def stream(self, requests: Sequence[Request]) -> TokenStream:
-        """Tokens of all requests as they come. Requests are checked here, not at the first token."""
-        check_all(requests, self.check)
-        return TokenStream(self.generation, requests)
+        self.in_flight = Generation(self.executor, self._pool, scheduling)
 
     def check(self, request: Request, index: int) -> None:
-        """Raise `RequestFailed` if decoder or KV cache can never serve the request."""
+        """Raise `RequestFailed` if the decoder or the KV cache can never serve the request."""
         check_request(request, index, self.spec, self._pool.num_blocks * self.spec.tokens_per_block)
 
     def obey(self, message: memoryview) -> None:

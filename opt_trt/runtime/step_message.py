@@ -1,4 +1,4 @@
-"""What every rank does in a step, and how it travels from the leader to the others: one small message."""
+"""The plan of a step, and how it travels from the leader to the other ranks: one small message."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 
 from opt_trt.step import StepInputs
 
-Copies = Sequence[tuple[int, int]]  # from block, to block
+Copies = Sequence[tuple[int, int]]  # pairs of a block to copy from and a block to copy to
 
 HEADER_BYTES = 6 * 8  # int64: T, L, M, S, B and `greedy` of `StepInputs`
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One step: blocks of the KV cache to copy first, then what the decoder is given."""
+class StepPlan:
+    """One step: blocks of the KV cache to copy first, then the inputs of the decoder."""
 
     inputs: StepInputs
     copies: Copies = ()
 
 
-def pack(plan: Plan) -> bytes:
-    """The plan as bytes: sizes, then its tensors, those of 8 bytes a number first, so that all are aligned.
+def pack(plan: StepPlan) -> bytes:
+    """Return the plan as bytes: sizes, then its tensors. Tensors of 8-byte numbers come first, so that all are aligned.
 
-    No decoder of several ranks draws tokens, so of that nothing is told.
+    `draws` is left out, because no decoder of several ranks draws tokens.
     """
     inputs = plan.inputs
     assert inputs.draws is None, "several ranks"
@@ -42,8 +42,8 @@ def pack(plan: Plan) -> bytes:
     return b"".join((array("q", sizes).tobytes(), *(t.numpy().tobytes() for t in tensors), copies.tobytes()))
 
 
-def unpack(message: bytearray | memoryview) -> Plan:
-    """The plan that was packed; its tensors are views of the message."""
+def unpack(message: bytearray | memoryview) -> StepPlan:
+    """Return the plan that was packed; its tensors are views of the message."""
     num_tokens, num_logits, num_hidden, num_sequences, width, greedy = array("q", bytes(message[:HEADER_BYTES]))
     counts = (num_tokens, num_tokens, num_tokens, num_logits, num_hidden)
     long = torch.frombuffer(message, dtype=torch.int64, offset=HEADER_BYTES, count=sum(counts))
@@ -56,4 +56,4 @@ def unpack(message: bytearray | memoryview) -> Plan:
     tables = tables.view(num_sequences, width)
     states = hidden if num_hidden else None
     inputs = StepInputs(ids, positions, slots, starts, kv_lens, tables, wanted, states, bool(greedy))
-    return Plan(inputs, [(source, target) for source, target in copies.view(-1, 2).tolist()])
+    return StepPlan(inputs, [(source, target) for source, target in copies.view(-1, 2).tolist()])

@@ -1,6 +1,6 @@
 """Stop words end a sequence before its length: ids anywhere in its new tokens, or strings in their text.
 
-Knows no tokenizer: whoever asks for strings brings what turns ids into text.
+This module knows no tokenizer: stop words that are strings bring a function that turns ids into text.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ class TextPieces(Protocol):
     """The text of one sequence, piece by piece."""
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that is new and will not change."""
+        """Return the text that is new and will not change."""
         ...
 
 
 @dataclass(frozen=True)
 class StopWords:
-    """What ends a sequence, beside its end id, where it appears in the new tokens.
+    """Words that end a sequence, beside its end id, when they appear in the new tokens.
 
-    A string may begin and end inside a token; `open_text` starts the text of a sequence to look for it. `spellings` are
-    the ids a tokenizer has for the strings: an engine that looks for ids alone ends on these, and finds others late.
+    A string may begin and end inside a token; `open_text` starts the text in which strings are searched. `spellings`
+    are the ids that a tokenizer has for the strings. An engine that looks for ids only stops at these at once, and at
+    other spellings after the output is complete.
     """
 
     ids: tuple[tuple[int, ...], ...] = ()
@@ -41,13 +42,13 @@ class StopWords:
 
     @property
     def longest_string(self) -> int:
-        """Characters of the longest string, 0 if there is none."""
+        """The number of characters of the longest string, 0 if there is none."""
         return max(map(len, self.strings), default=0)
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The stop word that ended a sequence: ids, the last ones of the output, or a string at `text_end` of its text."""
+    """The stop word that ended a sequence: the last ids of the output, or a string at `text_end` of its text."""
 
     word: str | tuple[int, ...]
     text_end: int | None = None  # characters of the output's text before the string
@@ -60,11 +61,11 @@ class StopWatch:
         self._words = words
         self._min_length = min_length
         self._text = words.open_text() if words.strings and words.open_text else None
-        self._tail = ""  # of the text so far, as much as the longest string may begin in
+        self._tail = ""  # the end of the text so far, in which a string may have begun
         self._tail_start = 0
 
     def look(self, output_ids: Sequence[int]) -> Stop | None:
-        """The stop word that the newest of all new tokens completes; to be called once a token."""
+        """Return the stop word that the newest token completes. To be called once per token."""
         by_string = self._push(output_ids[-1])
         if len(output_ids) <= self._min_length:
             return None
@@ -73,7 +74,7 @@ class StopWatch:
         return by_string or (Stop(by_ids) if by_ids else None)
 
     def _push(self, token_id: int) -> Stop | None:
-        """The string that the token's text completes: the one that begins first, the longest of these."""
+        """Return the string that the token's text completes: the first to begin, and of these the longest."""
         if self._text is None:
             return None
         before = len(self._tail)

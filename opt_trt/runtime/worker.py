@@ -17,24 +17,24 @@ from opt_trt.runtime.session import Session
 
 
 class Listener(Protocol):
-    """Who waits for the tokens of a request. Called in the worker's thread, so that it must not wait for anything.
+    """The receiver of a request's tokens. It is called in the worker's thread, so it must not wait for anything.
 
-    One that raises RuntimeError, as a closed event loop does, no longer listens: its request is cancelled.
+    A listener that raises RuntimeError, as a closed event loop does, no longer listens: its request is cancelled.
     """
 
-    whole: bool  # it waits for whole outputs; an engine may then take less trouble over every token
+    whole: bool  # it waits for whole outputs, so an engine need not deliver every token separately
 
     def advanced(self, sequence: TokenSequence) -> None:
-        """There is one more token, the last one if there is a finish reason; the sequence goes on changing."""
+        """Take notice of one more token, the last one if there is a finish reason; the sequence goes on changing."""
         ...
 
     def failed(self, error: Exception) -> None:
-        """No more tokens will come."""
+        """Take notice that no more tokens will come."""
         ...
 
 
 @dataclass(eq=False)
-class Ticket:
+class Submitted:
     """A submitted request."""
 
     sequence: TokenSequence
@@ -46,30 +46,30 @@ class Worker:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._commands: SimpleQueue[Callable[[Flights], None] | None] = SimpleQueue()
-        self._closing = Lock()  # whoever gets a ticket is in the queue before the command to stop
+        self._commands: SimpleQueue[Callable[[ActiveRequests], None] | None] = SimpleQueue()
+        self._closing = Lock()  # every accepted request is in the queue before the command to stop
         self._closed = False
         self._thread = Thread(target=self._run, name="opt_trt worker", daemon=True)
         self._thread.start()
 
-    def submit(self, requests: Sequence[tuple[Request, Listener]]) -> list[Ticket]:
+    def submit(self, requests: Sequence[tuple[Request, Listener]]) -> list[Submitted]:
         """Let checked requests join the next step together."""
-        tickets = [
-            Ticket(TokenSequence(index, request, is_watched=not who.whole), who)
-            for index, (request, who) in enumerate(requests)
+        submitted = [
+            Submitted(TokenSequence(index, request, is_watched=not listener.whole), listener)
+            for index, (request, listener) in enumerate(requests)
         ]
         with self._closing:
             if self._closed:
                 raise UserError(CLOSED)
-            self._commands.put(lambda flights: flights.join(tickets))
-        return tickets
+            self._commands.put(lambda active: active.join(submitted))
+        return submitted
 
-    def cancel(self, tickets: Sequence[Ticket]) -> None:
+    def cancel(self, submitted: Sequence[Submitted]) -> None:
         """Drop those requests that are not finished, before the next step."""
-        self._commands.put(lambda flights: flights.leave(tickets))
+        self._commands.put(lambda active: active.leave(submitted))
 
     def close(self) -> None:
-        """Fail what is in flight, end the thread and wait until it has ended; closing twice does nothing."""
+        """Fail the requests in flight, end the thread and wait until it has ended; closing twice does nothing."""
         with self._closing:
             if not self._closed:
                 self._closed = True
@@ -78,35 +78,35 @@ class Worker:
             self._thread.join()
 
     def _run(self) -> None:
-        flights = Flights(self._session)
+        active = ActiveRequests(self._session)
         try:
-            while self._obey(flights):
-                flights.step()
+            while self._obey(active):
+                active.step()
         finally:
             with self._closing:
                 self._closed = True
-            while not self._commands.empty():  # whatever went wrong here, nobody waits for ever
+            while not self._commands.empty():  # whatever went wrong here, no caller may wait for ever
                 if command := self._commands.get():
-                    command(flights)
-            flights.close(UserError(CLOSED))
+                    command(active)
+            active.close(UserError(CLOSED))
 
-    def _obey(self, flights: Flights) -> bool:
-        """Do what was asked for since the last step, or wait if there is nothing to step; False is the end."""
+    def _obey(self, active: ActiveRequests) -> bool:
+        """Run the commands given since the last step, and wait if there is nothing to step; return False at the end."""
         while True:
             try:
-                command = self._commands.get(block=not flights.has_work)
+                command = self._commands.get(block=not active.has_work)
             except Empty:
                 return True
             if command is None:
                 return False
-            command(flights)
+            command(active)
 
 
-class Flights:
-    """The requests in flight; known to the worker's thread alone."""
+class ActiveRequests:
+    """The requests in flight; only the worker's thread uses them."""
 
     def __init__(self, session: Session) -> None:
-        self._generation = session.generation
+        self._in_flight = session.in_flight
         self._listeners: dict[TokenSequence, Listener] = {}
 
     @property
@@ -114,21 +114,21 @@ class Flights:
         """Whether any request is not finished."""
         return bool(self._listeners)
 
-    def join(self, tickets: Sequence[Ticket]) -> None:
-        """Take requests on."""
-        for ticket in tickets:
-            self._listeners[ticket.sequence] = ticket.listener
-            self._generation.submit(ticket.sequence)
+    def join(self, submitted: Sequence[Submitted]) -> None:
+        """Add requests to those in flight."""
+        for one in submitted:
+            self._listeners[one.sequence] = one.listener
+            self._in_flight.submit(one.sequence)
 
-    def leave(self, tickets: Sequence[Ticket]) -> None:
-        """Drop requests that nobody waits for; finished ones are gone already."""
-        for ticket in tickets:
-            self._drop(ticket.sequence)
+    def leave(self, submitted: Sequence[Submitted]) -> None:
+        """Drop requests whose tokens are no longer wanted; finished ones are gone already."""
+        for one in submitted:
+            self._drop(one.sequence)
 
     def step(self) -> None:
-        """One token for each that runs; if no request is to blame for a failure, all of them fail."""
+        """Compute one token for each running request; an error that no single request causes fails all of them."""
         try:
-            stepped = self._generation.step()
+            stepped = self._in_flight.step()
         except Exception as error:
             self.close(error)
         else:
@@ -136,14 +136,14 @@ class Flights:
                 self._tell(sequence)
 
     def close(self, error: Exception) -> None:
-        """Fail whatever is in flight."""
+        """Fail all requests in flight."""
         for sequence, listener in list(self._listeners.items()):
             self._drop(sequence)
             _fail(listener, error)
 
     def _drop(self, sequence: TokenSequence) -> None:
         if self._listeners.pop(sequence, None) is not None:
-            self._generation.cancel(sequence)
+            self._in_flight.cancel(sequence)
 
     def _tell(self, sequence: TokenSequence) -> None:
         listener = self._listeners.get(sequence)

@@ -8,18 +8,18 @@ from opt_trt.runtime.request import Result
 from opt_trt.runtime.stopping import Stop, StopWords
 from opt_trt.text.tokenizer import Decodes
 
-HALF_CHARACTER = "\ufffd"  # what the bytes of an unfinished UTF-8 character decode to
+HALF_CHARACTER = "\ufffd"  # the bytes of an unfinished UTF-8 character decode to this
 
 
 class Detokenizer:
-    """The text of ids that come one by one; half a UTF-8 character is held back until it is whole."""
+    """The text of ids that come one by one; part of a UTF-8 character is held back until it is whole."""
 
     def __init__(self, tokenizer: Decodes) -> None:
         self._tokenizer = tokenizer
         self._held: list[int] = []
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that is new and whole."""
+        """Return the text that is new and whole."""
         self._held += ids
         text = self._tokenizer.decode(self._held)
         if not text.endswith(HALF_CHARACTER):
@@ -27,22 +27,22 @@ class Detokenizer:
             return text
         for kept in range(1, len(self._held)):
             whole, rest = self._tokenizer.decode(self._held[:-kept]), self._tokenizer.decode(self._held[-kept:])
-            if rest and whole + rest == text:  # cut inside a character, both sides would show a replacement for it
+            if rest and whole + rest == text:  # a cut inside a character decodes to replacement characters
                 del self._held[:-kept]
                 return whole
         return ""
 
     def flush(self) -> str:
-        """The rest, at the end of the sequence."""
+        """Return the rest, at the end of the sequence."""
         text = self._tokenizer.decode(self._held)
         self._held.clear()
         return text
 
 
 class OutputText:
-    """The text of one output while its tokens come, as far as it cannot change any more.
+    """The text of one output while its tokens come, as far as it can no longer change.
 
-    Held back are half a character and, where stop words are looked for in the text, what may turn out to begin one.
+    Part of a character is held back, and so is text that may be the beginning of a stop word, if there are any.
     """
 
     def __init__(self, tokenizer: Decodes, words: StopWords | None) -> None:
@@ -52,12 +52,12 @@ class OutputText:
         self._given = 0
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that is new and certain."""
+        """Return the text that is new and certain."""
         self._waiting += self._pieces.push(ids)
         return self._give(len(self._waiting) - self._withheld)
 
     def finish(self, ids: Sequence[int], stop: Stop | None) -> str:
-        """The last ids, the one that completes a stop word among them, and the rest of the text, up to that word."""
+        """Take the last ids, also the one that completes a stop word; return the rest of the text up to that word."""
         self._waiting += self._pieces.push(ids) + self._pieces.flush()
         text_end = None if stop is None else stop.text_end
         return self._give(len(self._waiting) if text_end is None else text_end - self._given)
@@ -70,7 +70,7 @@ class OutputText:
 
 
 def readable(result: Result, text: Decodes) -> str:
-    """The text of an output without the end id or stop word that ended it."""
+    """Return the text of an output without the end id or stop word that ended it."""
     if result.stop is not None and result.stop.text_end is not None:
         return text.decode(result.output_ids)[: result.stop.text_end]
     ending = 1 if result.finish_reason == "end_id" else len(result.stop.word) if result.stop else 0

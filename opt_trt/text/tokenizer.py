@@ -1,4 +1,4 @@
-"""Strings to token ids and back, whole or as they come, with the tokenizer of the model."""
+"""Turn strings into token ids and back with the tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # one of these groups must be there
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the files of one of these groups must exist
 
 
 class Decodes(Protocol):
-    """What turns ids into something to read."""
+    """Anything that turns ids into readable text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The ids as text."""
+        """Return the ids as text."""
         ...
 
 
 class Tokenizer:
-    """OPT's byte-level BPE. A prompt begins with `</s>` (`bos_id`) unless special tokens are not to be added.
+    """OPT's byte-level BPE. A prompt begins with `</s>` (`bos_id`) unless special tokens are switched off.
 
-    transformers adds the `</s>` only where `tokenizer_config.json` says `add_bos_token`, and some OPT checkpoints were
-    published without that line; it is put in front here, and left out only if that file says `false`.
+    transformers adds the `</s>` only if `tokenizer_config.json` says `add_bos_token`, and some OPT checkpoints were
+    published without that line. This class adds it unless the file says `false`.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class Tokenizer:
         self.pad_id: int | None = tokenizer.pad_token_id
 
     def encode(self, text: str, max_length: int) -> tuple[int, ...]:
-        """At most `max_length` ids: the `</s>` if there is one, then the end of the text (cut from the left)."""
+        """Return at most `max_length` ids: the `</s>` if there is one, then the end of the text (cut on the left)."""
         ids = self.encode_word(text)
         room = max_length - len(self._prefix)
         return (*self._prefix, *ids[max(0, len(ids) - max(0, room)) :])[:max_length]
 
     def encode_word(self, text: str) -> tuple[int, ...]:
-        """All ids of a piece of text, without a `</s>` before it."""
+        """Return all ids of a piece of text, without a `</s>` before it."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def verbatim(self) -> Tokenizer:
-        """The same tokenizer, but its texts show special tokens."""
+        """Return the same tokenizer, but with special tokens in its texts."""
         return Tokenizer(self._tokenizer, self._prefix, skip_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens and ids beyond the vocabulary (padding rows of the table) are empty."""
+        """Return the text of ids; special tokens and ids beyond the vocabulary (the table's padding) are empty."""
         text = self._tokenizer.decode(
             list(ids), skip_special_tokens=self._skip_special_tokens, clean_up_tokenization_spaces=False
         )
@@ -64,12 +64,12 @@ class Tokenizer:
 
 
 def holds_tokenizer(directory: Path) -> bool:
-    """Whether the files of a tokenizer are there."""
+    """Return whether the directory has the files of a tokenizer."""
     return any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES)
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:
-    """The tokenizer of a directory; nothing is downloaded and no code of the directory is run. `UserError` by name."""
+    """Load the tokenizer of a directory. Nothing is downloaded, and no code in the directory is run."""
     directory = Path(directory)
     _check_files(directory)
     try:
@@ -82,23 +82,25 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
     if tokenizer.bos_token_id is None:
         raise UserError(
             f"the tokenizer in {directory} names no bos_token to put before a prompt; "
-            "add it to tokenizer_config.json or give --no_add_special_tokens"
+            f"add it to tokenizer_config.json or give {spelled('no_add_special_tokens')}"
         )
     return Tokenizer(tokenizer, (tokenizer.bos_token_id,) if _adds_bos(directory) else ())
 
 
 def _check_files(directory: Path) -> None:
     if not directory.is_dir():
-        raise UserError(f"expected a tokenizer in {directory}, found no such directory; check --tokenizer_dir")
+        raise UserError(
+            f"expected a tokenizer in {directory}, found no such directory; check {spelled('tokenizer_dir')}"
+        )
     if not holds_tokenizer(directory):
         raise UserError(
             f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
-            "give --tokenizer_dir, the directory of the Hugging Face model"
+            f"give {spelled('tokenizer_dir')}, the directory of the Hugging Face model"
         )
 
 
 def _load(directory: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer  # seconds to import, and ids in, ids out needs none
+    from transformers import AutoTokenizer  # takes seconds to import, and is not needed for token ids
 
     return AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, padding_side="left", truncation_side="left"

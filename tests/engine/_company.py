@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from opt_trt.config.sampling import Sampling
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -105,13 +106,13 @@ def run_together(of: DecoderSession, visitors: Sequence[Visit]) -> Crowd:
     for step in count():
         for sequence, visit in zip(crowd.sequences, visitors, strict=True):
             if visit.arrival == step:
-                of.generation.submit(sequence)
+                of.in_flight.submit(sequence)
             if visit.departure == step:
-                of.generation.cancel(sequence)
+                of.in_flight.cancel(sequence)
         arrived = [s for s, visit in zip(crowd.sequences, visitors, strict=True) if visit.arrival <= step]
         in_flight = [s for s in arrived if s.finish_reason is None]
         if in_flight:
-            running = len(of.generation.step())
+            running = len(of.in_flight.step())
             crowd.look([s for s in in_flight if s.finish_reason is None], running)
         elif len(arrived) == len(visitors):
             return crowd
@@ -122,7 +123,7 @@ def run_alone(of: DecoderSession, visitors: Sequence[Visit], logits: bool = Fals
     requests = [visit.request for visit in visitors]
     if logits:
         requests = [replace(r, return_generation_logits=r.sampling.num_beams == 1) for r in requests]
-    return [of.generate([request])[0] for request in requests]
+    return [generate(of, [request])[0] for request in requests]
 
 
 def assert_explained(found: Sequence[int], alone: Result, request: Request) -> None:

@@ -12,6 +12,7 @@ from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.host.workers import one_thread
 from opt_trt.runtime.generate import result_of
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -36,7 +37,7 @@ def test_chunks_reuse_and_starting_over_change_no_ids(kind, open_session, oracle
     crowded = DecoderSession(decoder, KvCacheLimit(max_tokens=256), Scheduling("max_utilization", 5, True))
     requests = [Request(prompt, 20) for prompt in random_prompts((70, 3, 64, 33, 9, 50, 1))]
     for _ in range(2):
-        for request, result in zip(requests, crowded.generate(requests), strict=True):
+        for request, result in zip(requests, generate(crowded, requests), strict=True):
             assert_same_or_tie(list(result.output_ids), *reference_ids(oracle(kind), request.prompt_ids, 20))
 
 
@@ -48,7 +49,7 @@ def test_beams_equal_transformers(kind, open_session, oracle):
         Request(prompt, 12, sampling=Sampling(num_beams=width))
         for width, prompt in zip(widths, random_prompts((31, 5, 64, 1)), strict=True)
     ]
-    for request, result in zip(requests, session.generate(requests), strict=True):
+    for request, result in zip(requests, generate(session, requests), strict=True):
         width = request.sampling.num_beams
         expected = model.generate(
             torch.tensor([request.prompt_ids]), max_new_tokens=12, num_beams=width, num_return_sequences=width,

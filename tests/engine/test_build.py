@@ -22,6 +22,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.host.cache import cache_dir
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.engine.conftest import choose_tactics
@@ -113,11 +114,11 @@ def test_limits_are_recorded_clipped_and_enforced(checkpoint, tmp_path):
     assert [limits[k] for k in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")] == [2, 30, 40, 30]
     session = open_engine(tmp_path / "e", LIMIT)
     assert session.spec.tokens_per_block == 8
-    assert len(session.generate([Request((5,) * 10, 3)] * 5)) == 5  # more than max_batch_size: queued
+    assert len(generate(session, [Request((5,) * 10, 3)] * 5)) == 5  # more than max_batch_size: queued
     with pytest.raises(UserError, match="has 31 tokens, the engine takes 30"):
-        session.generate([Request((5,) * 31, 1)])
+        generate(session, [Request((5,) * 31, 1)])
     with pytest.raises(UserError, match="41, the engine takes 40"):
-        session.generate([Request((5,) * 30, 11)])
+        generate(session, [Request((5,) * 30, 11)])
 
 
 def test_max_seq_len_defaults_to_the_position_table(checkpoint, tmp_path):
@@ -230,14 +231,14 @@ def test_gather_flags_let_a_session_return_logits(checkpoint, tmp_path, flag, co
     for asked, allowed in (("return_context_logits", context), ("return_generation_logits", generation)):
         request = Request((5, 6, 7), 2, **{asked: True})
         if allowed:
-            (result,) = session.generate([request])
+            (result,) = generate(session, [request])
             assert (result.context_logits is not None, result.generation_logits is not None) == (
                 asked == "return_context_logits",
                 asked == "return_generation_logits",
             )
         else:
             with pytest.raises(UserError, match="build the engine with --gather_"):
-                session.generate([request])
+                generate(session, [request])
 
 
 def test_a_missing_compiler_is_named_with_what_to_install(checkpoint, tmp_path, monkeypatch):
@@ -344,7 +345,7 @@ def test_an_engine_runs_after_its_checkpoint_and_source_are_gone(checkpoint, tmp
     shutil.copytree(checkpoint, moved)
     build_here(moved, tmp_path / "e")
     shutil.rmtree(moved)
-    (result,) = open_engine(tmp_path / "e", LIMIT).generate([Request((5, 6, 7), 3)])
+    (result,) = generate(open_engine(tmp_path / "e", LIMIT), [Request((5, 6, 7), 3)])
     assert len(result.output_ids) == 3
 
 

@@ -9,6 +9,7 @@ import torch
 
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -28,7 +29,7 @@ def test_ids_equal_the_definition_among_greedy_requests(kind, open_session, orac
         Request(prompt, 12, sampling=Sampling(penalty_alpha=alpha, top_k=k, no_repeat_ngram_size=2))
         for prompt, alpha, k in zip(prompts, (0.6, 0.3, 0.9, 1.0), (4, 8, 2, 5), strict=True)
     ]
-    results = session.generate([*searches, *(Request(prompt, 12) for prompt in prompts)])
+    results = generate(session, [*searches, *(Request(prompt, 12) for prompt in prompts)])
     for request, result in zip(searches, results, strict=False):
         _contrastive.assert_same_or_tie(result.output_ids, _contrastive.contrastive_search(model, request))
     for prompt, result in zip(prompts, results[len(searches) :], strict=True):
@@ -42,7 +43,7 @@ def test_hidden_states_equal_transformers(kind, open_session, oracle, monkeypatc
     monkeypatch.setattr(decoder, "step", lambda *given: seen.append(step(*given)) or seen[-1])
     [prompt] = random_prompts((40,))
     session = DecoderSession(decoder, KvCacheLimit(max_tokens=512))
-    session.generate([Request((1, 2, 3), 1), Request(prompt, 1, sampling=Sampling(penalty_alpha=0.5, top_k=2))])
+    generate(session, [Request((1, 2, 3), 1), Request(prompt, 1, sampling=Sampling(penalty_alpha=0.5, top_k=2))])
     expected = _contrastive.forward(oracle(kind), [list(prompt)])[1][0]
     found = torch.cat([outputs.hidden for outputs in seen if outputs.hidden is not None])[: len(prompt)]
     assert ((found - expected).norm(dim=1) < TOLERANCE * expected.norm(dim=1)).all()
@@ -53,5 +54,5 @@ def test_a_deterministic_engine_gives_the_same_bits_alone_and_in_any_batch(open_
     search = Sampling(penalty_alpha=0.6, top_k=3)
     requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64))]
     requests = [replace(r, sampling=search) if number % 2 else r for number, r in enumerate(requests)]
-    for alone, together in zip([session.generate([r])[0] for r in requests], session.generate(requests), strict=True):
+    for alone, together in zip([generate(session, [r])[0] for r in requests], generate(session, requests), strict=True):
         assert torch.equal(alone.generation_logits, together.generation_logits)

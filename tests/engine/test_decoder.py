@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import OPTForCausalLM
 
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import KINDS, POSITIONS, random_prompts
 
@@ -35,7 +36,7 @@ def test_greedy_ids_equal_transformers_from_one_token_to_the_last_position(kind,
     model, session = oracle(kind), open_session(kind)
     prompts = random_prompts(LENGTHS)
     new_tokens = [min(8, POSITIONS - len(p)) for p in prompts]
-    results = session.generate([Request(p, n) for p, n in zip(prompts, new_tokens, strict=True)])
+    results = generate(session, [Request(p, n) for p, n in zip(prompts, new_tokens, strict=True)])
     for prompt, n, result in zip(prompts, new_tokens, results, strict=True):
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, n))
 
@@ -47,7 +48,7 @@ def test_logits_equal_transformers_with_the_same_rounded_weights(kind, dtype, op
         pytest.skip("projections are folded before rounding: transformers cannot hold the same rounded weights")
     model, session = oracle(kind, getattr(torch, dtype)), open_session(kind, dtype)
     for prompt in random_prompts((1, 5, 40)):
-        (result,) = session.generate([Request(prompt, 4, return_context_logits=True, return_generation_logits=True)])
+        (result,) = generate(session, [Request(prompt, 4, return_context_logits=True, return_generation_logits=True)])
         expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
         found = torch.cat((result.context_logits, result.generation_logits[1:]))
         # A rounded KV cache is part of the engine's dtype and not of the oracle's: its error is bounded separately.
@@ -61,7 +62,7 @@ def test_bfloat16_errs_no_more_than_transformers_does(open_session, oracle, hf_m
     peer = OPTForCausalLM.from_pretrained(hf_model("pre-norm"), dtype=torch.bfloat16).eval().requires_grad_(False)
     own_error = peer_error = 0.0
     for prompt in random_prompts((33, 64, 90)):
-        (result,) = session.generate([Request(prompt, 1, return_context_logits=True)])
+        (result,) = generate(session, [Request(prompt, 1, return_context_logits=True)])
         expected = exact(torch.tensor([prompt])).logits[0]
         own_error += float((result.context_logits - expected).square().mean())
         peer_error += float((peer(torch.tensor([prompt])).logits[0].float() - expected).square().mean())
@@ -72,18 +73,18 @@ def test_bfloat16_errs_no_more_than_transformers_does(open_session, oracle, hf_m
 def test_a_sequence_gets_the_same_logits_alone_and_in_a_ragged_batch(kind, open_session):
     session = open_session(kind)
     requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64, 2, 9, 33))]
-    for alone, together in zip([session.generate([r])[0] for r in requests], session.generate(requests), strict=True):
+    for alone, together in zip([generate(session, [r])[0] for r in requests], generate(session, requests), strict=True):
         assert (alone.generation_logits - together.generation_logits).abs().max() < LOGITS_TOLERANCE
 
 
 def test_fp16_logits_are_rounded_to_fp16_when_asked(open_session):
     session = open_session("pre-norm", logits_dtype="float16")
-    (result,) = session.generate([Request((5, 6, 7), 1, return_generation_logits=True)])
+    (result,) = generate(session, [Request((5, 6, 7), 1, return_generation_logits=True)])
     assert torch.equal(result.generation_logits, result.generation_logits.half().float())
 
 
 def test_logits_are_not_rounded_by_default(open_session):
-    (result,) = open_session("pre-norm").generate([Request((5, 6, 7), 1, return_generation_logits=True)])
+    (result,) = generate(open_session("pre-norm"), [Request((5, 6, 7), 1, return_generation_logits=True)])
     assert not torch.equal(result.generation_logits, result.generation_logits.half().float())
 
 
@@ -92,5 +93,5 @@ def test_library_tactics_compute_the_same(plugins, open_session, oracle):
     session = open_session("pre-norm", gemm_plugin=plugins[0], gpt_attention_plugin=plugins[1])
     model = oracle("pre-norm")
     prompts = random_prompts((1, 9, 40, 70))
-    for prompt, result in zip(prompts, session.generate([Request(p, 5) for p in prompts]), strict=True):
+    for prompt, result in zip(prompts, generate(session, [Request(p, 5) for p in prompts]), strict=True):
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 5))

@@ -12,6 +12,7 @@ from opt_trt.backends import open_engine
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.plugins.cpu.isa import target_isa
 from opt_trt.plugins.gemm import cpu as gemm
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from tests.engine.conftest import choose_tactics, random_prompts
@@ -46,8 +47,8 @@ def context_logits(engine):
     """Of prompts that are computed together; of a single token alone."""
     asked = [Request(prompt, 2, return_context_logits=True) for prompt in random_prompts((1, 5, 31, 70))]
     with closing(open_engine(engine, KvCacheLimit(max_tokens=4096))) as session:
-        together = torch.cat([result.context_logits for result in session.generate(asked)])
-        return together, session.generate(asked[:1])[0].context_logits
+        together = torch.cat([result.context_logits for result in generate(session, asked)])
+        return together, generate(session, asked[:1])[0].context_logits
 
 
 def chosen(engine):

@@ -18,6 +18,7 @@ from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine
 from opt_trt.evaluate.prompts import prompt_text
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.text.tokenizer import load_tokenizer
@@ -174,7 +175,7 @@ def test_greedy_ids_equal_transformers_on_articles(engine, batch_size, demo_refe
     requests = [Request(row.prompt, 100, end_id=2) for row in demo_reference]
     results = []
     for first in range(0, len(requests), batch_size):
-        results += session.generate(requests[first : first + batch_size])
+        results += generate(session, requests[first : first + batch_size])
     for row, result in zip(demo_reference, results, strict=True):
         length = max(len(row.ids), len(result.output_ids))
         found = [*result.output_ids, *[-1] * (length - len(result.output_ids))]

@@ -20,6 +20,7 @@ from opt_trt.errors import UserError
 from opt_trt.graph.decoder import layer_weight_names
 from opt_trt.ops import AttentionInputs
 from opt_trt.plugins.cpu.isa import target_isa
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 
@@ -130,7 +131,7 @@ def test_ids_outside_the_vocabulary_never_reach_a_program(open_session):
     session = open_session("pre-norm")
     for bad in (-1, 131):
         with pytest.raises(UserError, match=f"token id {bad}"):
-            session.generate([Request((5, bad), 1)])
+            generate(session, [Request((5, bad), 1)])
 
 
 def test_loops_take_their_thread_count_at_run_time(engine):
@@ -199,7 +200,7 @@ def test_generation_runs_compiled_programs_and_nothing_else(open_session, monkey
     for name in ("matmul", "mm", "addmm", "bmm", "softmax", "layer_norm"):
         monkeypatch.setattr(torch, name, forbidden)
     monkeypatch.setattr(torch.Tensor, "__matmul__", forbidden)
-    results = session.generate([Request(p, 4) for p in random_prompts((1, 20))])
+    results = generate(session, [Request(p, 4) for p in random_prompts((1, 20))])
     assert [len(r.output_ids) for r in results] == [4, 4]
 
 

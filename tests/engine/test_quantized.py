@@ -8,6 +8,7 @@ import torch
 from opt_trt.backends.engine import map_weights, read_engine_config
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.quant import MODES
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 from tests.engine.test_decoder import LOGITS_TOLERANCE, assert_same_or_tie, reference_ids
@@ -28,7 +29,7 @@ def dequantized(model, precision, dtype=torch.float32):
 def assert_ids_and_logits_equal(session, model, prompts):
     """Of eight new tokens, and of the prompts in front of them."""
     asked = {"return_context_logits": True, "return_generation_logits": True}
-    for prompt, result in zip(prompts, session.generate([Request(p, 8, **asked) for p in prompts]), strict=True):
+    for prompt, result in zip(prompts, generate(session, [Request(p, 8, **asked) for p in prompts]), strict=True):
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
         expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
         found = torch.cat((result.context_logits, result.generation_logits[1:]))
@@ -47,7 +48,7 @@ def test_the_library_computes_the_same(kind, precision, open_session, oracle):
     session = open_session(kind, precision=precision, gemm_plugin="disable", gpt_attention_plugin="disable")
     model = dequantized(oracle(kind), precision)
     (prompt,) = random_prompts((20,))
-    (result,) = session.generate([Request(prompt, 6)])
+    (result,) = generate(session, [Request(prompt, 6)])
     assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 6))
 
 

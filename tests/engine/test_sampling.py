@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from opt_trt.config.sampling import Sampling
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from tests.engine.conftest import random_prompts
 
@@ -24,7 +25,7 @@ def test_penalized_greedy_ids_equal_transformers(open_session, oracle):
         repetition_penalty=1.3, no_repeat_ngram_size=2, bad_words=((bad_id,), (5, 6)), min_length=NEW_TOKENS
     )
     request = partial(Request, max_new_tokens=NEW_TOKENS, end_id=end_id, sampling=sampling)
-    results = open_session("pre-norm").generate([request(prompt) for prompt in PROMPTS])
+    results = generate(open_session("pre-norm"), [request(prompt) for prompt in PROMPTS])
     for prompt, result in zip(PROMPTS, results, strict=True):
         expected = model.generate(
             torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=end_id, pad_token_id=1,
@@ -36,7 +37,7 @@ def test_penalized_greedy_ids_equal_transformers(open_session, oracle):
 def test_log_probabilities_of_drawn_tokens_equal_transformers(open_session, oracle):
     model = oracle("pre-norm")
     sampling = Sampling(log_probs=3, random_seed=5, **CHANCE)
-    for result in open_session("pre-norm").generate([Request(p, NEW_TOKENS, sampling=sampling) for p in PROMPTS]):
+    for result in generate(open_session("pre-norm"), [Request(p, NEW_TOKENS, sampling=sampling) for p in PROMPTS]):
         whole = torch.tensor([(*result.prompt_ids, *result.output_ids)])
         scores = model(whole).logits[0, len(result.prompt_ids) - 1 : -1].log_softmax(-1)
         chosen = scores.gather(1, torch.tensor(result.output_ids).unsqueeze(1)).squeeze(1)
@@ -53,6 +54,6 @@ def test_drawn_tokens_are_those_of_the_request_alone(open_session):
         Request(prompt, NEW_TOKENS, sampling=Sampling(random_seed=seed, **CHANCE))
         for seed, prompt in enumerate(PROMPTS * 4)
     ]
-    alone = [session.generate([request])[0].output_ids for request in requests]
-    assert [result.output_ids for result in session.generate(requests)] == alone
+    alone = [generate(session, [request])[0].output_ids for request in requests]
+    assert [result.output_ids for result in generate(session, requests)] == alone
     assert len({ids for ids in alone[:: len(PROMPTS)]}) == 4  # the same prompt, four seeds

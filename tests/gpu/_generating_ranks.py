@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opt_trt.backends import follow_leader, open_engine
 from opt_trt.config.sampling import GREEDY
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.world import current_world
@@ -25,8 +26,8 @@ def main(engine: Path, out: Path) -> None:
         return
     session = open_engine(engine, LIMIT)
     wanted = {"return_generation_logits": True}
-    whole = session.generate([Request(tuple(prompt), NEW_TOKENS, **wanted) for prompt in PROMPTS])
-    replayed = session.generate([Request(tuple(prompt), NEW_TOKENS, sampling=GREEDY) for prompt in PROMPTS])
+    whole = generate(session, [Request(tuple(prompt), NEW_TOKENS, **wanted) for prompt in PROMPTS])
+    replayed = generate(session, [Request(tuple(prompt), NEW_TOKENS, sampling=GREEDY) for prompt in PROMPTS])
     found = {
         "ids": [list(result.output_ids) for result in whole],
         "logits": [result.generation_logits.tolist() for result in whole],

@@ -22,6 +22,7 @@ from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import GREEDY
 from opt_trt.convert.convert import convert
 from opt_trt.plugins.cuda.graphs import capture
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.on_device import drawn
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -82,7 +83,7 @@ def differences(result, expected):
 def test_logits_are_transformers_alone_and_in_flight(engine_of, oracle, dtype, bound):
     session = open_engine(engine_of(dtype), POOL)
     whole = {"return_context_logits": True, "return_generation_logits": True}
-    results = session.generate([Request(prompt, 6, **whole) for prompt in prompts(1, 5, 64, 65, 130)])
+    results = generate(session, [Request(prompt, 6, **whole) for prompt in prompts(1, 5, 64, 65, 130)])
     for result in results:
         assert differences(result, oracle([*result.prompt_ids, *result.output_ids], dtype)) < bound
 
@@ -90,7 +91,7 @@ def test_logits_are_transformers_alone_and_in_flight(engine_of, oracle, dtype, b
 @pytest.mark.parametrize("weight_only", ["int8", "int4"])
 def test_quantized_engines_run(engine_of, oracle, weight_only):
     session = open_engine(engine_of("float16", weight_only), POOL)
-    [result] = session.generate([Request(*prompts(20), 4, return_context_logits=True, return_generation_logits=True)])
+    [result] = generate(session, [Request(*prompts(20), 4, return_context_logits=True, return_generation_logits=True)])
     expected = oracle([*result.prompt_ids, *result.output_ids])
     assert differences(result, expected) < {"int8": 0.1, "int4": 0.8}[weight_only]  # of the weights' own rounding
 
@@ -98,23 +99,23 @@ def test_quantized_engines_run(engine_of, oracle, weight_only):
 def test_captured_steps_say_what_plain_ones_say(engine_of, monkeypatch):
     """Greedy tokens come of replays; steps that are not captured give whole logits."""
     requests = [Request(prompt, 12) for prompt in prompts(*range(3, 73))]  # 70 at a time: beyond the last bucket
-    replayed = open_engine(engine_of(), POOL).generate(requests)
+    replayed = generate(open_engine(engine_of(), POOL), requests)
     for module in ("cuda", "lookahead"):
         monkeypatch.setattr(f"opt_trt.backends.inductor.decoder.{module}.replayed_rows", lambda inputs: None)
-    plain = open_engine(engine_of(), POOL).generate(requests)
+    plain = generate(open_engine(engine_of(), POOL), requests)
     # Rows that fill a step up, and other buckets as sequences end, may turn a tie of rounded numbers.
     same = sum(a.output_ids == b.output_ids for a, b in zip(replayed, plain, strict=True))
     assert same >= 68
-    again = open_engine(engine_of(), POOL).generate(requests)
+    again = generate(open_engine(engine_of(), POOL), requests)
     assert [r.output_ids for r in again] == [r.output_ids for r in replayed]
 
 
 def test_steps_begun_early_change_no_token(engine_of, monkeypatch):
     """Sequences of all lengths end at different times and others take their place and their blocks."""
     requests = [Request(prompt, 4 + number % 40) for number, prompt in enumerate(prompts(*range(3, 103)))]
-    early = open_engine(engine_of(), POOL).generate(requests)
+    early = generate(open_engine(engine_of(), POOL), requests)
     monkeypatch.setattr("opt_trt.backends.inductor.decoder.lookahead.HitRate.is_good", False)
-    plain = open_engine(engine_of(), POOL).generate(requests)
+    plain = generate(open_engine(engine_of(), POOL), requests)
     # Whoever has ended is still in the step that was begun, whose bucket may be another: a tie may turn.
     assert sum(a.output_ids == b.output_ids for a, b in zip(early, plain, strict=True)) >= 96
 
@@ -128,7 +129,7 @@ def test_drawn_tokens_are_those_of_whole_logits(engine_of):
     ]
     on_gpu, on_cpu = open_engine(engine_of(), POOL), open_engine(engine_of(), POOL)
     on_cpu.executor.spec = replace(on_cpu.executor.spec, draws=False)
-    found, expected = (session.generate(requests) for session in (on_gpu, on_cpu))
+    found, expected = (generate(session, requests) for session in (on_gpu, on_cpu))
     assert sum(a.output_ids == b.output_ids for a, b in zip(found, expected, strict=True)) >= 66
 
 
@@ -148,7 +149,7 @@ def test_drawing_among_a_whole_vocabulary_can_be_captured():
 def test_a_step_is_launched_before_the_last_one_is_read(engine_of, monkeypatch):
     """Reading waits for an event, not for all the GPU has to do."""
     session = open_engine(engine_of(), POOL)
-    session.generate([Request(*prompts(5), 30)])  # captures
+    generate(session, [Request(*prompts(5), 30)])  # captures
     under_way = []
     read = Launch.read
 
@@ -158,14 +159,14 @@ def test_a_step_is_launched_before_the_last_one_is_read(engine_of, monkeypatch):
         return found
 
     monkeypatch.setattr(Launch, "read", watched)
-    session.generate([Request(*prompts(5), 30)])
+    generate(session, [Request(*prompts(5), 30)])
     assert sum(under_way) > len(under_way) // 2
 
 
 def test_sampling_and_beams_run(engine_of):
     session = open_engine(engine_of(), POOL)
     drawn, searched = replace(GREEDY, top_k=5, temperature=0.7), replace(GREEDY, num_beams=3)
-    results = session.generate([Request(prompt, 5, sampling=s) for s in (drawn, searched) for prompt in prompts(7, 9)])
+    results = generate(session, [Request(prompt, 5, sampling=s) for s in (drawn, searched) for prompt in prompts(7, 9)])
     assert [len(result.output_ids) for result in results] == [5] * 4
 
 
@@ -174,7 +175,7 @@ def test_both_sums_of_prompts_are_in_the_engine(engine_of, oracle):
     expected = oracle(request.prompt_ids)
     for exact in (True, False):
         options = RuntimeOptions(enable_context_fmha_fp32_acc=exact)
-        [result] = open_engine(engine_of(), POOL, options=options).generate([request])
+        [result] = generate(open_engine(engine_of(), POOL, options=options), [request])
         assert differences(result, expected) < 2**-6
 
 
@@ -185,7 +186,7 @@ def test_the_pool_takes_its_share_of_the_gpu_and_gives_it_back(engine_of):
     free, _ = torch.cuda.mem_get_info()
     cache = sum(layer.nbytes for layer in session.executor.kv_cache)
     assert 0 < cache <= 0.0011 * (free + cache)
-    session.generate([Request(*prompts(5), 3)])
+    generate(session, [Request(*prompts(5), 3)])
     session.close()
     del session
     assert torch.cuda.memory_allocated() - before < 2**26  # graphs keep little

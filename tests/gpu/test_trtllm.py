@@ -24,6 +24,7 @@ from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import Sampling
 from opt_trt.convert.convert import convert
 from opt_trt.convert.export_hf import export_hf
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
@@ -114,8 +115,8 @@ def opened(engine: Path, options: RuntimeOptions) -> Session:
 def test_a_stream_says_what_the_whole_answer_says(built, options):
     session = opened(built[1], options)
     requests = [Request(prompt, NEW_TOKENS, 2) for prompt in PROMPTS]
-    results = session.generate(requests)
-    events = list(session.stream(requests))
+    results = generate(session, requests)
+    events = list(stream(session, requests))
     for index, result in enumerate(results):
         assert tuple(event.token_id for event in events if event.index == index) == result.output_ids
         assert 1 <= len(result.output_ids) <= NEW_TOKENS
@@ -123,7 +124,7 @@ def test_a_stream_says_what_the_whole_answer_says(built, options):
 
 @SESSIONS
 def test_an_end_id_no_token_has_ends_nothing(built, options):
-    results = opened(built[1], options).generate([Request(prompt, NEW_TOKENS, None) for prompt in PROMPTS])
+    results = generate(opened(built[1], options), [Request(prompt, NEW_TOKENS, None) for prompt in PROMPTS])
     assert [len(result.output_ids) for result in results] == [NEW_TOKENS] * len(PROMPTS)
 
 
@@ -137,14 +138,14 @@ def test_both_sessions_and_both_accumulations_agree_at_first(built):
     firsts = []
     for options in everyone:
         session = opened(built[1], options)
-        firsts.append([r.output_ids[0] for r in session.generate([Request(p, 1, None) for p in PROMPTS])])
+        firsts.append([r.output_ids[0] for r in generate(session, [Request(p, 1, None) for p in PROMPTS])])
         del session
     assert sum(len(set(tokens)) == 1 for tokens in zip(*firsts, strict=True)) >= len(PROMPTS) - 1
 
 
 def test_log_probabilities_add_up(built):
     asking = Sampling(log_probs=0)
-    for result in opened(built[1], RuntimeOptions()).generate([Request(p, 8, 2, sampling=asking) for p in PROMPTS]):
+    for result in generate(opened(built[1], RuntimeOptions()), [Request(p, 8, 2, sampling=asking) for p in PROMPTS]):
         assert len(result.log_probs) == len(result.output_ids)
         assert all(token.log_prob <= 1e-3 for token in result.log_probs)
 
@@ -155,5 +156,5 @@ def test_draws_differ_and_repeat(built):
         for n in range(3)
     ]
     session = opened(built[1], RuntimeOptions())
-    once, again = ([r.output_ids for r in session.generate(drawn)] for _ in range(2))
+    once, again = ([r.output_ids for r in generate(session, drawn)] for _ in range(2))
     assert once == again and len(set(once)) > 1

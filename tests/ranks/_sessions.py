@@ -28,6 +28,7 @@ from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.host.waiting import Patience, wait_until
 from opt_trt.runtime.follow import Opening, OpenSession, follow, lead
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.ranks import ALONE, Ranks
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -55,22 +56,22 @@ class Config:
     log_level: str = flag("info", "as everywhere")
 
 
-def generate(session: Session) -> None:
+def generate_once(session: Session) -> None:
     """A generation in which nothing happens, but for what happens to the decoder."""
-    session.generate([Request((1, 2, 3), 20)])
+    generate(session, [Request((1, 2, 3), 20)])
     print("generated", flush=True)
 
 
 def wait(session: Session) -> None:
     """Generate for as long as the test lets it."""
     while True:
-        session.generate([Request((1, 2, 3), 20)])
+        generate(session, [Request((1, 2, 3), 20)])
 
 
 def serve(session: Session) -> None:
     """Everything a session does: batches, streams that share steps, a request taken back."""
-    print([beam.output_ids for result in session.generate(MIXED) for beam in result.beams or (result,)])
-    first, second = session.stream([MIXED[0], MIXED[2]]), session.stream([MIXED[2]])
+    print([beam.output_ids for result in generate(session, MIXED) for beam in result.beams or (result,)])
+    first, second = stream(session, [MIXED[0], MIXED[2]]), stream(session, [MIXED[2]])
     next(first)
     first.cancel(1)
     print([event.token_id for event in second], [event.token_id for event in first], flush=True)
@@ -79,14 +80,14 @@ def serve(session: Session) -> None:
 def go_on(session: Session) -> None:
     """Take an interrupt for the end of an answer, as `--interactive` does, and ask again."""
     with suppress(KeyboardInterrupt):
-        generate(session)
-    generate(session)
+        generate_once(session)
+    generate_once(session)
 
 
 def late(sessions: list[Session]) -> None:
     """Ask when this process has left the world, as a thread may that outlives the main one."""
     try:
-        generate(sessions[0])
+        generate_once(sessions[0])
     except UserError as error:
         print(f"refused: {error}", flush=True)
 
@@ -183,13 +184,13 @@ def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
     Closing once more, or asking a closed one, is no concern of the followers.
     """
     first, second = sessions
-    generate(first)
+    generate_once(first)
     first.close()
     first.close()
     with suppress(UserError):
-        generate(first)
+        generate_once(first)
     assert wait_until(freed, Patience(0, 0.01, 0.01, timeout=60))
-    generate(second)
+    generate_once(second)
     with join_world(current_world(os.environ)).section():
         second.close()
 
@@ -211,7 +212,7 @@ def act(config: Config, world: World, open_session: OpenSession) -> None:
         close_one(sessions, lambda: all((directory / f"freed0-{rank}").exists() for rank in range(world.size)))
         return
     for session in sessions:
-        SCENARIOS.get(config.scenario, generate)(session)
+        SCENARIOS.get(config.scenario, generate_once)(session)
 
 
 if __name__ == "__main__":

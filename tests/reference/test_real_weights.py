@@ -17,6 +17,7 @@ from opt_trt.backends.build import build
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.text.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ def test_greedy_ids_equal_transformers_in_fp32(tmp_path):
     tokenizer = load_tokenizer(model_dir)
     model = OPTForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     requests = [Request(tokenizer.encode(text, 100), 20) for text in PROMPTS]
-    for request, result in zip(requests, session.generate(requests), strict=True):
+    for request, result in zip(requests, generate(session, requests), strict=True):
         with torch.inference_mode():
             logits = model(torch.tensor([[*request.prompt_ids, *result.output_ids]])).logits[0]
         top = logits[len(request.prompt_ids) - 1 : -1].topk(2)

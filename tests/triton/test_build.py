@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from opt_trt.backends.inductor.decoder import loading
+from opt_trt.runtime.in_flight import generate
 
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
@@ -89,7 +90,7 @@ def test_an_engine_is_built_recorded_opened_and_says_what_transformers_says(prog
     assert "NVIDIA H200" in (tmp_path / "model.cache").read_text()
 
     limit, options = KvCacheLimit(max_tokens=32), RuntimeOptions(enable_context_fmha_fp32_acc=True)
-    [result] = open_engine(engine, limit, options=options).generate([Request((5, 9, 17, 30), 3)])
+    [result] = generate(open_engine(engine, limit, options=options), [Request((5, 9, 17, 30), 3)])
     assert result.output_ids == greedy(oracle(model_dir), result.prompt_ids, 3)
     assert {name for name, program in programs.items() if program.runs} == {
         "embedding", "layer_context_4", "layer_generation_1", "head_1"

@@ -13,6 +13,7 @@ from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEX
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.weight_only import integers
 from opt_trt.quant import MODES
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -42,7 +43,7 @@ def test_tokens_are_transformers_whatever_is_in_flight(tmp_path, device):
     model_dir = random_model("pre-norm", tmp_path / "model")
     engine, model = uncompiled(model_dir, tmp_path / "checkpoint", HALF_CONTEXT, device, **LIMITS), oracle(model_dir)
     requests = [Request(prompt, tokens) for prompt, tokens in zip(PROMPTS, (4, 2, 2), strict=True)]
-    results = DecoderSession(engine.decoder, POOL).generate(requests)
+    results = generate(DecoderSession(engine.decoder, POOL), requests)
     expected = [greedy(model, request.prompt_ids, request.max_new_tokens) for request in requests]
     assert [result.output_ids for result in results] == expected
     assert engine.used() == {
@@ -51,7 +52,7 @@ def test_tokens_are_transformers_whatever_is_in_flight(tmp_path, device):
     # Three sequences in a step of four; another such, begun before two of them had ended; then one alone.
     assert [step.replays for step in engine.captured] == [2, 1]
 
-    [again] = DecoderSession(engine.decoder, POOL).generate(requests[:1])  # another cache: captured anew
+    [again] = generate(DecoderSession(engine.decoder, POOL), requests[:1])  # another cache: captured anew
     assert again.output_ids == expected[0]
     assert [step.replays for step in engine.captured] == [2, 1, 3]
 
@@ -64,7 +65,7 @@ def test_logits_of_prompts_and_of_new_tokens_are_transformers(kind, context, tmp
     limits = LIMITS | {"max_num_tokens": 6, "gather_all_token_logits": True}
     engine, model = uncompiled(model_dir, tmp_path / "checkpoint", context, device, **limits), oracle(model_dir)
     request = Request(PROMPTS[1], 3, return_context_logits=True, return_generation_logits=True)
-    [result] = DecoderSession(engine.decoder, POOL).generate([request])
+    [result] = generate(DecoderSession(engine.decoder, POOL), [request])
     expected = model(torch.tensor([[*request.prompt_ids, *result.output_ids]])).logits[0]
     found = torch.cat((result.context_logits, result.generation_logits[1:]))  # a prompt's last row is the first token's
     # A dozen roundings of activations to fp16 on the way, each of half a unit in the last place of the largest.
@@ -78,7 +79,7 @@ def test_quantized_weights_are_those_of_the_checkpoint(weight_only, tmp_path, de
     model_dir = random_model("pre-norm", tmp_path / "model")
     engine = uncompiled(model_dir, tmp_path / "checkpoint", CONTEXT, device, weight_only, **LIMITS)
     model = dequantized(oracle(model_dir), Checkpoint(tmp_path / "checkpoint"), weight_only)
-    [result] = DecoderSession(engine.decoder, POOL).generate([Request(PROMPTS[0], 4)])
+    [result] = generate(DecoderSession(engine.decoder, POOL), [Request(PROMPTS[0], 4)])
     assert result.output_ids == greedy(model, PROMPTS[0], 4)
 
 

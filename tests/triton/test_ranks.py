@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 from opt_trt.backends.inductor.decoder.program_table import HALF_CONTEXT
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -37,7 +38,7 @@ def test_ranks_say_what_transformers_says(tmp_path, device):
     """Two stages of two ranks, each with half of the vocabulary; a prompt each, then a step of both."""
     cut = {"use_parallel_embedding": True, "embedding_sharding_dim": 0}
     ranks, model = opened("pre-norm", tmp_path, device, tp_size=2, pp_size=2, **cut)
-    results = DecoderSession(ranks, POOL).generate([Request(prompt, 2) for prompt in PROMPTS])
+    results = generate(DecoderSession(ranks, POOL), [Request(prompt, 2) for prompt in PROMPTS])
     assert [result.output_ids for result in results] == [greedy(model, prompt, 2) for prompt in PROMPTS]
     kinds = [{name.split("_")[0] for name, program in each.items() if program.runs} for each in ranks.programs]
     assert kinds == [{"embedding", "layer"}] * 2 + [{"layer", "head"}] * 2
@@ -56,7 +57,7 @@ def test_ranks_of_any_kind_say_what_transformers_says(kind, tp_size, pp_size, sh
     limits = LIMITS | {"gather_all_token_logits": True}
     ranks, model = opened(kind, tmp_path, device, limits, tp_size=tp_size, pp_size=pp_size, **cut)
     first, second = Request(PROMPTS[0], 3, return_generation_logits=True), Request(PROMPTS[1], 2)
-    results = DecoderSession(ranks, POOL).generate([first, second])
+    results = generate(DecoderSession(ranks, POOL), [first, second])
     assert [r.output_ids for r in results] == [greedy(model, r.prompt_ids, len(r.output_ids)) for r in results]
     expected = model(torch.tensor([[*PROMPTS[0], *results[0].output_ids]])).logits[0, len(PROMPTS[0]) - 1 : -1]
     assert (results[0].generation_logits - expected).abs().max() < ROUNDED * expected.abs().max()

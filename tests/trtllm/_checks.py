@@ -309,7 +309,7 @@ def check_failures_are_explained(facts: Facts) -> None:
     """Every text the builder is known to fail with has advice."""
     for name, refusal in facts["refusals"].items():
         if refusal.get("text") and name not in ("tensor_extra", "tensor_dtype", *PREVENTED):
-            told = str(explain([f"RuntimeError: {refusal['text']}"], 1, facts["version"]))
+            told = explain([f"RuntimeError: {refusal['text']}"], 1, facts["version"]).text
             assert any(failure.advice in told for failure in FAILURES), told
 
 

@@ -11,6 +11,7 @@ from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, CPP, OLDEST_RUNNER, O
 from opt_trt.backends.trtllm.release import NEWEST, Release
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import Sampling
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from tests.trtllm._facts import Facts
@@ -185,30 +186,30 @@ def _answers(double: Double, options: RuntimeOptions, kind: str) -> None:
     assert [name for name, _ in double.seen.opened] == [kind]
     requests = [Request((1, 3), 4, 50_000), Request((1, 1), 6, 8), Request((2,), 3)]
     expected = [(4, 8, 16, 32), (2, 4, 8), (2, 4, 8)]
-    assert [result.output_ids for result in session.generate(requests)] == expected
-    events = list(session.stream(requests))
+    assert [result.output_ids for result in generate(session, requests)] == expected
+    events = list(stream(session, requests))
     assert [tuple(e.token_id for e in events if e.index == i) for i in range(3)] == expected
     for index in range(2):
-        session.generation.submit(TokenSequence(index, Request((index,), 1), is_watched=True))
-    assert len(session.generation.step()) == (2 if kind == PYTHON else 1)  # a part of a C++ stream covers some requests
+        session.in_flight.submit(TokenSequence(index, Request((index,), 1), is_watched=True))
+    assert len(session.in_flight.step()) == (2 if kind == PYTHON else 1)  # a part of a C++ stream covers some requests
     if kind == CPP:
-        session.generation.step()
-    [beams] = session.generate([Request((1, 3), 2, sampling=Sampling(num_beams=3))])
+        session.in_flight.step()
+    [beams] = generate(session, [Request((1, 3), 2, sampling=Sampling(num_beams=3))])
     assert [beam.output_ids for beam in beams.beams] == [(4, 8), (5, 10), (6, 12)]
     gathering = double.open(options, gather_context_logits=True, gather_generation_logits=True)
-    [result] = gathering.generate([Request((1, 3), 2, return_context_logits=True, return_generation_logits=True)])
+    [result] = generate(gathering, [Request((1, 3), 2, return_context_logits=True, return_generation_logits=True)])
     assert result.context_logits is not None and result.context_logits.argmax(1).tolist() == [1, 4]
     assert result.generation_logits is not None and result.generation_logits.argmax(1).tolist() == [4, 8]
-    [one] = gathering.generate([Request((1, 3), 2, return_generation_logits=True)])
+    [one] = generate(gathering, [Request((1, 3), 2, return_generation_logits=True)])
     assert one.generation_logits is not None
     plain = double.open(
         RuntimeOptions(use_py_session=kind == PYTHON, gather_generation_logits=kind == CPP and _can(double))
     )
     if plain.spec.gather_generation_logits:
-        plain.generate([Request((1, 3), 2, return_generation_logits=True)])
+        generate(plain, [Request((1, 3), 2, return_generation_logits=True)])
     if kind == CPP:
         asking = Sampling(log_probs=0)
-        [told] = session.generate([Request((1, 1), 6, 8, sampling=asking)])
+        [told] = generate(session, [Request((1, 1), 6, 8, sampling=asking)])
         assert [token.log_prob for token in told.log_probs] == [-0.5, -0.5, -0.25]
         assert beams.beams[0].score == -0.5
     _raw(double, kind)

@@ -288,7 +288,7 @@ def test_an_unknown_failure_tells_the_last_error_and_where_to_look():
 
 def test_every_known_failure_can_be_told():
     for failure in FAILURES:
-        assert any(failure.advice in str(explain([line], 1, "1.2.1")) for line in LINES), failure
+        assert any(failure.advice in explain([line], 1, "1.2.1").text for line in LINES), failure
 
 
 def test_a_builder_that_writes_nothing_is_a_failure(checkpoints, install_double):

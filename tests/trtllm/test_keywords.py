@@ -19,6 +19,7 @@ from opt_trt.config.session_flags import RUNTIME_FLAGS
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.run.run import run
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.stopping import StopWords
 from tests.trtllm._sessions import Double
@@ -170,9 +171,9 @@ def test_options_of_a_request_reach_generate(double: Double, option: str, runner
     expected = python if runner == PYTHON else cpp
     if expected == REFUSED:
         with pytest.raises(RequestFailed, match=r"prompt 0 asks for .*: .*; drop it"):
-            session.generate([request])
+            generate(session, [request])
         return
-    session.generate([request])
+    generate(session, [request])
     [call] = double.seen.calls
     own = {"min_p": 0.0, "output_log_probs": "num_beams" in given} if runner == CPP else {}
     assert {name: call.get(name) for name in expected} == expected
@@ -185,7 +186,7 @@ def test_options_of_a_request_reach_generate(double: Double, option: str, runner
 @pytest.mark.parametrize("options", [RuntimeOptions(), RuntimeOptions(use_py_session=True)])
 def test_what_every_call_says(double: Double, options: RuntimeOptions) -> None:
     """The two runners have different defaults for most of it."""
-    double.open(options).generate([Request((1, 3), 4, 2)])
+    generate(double.open(options), [Request((1, 3), 4, 2)])
     [call] = double.seen.calls
     expected = {
         "max_new_tokens": 4, "end_id": 2, "pad_id": 1, "return_dict": True, "output_sequence_lengths": True,
@@ -198,14 +199,14 @@ def test_what_every_call_says(double: Double, options: RuntimeOptions) -> None:
 def test_draws_of_a_prompt_are_one_row_of_a_call(double: Double) -> None:
     drawn = Sampling(top_k=9)
     requests = [Request(p, 3, sampling=replace(drawn, sequence=n)) for p in ((1, 3), (2,)) for n in range(3)]
-    results = double.open().generate(requests)
+    results = generate(double.open(), requests)
     [call] = double.seen.calls
     assert call["num_return_sequences"] == 3 and len(call["batch_input_ids"]) == 2
     assert [r.output_ids for r in results[:3]] == [(4, 8, 16), (5, 10, 20), (6, 12, 24)]  # the double adds the number
 
 
 def test_a_lonely_request_asks_for_no_several_outputs(double: Double) -> None:
-    double.open().generate([Request((1, 3), 4)])
+    generate(double.open(), [Request((1, 3), 4)])
     assert "num_return_sequences" not in double.seen.calls[0]
 
 
@@ -215,22 +216,22 @@ def test_an_older_release_is_not_given_what_it_would_pass_over(double: Double) -
     sys.modules["tensorrt_llm"].__version__ = "0.20.0"  # type: ignore[attr-defined]
     session = double.open()
     with pytest.raises(RequestFailed, match=r"asks for --min_p: only the C\+\+ session of 1\.0 and later knows it"):
-        session.generate([Request((1,), 2, sampling=Sampling(top_k=9, min_p=0.1))])
-    session.generate([Request((1,), 2)])
+        generate(session, [Request((1,), 2, sampling=Sampling(top_k=9, min_p=0.1))])
+    generate(session, [Request((1,), 2)])
     assert not {"min_p", "min_tokens", "num_return_sequences"} & double.seen.calls[0].keys()
 
 
 def test_stop_words_are_told_as_ids_where_they_may_end_early(double: Double) -> None:
     words = StopWords(ids=((16,),), strings=("!",), open_text=lambda: None, spellings=((8, 7),))  # type: ignore[arg-type]
     request = Request((1, 3), 6, stop_words=replace(words, strings=(), open_text=None))
-    [result] = double.open().generate([request])
+    [result] = generate(double.open(), [request])
     assert double.seen.calls[0]["stop_words_list"] == [[[16], [8, 7]]]
     assert (result.output_ids, result.finish_reason) == ((4, 8, 16), "stop_words")
 
 
 def test_stop_words_that_may_come_too_early_are_kept_here(double: Double) -> None:
     request = Request((1, 3), 6, sampling=replace(GREEDY, min_length=4), stop_words=StopWords(ids=((16,), (14,))))
-    [result] = double.open().generate([request])
+    [result] = generate(double.open(), [request])
     assert double.seen.calls[0]["stop_words_list"] is None
     assert (result.output_ids, result.finish_reason) == ((4, 8, 16, 32, 14), "stop_words")
 
@@ -244,7 +245,7 @@ def test_an_embedded_engine_refuses_each_runtime_option_or_says_that_it_happens_
     options = RuntimeOptions(**{name: values.get(name, True)})
     answer = EMBEDDED[device][name]
     if answer.reason:
-        said = f"--{name} is not supported by this engine{answer.why(f'--{name}')}"
+        said = str(UserError(f"--{name} is not supported by this engine{answer.why(f'--{name}')}"))
         with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
             check_embedded(options, device)
         return

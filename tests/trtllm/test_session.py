@@ -21,6 +21,7 @@ from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.evaluate.engine_summarizer import EngineSummarizer
 from opt_trt.runtime.follow import OPEN, Opening, follow
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.ranks import Alone, index_bytes
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -38,7 +39,7 @@ EXPECTED = [expected_output(r.prompt_ids, r.max_new_tokens, r.end_id, 50) for r 
 
 @BOTH
 def test_outputs_are_new_tokens_only_the_end_id_included(double: Double, options: RuntimeOptions) -> None:
-    results = double.open(options).generate(REQUESTS)
+    results = generate(double.open(options), REQUESTS)
     assert [result.output_ids for result in results] == EXPECTED
     assert [result.finish_reason for result in results] == ["length", "end_id", "end_id", "length", "end_id"]
     assert [result.prompt_ids for result in results] == [request.prompt_ids for request in REQUESTS]
@@ -47,7 +48,7 @@ def test_outputs_are_new_tokens_only_the_end_id_included(double: Double, options
 @BOTH
 def test_a_stream_has_the_tokens_of_a_whole_answer(double: Double, options: RuntimeOptions) -> None:
     session = double.open(options)
-    events = list(session.stream(REQUESTS))
+    events = list(stream(session, REQUESTS))
     told = [tuple(e.token_id for e in events if e.index == i) for i in range(len(REQUESTS))]
     assert told == EXPECTED
     assert [e.index for e in events if e.finish_reason] and all(call["streaming"] for call in double.seen.calls)
@@ -55,41 +56,41 @@ def test_a_stream_has_the_tokens_of_a_whole_answer(double: Double, options: Runt
 
 @BOTH
 def test_tokens_come_while_the_runner_goes_on(double: Double, options: RuntimeOptions) -> None:
-    stream = double.open(options).stream([Request((1, 3), 4), Request((2,), 4)])
-    assert [next(stream).token_id for _ in range(2)] in ([4, 2], [4, 8])
+    tokens = stream(double.open(options), [Request((1, 3), 4), Request((2,), 4)])
+    assert [next(tokens).token_id for _ in range(2)] in ([4, 2], [4, 8])
 
 
 def test_more_requests_than_the_engine_takes_are_several_calls(double: Double) -> None:
     requests = [Request((i,), 2) for i in range(1, 8)]
-    results = double.open().generate(requests)
+    results = generate(double.open(), requests)
     assert [len(call["batch_input_ids"]) for call in double.seen.calls] == [4, 3]
     assert [result.prompt_ids for result in results] == [request.prompt_ids for request in requests]
 
 
 def test_requests_that_are_told_alike_share_a_call(double: Double) -> None:
-    double.open().generate([Request((1,), 2), Request((2,), 3), Request((3,), 2)])
+    generate(double.open(), [Request((1,), 2), Request((2,), 3), Request((3,), 2)])
     assert [len(call["batch_input_ids"]) for call in double.seen.calls] == [2, 1]
 
 
 def test_requests_with_words_have_calls_of_their_own(double: Double) -> None:
     banning = Sampling(bad_words=((2,),))
-    results = double.open().generate([Request((1,), 2), Request((2,), 2, sampling=banning), Request((3,), 2)])
+    results = generate(double.open(), [Request((1,), 2), Request((2,), 2, sampling=banning), Request((3,), 2)])
     assert [call["bad_words_list"] for call in double.seen.calls] == [None, [[[2]]]]
     assert results[1].output_ids == (3, 5)
 
 
 def test_a_cancelled_stream_leaves_the_session_usable(double: Double) -> None:
     session = double.open()
-    stream = session.stream([Request((1, 3), 4)])
-    next(stream)
-    stream.close()
-    assert session.generate([Request((2,), 2)])[0].output_ids == (2, 4)
+    tokens = stream(session, [Request((1, 3), 4)])
+    next(tokens)
+    tokens.close()
+    assert generate(session, [Request((2,), 2)])[0].output_ids == (2, 4)
 
 
 def test_context_logits_are_asked_for_one_prompt_at_a_time(double: Double) -> None:
     """Of several prompts of different lengths they come shifted (by reading)."""
     session = double.open(gather_context_logits=True)
-    results = session.generate([Request(r.prompt_ids, 1, return_context_logits=True) for r in REQUESTS])
+    results = generate(session, [Request(r.prompt_ids, 1, return_context_logits=True) for r in REQUESTS])
     assert [len(call["batch_input_ids"]) for call in double.seen.calls] == [1] * len(REQUESTS)
     for request, result in zip(REQUESTS, results, strict=True):
         assert result.context_logits is not None
@@ -101,7 +102,7 @@ def test_context_logits_are_asked_for_one_prompt_at_a_time(double: Double) -> No
 @BOTH
 def test_generation_logits_have_a_row_for_each_new_token(double: Double, options: RuntimeOptions) -> None:
     session = double.open(replace(options, gather_generation_logits=True))
-    results = session.generate([Request(p, 3, return_generation_logits=True) for p in ((1, 3), (2,))])
+    results = generate(session, [Request(p, 3, return_generation_logits=True) for p in ((1, 3), (2,))])
     for result in results:
         assert result.generation_logits is not None and result.generation_logits.shape == (3, 50)
         assert tuple(result.generation_logits.argmax(1).tolist()) == result.output_ids
@@ -110,8 +111,8 @@ def test_generation_logits_have_a_row_for_each_new_token(double: Double, options
 
 def test_the_log_probability_of_the_end_id_is_what_the_whole_outputs_leaves(double: Double) -> None:
     asking = Sampling(log_probs=0)
-    ended, cut = double.open().generate(
-        [Request((1, 1), 6, 8, sampling=asking), Request((1, 3), 6, 8, sampling=asking)]
+    ended, cut = generate(
+        double.open(), [Request((1, 1), 6, 8, sampling=asking), Request((1, 3), 6, 8, sampling=asking)]
     )
     assert [t.log_prob for t in ended.log_probs] == [-0.5, -0.5, -0.25]
     assert ended.cum_log_prob == -1.25 and cut.output_ids[-1] == 8
@@ -120,7 +121,7 @@ def test_the_log_probability_of_the_end_id_is_what_the_whole_outputs_leaves(doub
 @BOTH
 def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: RuntimeOptions) -> None:
     searching = Sampling(num_beams=3)
-    [result] = double.open(options).generate([Request((1, 3), 2, sampling=searching)])
+    [result] = generate(double.open(options), [Request((1, 3), 2, sampling=searching)])
     assert [beam.output_ids for beam in result.beams] == [(4, 8), (5, 10), (6, 12)]
     assert result.output_ids == (4, 8) and result.finish_reason == "length"
     if options != PYTHON:
@@ -130,14 +131,14 @@ def test_beams_are_outputs_of_one_prompt_best_first(double: Double, options: Run
 @BOTH
 def test_beams_are_not_streamed(double: Double, options: RuntimeOptions) -> None:
     with pytest.raises(UserError, match="beams change until the last token"):
-        double.open(options).stream([Request((1, 3), 2, sampling=Sampling(num_beams=2))])
+        stream(double.open(options), [Request((1, 3), 2, sampling=Sampling(num_beams=2))])
     assert double.seen.calls == []
 
 
 def test_an_engine_that_gathers_context_logits_is_not_streamed(double: Double) -> None:
     """Parts of a stream lack what it asserts to be there (by reading): the tokens come together, and are the same."""
     session = double.open(gather_context_logits=True)
-    assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
+    assert [e.token_id for e in stream(session, [Request((1, 3), 4)])] == [4, 8, 16, 32]
     assert not double.seen.calls[0]["streaming"]
 
 
@@ -163,7 +164,7 @@ def test_several_ranks_of_the_python_session_are_not_streamed(double: Double, op
     engine = double.engine(world_size=2)
     opening = Opening(engine, KvCacheLimit(), Scheduling(), options, identify(engine).fingerprint)
     session = open_rank(opening, First())
-    assert [e.token_id for e in session.stream([Request((1, 3), 4)])] == [4, 8, 16, 32]
+    assert [e.token_id for e in stream(session, [Request((1, 3), 4)])] == [4, 8, 16, 32]
     assert double.seen.calls[0]["streaming"] == (options != PYTHON)
 
 
@@ -176,9 +177,9 @@ def test_a_closed_session_refuses_requests_before_other_ranks_hear_of_them(
     session.close()
     session.close()
     with pytest.raises(UserError, match="the engine is closed: open it again"):
-        session.generate([Request((1, 3), 4)])
+        generate(session, [Request((1, 3), 4)])
     with pytest.raises(UserError, match="the engine is closed: open it again"):
-        list(session.stream([Request((1, 3), 4)]))
+        list(stream(session, [Request((1, 3), 4)]))
     assert ranks.told == ["close"] and double.seen.calls == []
     assert double.seen.num_shut_down == (options != PYTHON)
 
@@ -217,7 +218,7 @@ def test_a_contiguous_cache_runs_in_the_python_session(double: Double) -> None:
 )
 def test_what_the_engine_cannot_serve_is_named(double: Double, request_: Request, problem: str) -> None:
     with pytest.raises(RequestFailed, match=f"prompt 1 {problem}"):
-        double.open().generate([Request((1,), 1), request_])
+        generate(double.open(), [Request((1,), 1), request_])
     assert double.seen.calls == []
 
 
@@ -227,9 +228,9 @@ def test_an_error_of_the_runner_is_one_line_and_the_session_goes_on(
     session = double.open()
     monkeypatch.setattr("tests.trtllm._runner.Call.whole", lambda self: iter([][1:] or _fails()))
     with pytest.raises(UserError, match="TensorRT-LLM failed: CUDA out of memory; --log_level verbose shows where"):
-        session.generate([Request((1,), 2)])
+        generate(session, [Request((1,), 2)])
     monkeypatch.undo()
-    assert session.generate([Request((2,), 2)])[0].output_ids == (2, 4)
+    assert generate(session, [Request((2,), 2)])[0].output_ids == (2, 4)
 
 
 def test_a_stream_that_broke_off_ends_its_session(double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +238,10 @@ def test_a_stream_that_broke_off_ends_its_session(double: Double, monkeypatch: p
     session = double.open()
     monkeypatch.setattr("tests.trtllm._runner.Call.parts", lambda self: _fails())
     with pytest.raises(UserError, match="TensorRT-LLM failed: CUDA out of memory"):
-        list(session.stream([Request((1,), 2)]))
+        list(stream(session, [Request((1,), 2)]))
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"a call broke off, .*; start again, or open the engine again"):
-        session.generate([Request((2,), 2)])
+        generate(session, [Request((2,), 2)])
 
 
 def _fails():  # type: ignore[no-untyped-def]

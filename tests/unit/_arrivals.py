@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from hypothesis import strategies as st
 
 from opt_trt.config.scheduling import POLICIES, Scheduling
+from opt_trt.runtime.in_flight import stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.token_stream import TokenStream
@@ -33,7 +34,7 @@ def require_expected_outputs(
     while arriving or streams:
         if arriving and (not streams or data.draw(st.booleans())):
             newcomer = arriving.pop(0)
-            streams[newcomer] = of.stream([requests[newcomer]])
+            streams[newcomer] = stream(of, [requests[newcomer]])
         number = data.draw(st.sampled_from(sorted(streams)))
         if data.draw(st.integers(0, 9)) == 9:
             streams[number].cancel(0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from opt_trt.backends.inductor.decoder.lookahead import LOOKED_BACK, HitRate, next_step, rows_within
 from opt_trt.config.sampling import Sampling
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.step import StepInputs
 from tests.unit._arrivals import REQUESTS, RULES, require_expected_outputs
@@ -27,7 +28,7 @@ def expected(request: Request) -> tuple[int, ...]:
 
 def test_the_next_step_is_launched_before_anybody_waits_for_the_last_one():
     queue = Later()
-    [result] = session_of(sum_decoder(queue)).generate([Request((1, 3), 4)])
+    [result] = generate(session_of(sum_decoder(queue)), [Request((1, 3), 4)])
     assert result.output_ids == (4, 8, 0, 0)
     assert queue.told == [
         "put 0", "put 1", "wait 0", "done 0",  # the prompt; its token's step
@@ -41,7 +42,7 @@ def test_every_step_but_the_first_was_begun_and_no_step_is_computed_twice():
     captured: list[Rerun] = []
     requests = [Request((1, 3), 9), Request((5,), 9), Request((2, 2, 2), 9)]
     decoder = sum_decoder(AtOnce(), captured)
-    results = session_of(decoder).generate(requests)
+    results = generate(session_of(decoder), requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
     assert [one.replays for one in captured] == [8]
     assert list(predictions(decoder)) == [False] * 8
@@ -51,7 +52,7 @@ def test_sequences_that_end_leave_the_others_their_step():
     queue, captured = Later(), []
     requests = [Request((n,), tokens) for n, tokens in ((1, 3), (2, 9), (3, 5), (4, 9))]
     decoder = sum_decoder(queue, captured)
-    results = session_of(decoder).generate(requests)
+    results = generate(session_of(decoder), requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
     assert not any(predictions(decoder)) and queue.told.count("wait 8") == 1
     assert [one.replays for one in captured] == [6, 3]  # of four and three, then of two; none is computed anew
@@ -62,7 +63,7 @@ def test_sequences_that_end_leave_the_others_their_step():
 def test_tokens_do_not_depend_on_what_was_begun(requests, max_tokens, max_num_tokens, rules, slow):
     of = session_of(sum_decoder(Later() if slow else AtOnce(), max_num_tokens=max_num_tokens), max_tokens, rules)
     for _ in range(1 + rules.enable_block_reuse):  # the second time, beginnings are known
-        assert [r.output_ids for r in of.generate(requests)] == [expected(r) for r in requests]
+        assert [r.output_ids for r in generate(of, requests)] == [expected(r) for r in requests]
         assert of._pool.num_free == of._pool.num_blocks
 
 
@@ -84,10 +85,10 @@ def test_what_needs_whole_logits_begins_nothing_and_may_run_beside_what_does(sam
     """Blocks are copied for beams and candidates while steps that were begun may be under way."""
     queue = Later()
     of, alone = session_of(sum_decoder(queue)), session_of(sum_decoder(AtOnce()))
-    [searched] = alone.generate([Request((1, 3, 5, 2, 7), 6, sampling=sampling)])
-    greedy = of.stream([Request((4, 4), 14)])
+    [searched] = generate(alone, [Request((1, 3, 5, 2, 7), 6, sampling=sampling)])
+    greedy = stream(of, [Request((4, 4), 14)])
     tokens = [next(greedy).token_id for _ in range(3)]
-    [beside] = of.generate([Request((1, 3, 5, 2, 7), 6, sampling=sampling)])
+    [beside] = generate(of, [Request((1, 3, 5, 2, 7), 6, sampling=sampling)])
     assert beside.output_ids == searched.output_ids
     tokens += [event.token_id for event in greedy]
     assert tuple(tokens) == expected_output((4, 4), 14)
@@ -97,11 +98,11 @@ def test_a_closed_session_leaves_a_step_under_way_behind():
     queue = Later()
     decoder = sum_decoder(queue)
     closed = session_of(decoder)
-    stream = closed.stream([Request((1, 3), 8)])
-    next(stream)
-    stream.close()
+    tokens = stream(closed, [Request((1, 3), 8)])
+    next(tokens)
+    tokens.close()
     closed.close()
-    assert session_of(decoder).generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
+    assert generate(session_of(decoder), [Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
     queue.finish()
 
 
@@ -123,17 +124,17 @@ def test_a_step_that_fails_leaves_nothing_begun():
     queue = Later()
     decoder = sum_decoder(queue)
     of = session_of(decoder)
-    stream = of.stream([Request((1, 3), 8)])
-    next(stream)
+    tokens = stream(of, [Request((1, 3), 8)])
+    next(tokens)
     queue.finish = lambda last=None: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        next(stream)
+        next(tokens)
     del queue.finish
-    assert of.generate([Request((1, 3), 8)])[0].output_ids == expected_output((1, 3), 8)
+    assert generate(of, [Request((1, 3), 8)])[0].output_ids == expected_output((1, 3), 8)
 
 
 def test_a_sequence_ends_where_the_engine_does():
-    [result] = session_of(sum_decoder(Later())).generate([Request(tuple(range(16)), 8)])
+    [result] = generate(session_of(sum_decoder(Later())), [Request(tuple(range(16)), 8)])
     assert result.output_ids == expected_output(tuple(range(16)), 8)
 
 
@@ -241,7 +242,7 @@ def test_where_predictions_miss_steps_are_begun_no_more():
     decoder = sum_decoder(AtOnce(), captured)
     of = session_of(decoder)
     for _ in range(12):
-        assert of.generate([Request((1, 3), 9, end_id=8)])[0].output_ids == (4, 8)
+        assert generate(of, [Request((1, 3), 9, end_id=8)])[0].output_ids == (4, 8)
     assert [one.replays for one in captured] == [12 + 2]
     assert list(predictions(decoder))[-4:] == [True, False, True, False]
 
@@ -250,5 +251,5 @@ def test_where_somebody_takes_the_place_of_who_ends_no_step_is_begun_in_vain():
     """Six requests of three or four tokens, two at a time."""
     decoder = sum_decoder(AtOnce(), max_batch_size=2)
     requests = [Request((n,), 3 + n % 2) for n in range(6)]
-    assert [r.output_ids for r in session_of(decoder).generate(requests)] == [expected(r) for r in requests]
+    assert [r.output_ids for r in generate(session_of(decoder), requests)] == [expected(r) for r in requests]
     assert not any(predictions(decoder))

@@ -16,6 +16,7 @@ from transformers import OPTForCausalLM
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.sampling.beam import BeamSearch
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -82,11 +83,11 @@ def test_all_beams_of_a_ragged_batch_equal_transformers(models, kind, widths, ea
     requests = []
     prompts = random_prompts((1, 30, 9, 4)[: len(widths)], seed=early_stopping)
     for width, prompt in zip(widths, prompts, strict=True):
-        greedy = DecoderSession(decoder, KvCacheLimit()).generate([Request(prompt, 3)])[0]
+        greedy = generate(DecoderSession(decoder, KvCacheLimit()), [Request(prompt, 3)])[0]
         sampling = Sampling(num_beams=width, length_penalty=length_penalty, early_stopping=early_stopping)
         requests.append(Request(prompt, 9, greedy.output_ids[-1], sampling=sampling))
     of = DecoderSession(decoder, KvCacheLimit())
-    for request, result in zip(requests, of.generate(requests), strict=True):
+    for request, result in zip(requests, generate(of, requests), strict=True):
         assert_equal(result, transformers_beams(oracle, request))
         assert result.output_ids == result.beams[0].output_ids
     assert of._pool.num_free == of._pool.num_blocks
@@ -102,7 +103,7 @@ def test_beams_of_the_demo_model_equal_transformers(tmp_path) -> None:
         Request(tokenizer.encode(text, 30), 24, tokenizer.eos_id, sampling=Sampling(num_beams=width))
         for text, width in zip(texts, (2, 4, 8), strict=True)
     ]
-    for request, result in zip(requests, of.generate(requests), strict=True):
+    for request, result in zip(requests, generate(of, requests), strict=True):
         assert_equal(result, transformers_beams(oracle, request))
 
 
@@ -114,16 +115,16 @@ def test_beams_of_the_demo_model_equal_transformers(tmp_path) -> None:
 def test_penalties_act_on_every_beam_as_transformers_do(models, options) -> None:
     oracle, decoder = models("pre-norm")
     [prompt] = random_prompts((6,), seed=1)
-    end_id = DecoderSession(decoder, KvCacheLimit()).generate([Request(prompt, 2)])[0].output_ids[-1]
+    end_id = generate(DecoderSession(decoder, KvCacheLimit()), [Request(prompt, 2)])[0].output_ids[-1]
     request = Request(prompt, 10, end_id, sampling=Sampling(num_beams=4, **options))
-    [result] = DecoderSession(decoder, KvCacheLimit()).generate([request])
+    [result] = generate(DecoderSession(decoder, KvCacheLimit()), [request])
     assert_equal(result, transformers_beams(oracle, request))
 
 
 def test_log_probabilities_of_a_beam_sum_up_to_its_score(models) -> None:
     _, decoder = models("pre-norm")
     sampling = Sampling(num_beams=3, length_penalty=0.0, log_probs=2)
-    [result] = DecoderSession(decoder, KvCacheLimit()).generate([Request((5, 6), 7, sampling=sampling)])
+    [result] = generate(DecoderSession(decoder, KvCacheLimit()), [Request((5, 6), 7, sampling=sampling)])
     for beam in result.beams:
         assert beam.cum_log_prob == pytest.approx(beam.score, abs=1e-5)  # the same numbers, added up in fp32
         assert all(len(token.top) == 2 for token in beam.log_probs)
@@ -160,7 +161,7 @@ def test_diversity_ranks_candidates_by_the_place_of_the_beam_they_extend(rate: f
 
 def test_beams_share_what_the_prompt_fills_and_copy_only_the_last_block() -> None:
     of = DecoderSession(SumDecoder(spec(max_batch_size=3)), KvCacheLimit())
-    of.generate([Request((1, 2, 3, 4, 5, 6), 5, sampling=Sampling(num_beams=3))])
+    generate(of, [Request((1, 2, 3, 4, 5, 6), 5, sampling=Sampling(num_beams=3))])
     steps = of.executor.decoder.steps  # type: ignore[attr-defined]
     assert [inputs.kv_lens.tolist() for inputs in steps] == [[6], [7] * 3, [8] * 3, [9] * 3, [10] * 3]
     assert all(inputs.block_tables[:, 0].tolist() == [0] * 3 for inputs in steps[1:])
@@ -186,11 +187,11 @@ def test_beams_do_not_depend_on_what_runs_beside(
     requests: list[Request], max_tokens: int, max_num_tokens: int, policy: str, reuse: bool
 ) -> None:
     """A beam's keys are read back from the cache: a block wrongly shared or not copied gives wrong sums."""
-    alone = [DecoderSession(SumDecoder(SPEC), KvCacheLimit()).generate([r])[0] for r in requests]
+    alone = [generate(DecoderSession(SumDecoder(SPEC), KvCacheLimit()), [r])[0] for r in requests]
     decoder = SumDecoder(replace(SPEC, max_num_tokens=max_num_tokens))
     of = DecoderSession(decoder, KvCacheLimit(max_tokens), Scheduling(policy, 5, reuse))
     for _ in range(1 + reuse):
-        results = of.generate(requests)
+        results = generate(of, requests)
         assert [beams_of(r) for r in results] == [beams_of(r) for r in alone]
         assert of._pool.num_free == of._pool.num_blocks
     for request, result in zip(requests, results, strict=True):
@@ -217,18 +218,18 @@ BEAMS = Sampling(num_beams=3)
 def test_a_search_that_does_not_fit_is_named(request_: Request, says: str) -> None:
     of = DecoderSession(SumDecoder(spec(gather_generation_logits=True)), KvCacheLimit(max_tokens=32))
     with pytest.raises(UserError, match=says):
-        of.generate([request_])
+        generate(of, [request_])
 
 
 def test_beams_are_not_streamed() -> None:
     with pytest.raises(UserError, match="beams change until the last token"):
-        DecoderSession(SumDecoder(), KvCacheLimit()).stream([Request((1,), 1, sampling=BEAMS)])
+        stream(DecoderSession(SumDecoder(), KvCacheLimit()), [Request((1,), 1, sampling=BEAMS)])
 
 
 def test_a_search_in_which_every_token_is_banned_is_named() -> None:
     banned = Sampling(num_beams=2, bad_words=tuple((i,) for i in range(16)))
     with pytest.raises(UserError, match="prompt 0 has no token left to choose after 0 new ones; relax bad_words"):
-        DecoderSession(SumDecoder(), KvCacheLimit()).generate([Request((1,), 1, sampling=banned)])
+        generate(DecoderSession(SumDecoder(), KvCacheLimit()), [Request((1,), 1, sampling=banned)])
 
 
 def test_a_search_without_tokens_fails_alone_in_the_middle_of_its_batch() -> None:
@@ -236,9 +237,9 @@ def test_a_search_without_tokens_fails_alone_in_the_middle_of_its_batch() -> Non
     of = DecoderSession(SumDecoder(), KvCacheLimit())
     search, other = TokenSequence(0, Request((1,), 8, sampling=once)), TokenSequence(1, Request((1, 3), 6))
     for sequence in (search, other):
-        of.generation.submit(sequence)
+        of.in_flight.submit(sequence)
     while other.finish_reason is None:
-        of.generation.step()
+        of.in_flight.step()
     assert (search.finish_reason, other.finish_reason) == ("failed", "length")
     assert str(search.error).startswith("prompt 0 has no token left to choose after 3 new ones; relax")
     assert tuple(other.output_ids) == expected_output((1, 3), 6)
@@ -247,7 +248,7 @@ def test_a_search_without_tokens_fails_alone_in_the_middle_of_its_batch() -> Non
 
 def test_the_prompts_logits_come_with_the_best_beam_alone() -> None:
     of = DecoderSession(SumDecoder(spec(gather_context_logits=True)), KvCacheLimit())
-    (result,) = of.generate([Request((1, 2), 3, return_context_logits=True, sampling=BEAMS)])
+    (result,) = generate(of, [Request((1, 2), 3, return_context_logits=True, sampling=BEAMS)])
     assert [beam.context_logits is None for beam in result.beams] == [False, True, True]
     assert result.context_logits is result.beams[0].context_logits
 
@@ -255,9 +256,9 @@ def test_the_prompts_logits_come_with_the_best_beam_alone() -> None:
 def test_cancelling_takes_all_beams_back() -> None:
     of = DecoderSession(SumDecoder(), KvCacheLimit())
     leader = TokenSequence(0, Request((1, 2, 3), 8, sampling=BEAMS))
-    of.generation.submit(leader)
+    of.in_flight.submit(leader)
     for _ in range(3):
-        of.generation.step()
-    of.generation.cancel(leader)
-    assert (of._pool.num_free, of.generation._scheduler.running) == (of._pool.num_blocks, [])
+        of.in_flight.step()
+    of.in_flight.cancel(leader)
+    assert (of._pool.num_free, of.in_flight._scheduler.running) == (of._pool.num_blocks, [])
     assert leader.finish_reason == "cancelled"

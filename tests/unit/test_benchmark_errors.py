@@ -20,8 +20,9 @@ from peers.process import PeerProcess
 from safetensors.torch import save_file
 from transformers import OPTForCausalLM
 
-from opt_trt.runtime.request import TokenLogProbs
+from opt_trt.runtime.request import Result, TokenLogProbs
 from tests.unit._models import Model
+from tests.unit._sessions import AnsweringSession
 
 ROOT = Path(__file__).parents[2]
 PEERS_DIR = ROOT / "benchmarks" / "peers"
@@ -112,17 +113,14 @@ def test_a_model_too_large_for_the_reference_is_measured_without_errors(monkeypa
 
 
 def test_an_engine_built_without_a_flag_for_logits_gives_those_of_the_whole_vocabulary(monkeypatch):
-    class Session:
-        spec = SimpleNamespace(vocab_size=3)
+    def answer(request):
+        assert (request.max_new_tokens, request.sampling.log_probs) == (1, 3)
+        best_first = ((2, -0.25), (0, -1.5), (1, -float(request.prompt_ids[0])))
+        return Result(request.prompt_ids, (2,), "length", log_probs=(TokenLogProbs(-0.25, best_first),))
 
-        def generate(self, requests):
-            [request] = requests
-            assert (request.max_new_tokens, request.sampling.log_probs) == (1, 3)
-            best_first = ((2, -0.25), (0, -1.5), (1, -float(request.prompt_ids[0])))
-            return [SimpleNamespace(log_probs=(TokenLogProbs(-0.25, best_first),))]
-
+    session = AnsweringSession(SimpleNamespace(vocab_size=3), answer)
     monkeypatch.setattr(engine, "computes", lambda engine_dir: None)
-    monkeypatch.setattr(engine, "open_engine", lambda engine_dir, limit: Session())
+    monkeypatch.setattr(engine, "open_engine", lambda engine_dir, limit: session)
     logits = EngineRunner(Path("engine")).logits([[7, 1], [9, 1]])
     assert logits.tolist() == [[-1.5, -7.0, -0.25], [-1.5, -9.0, -0.25]]
 

@@ -17,6 +17,7 @@ import opt_trt
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import POLICIES, Scheduling
 from opt_trt.errors import UserError
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.sequence import TokenSequence
@@ -74,13 +75,13 @@ def test_ids_of_a_ragged_batch_equal_the_definition_among_other_requests(models,
     ]
     others = [Request(prompt, 15, sampling=s) for s, prompt in zip(OTHERS, random_prompts((9, 30, 2)), strict=True)]
     of = session(decoder, scheduling=Scheduling("max_utilization", context_chunk_size=5))
-    results = of.generate([*others, *requests])
+    results = generate(of, [*others, *requests])
     for request, result in zip(requests, results[len(others) :], strict=True):
         assert_same_or_tie(result.output_ids, contrastive_search(oracle, request))
     assert [r.output_ids for r in results[: len(others)]] == [
-        session(decoder).generate([r])[0].output_ids for r in others
+        generate(session(decoder), [r])[0].output_ids for r in others
     ]
-    greedy = of.generate([replace(request, sampling=Sampling(**varied)) for request in requests])
+    greedy = generate(of, [replace(request, sampling=Sampling(**varied)) for request in requests])
     assert any(a.output_ids != b.output_ids for a, b in zip(results[len(others) :], greedy, strict=True))
     assert of._pool.num_free == of._pool.num_blocks
 
@@ -94,7 +95,7 @@ def test_ids_of_the_demo_model_equal_the_definition(tmp_path) -> None:
         Request(tokenizer.encode(text, 30), 16, tokenizer.eos_id, sampling=contrastive(alpha, k))
         for text, (alpha, k) in zip(("The mayor opened a bridge", "A storm", "The team"), MIXED, strict=False)
     ]
-    for request, result in zip(requests, of.generate(requests), strict=True):
+    for request, result in zip(requests, generate(of, requests), strict=True):
         assert_same_or_tie(result.output_ids, contrastive_search(oracle, request))
 
 
@@ -106,25 +107,25 @@ def test_ids_of_the_demo_model_equal_the_definition(tmp_path) -> None:
 def test_penalties_and_bans_act_on_the_candidates(models, options) -> None:
     oracle, decoder = models("pre-norm")
     [prompt] = random_prompts((6,))
-    plain = session(decoder).generate([Request(prompt, 10, sampling=contrastive())])[0].output_ids
+    plain = generate(session(decoder), [Request(prompt, 10, sampling=contrastive())])[0].output_ids
     request = Request(prompt, 10, plain[3] if "min_length" in options else None, sampling=contrastive(**options))
-    [result] = session(decoder).generate([request])
+    [result] = generate(session(decoder), [request])
     assert_same_or_tie(result.output_ids, contrastive_search(oracle, request))
     assert result.output_ids != plain
 
 
 def test_the_end_id_is_the_last_new_token(models) -> None:
     _, decoder = models("pre-norm")
-    whole = session(decoder).generate([Request((5, 6), 9, sampling=contrastive())])[0].output_ids
-    [result] = session(decoder).generate([Request((5, 6), 9, whole[4], sampling=contrastive())])
+    whole = generate(session(decoder), [Request((5, 6), 9, sampling=contrastive())])[0].output_ids
+    [result] = generate(session(decoder), [Request((5, 6), 9, whole[4], sampling=contrastive())])
     assert (result.output_ids, result.finish_reason) == (whole[: whole.index(whole[4]) + 1], "end_id")
 
 
 def test_stop_words_end_the_output(models) -> None:
     _, decoder = models("pre-norm")
     request = Request((5, 6), 9, sampling=contrastive())
-    whole = session(decoder).generate([request])[0].output_ids
-    [result] = session(decoder).generate([replace(request, stop_words=StopWords(ids=(whole[1:3],)))])
+    whole = generate(session(decoder), [request])[0].output_ids
+    [result] = generate(session(decoder), [replace(request, stop_words=StopWords(ids=(whole[1:3],)))])
     assert (result.output_ids, result.finish_reason) == (whole[:3], "stop_words")
     assert result.stop is not None and result.stop.word == whole[1:3]
 
@@ -133,7 +134,7 @@ def test_logits_and_log_probabilities_are_those_each_token_was_chosen_by(models)
     oracle, decoder = models("pre-norm")
     decoder.spec = replace(decoder.spec, gather_context_logits=True, gather_generation_logits=True)
     request = Request((5, 6, 7), 8, sampling=contrastive(log_probs=2))
-    [result] = session(decoder).generate([replace(request, return_context_logits=True, return_generation_logits=True)])
+    [result] = generate(session(decoder), [replace(request, return_context_logits=True, return_generation_logits=True)])
     logits = forward(oracle, [[*request.prompt_ids, *result.output_ids]])[0][0]
     assert torch.allclose(torch.cat((result.context_logits, result.generation_logits[1:])), logits[:-1], atol=1e-4)
     expected = logits[2:-1].log_softmax(-1)[range(8), result.output_ids]  # fp32 sums in another order, as above
@@ -156,15 +157,15 @@ class Reusing(SumDecoder):
 
 def test_a_prompt_may_come_in_chunks() -> None:
     request = Request(tuple(range(1, 15)), 6, sampling=contrastive())
-    [whole] = session(SumDecoder()).generate([request])
+    [whole] = generate(session(SumDecoder()), [request])
     for size in (4, 5, 7):
-        [result] = session(Reusing(spec(max_num_tokens=size))).generate([request])
+        [result] = generate(session(Reusing(spec(max_num_tokens=size))), [request])
         assert result.output_ids == whole.output_ids
 
 
 def test_candidates_share_all_blocks_but_the_last() -> None:
     decoder = SumDecoder(spec(max_batch_size=3))
-    session(decoder).generate([Request((1, 2, 3, 4, 5, 6), 4, sampling=contrastive(k=3))])
+    generate(session(decoder), [Request((1, 2, 3, 4, 5, 6), 4, sampling=contrastive(k=3))])
     assert [inputs.kv_lens.tolist() for inputs in decoder.steps] == [[6], [7] * 3, [8] * 3, [9] * 3, [10] * 3]
     assert [inputs.hidden_token_ids.tolist() for inputs in decoder.steps] == [[*range(6)]] + [[0, 1, 2]] * 4
     for inputs in decoder.steps[1:]:
@@ -175,10 +176,10 @@ def test_candidates_share_all_blocks_but_the_last() -> None:
 def test_the_blocks_it_may_need_are_enough_and_no_more() -> None:
     request = Request((1, 2, 3, 4, 5, 6), 7, sampling=contrastive(k=3))  # 13 tokens: 3 full blocks and one each
     assert request.max_blocks(SPEC.tokens_per_block) == 3 + 3
-    [result] = session(SumDecoder(), max_tokens=6 * 4).generate([request])
+    [result] = generate(session(SumDecoder(), max_tokens=6 * 4), [request])
     assert len(result.output_ids) == 7
     with pytest.raises(UserError, match="= 13 of 3 candidates, the whole KV cache holds 20"):
-        session(SumDecoder(), max_tokens=5 * 4).generate([request])
+        generate(session(SumDecoder(), max_tokens=5 * 4), [request])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -186,8 +187,8 @@ def test_nobody_is_given_the_blocks_a_search_will_ask_for(policy: str) -> None:
     search, other = Request((1,) * 4, 8, sampling=contrastive(k=2)), Request((1,) * 8, 12)
     assert [request.max_blocks(SPEC.tokens_per_block) for request in (search, other)] == [4, 5]
     decoder = SumDecoder()
-    results = session(decoder, max_tokens=8 * 4, scheduling=Scheduling(policy)).generate([search, other])
-    alone = [session(SumDecoder()).generate([request])[0] for request in (search, other)]
+    results = generate(session(decoder, max_tokens=8 * 4, scheduling=Scheduling(policy)), [search, other])
+    alone = [generate(session(SumDecoder()), [request])[0] for request in (search, other)]
     assert [result.output_ids for result in results] == [result.output_ids for result in alone]
     together = [inputs for inputs in decoder.steps if inputs.kv_lens.shape[0] > 2]
     assert bool(together) == (policy == "max_utilization")  # the other one would have to wait for its blocks
@@ -211,10 +212,10 @@ def test_tokens_do_not_depend_on_what_runs_beside(
     requests: list[Request], max_tokens: int, max_num_tokens: int, policy: str, reuse: bool
 ) -> None:
     """A candidate's hidden state is read back from the cache: a block wrongly shared or not copied changes it."""
-    alone = [output(session(SumDecoder()).generate([r])[0]) for r in requests]
+    alone = [output(generate(session(SumDecoder()), [r])[0]) for r in requests]
     of = session(Reusing(spec(max_num_tokens=max_num_tokens)), max_tokens, Scheduling(policy, 5, reuse))
     for _ in range(1 + reuse):
-        assert [output(result) for result in of.generate(requests)] == alone
+        assert [output(result) for result in generate(of, requests)] == alone
         assert of._pool.num_free == of._pool.num_blocks
 
 
@@ -225,7 +226,7 @@ def test_arrivals_and_cancellations_leak_no_block_and_change_no_other_request(
 ) -> None:
     streamed = [request for request in requests if request.sampling.num_beams == 1]
     of = session(SumDecoder(), 96, Scheduling(policy, 3))
-    streams = {number: of.stream([request]) for number, request in enumerate(streamed)}
+    streams = {number: stream(of, [request]) for number, request in enumerate(streamed)}
     outputs: dict[int, list[int]] = {number: [] for number in streams}
     while streams:
         number = data.draw(st.sampled_from(sorted(streams)))
@@ -235,7 +236,7 @@ def test_arrivals_and_cancellations_leak_no_block_and_change_no_other_request(
         else:
             outputs[number].append(event.token_id)
     for number, request in enumerate(streamed):
-        [whole] = output(session(SumDecoder()).generate([request])[0])
+        [whole] = output(generate(session(SumDecoder()), [request])[0])
         assert tuple(outputs[number]) == whole[: len(outputs[number])]
     assert of._pool.num_free == of._pool.num_blocks
 
@@ -246,15 +247,15 @@ def output(result: Result) -> list[tuple[int, ...]]:
 
 def test_a_stream_has_each_token_a_step_after_its_candidates() -> None:
     request = Request((1, 3), 5, sampling=contrastive(k=2))
-    [result] = session(SumDecoder()).generate([request])
+    [result] = generate(session(SumDecoder()), [request])
     decoder = SumDecoder()
-    came = [(event.token_id, len(decoder.steps)) for event in session(decoder).stream([request])]
+    came = [(event.token_id, len(decoder.steps)) for event in stream(session(decoder), [request])]
     assert came == list(zip(result.output_ids, range(2, 7), strict=True))
 
 
 def test_it_goes_through_the_python_api_streamed_or_not() -> None:
     params = opt_trt.SamplingParams(penalty_alpha=0.6, top_k=3, max_tokens=5, logprobs=0)
-    [expected] = session(SumDecoder()).generate([Request((1, 3), 5, SPEC.end_id, sampling=contrastive(k=3))])
+    [expected] = generate(session(SumDecoder()), [Request((1, 3), 5, SPEC.end_id, sampling=contrastive(k=3))])
 
     async def stream(llm: opt_trt.LLM) -> list[list[int]]:
         return [list(one.outputs[0].token_ids_diff) async for one in llm.generate_async([1, 3], params)]
@@ -267,7 +268,7 @@ def test_it_goes_through_the_python_api_streamed_or_not() -> None:
 
 def test_a_banned_token_never_is_the_best_candidate() -> None:
     few = contrastive(1.0, 4, bad_words=tuple((i,) for i in range(16) if i not in (3, 8)))
-    [result] = session(SumDecoder()).generate([Request((1,), 8, sampling=few)])
+    [result] = generate(session(SumDecoder()), [Request((1,), 8, sampling=few)])
     assert set(result.output_ids) <= {3, 8}
 
 
@@ -276,35 +277,35 @@ def test_a_search_without_tokens_fails_alone_in_the_middle_of_its_batch() -> Non
     of = session(SumDecoder())
     search, other = TokenSequence(0, Request((1,), 8, sampling=once)), TokenSequence(1, Request((1, 3), 6))
     for sequence in (search, other):
-        of.generation.submit(sequence)
+        of.in_flight.submit(sequence)
     while other.finish_reason is None:
-        of.generation.step()
+        of.in_flight.step()
     assert (search.finish_reason, other.finish_reason) == ("failed", "length")
     assert str(search.error).startswith("prompt 0 has no token left to choose after 3 new ones; relax")
     assert tuple(other.output_ids) == expected_output((1, 3), 6)
     assert of._pool.num_free == of._pool.num_blocks
     with pytest.raises(UserError, match="no token left to choose after 3 new ones"):
-        list(of.stream([search.request]))
+        list(stream(of, [search.request]))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_cancelling_takes_all_candidates_back(steps: int) -> None:
     of = session(SumDecoder(spec(max_num_tokens=5)))
     leader = TokenSequence(0, Request((1,) * 8, 8, sampling=contrastive(k=3)))
-    of.generation.submit(leader)
+    of.in_flight.submit(leader)
     for _ in range(steps):
-        of.generation.step()
-    of.generation.cancel(leader)
-    assert (of._pool.num_free, of.generation._scheduler.running) == (of._pool.num_blocks, [])
+        of.in_flight.step()
+    of.in_flight.cancel(leader)
+    assert (of._pool.num_free, of.in_flight._scheduler.running) == (of._pool.num_blocks, [])
     assert leader.finish_reason == "cancelled"
 
 
 def test_more_candidates_than_the_batch_has_rows_are_named() -> None:
     with pytest.raises(UserError, match=r"asks for 5 candidates, .* the engine takes 4; lower --top_k or build"):
-        session(SumDecoder()).generate([Request((1,), 1, sampling=contrastive(k=5))])
+        generate(session(SumDecoder()), [Request((1,), 1, sampling=contrastive(k=5))])
 
 
 def test_a_vocabulary_may_have_fewer_tokens_than_candidates() -> None:
     of = session(SumDecoder(spec(vocab_size=3, max_batch_size=5)))
-    [result] = of.generate([Request((1, 2), 4, sampling=contrastive(k=5))])
+    [result] = generate(of, [Request((1, 2), 4, sampling=contrastive(k=5))])
     assert len(result.output_ids) == 4

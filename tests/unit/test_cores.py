@@ -7,7 +7,7 @@ import os
 import pytest
 
 from opt_trt.runtime.world import World
-from opt_trt.runtime.world.cores import share_cores
+from opt_trt.runtime.world.cores import SPIN_COUNT, share_cores
 
 
 class Host:
@@ -54,6 +54,13 @@ def test_a_number_of_threads_that_was_asked_for_is_kept(monkeypatch: pytest.Monk
     host = Host({1}, set(range(8)))
     assert share(monkeypatch, host, World(0, 2, 0, 2), OMP_NUM_THREADS="3") == "3"
     assert host.own == {1}
+
+
+def test_threads_sleep_soon_unless_the_user_says_how_long_they_spin() -> None:
+    environs: list[dict[str, str]] = [{}, {"GOMP_SPINCOUNT": "5"}]
+    for environ in environs:
+        share_cores(World(), environ)
+    assert [environ["GOMP_SPINCOUNT"] for environ in environs] == [SPIN_COUNT, "5"]
 
 
 def test_a_world_of_one_uses_what_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.choose import choose
 from opt_trt.runtime.sampling.filters import FILTERS
@@ -129,7 +130,7 @@ def test_a_row_that_is_not_a_number_draws_a_token_there_is_and_is_seen():
     assert 0 <= drawn(logits, step_of(rows).draws)[0] < 3
     decoder.forward.model.programs["head_1"].run = lambda inputs: torch.full((1, 16), torch.nan)
     with pytest.raises(UserError, match="expected finite logits, the decoder returned nan"):
-        session_of(decoder).generate([Request((1, 3), 3, sampling=ALL)])
+        generate(session_of(decoder), [Request((1, 3), 3, sampling=ALL)])
 
 
 def test_looking_at_numbers_uses_none_of_them_up():
@@ -154,14 +155,14 @@ def test_requests_draw_the_same_on_the_gpu_and_on_the_cpu():
     """More than the batch holds, so that they wait, join and end while steps were begun with the next numbers."""
     on_cpu = sum_decoder(AtOnce())
     on_cpu.spec = replace(on_cpu.spec, draws=False)
-    expected = [r.output_ids for r in session_of(on_cpu).generate(requests())]
-    assert [r.output_ids for r in session_of(sum_decoder(Later())).generate(requests())] == expected
+    expected = [r.output_ids for r in generate(session_of(on_cpu), requests())]
+    assert [r.output_ids for r in generate(session_of(sum_decoder(Later())), requests())] == expected
 
 
 def test_drawn_tokens_stay_on_the_gpu_between_steps():
     captured: list[Rerun] = []
     decoder = sum_decoder(AtOnce(), captured)
-    session_of(decoder).generate([Request((1, 3), 9, sampling=params) for params in DRAWN[:4]])
+    generate(session_of(decoder), [Request((1, 3), 9, sampling=params) for params in DRAWN[:4]])
     assert [one.replays for one in captured] == [8] and list(predictions(decoder)) == [False] * 8
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand
 from opt_trt.runtime.request import Request, Result
 from opt_trt.step import DecoderSpec
+from tests.unit._sessions import AnsweringSession
 
 SPEC = DecoderSpec(
     num_layers=1, num_heads=1, head_size=8, vocab_size=6, kv_dtype=torch.float32, tokens_per_block=8, max_batch_size=2,
@@ -24,16 +24,11 @@ TABLE = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))  # logits 
 PROMPT, OUTPUT = (2, 3, 4, 5), (0, 3, 5)
 
 
-@dataclass
-class BigramSession:
+class BigramSession(AnsweringSession):
     """Logits depend on the last token alone, so that every text can be scored by looking it up."""
 
-    spec: DecoderSpec = SPEC
-    asked: list[Request] = field(default_factory=list)
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        self.asked += requests
-        return [self._answer(request) for request in requests]
+    def __init__(self, spec: DecoderSpec = SPEC) -> None:
+        super().__init__(spec, self._answer)
 
     def _answer(self, request: Request) -> Result:
         output: list[int] = []
@@ -55,14 +50,14 @@ def demand(longest_prompt: int = 4, output_len: int = 3, perplexity: bool = Fals
 def test_a_batch_is_submitted_together() -> None:
     session = BigramSession()
     outputs = EngineSummarizer(session, 3, end_id=None).generate([PROMPT, (2, 5)])
-    assert session.asked == [Request(PROMPT, 3), Request((2, 5), 3)]
+    assert session.in_flight.steps == [[Request(PROMPT, 3), Request((2, 5), 3)]]
     assert [len(o) for o in outputs] == [3, 3]
 
 
 def test_text_is_scored_as_one_prompt() -> None:
     session = BigramSession()
     nll = EngineSummarizer(session, 3, end_id=None).mean_nll(PROMPT, OUTPUT)
-    assert session.asked == [Request(PROMPT + OUTPUT, 1, return_context_logits=True)]
+    assert session.in_flight.steps == [[Request(PROMPT + OUTPUT, 1, return_context_logits=True)]]
     assert nll == pytest.approx(mean_nll(TABLE[[2, 3, 4, 5, 0, 3]], (3, 4, 5, 0, 3, 5)))
 
 
@@ -73,7 +68,7 @@ def test_text_too_long_for_a_prompt_is_scored_while_generated() -> None:
     (output,) = summarizer.generate([prompt])
     whole = prompt + output
     assert summarizer.mean_nll(prompt, output) == pytest.approx(mean_nll(TABLE[list(whole[:-1])], whole[1:]))
-    assert session.asked[-1].return_generation_logits
+    assert session.in_flight.steps[-1][0].return_generation_logits
 
 
 def test_a_prompt_of_one_token_can_be_scored_while_generated() -> None:

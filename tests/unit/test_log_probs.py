@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from opt_trt.config.sampling import Sampling
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sampling.log_probs import record
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -44,7 +45,7 @@ def test_nobody_asks_nothing_is_recorded() -> None:
 
 def test_a_result_has_one_for_every_new_token_and_their_sum() -> None:
     asks, does_not = (Request((1, 3), 4, sampling=Sampling(log_probs=n)) for n in (1, None))
-    result, without = DecoderSession(SumDecoder(SPEC), KvCacheLimit()).generate([asks, does_not])
+    result, without = generate(DecoderSession(SumDecoder(SPEC), KvCacheLimit()), [asks, does_not])
     assert [t.log_prob for t in result.log_probs] == pytest.approx([ONE_OF_16] * 4)
     assert [t.top[0][0] for t in result.log_probs] == list(result.output_ids)
     assert result.cum_log_prob == pytest.approx(4 * ONE_OF_16)
@@ -54,7 +55,7 @@ def test_a_result_has_one_for_every_new_token_and_their_sum() -> None:
 def test_penalties_and_temperature_do_not_change_them() -> None:
     params = Sampling(temperature=0.1, top_k=3, repetition_penalty=5.0, log_probs=0, random_seed=1)
     request = Request((1, 3), 6, sampling=params, return_generation_logits=True)
-    [result] = DecoderSession(SumDecoder(SPEC), KvCacheLimit()).generate([request])
+    [result] = generate(DecoderSession(SumDecoder(SPEC), KvCacheLimit()), [request])
     assert result.generation_logits is not None
     scores = result.generation_logits.log_softmax(-1)
     expected = [float(scores[n, token_id]) for n, token_id in enumerate(result.output_ids)]
@@ -64,6 +65,6 @@ def test_penalties_and_temperature_do_not_change_them() -> None:
 def test_a_stream_brings_them_with_the_tokens() -> None:
     request = Request((1, 3), 3, sampling=Sampling(log_probs=1))
     of = DecoderSession(SumDecoder(SPEC), KvCacheLimit())
-    [result] = of.generate([request])
-    assert tuple(event.log_probs for event in of.stream([request])) == result.log_probs
-    assert [e.log_probs for e in of.stream([replace(request, sampling=Sampling())])] == [None] * 3
+    [result] = generate(of, [request])
+    assert tuple(event.log_probs for event in stream(of, [request])) == result.log_probs
+    assert [e.log_probs for e in stream(of, [replace(request, sampling=Sampling())])] == [None] * 3

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from opt_trt.runtime.step_message import Copies, Plan, pack, unpack
+from opt_trt.runtime.step_message import Copies, StepPlan, pack, unpack
 from opt_trt.step import StepInputs
 
 LONG, SHORT = torch.int64, torch.int32
@@ -27,7 +27,7 @@ INPUTS = StepInputs(  # two sequences: three tokens of a prompt, one in the gene
 @pytest.mark.parametrize("copies", [(), ((3, 4),), ((3, 4), (5, 0))])
 def test_a_plan_comes_out_as_it_went_in(copies: Copies, hidden: torch.Tensor | None, greedy: bool) -> None:
     inputs = replace(INPUTS, hidden_token_ids=hidden, greedy=greedy)
-    plan = unpack(bytearray(pack(Plan(inputs, copies))))
+    plan = unpack(bytearray(pack(StepPlan(inputs, copies))))
     assert tuple(plan.copies) == copies
     for field in fields(StepInputs):
         sent, got = getattr(inputs, field.name), getattr(plan.inputs, field.name)
@@ -38,4 +38,4 @@ def test_a_plan_comes_out_as_it_went_in(copies: Copies, hidden: torch.Tensor | N
 
 
 def test_a_token_of_a_long_sequence_costs_a_message_of_bytes() -> None:
-    assert len(pack(Plan(INPUTS))) == 6 * 8 + 14 * 8 + 11 * 4
+    assert len(pack(StepPlan(INPUTS))) == 6 * 8 + 14 * 8 + 11 * 4

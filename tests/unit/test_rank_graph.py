@@ -16,6 +16,7 @@ from opt_trt.config.sampling import Sampling
 from opt_trt.convert.convert import convert
 from opt_trt.model.placement import is_linear, placements
 from opt_trt.quant import MODES
+from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -61,15 +62,15 @@ def single_rank(decoder_of: Callable[..., RankDecoder]) -> Callable[[Case], list
     def answer(case: Case) -> list[Result]:
         alone = Case(case.kind, case.precision, 1, 1, "off")
         if alone not in answers:
-            answers[alone] = generate(decoder_of(alone))
+            answers[alone] = generate_with(decoder_of(alone))
         return answers[alone]
 
     return answer
 
 
-def generate(decoder: RankDecoder) -> list[Result]:
+def generate_with(decoder: RankDecoder) -> list[Result]:
     session = DecoderSession(decoder, KvCacheLimit(max_tokens=512))
-    return session.generate([Request(p, NEW_TOKENS, return_generation_logits=True) for p in PROMPTS])
+    return generate(session, [Request(p, NEW_TOKENS, return_generation_logits=True) for p in PROMPTS])
 
 
 def with_dequantized_shards(model: OPTForCausalLM, decoder: RankDecoder, precision: str) -> OPTForCausalLM:
@@ -88,7 +89,7 @@ def with_dequantized_shards(model: OPTForCausalLM, decoder: RankDecoder, precisi
 
 
 def check(case: Case, decoder: RankDecoder, expected: Iterator[tuple[list[int], torch.Tensor]]) -> None:
-    for result, (ids, logits) in zip(generate(decoder), expected, strict=True):
+    for result, (ids, logits) in zip(generate_with(decoder), expected, strict=True):
         assert list(result.output_ids) == ids
         assert (result.generation_logits - logits).abs().max() < TOLERANCE[case.precision]
 
@@ -143,7 +144,7 @@ def test_stages_of_any_length_answer_as_one(model_dir, single_rank, tmp_path):
 @pytest.mark.parametrize(("sharding", "at_the_tables"), [("off", 0), ("0", 1), ("1", 1)])
 def test_a_step_takes_two_collectives_a_layer_and_one_at_the_head(sharding, at_the_tables, decoder_of):
     decoder = decoder_of(Case("pre-norm", "float32", 2, 1, sharding))
-    DecoderSession(decoder, KvCacheLimit(max_tokens=64)).generate([Request((5, 6, 7), 1)])
+    generate(DecoderSession(decoder, KvCacheLimit(max_tokens=64)), [Request((5, 6, 7), 1)])
     assert decoder.groups[0].exchanged == [2 * 3 + at_the_tables + 1] * 2
 
 
@@ -161,7 +162,7 @@ def test_a_quantized_head_is_the_same_on_any_number_of_ranks(precision, tp_size,
 
 def test_one_rank_exchanges_nothing(decoder_of):
     decoder = decoder_of(Case("pre-norm", "float32", 1, 2, "off"))
-    DecoderSession(decoder, KvCacheLimit(max_tokens=64)).generate([Request((5, 6, 7), 1)])
+    generate(DecoderSession(decoder, KvCacheLimit(max_tokens=64)), [Request((5, 6, 7), 1)])
     assert [group.exchanged for group in decoder.groups] == [[0], [0]]
 
 
@@ -190,7 +191,7 @@ SAMPLING = {  # what a request asks for beside its next token, or of it
 def test_ranks_exchange_eight_bytes_a_row_where_only_the_largest_logit_matters(asked, tp_size, part, decoder_of):
     decoder = decoder_of(Case("pre-norm", "float32", tp_size, 1, "off"))
     requests = [Request((5, 6, 7), 1), Request((9,), 1, **SAMPLING[asked])]
-    DecoderSession(decoder, KvCacheLimit(max_tokens=512)).generate(requests)
+    generate(DecoderSession(decoder, KvCacheLimit(max_tokens=512)), requests)
     newest = decoder.groups[0].newest
     assert (newest.nbytes, list(newest.shape)) == ((16, [2, 2]) if asked == "greedy" else (8 * part, [2, part]))
 
@@ -200,6 +201,6 @@ def test_ranks_exchange_eight_bytes_a_row_where_only_the_largest_logit_matters(a
 )
 def test_ids_of_the_largest_logits_are_those_of_all_logits(case, decoder_of):
     session = DecoderSession(decoder_of(case), KvCacheLimit(max_tokens=512))
-    whole = session.generate([Request(p, NEW_TOKENS, return_generation_logits=True) for p in PROMPTS])
-    few = session.generate([Request(p, NEW_TOKENS) for p in PROMPTS])
+    whole = generate(session, [Request(p, NEW_TOKENS, return_generation_logits=True) for p in PROMPTS])
+    few = generate(session, [Request(p, NEW_TOKENS) for p in PROMPTS])
     assert [result.output_ids for result in few] == [result.output_ids for result in whole]

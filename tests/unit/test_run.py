@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession, Session
 from opt_trt.step import StepInputs, StepOutputs
 from tests.unit._decoders import SumDecoder, expected_output, spec
+from tests.unit._sessions import AnsweringSession
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 SPEC = spec(vocab_size=VOCAB_SIZE)
@@ -538,25 +538,11 @@ def test_context_logits_are_those_of_a_prompt_however_many_outputs_it_has(
     assert not (tmp_path / "logits_generation.npy").exists()
 
 
-class FakeSession:
-    """Every generation makes three tokens and takes as long as the clock says."""
-
-    spec = SPEC
-    runs = 0
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        self.runs += 1
-        return [Result(r.prompt_ids, (3, 4, 5), "length") for r in requests]
-
-    def stream(self, requests: Sequence[Request]) -> Any:
-        raise NotImplementedError
-
-
 def test_profiling_warms_up_ten_times_and_times_ten() -> None:
-    session = FakeSession()
+    session = AnsweringSession(SPEC, lambda request: Result(request.prompt_ids, (3, 4, 5), "length"))
     ticks = iter([time for run in range(10) for time in (100.0 * run, 100.0 * run + (1.0 if run % 2 else 3.0))])
     timing = time_generations(session, [Request((2,), 3)] * 4, lambda: next(ticks))
-    assert session.runs == 20
+    assert [len(step) for step in session.in_flight.steps] == [4] * 20
     assert str(timing) == (
         "batch_size: 4, avg latency of 10 iterations: 2.000000 sec "
         "(min 1.000000, max 3.000000, std 1.000000), 6.0 new tokens/s"

@@ -15,6 +15,7 @@ from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
 from opt_trt.runtime.generate import Generation
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.ranks import Alone
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -41,22 +42,22 @@ def steps(of: DecoderSession) -> list[StepInputs]:
 
 
 def test_output_is_new_tokens_only() -> None:
-    [result] = session().generate([Request((1, 3), 4)])
+    [result] = generate(session(), [Request((1, 3), 4)])
     assert (result.prompt_ids, result.output_ids, result.finish_reason) == ((1, 3), (4, 8, 0, 0), "length")
 
 
 def test_the_end_id_is_the_last_new_token() -> None:
-    [result] = session().generate([Request((1, 3), 4, end_id=8)])
+    [result] = generate(session(), [Request((1, 3), 4, end_id=8)])
     assert (result.output_ids, result.finish_reason) == ((4, 8), "end_id")
 
 
 def test_the_end_id_in_a_prompt_ends_nothing() -> None:
-    [result] = session().generate([Request((2, 2, 1), 3, end_id=2)])
+    [result] = generate(session(), [Request((2, 2, 1), 3, end_id=2)])
     assert result.output_ids == (5, 10, 4)
 
 
 def test_no_requests_no_results() -> None:
-    assert session().generate([]) == []
+    assert generate(session(), []) == []
 
 
 @CALM
@@ -66,7 +67,7 @@ def test_batched_in_flight_equals_alone(
 ) -> None:
     of = session(spec(max_num_tokens=max_num_tokens), max_tokens, scheduling)
     for _ in range(1 + scheduling.enable_block_reuse):  # the second time, beginnings are known
-        outputs = [result.output_ids for result in of.generate(requests)]
+        outputs = [result.output_ids for result in generate(of, requests)]
         assert outputs == [expected_output(r.prompt_ids, r.max_new_tokens, r.end_id) for r in requests]
         assert of._pool.num_free == of._pool.num_blocks
 
@@ -88,19 +89,19 @@ def test_streaming_equals_blocking(requests: list[Request]) -> None:
     of = session()
     streamed: list[list[int]] = [[] for _ in requests]
     reasons: dict[int, str] = {}
-    for event in of.stream(requests):
+    for event in stream(of, requests):
         assert event.index not in reasons, "a token after the last one"
         streamed[event.index].append(event.token_id)
         if event.finish_reason:
             reasons[event.index] = event.finish_reason
-    results = of.generate(requests)
+    results = generate(of, requests)
     assert [tuple(ids) for ids in streamed] == [r.output_ids for r in results]
     assert reasons == {i: r.finish_reason for i, r in enumerate(results)}
 
 
 def test_a_step_is_packed_as_the_contract_says() -> None:
     of = session(spec(max_batch_size=3))
-    of.generate([Request((1, 2, 3, 4, 5), 3), Request((6,), 1), Request((7, 8), 3), Request((9,), 1)])
+    generate(of, [Request((1, 2, 3, 4, 5), 3), Request((6,), 1), Request((7, 8), 3), Request((9,), 1)])
     first, second, third = steps(of)
     assert first.input_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert first.query_start.tolist() == [0, 5, 6, 8]
@@ -120,7 +121,7 @@ def test_a_step_is_packed_as_the_contract_says() -> None:
 
 def test_steps_have_the_types_of_the_contract() -> None:
     of = session()
-    of.generate([Request((1, 2), 3), Request((3,), 3)])
+    generate(of, [Request((1, 2), 3), Request((3,), 3)])
     int64, int32 = torch.int64, torch.int32
     for inputs in steps(of):
         tensors = [tensor for tensor in vars(inputs).values() if isinstance(tensor, torch.Tensor)]
@@ -130,23 +131,23 @@ def test_steps_have_the_types_of_the_contract() -> None:
 
 def test_the_block_table_is_as_wide_as_the_longest_sequence_left() -> None:
     of = session()
-    of.generate([Request((1,) * 8, 1), Request((1,), 3)])
+    generate(of, [Request((1,) * 8, 1), Request((1,), 3)])
     assert [inputs.block_tables.shape for inputs in steps(of)] == [(2, 2), (1, 1), (1, 1)]
 
 
 def test_context_logits_have_a_row_per_prompt_token() -> None:
-    [result] = session(GATHERS).generate([Request((1, 3, 4), 2, return_context_logits=True)])
+    [result] = generate(session(GATHERS), [Request((1, 3, 4), 2, return_context_logits=True)])
     assert result.context_logits is not None and result.context_logits.dtype == torch.float32
     assert result.context_logits.argmax(-1).tolist() == [1, 4, 8]  # sums of the prompt up to each token
 
 
 def test_context_logits_of_one_token_are_kept_too() -> None:
-    [result] = session(GATHERS).generate([Request((3,), 1, return_context_logits=True)])
+    [result] = generate(session(GATHERS), [Request((3,), 1, return_context_logits=True)])
     assert result.context_logits is not None and result.context_logits.argmax(-1).tolist() == [3]
 
 
 def test_generation_logits_have_a_row_per_new_token() -> None:
-    [result] = session(GATHERS).generate([Request((1, 3), 3, return_generation_logits=True)])
+    [result] = generate(session(GATHERS), [Request((1, 3), 3, return_generation_logits=True)])
     assert result.generation_logits is not None
     assert result.generation_logits.argmax(-1).tolist() == [4, 8, 0]
 
@@ -160,7 +161,7 @@ def test_logits_go_to_those_who_asked() -> None:
         Request((1, 1, 1, 1), 3, return_context_logits=True, return_generation_logits=True),
         Request((2, 3), 2),
     ]
-    results = session(GATHERS).generate(requests)
+    results = generate(session(GATHERS), requests)
     assert [r.output_ids for r in results] == [expected_output(r.prompt_ids, r.max_new_tokens) for r in requests]
     shapes = [[None if t is None else tuple(t.shape) for t in (r.context_logits, r.generation_logits)] for r in results]
     assert shapes == [[None, None], [(2, 16), None], [None, (4, 16)], [None, None], [(4, 16), (3, 16)], [None, None]]
@@ -173,13 +174,13 @@ def test_a_request_that_fails_is_raised_and_frees_the_cache(streaming: bool) -> 
     of, bans = session(), Sampling(logit_bias=tuple((i, -float("inf")) for i in range(16)))
     requests = [Request((1, 3), 4), Request((1,), 4, sampling=bans)]
     with pytest.raises(UserError, match="prompt 1 has no token left to choose after 0 new ones; relax logit_bias"):
-        list(of.stream(requests)) if streaming else of.generate(requests)
+        list(stream(of, requests)) if streaming else generate(of, requests)
     assert of._pool.num_free == of._pool.num_blocks
 
 
 def test_a_request_that_fails_in_a_stream_changes_nothing_for_another_stream() -> None:
     of, bans = session(), Sampling(logit_bias=tuple((i, -float("inf")) for i in range(16)))
-    good, bad = of.stream([Request((1, 3), 4)]), of.stream([Request((1,), 4, sampling=bans), Request((2,), 9)])
+    good, bad = stream(of, [Request((1, 3), 4)]), stream(of, [Request((1,), 4, sampling=bans), Request((2,), 9)])
     assert next(bad).index == 1
     with pytest.raises(UserError, match="prompt 0 has no token left to choose"):
         next(bad)
@@ -196,7 +197,7 @@ def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
 
     decoder = Reusing(GATHERS)
     of = DecoderSession(decoder, KvCacheLimit())
-    [result] = of.generate([Request((3, 1), 1, return_context_logits=True, return_generation_logits=True)])
+    [result] = generate(of, [Request((3, 1), 1, return_context_logits=True, return_generation_logits=True)])
     decoder.buffer.zero_()
     assert result.context_logits is not None and result.context_logits.any()
     assert result.generation_logits is not None and result.generation_logits.any()
@@ -219,18 +220,18 @@ def test_logits_are_not_a_view_of_what_the_decoder_returned() -> None:
         (SPEC, Request((1,), 3, sampling=Sampling(min_length=4)), "at least 4 and at most 3 new tokens"),
     ],
 )
-@pytest.mark.parametrize("verb", ["generate", "stream"])
+@pytest.mark.parametrize("verb", [generate, stream])
 def test_what_cannot_be_served_is_named_before_anything_runs(
-    of: DecoderSpec, request_: Request, says: str, verb: str
+    of: DecoderSpec, request_: Request, says: str, verb: Callable[..., object]
 ) -> None:
     limited = session(of, max_tokens=20)
     with pytest.raises(UserError, match=says):
-        getattr(limited, verb)([Request((1,), 1), request_])
+        verb(limited, [Request((1,), 1), request_])
     assert steps(limited) == []
 
 
 def test_the_longest_sequence_allowed_is_served() -> None:
-    [result] = session(max_tokens=24).generate([Request((1,) * 16, 8)])
+    [result] = generate(session(max_tokens=24), [Request((1,) * 16, 8)])
     assert result.output_ids == expected_output((1,) * 16, 8)
 
 
@@ -250,32 +251,34 @@ def interrupt_at(step: int) -> DecoderSession:
 def test_ctrl_c_leaves_the_session_usable(step: int) -> None:
     of = interrupt_at(step)
     with pytest.raises(KeyboardInterrupt):
-        of.generate([Request((1, 2), 6)] * 9)
+        generate(of, [Request((1, 2), 6)] * 9)
     assert of._pool.num_free == of._pool.num_blocks
-    assert of.generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
+    assert generate(of, [Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
 
 
-@pytest.mark.parametrize("verb", ["generate", "stream"])
-def test_ctrl_c_while_requests_are_queued_leaves_none_behind(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", [generate, stream])
+def test_ctrl_c_while_requests_are_queued_leaves_none_behind(
+    verb: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     of, submitted = session(), []
 
     def submit(sequence: TokenSequence) -> None:
         submitted.append(sequence)
-        Generation.submit(of.generation, sequence)
+        Generation.submit(of.in_flight, sequence)
         if len(submitted) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(of.generation, "submit", submit)
+    monkeypatch.setattr(of.in_flight, "submit", submit)
     with pytest.raises(KeyboardInterrupt):
-        getattr(of, verb)([Request((1, 2), 6)] * 3)
+        verb(of, [Request((1, 2), 6)] * 3)
     monkeypatch.undo()
-    assert of.generate([Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
+    assert generate(of, [Request((1, 3), 3)])[0].output_ids == (4, 8, 0)
     assert [len(inputs.kv_lens) for inputs in steps(of)] == [1, 1, 1]  # the two that were queued take part in none
 
 
 def test_closing_a_stream_frees_its_blocks() -> None:
     of = session()
-    events = of.stream([Request((1, 2), 6)] * 9)
+    events = stream(of, [Request((1, 2), 6)] * 9)
     next(events)
     assert of._pool.num_free < of._pool.num_blocks
     del events
@@ -285,7 +288,7 @@ def test_closing_a_stream_frees_its_blocks() -> None:
 def test_open_streams_share_steps() -> None:
     of = session()
     requests = Request((1, 2, 3), 6), Request((4, 5), 6)
-    streams = [of.stream([r]) for r in requests]
+    streams = [stream(of, [r]) for r in requests]
     interleaved = [tuple(event.token_id for event in pair) for pair in zip(*streams, strict=True)]
     assert list(zip(*interleaved, strict=True)) == [expected_output(r.prompt_ids, 6) for r in requests]
     assert [inputs.kv_lens.shape[0] for inputs in steps(of)] == [2] * 6
@@ -293,27 +296,27 @@ def test_open_streams_share_steps() -> None:
 
 def test_generating_goes_on_with_open_streams() -> None:
     of = session()
-    stream = of.stream([Request((1, 2, 3), 6)])
-    first = next(stream)
-    assert of.generate([Request((4, 5), 2)])[0].output_ids == expected_output((4, 5), 2)
-    assert (first.token_id, *(event.token_id for event in stream)) == expected_output((1, 2, 3), 6)
+    tokens = stream(of, [Request((1, 2, 3), 6)])
+    first = next(tokens)
+    assert generate(of, [Request((4, 5), 2)])[0].output_ids == expected_output((4, 5), 2)
+    assert (first.token_id, *(event.token_id for event in tokens)) == expected_output((1, 2, 3), 6)
 
 
 def test_a_cancelled_request_frees_its_blocks_and_gives_no_more_tokens() -> None:
     of = session()
-    stream = of.stream([Request((1, 2, 3), 6), Request((4, 5), 6)])
-    assert [next(stream).index for _ in range(2)] == [0, 1]
+    tokens = stream(of, [Request((1, 2, 3), 6), Request((4, 5), 6)])
+    assert [next(tokens).index for _ in range(2)] == [0, 1]
     free = of._pool.num_free
-    stream.cancel(0)
+    tokens.cancel(0)
     assert of._pool.num_free == free + 1
-    assert [event.index for event in stream] == [1] * 5
+    assert [event.index for event in tokens] == [1] * 5
 
 
 def test_a_step_that_fails_is_named_to_the_other_streams_too() -> None:
     of = interrupt_at(1)
-    other = of.stream([Request((1, 2), 6)])
+    other = stream(of, [Request((1, 2), 6)])
     with pytest.raises(KeyboardInterrupt):
-        of.generate([Request((1, 2), 6)])
+        generate(of, [Request((1, 2), 6)])
     assert next(other).token_id == expected_output((1, 2), 1)[0]  # from before
     with pytest.raises(UserError, match=r"shared with other requests of this session failed \(KeyboardInterrupt\)"):
         next(other)
@@ -322,13 +325,13 @@ def test_a_step_that_fails_is_named_to_the_other_streams_too() -> None:
 
 def test_a_prompt_longer_than_a_step_is_cut() -> None:
     of = session(spec(max_num_tokens=3))
-    assert of.generate([Request((1, 2, 3, 4, 5, 6, 7, 8), 2)])[0].output_ids == expected_output(range(1, 9), 2)
+    assert generate(of, [Request((1, 2, 3, 4, 5, 6, 7, 8), 2)])[0].output_ids == expected_output(range(1, 9), 2)
     assert [inputs.input_ids.shape[0] for inputs in steps(of)] == [3, 3, 2, 1]
 
 
 def test_context_logits_of_a_prompt_longer_than_a_step_are_whole() -> None:
     of = session(replace(GATHERS, max_num_tokens=3))
-    [result] = of.generate([Request((1, 3, 4, 5, 2), 1, return_context_logits=True)])
+    [result] = generate(of, [Request((1, 3, 4, 5, 2), 1, return_context_logits=True)])
     assert result.context_logits is not None
     assert result.context_logits.argmax(-1).tolist() == [1, 4, 8, 13, 15]
 
@@ -340,7 +343,7 @@ def test_logits_that_are_no_number_are_named() -> None:
             return replace(outputs, logits=outputs.logits * float("nan"))
 
     with pytest.raises(UserError, match="expected finite logits"):
-        DecoderSession(Broken(), KvCacheLimit()).generate([Request((1,), 1)])
+        generate(DecoderSession(Broken(), KvCacheLimit()), [Request((1,), 1)])
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -358,11 +361,11 @@ def test_what_a_failed_step_left_in_the_cache_is_not_reused(max_num_tokens: int,
     decoder, prompt = BrokenAtFirst(spec(max_num_tokens=max_num_tokens)), (1, 2, 3, 4, 5, 6, 7, 8, 9)
     of = DecoderSession(decoder, KvCacheLimit(), Scheduling(enable_block_reuse=True))
     with pytest.raises(UserError, match="expected finite logits"):
-        of.generate([Request(prompt, 3, sampling=Sampling(num_beams=beams))])
+        generate(of, [Request(prompt, 3, sampling=Sampling(num_beams=beams))])
     assert of._pool.find(prompt) == () and of._pool.num_free == of._pool.num_blocks
     for new in (9, 1):  # all of the prompt is computed, and known the next time
         before = len(decoder.steps)
-        assert of.generate([Request(prompt, 3)])[0].output_ids == expected_output(prompt, 3)
+        assert generate(of, [Request(prompt, 3)])[0].output_ids == expected_output(prompt, 3)
         context = [inputs for inputs in decoder.steps[before:] if inputs.kv_lens[0] <= 9]
         assert sum(len(inputs.input_ids) for inputs in context) == new
 
@@ -374,8 +377,8 @@ CHANCE = Sampling(top_k=0, top_p=1.0, random_seed=3)
 @given(REQUESTS, st.integers(24, 96))
 def test_drawn_tokens_do_not_depend_on_what_runs_beside(requests: list[Request], max_tokens: int) -> None:
     drawn = [replace(r, sampling=CHANCE) for r in requests]
-    alone = [session().generate([r])[0].output_ids for r in drawn]
-    assert [result.output_ids for result in session(max_tokens=max_tokens).generate(drawn)] == alone
+    alone = [generate(session(), [r])[0].output_ids for r in drawn]
+    assert [result.output_ids for result in generate(session(max_tokens=max_tokens), drawn)] == alone
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), CHANCE])
@@ -387,18 +390,18 @@ def test_padding_rows_of_the_vocabulary_are_never_chosen(sampling: Sampling) -> 
             return replace(outputs, logits=torch.cat((outputs.logits, padding), dim=1))
 
     requests = [Request((1, 3), 8, sampling=sampling, return_generation_logits=True)] * 4
-    padded = DecoderSession(Padded(GATHERS), KvCacheLimit()).generate(requests)
-    assert [r.output_ids for r in padded] == [r.output_ids for r in session(GATHERS).generate(requests)]
+    padded = generate(DecoderSession(Padded(GATHERS), KvCacheLimit()), requests)
+    assert [r.output_ids for r in padded] == [r.output_ids for r in generate(session(GATHERS), requests)]
     assert all(r.generation_logits is not None and r.generation_logits.shape == (8, 16) for r in padded)
 
 
 def test_copies_of_a_failed_step_are_forgotten() -> None:
     of = session()
-    of.generation._copies = [(1, 2)]
-    of.generation._scheduler.schedule = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    of.in_flight._copies = [(1, 2)]
+    of.in_flight._scheduler.schedule = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ZeroDivisionError):
-        of.generation.step()
-    assert of.generation._copies == []
+        of.in_flight.step()
+    assert of.in_flight._copies == []
 
 
 def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +421,7 @@ def test_a_closed_session_refuses_requests_and_may_be_closed_again() -> None:
     of.close()
     of.close()
     with pytest.raises(UserError, match="the engine is closed: open it again"):
-        of.generate([Request((1, 3), 8)])
+        generate(of, [Request((1, 3), 8)])
     assert steps(of) == []
 
 
@@ -429,6 +432,6 @@ def test_a_session_that_a_finalizer_closes_inside_a_step_finishes_the_step() -> 
             return super().step(message)
 
     of = DecoderSession(SumDecoder(), KvCacheLimit(), ranks=Closing())
-    assert of.generate([Request((1, 3), 1)])[0].output_ids == (4,)
+    assert generate(of, [Request((1, 3), 1)])[0].output_ids == (4,)
     with pytest.raises(UserError, match="closed"):
-        of.generate([Request((1, 3), 1)])
+        generate(of, [Request((1, 3), 1)])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from opt_trt.config.sampling import Sampling
 from opt_trt.errors import UserError
+from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -31,9 +32,9 @@ def demo() -> Tokenizer:
     return load_tokenizer(DEMO, add_special_tokens=False)
 
 
-def generate(words: StopWords, **changes: object) -> Result:
+def generate_until(words: StopWords, **changes: object) -> Result:
     request = replace(Request((1, 3), 9, stop_words=words), **changes)  # type: ignore[arg-type]
-    [result] = DecoderSession(SumDecoder(SPEC), KvCacheLimit()).generate([request])
+    [result] = generate(DecoderSession(SumDecoder(SPEC), KvCacheLimit()), [request])
     return result
 
 
@@ -52,36 +53,36 @@ def watch(
     ("word", "expected"), [((4,), (4,)), ((8, 0), (4, 8, 0)), ((0, 0, 0), (4, 8, 0, 0, 0)), ((0, 4), OUTPUT)]
 )
 def test_ids_are_kept_up_to_and_with_the_stop_word(word: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    result = generate(StopWords(((15,), word)))
+    result = generate_until(StopWords(((15,), word)))
     assert result.output_ids == expected
     found = expected is not OUTPUT
     assert (result.finish_reason, result.stop) == (("stop_words", Stop(word)) if found else ("length", None))
 
 
 def test_a_stop_word_of_the_prompt_or_across_its_end_is_none() -> None:
-    assert generate(StopWords(((3,), (3, 4)))).finish_reason == "length"
+    assert generate_until(StopWords(((3,), (3, 4)))).finish_reason == "length"
 
 
 def test_the_longest_of_two_stop_words_that_end_together_is_named() -> None:
-    assert generate(StopWords(((0,), (4, 8, 0), (8, 0)))).stop == Stop((4, 8, 0))
+    assert generate_until(StopWords(((0,), (4, 8, 0), (8, 0)))).stop == Stop((4, 8, 0))
 
 
 def test_the_end_id_comes_before_a_stop_word() -> None:
-    result = generate(StopWords(((8,),)), end_id=8)
+    result = generate_until(StopWords(((8,),)), end_id=8)
     assert (result.finish_reason, result.stop, result.output_ids) == ("end_id", None, (4, 8))
 
 
 def test_a_stop_word_at_the_last_token_is_the_reason() -> None:
-    assert generate(StopWords(((8,),)), max_new_tokens=2).finish_reason == "stop_words"
+    assert generate_until(StopWords(((8,),)), max_new_tokens=2).finish_reason == "stop_words"
 
 
 def test_min_length_puts_stop_words_off() -> None:
-    assert generate(StopWords(((8,), (0,))), sampling=Sampling(min_length=3)).output_ids == (4, 8, 0, 0)
+    assert generate_until(StopWords(((8,), (0,))), sampling=Sampling(min_length=3)).output_ids == (4, 8, 0, 0)
 
 
 def test_a_stream_names_the_stop_word_with_its_last_token() -> None:
     of = DecoderSession(SumDecoder(SPEC), KvCacheLimit())
-    events = list(of.stream([Request((1, 3), 9, stop_words=StopWords(((8, 0),)))]))
+    events = list(stream(of, [Request((1, 3), 9, stop_words=StopWords(((8, 0),)))]))
     assert [(e.token_id, e.finish_reason, e.stop) for e in events] == [
         (4, None, None), (8, None, None), (0, "stop_words", Stop((8, 0))),
     ]  # fmt: skip
@@ -102,7 +103,7 @@ def test_stop_words_that_cannot_be_looked_for_are_refused(words: dict[str, objec
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
     with pytest.raises(UserError, match=r"prompt 0 .* stops at token id 16, the vocabulary is 0 to 15"):
-        generate(StopWords(((16,),)))
+        generate_until(StopWords(((16,),)))
 
 
 TEXT = st.text(alphabet="ab \u00e9\u65e5\U0001f600.", max_size=30)

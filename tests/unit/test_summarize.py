@@ -19,6 +19,7 @@ from opt_trt.evaluate import hf_reference
 from opt_trt.evaluate import summarize as command
 from opt_trt.runtime.request import Request, Result
 from opt_trt.step import DecoderSpec
+from tests.unit._sessions import AnsweringSession
 
 SPEC = DecoderSpec(
     num_layers=1, num_heads=1, head_size=8, vocab_size=131, kv_dtype=torch.float32, tokens_per_block=8,
@@ -40,16 +41,12 @@ class LetterTokenizer:
         return "".join(chr(i - 3) for i in ids if i > 2)
 
 
-@dataclass
-class FakeSession:
+class FakeSession(AnsweringSession):
     """Answers every prompt about number n with `text`, `{n}` filled in; `logit` is every logit it returns."""
 
-    text: str = "tale {n} told"
-    spec: DecoderSpec = SPEC
-    logit: float = 0.0
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        return [self._answer(r) for r in requests]
+    def __init__(self, text: str = "tale {n} told", spec: DecoderSpec = SPEC, logit: float = 0.0) -> None:
+        super().__init__(spec, self._answer)
+        self.text, self.logit = text, logit
 
     def _answer(self, request: Request) -> Result:
         number = LetterTokenizer().decode(request.prompt_ids).split(" TL;DR:")[0][-1]
@@ -206,16 +203,10 @@ NEEDS = {"beam_search_diversity_rate": ("--num_beams", "2"), "penalty_alpha": ("
 
 @pytest.mark.parametrize("options", [SAMPLING, BEAMS, CONTRASTIVE], ids=["sampling", "beams", "contrastive"])
 def test_sampling_flags_reach_the_engine(run: Run, options: dict[str, Any]) -> None:
-    asked: list[Request] = []
-
-    class Listening(FakeSession):
-        def generate(self, requests: Sequence[Request]) -> list[Result]:
-            asked.extend(requests)
-            return super().generate(requests)
-
+    session = FakeSession()
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    assert run("--test_trt_llm", *flags, session=Listening()) == 0
-    assert {request.sampling for request in asked} == {Sampling(**options)}
+    assert run("--test_trt_llm", *flags, session=session) == 0
+    assert {request.sampling for step in session.in_flight.steps for request in step} == {Sampling(**options)}
 
 
 @pytest.mark.parametrize("options", [SAMPLING, BEAMS], ids=["sampling", "beams"])

@@ -144,9 +144,9 @@ def test_a_cancelled_request_is_heard_of_no_more() -> None:
 
     decoder = SumDecoder(before_step=pause)
     worker, gone, stays = Worker(session(decoder)), Diary(), Diary()
-    tickets = worker.submit([(Request((1,), 20), gone), (Request((3,), 6), stays)])
+    submitted = worker.submit([(Request((1,), 20), gone), (Request((3,), 6), stays)])
     turn.wait(60)
-    worker.cancel(tickets[:1])
+    worker.cancel(submitted[:1])
     go_on.set()
     assert outcome(stays)[0] == list(expected_output((3,), 6))
     worker.close()

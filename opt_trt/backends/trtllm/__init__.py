@@ -1,4 +1,4 @@
-"""The TensorRT backend: engines built by an installed TensorRT-LLM, and run by its runners, on NVIDIA's GPUs."""
+"""The TensorRT backend: an installed TensorRT-LLM builds engines and runs them on NVIDIA's GPUs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ __all__ = ["build", "machine", "missing", "open"]
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:
-    """A session on a TensorRT engine, whoever built it."""
+    """Open a session on a TensorRT engine, also on one that `trtllm-build` wrote."""
     engine = read_engine(opening.engine_dir)
     return RunnerSession(engine, open_runner(engine, opening, ranks.rank), opening.options, ranks)

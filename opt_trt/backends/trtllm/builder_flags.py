@@ -1,4 +1,4 @@
-"""Our builder flags in the words of each release of TensorRT-LLM: one table."""
+"""The flags by which each release of TensorRT-LLM's builder takes our settings: one table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import Refusal
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.model.config import ModelConfig
 
 FIRST_1_0 = Release(1, 0)
-PAGED = {"enable": "paged", "disable": "continuous"}  # --paged_kv_cache in the words of --kv_cache_type
+PAGED = {"enable": "paged", "disable": "continuous"}  # values of --paged_kv_cache → values of --kv_cache_type
 WITHOUT_ATTENTION = {"kv_cache": "continuous", "context_fmha": "disable", "remove_input_padding": "disable"}
 NEEDS_ATTENTION = {"kv_cache": "paged", "remove_input_padding": "enable", "use_paged_context_fmha": "enable"}
-FLAGS = {"kv_cache": "kv_cache_type"}  # where a setting has another name
-EMBEDDED = "give --backend inductor"
+FLAGS = {"kv_cache": "kv_cache_type"}  # settings whose flag has another name
+EMBEDDED = f"give {spelled('backend')} inductor"
 REFUSED = {
     "deterministic": Refusal("TensorRT chooses its tactics by their times alone", advice=EMBEDDED),
     "context_int8": Refusal("TensorRT-LLM's weight-only linears keep activations", advice=EMBEDDED),
@@ -25,15 +25,17 @@ REFUSED = {
     "target_isa": Refusal("TensorRT engines run on GPUs", advice=EMBEDDED),
     "lm_head_precision": Refusal("TensorRT-LLM's OPT has its head in the checkpoint's dtype", advice=EMBEDDED),
 }
-ADVICE = {  # what to do where a release has no word for a flag
-    "context_fmha_fp32_acc": "the engine is the same, give --enable_context_fmha_fp32_acc to run.py or summarize.py",
+ADVICE = {  # what to do if a release lacks a flag
+    "context_fmha_fp32_acc": (
+        f"the engine is the same, give {spelled('enable_context_fmha_fp32_acc')} to run.py or summarize.py"
+    ),
     "lookup_plugin": "embedding lookup needs no plugin any more, drop the flag",
 }
 
 
 @dataclass(frozen=True)
 class Word:
-    """How releases from `since` to `until` say a setting of ours; `says` maps its values, None: one they cannot say."""
+    """The flag of a setting in releases `since` to `until`; `says` maps values, to None if they lack it."""
 
     setting: str
     flag: str
@@ -42,7 +44,7 @@ class Word:
     says: Callable[[str], str | None] = str
 
 
-# In the order in which they are given.
+# In the order in which the builder is given them.
 WORDS = (
     Word("checkpoint_dir", "checkpoint_dir"),
     Word("output_dir", "output_dir"),
@@ -83,7 +85,7 @@ WORDS = (
 
 
 def builder_flags(config: BuildConfig, model: ModelConfig, release: Release) -> list[str]:
-    """The builder's arguments; `UserError` names a flag the release has no word for."""
+    """Return the builder's arguments; `UserError` names a flag that the release lacks."""
     argv = []
     for name, value in settings(config, model, release).items():
         if value is None or value is False:
@@ -97,7 +99,7 @@ def builder_flags(config: BuildConfig, model: ModelConfig, release: Release) -> 
 
 
 def settings(config: BuildConfig, model: ModelConfig, release: Release) -> dict[str, Any]:
-    """What the builder is told: the limits always, so that no release's defaults decide; None and False stay unsaid."""
+    """Return all settings of a build; None and False are not passed on. Limits are always set, so no defaults act."""
     values = {word.setting: getattr(config, word.setting, None) for word in WORDS}
     max_seq_len = config.longest_sequence(model.max_position_embeddings)
     values |= {
@@ -116,37 +118,37 @@ def settings(config: BuildConfig, model: ModelConfig, release: Release) -> dict[
 
 
 def _without_attention(values: dict[str, Any]) -> dict[str, Any]:
-    """What needs the attention plugin, off; `UserError` where it was asked for."""
+    """Return settings that switch off what needs the attention plugin; `UserError` if one of them was requested."""
     for name, needy in NEEDS_ATTENTION.items():
         if values[name] == needy:
             raise UserError(
-                f"--{FLAGS.get(name, name)} {needy} needs the attention plugin, found --gpt_attention_plugin disable; "
-                "drop one of the two"
+                f"{spelled(FLAGS.get(name, name))} {needy} needs the attention plugin, "
+                f"found {spelled('gpt_attention_plugin')} disable; drop one of the two"
             )
     return {name: values[name] or without for name, without in WITHOUT_ATTENTION.items()}
 
 
 def _older(values: dict[str, Any], max_seq_len: int, dtype: str) -> dict[str, Any]:
-    """What 0.10 says in another way: the length of outputs instead of the sum, and the type instead of `auto`."""
+    """Return the settings that 0.10 has in another form: the length of outputs, not the sum, and no `auto` types."""
     max_input_len = min(values["max_input_len"], max_seq_len - 1)
     lengths = {"max_seq_len": None, "max_input_len": max_input_len, "max_output_len": max_seq_len - max_input_len}
     return lengths | {name: dtype for name, value in values.items() if value == "auto"}
 
 
 def _kv_cache(config: BuildConfig) -> str | None:
-    """The kind of KV cache from either of its flags, which must agree."""
+    """Return the kind of KV cache from its two flags, which must agree."""
     paged = PAGED[config.paged_kv_cache] if config.paged_kv_cache is not None else None
     if None not in (paged, config.kv_cache_type) and paged != config.kv_cache_type:
         raise UserError(
-            f"--paged_kv_cache {config.paged_kv_cache} is --kv_cache_type {paged}, found {config.kv_cache_type}; "
-            "drop one of the two"
+            f"{spelled('paged_kv_cache')} {config.paged_kv_cache} is {spelled('kv_cache_type')} {paged}, "
+            f"found {config.kv_cache_type}; drop one of the two"
         )
     return config.kv_cache_type or paged
 
 
 def _no_word(name: str, value: Any, release: Release) -> str:
-    given = FLAGS.get(name, name)
-    shown = f"--{given}" if value is True else f"--{given} {value}"
+    given = spelled(FLAGS.get(name, name))
+    shown = given if value is True else f"{given} {value}"
     words = [w for w in WORDS if w.setting == name and w.says(str(value)) is not None]
     advice = ADVICE.get(name, "drop the flag, or install another release")
     return f"{shown}: builders of TensorRT-LLM {words[0].since} to {words[-1].until} take it, not {release}'s; {advice}"

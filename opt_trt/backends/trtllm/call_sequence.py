@@ -1,4 +1,4 @@
-"""One sequence of a call: tokens the runner has delivered and nobody has taken, and what came with them."""
+"""One sequence of a call: its tokens that the runner has delivered and that are still to be handed out."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
 
 @dataclass(eq=False)
-class Flight:
-    """`row` and `column` are its place in the runner's output."""
+class CallSequence:
+    """A sequence whose output is at `row` and `column` of the runner's output."""
 
     sequence: TokenSequence
     row: int
     column: int
-    num_taken: int = 0  # tokens that came from the runner
-    has_ended: bool = False  # no more will
+    num_taken: int = 0  # tokens taken from the runner
+    has_ended: bool = False  # no more tokens will come
     arrived: deque[int] = field(default_factory=deque)
     log_probs: deque[float] = field(default_factory=deque)
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to tell: a token, or that there is none."""
+        """Whether the sequence can advance: it has a token, or has ended."""
         return bool(self.arrived) or self.has_ended
 
     def take(self, outputs: Outputs) -> None:
-        """Take what is new in the runner's output."""
+        """Take the new tokens of the runner's output."""
         if self.sequence.request.sampling.num_beams > 1:
             return
         ids = outputs.new_ids(self.row, self.column, len(self.sequence.request.prompt_ids))
@@ -37,7 +37,7 @@ class Flight:
         self.num_taken = len(ids)
 
     def finish(self, outputs: Outputs) -> None:
-        """The output is whole: take what comes with it."""
+        """Take what comes with the complete output."""
         sequence, request = self.sequence, self.sequence.request
         self.has_ended = True
         if request.return_context_logits:
@@ -51,7 +51,7 @@ class Flight:
             self.log_probs += outputs.log_probs(self.row, self.column, self.num_taken)
 
     def advance(self) -> None:
-        """Give the sequence its next token; behind the runner's last that is the end id, which runners leave out."""
+        """Give the sequence its next token. After the runner's last token, this is the end id, which it leaves out."""
         sequence, request = self.sequence, self.sequence.request
         if sequence.hypotheses:
             sequence.finish_reason = sequence.hypotheses[0].sequence.finish_reason
@@ -68,12 +68,12 @@ class Flight:
             sequence.events.append(event_of(sequence))
 
     def _rank(self, outputs: Outputs) -> None:
-        """The beams as finished outputs, in the runner's order, which is best first."""
+        """Make the beams finished outputs, in the runner's order, which is best first."""
         sampling = self.sequence.request.sampling
         found = []
         for beam in range(sampling.num_beams):
             ids = outputs.new_ids(self.row, beam, len(self.sequence.request.prompt_ids))
-            one = Flight(self.sequence.fork(), self.row, beam, len(ids), True, deque(ids))
+            one = CallSequence(self.sequence.fork(), self.row, beam, len(ids), True, deque(ids))
             if sampling.log_probs is not None:
                 one.log_probs += outputs.log_probs(self.row, beam, len(ids))
             while one.sequence.finish_reason is None:

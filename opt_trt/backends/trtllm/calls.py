@@ -1,4 +1,4 @@
-"""Put requests together into calls of a runner's `generate`, whose prompts share all options but their words."""
+"""Group requests into calls of a runner's `generate`. The prompts of a call share all options but their words."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Words = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and the sequences that continue it, which differ in their random numbers alone."""
+    """A prompt and the sequences that continue it, which differ only in their random numbers."""
 
     sequences: tuple[TokenSequence, ...]
 
     @property
     def request(self) -> Request:
-        """The first one's: others are as it is."""
+        """The request of the first sequence; those of the others are alike."""
         return self.sequences[0].request
 
     @property
     def shared(self) -> tuple[object, ...]:
-        """Rows of one call are equal in this."""
+        """The options that all rows of a call must share."""
         sampling = replace(self.request.sampling, bad_words=(), sequence=0)
         words = (bool(stop_words(self.request)), bool(self.request.sampling.bad_words))
         what = (self.request.max_new_tokens, self.request.end_id, self.request.return_generation_logits)
@@ -39,24 +39,24 @@ class Row:
 
     @property
     def is_alone(self) -> bool:
-        """Context logits of several prompts of different lengths come shifted."""
+        """Whether the row needs a call of its own: context logits of prompts of different lengths come shifted."""
         return self.request.return_context_logits
 
     @property
     def is_whole(self) -> bool:
-        """What is more than ids comes with the whole output."""
+        """Whether the row needs the complete output at once, because it asks for more than ids."""
         request, sampling = self.request, self.request.sampling
         logits = request.return_context_logits or request.return_generation_logits
         return logits or sampling.num_beams > 1 or sampling.log_probs is not None
 
     @property
     def is_watched(self) -> bool:
-        """Whether anybody waits for each token."""
+        """Whether the tokens of any sequence are waited for one by one."""
         return any(sequence.is_watched for sequence in self.sequences)
 
 
 def next_rows(queue: Sequence[TokenSequence], most: int) -> list[Row]:
-    """Of the sequences that wait, those of the next call: the first, and up to `most` rows that go with it."""
+    """Return the rows of the next call: the first of the queue, and others that share its options, `most` in all."""
     rows = _rows(queue)
     first = rows[0]
     if first.is_alone:
@@ -66,7 +66,7 @@ def next_rows(queue: Sequence[TokenSequence], most: int) -> list[Row]:
 
 
 def _rows(queue: Sequence[TokenSequence]) -> list[Row]:
-    """Sequences of one prompt stand one after another in the queue."""
+    """Group sequences by prompt; those of one prompt follow one another in the queue."""
     rows: list[Row] = []
     for sequence in queue:
         if rows and sequence.request.sampling.sequence > 0 and _alike(rows[-1].request, sequence.request):
@@ -84,7 +84,7 @@ def _alike(one: Request, other: Request) -> bool:
 
 
 def arguments(rows: Sequence[Row], runner: Runner, spec: DecoderSpec, streaming: bool) -> dict[str, Any]:
-    """Keywords of `generate` for a call; its output is a dictionary of tensors, or yields one after another."""
+    """Return keywords of `generate` for a call, which returns a dictionary of tensors, or an iterator of them."""
     request, count = rows[0].request, len(rows[0].sequences)
     given: dict[str, Any] = {
         "batch_input_ids": [torch.tensor(row.request.prompt_ids, dtype=torch.int32) for row in rows],
@@ -106,7 +106,7 @@ def arguments(rows: Sequence[Row], runner: Runner, spec: DecoderSpec, streaming:
 
 
 def stop_words(request: Request) -> Words:
-    """Stop words a runner may look for itself; others are found in its output, all where they may come too early."""
+    """Return the stop words a runner looks for. Others, and all with a least length, are found in its output."""
     if request.stop_words is None or request.sampling.min_length:
         return ()
     return (*request.stop_words.ids, *request.stop_words.spellings)

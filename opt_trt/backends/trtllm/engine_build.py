@@ -16,9 +16,9 @@ from opt_trt.backends.trtllm.release import NEWEST, installed_version, known_rel
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import refuse_given
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
-# By its module: what a user calls trtllm-build may be an alias of ours.
+# Called by its module, because `trtllm-build` may be the user's alias of this project's command.
 BUILDER = ("-m", "tensorrt_llm.commands.build")
 
 
@@ -43,10 +43,11 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 
 def _version(config: BuildConfig) -> str:
-    """The release to build with: the one installed, or for a dry run the one asked for."""
+    """Return the version to build with: the installed one, or for a dry run the requested one."""
     installed, asked = installed_version(), config.tensorrt_llm_version
     if asked is not None and not config.dry_run and asked != installed:
         raise UserError(
-            f"--tensorrt_llm_version {asked} shows a call with --dry_run, {installed} is installed; drop one of the two"
+            f"{spelled('tensorrt_llm_version')} {asked} shows a call with {spelled('dry_run')}, {installed} is "
+            "installed; drop one of the two"
         )
     return asked or installed or str(NEWEST)

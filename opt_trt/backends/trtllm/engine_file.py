@@ -1,4 +1,4 @@
-"""A TensorRT engine's `config.json`, whoever wrote it: the model it holds and the limits it was built with."""
+"""A TensorRT engine's `config.json`: the model it holds and the limits it was built with."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from opt_trt.step import DecoderSpec
 
 LIMITS = ("max_batch_size", "max_input_len", "max_num_tokens", "max_beam_width")
 SWITCHES = ("gather_context_logits", "gather_generation_logits")
-OPTIONAL = {"max_seq_len": int, "plugin_config": dict}  # null or absent: not given
-DEFAULT_BLOCK = 32  # tokens; of `tokens_per_block` where nothing else is said
+OPTIONAL = {"max_seq_len": int, "plugin_config": dict}  # may be null or absent
+DEFAULT_BLOCK = 32  # the default of `tokens_per_block`
 
 
 @dataclass(frozen=True)
 class TrtEngine:
-    """What a session must know of an engine before it runs."""
+    """The facts that a session needs about an engine before it runs."""
 
     directory: Path
     version: str  # of the TensorRT-LLM that built it

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM's builder says when it fails, and what a person can do about it."""
+"""Failures of TensorRT-LLM's builder, and what the user can do about them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
-OUT_OF_MEMORY_KILL = -9  # how a process ends that the system killed, for want of host memory almost always
+OUT_OF_MEMORY_KILL = -9  # exit code of a process the system killed, almost always for lack of host memory
 ERROR_LINE = re.compile(r"^\w*(\.\w+)*(Error|Exception)\b|\[E\]")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A line the builder is known to fail with, and the advice that follows from it."""
+    """A line with which the builder is known to fail, and the advice for it."""
 
     pattern: str
     advice: str
 
 
-# The first that matches any line is told, so causes stand before what follows from them.
+# The first failure that matches any line is reported, so causes come before their consequences.
 FAILURES = (
     Failure(r"unrecognized arguments|invalid choice: |argument --\w+: ",
             "its flags are not those known of this release; install tensorrt_llm==1.2.1"),
@@ -30,12 +30,14 @@ FAILURES = (
             "the package does not load: its tensorrt, torch or CUDA is of another version than its wheel needs; "
             "install tensorrt_llm==1.2.1 into an environment of its own"),
     Failure(r"Version tag does not match|not compatible with this version of TensorRT|stdVersionRead",
-            "the timing cache or engine is of another TensorRT; delete it, or name another --input_timing_cache"),
+            "the timing cache or engine is of another TensorRT; delete it, or name another "
+            f"{spelled('input_timing_cache')}"),
     Failure(r"not supported on SM\s*>?=?\s*\d+",
-            "the GPU's kernels cannot do it; for weight-only on SM 100 to 119 convert without --use_weight_only, or "
-            "give --backend inductor"),
+            "the GPU's kernels cannot do it; for weight-only on SM 100 to 119 convert without "
+            f"{spelled('use_weight_only')}, or give {spelled('backend')} inductor"),
     Failure(r"(?i)out ?of ?memory|cudaErrorMemoryAllocation|std::bad_alloc|Cannot allocate memory",
-            "memory ran out; give smaller --max_batch_size, --max_num_tokens or --max_seq_len, or --workers 1"),
+            f"memory ran out; give smaller {spelled('max_batch_size')}, {spelled('max_num_tokens')} or "
+            f"{spelled('max_seq_len')}, or {spelled('workers')} 1"),
     Failure(r"for parameter '.*lm_head|for parameter '.*vocab_embedding",
             "the vocabulary is cut unequally over the ranks; convert the model again with this project's "
             "convert_checkpoint.py, which pads it"),
@@ -54,18 +56,20 @@ FAILURES = (
 
 
 def explain(lines: Sequence[str], code: int, version: str) -> UserError:
-    """One line for a builder that ended with exit code `code`, having printed `lines`."""
-    told = f"TensorRT-LLM {version}'s builder failed (exit code {code})"
+    """Return the error of a builder that printed `lines` and ended with exit code `code`."""
+    failed = f"TensorRT-LLM {version}'s builder failed (exit code {code})"
     for failure in FAILURES:
         for line in lines:
             if re.search(failure.pattern, line):
-                return UserError(f"{told}: {_shortened(line)}; {failure.advice}")
+                return UserError(f"{failed}: {_shortened(line)}; {failure.advice}")
     if code == OUT_OF_MEMORY_KILL:
-        return UserError(f"{told}: the system killed it, probably for want of memory; give it more, or --workers 1")
+        return UserError(
+            f"{failed}: the system killed it, probably for want of memory; give it more, or {spelled('workers')} 1"
+        )
     last = next(
         (line for line in reversed(lines) if ERROR_LINE.search(line)), lines[-1] if lines else "it said nothing"
     )
-    return UserError(f"{told}: {_shortened(last)}; its log above says more, --log_level verbose most")
+    return UserError(f"{failed}: {_shortened(last)}; its log above says more, {spelled('log_level')} verbose most")
 
 
 def _shortened(line: str, longest: int = 300) -> str:

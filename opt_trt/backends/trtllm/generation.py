@@ -1,34 +1,34 @@
-"""Requests in flight over a runner: one call of `generate` at a time, its tokens handed out one a step."""
+"""Requests in flight over a runner: one call of `generate` at a time, whose tokens are handed out step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from opt_trt.backends.trtllm.call_sequence import Flight
+from opt_trt.backends.trtllm.call_sequence import CallSequence
 from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
 from opt_trt.backends.trtllm.keywords import CPP
 from opt_trt.backends.trtllm.runner import Runner, first_line
 from opt_trt.backends.trtllm.runner_outputs import Outputs
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import DecoderSpec
 
 Answer = TypeVar("Answer")
-Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # a call; yields its output as it grows
+Generate = Callable[[dict[str, Any]], Iterator[Mapping[str, Any]]]  # makes a call; yields its output as it grows
 
 
 class RunnerGeneration:
-    """An `InFlight`. Requests that come while a call runs wait for the next one, and are put together there.
+    """An `InFlight`. Requests that come while a call runs wait, and share the next call.
 
-    A call cannot be taken back: a cancelled sequence is forgotten, and the call goes on for the others. `can_stream`
-    says whether tokens may be asked for as they come; otherwise they come together.
+    A call cannot be cancelled: a cancelled sequence is forgotten, and the call goes on for the others. `can_stream`
+    says whether tokens may come one by one; otherwise they come together.
     """
 
     def __init__(self, runner: Runner, spec: DecoderSpec, generate: Generate, can_stream: bool) -> None:
         self._runner, self._spec, self._generate, self._can_stream = runner, spec, generate, can_stream
         self._queue: list[TokenSequence] = []
-        self._flights: list[Flight] = []
+        self._running: list[CallSequence] = []
         self._outputs: Iterator[Mapping[str, Any]] | None = None
         self._is_stream = self._is_broken = False
 
@@ -39,44 +39,44 @@ class RunnerGeneration:
     def cancel(self, sequence: TokenSequence) -> None:
         """Drop a sequence, waiting or not."""
         self._queue = [waiting for waiting in self._queue if waiting is not sequence]
-        self._flights = [flight for flight in self._flights if flight.sequence is not sequence]
+        self._running = [one for one in self._running if one.sequence is not sequence]
 
     def step(self) -> Sequence[TokenSequence]:
-        """See `InFlight.step`; takes as long as the runner needs for the next token, or for a whole call."""
+        """See `InFlight.step`. It takes as long as the runner needs for the next token, or for a whole call."""
         try:
             return self._step()
-        except BaseException as error:  # Ctrl-C included: nobody may wait for ever
-            for sequence in (*self._queue, *(flight.sequence for flight in self._flights)):
+        except BaseException as error:  # also Ctrl-C: no caller may wait for ever
+            for sequence in (*self._queue, *(one.sequence for one in self._running)):
                 sequence.fail(error)
             goes_on = not isinstance(error, Exception) or (self._is_stream and self._outputs is not None)
             self._is_broken |= goes_on and self._runner.kind == CPP
-            self._queue, self._flights, self._outputs = [], [], None
+            self._queue, self._running, self._outputs = [], [], None
             raise
 
     def _step(self) -> Sequence[TokenSequence]:
-        if not self._flights:
+        if not self._running:
             self._begin()
-        while not any(flight.is_due for flight in self._flights):
+        while not any(one.is_due for one in self._running):
             self._receive()
-        due = [flight for flight in self._flights if flight.is_due]
-        for flight in due:
-            flight.advance()
-        self._flights = [flight for flight in self._flights if flight.sequence.finish_reason is None]
-        return [flight.sequence for flight in due]
+        due = [one for one in self._running if one.is_due]
+        for one in due:
+            one.advance()
+        self._running = [one for one in self._running if one.sequence.finish_reason is None]
+        return [one.sequence for one in due]
 
     def _begin(self) -> None:
-        """Start the next call, when the one before has given back its place: the runner has room for one."""
-        if self._is_broken:  # the executor would give answers of that call to the next one, which waits for ever
+        """Start the next call after the previous one has ended: the runner has room for one call."""
+        if self._is_broken:  # the executor would give the answers of that call to the next one
             raise UserError("a call broke off, and TensorRT-LLM goes on with it; start again, or open the engine again")
         while self._outputs is not None:
             self._receive()
         rows = next_rows(self._queue, self._spec.max_batch_size)
         taken = {sequence for row in rows for sequence in row.sequences}
         self._queue = [sequence for sequence in self._queue if sequence not in taken]
-        self._flights = [Flight(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
+        self._running = [CallSequence(s, i, j) for i, row in enumerate(rows) for j, s in enumerate(row.sequences)]
         self._is_stream = self._streams(rows)
         given = arguments(rows, self._runner, self._spec, self._is_stream)
-        self._outputs = _told(lambda: self._generate(given))
+        self._outputs = _answer(lambda: self._generate(given))
         self._last: Outputs | None = None
 
     def _streams(self, rows: Sequence[Row]) -> bool:
@@ -84,26 +84,27 @@ class RunnerGeneration:
         return wanted and self._can_stream
 
     def _receive(self) -> None:
-        """The next part of the running call's output, or its end."""
+        """Take the next part of the running call's output, or its end."""
         outputs = self._outputs
         assert outputs is not None
-        tensors = _told(lambda: next(outputs, None))
+        tensors = _answer(lambda: next(outputs, None))
         if tensors is not None:
             self._last = Outputs(tensors, self._spec.vocab_size)
-            for flight in self._flights:
-                flight.take(self._last)
+            for one in self._running:
+                one.take(self._last)
             if self._is_stream:
                 return
-            next(outputs, None)  # there is one: now the call has ended
+            next(outputs, None)  # ends the iterator, and with it the call
         self._outputs = None
-        for flight in self._flights:
+        for one in self._running:
             assert self._last is not None
-            flight.finish(self._last)
+            one.finish(self._last)
 
 
-def _told(call: Callable[[], Answer]) -> Answer:
-    """What the runner answers; its errors in one line."""
+def _answer(call: Callable[[], Answer]) -> Answer:
+    """Return the runner's answer; turn its errors into a `UserError` of one line."""
     try:
         return call()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"TensorRT-LLM failed: {first_line(error)}; --log_level verbose shows where") from error
+        where = f"{spelled('log_level')} verbose shows where"
+        raise UserError(f"TensorRT-LLM failed: {first_line(error)}; {where}") from error

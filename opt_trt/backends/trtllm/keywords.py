@@ -1,6 +1,6 @@
-"""Every option, and the keyword by which each of TensorRT-LLM's two runners takes it: one table, or a refusal by name.
+"""Every option, and the keyword by which each of TensorRT-LLM's two runners takes it: one table.
 
-`ModelRunnerCpp.generate` passes over keywords it does not know, so that nothing may be given to it which is not here.
+`ModelRunnerCpp.generate` ignores keywords it does not know, so it may only be given keywords of this table.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from typing import Any
 
 from opt_trt.backends.trtllm.release import Release
 from opt_trt.config.sampling import GREEDY, Sampling
+from opt_trt.errors import spelled
 
 CPP, PYTHON = "ModelRunnerCpp", "ModelRunner"
-OLDEST_RUNNER = Release(0, 12)  # the first release whose C++ runner is known: before, it was another one
+OLDEST_RUNNER = Release(0, 12)  # the first release whose C++ runner is known; earlier ones had another runner
 
 
 @dataclass(frozen=True)
 class Keyword:
-    """The keywords of one option; None where a runner has none, whose reason is `why`."""
+    """The keywords of one option; None if a runner has none, for the reason `why`."""
 
     cpp: str | None
     python: str | None
     why: str = ""
-    since: Release = OLDEST_RUNNER  # the first release whose C++ runner knows it
+    since: Release = OLDEST_RUNNER  # the first release whose C++ runner has the keyword
 
     def of(self, runner: str, release: Release) -> str | None:
-        """The keyword of a runner of a release."""
+        """Return the keyword of a runner in a release."""
         if runner == PYTHON:
             return self.python
         return self.cpp if release >= self.since else None
 
 
 def both(name: str) -> Keyword:
-    """An option that both runners take by one name."""
+    """Return an option that both runners take by one name."""
     return Keyword(name, name)
 
 
@@ -78,24 +79,24 @@ OPENING = {  # by the name of the flag; keywords of `from_dir`
     "scheduler_policy": Keyword(None, None),
     "context_chunk_size": Keyword(None, None),
 }
-AT_EACH_CALL = ("max_attention_window_size", "sink_token_length")  # the Python session is told these by `generate`
-BY_CALLS = (*AT_EACH_CALL, "gather_generation_logits")  # and this only where a request asks for it
+AT_EACH_CALL = ("max_attention_window_size", "sink_token_length")  # the Python session takes these in `generate`
+BY_CALLS = (*AT_EACH_CALL, "gather_generation_logits")  # and this one only if a request asks for it
 
-# Values that are not the field's own. TensorRT-LLM has None for "off" where this project has 0, and takes a top_p of 0
-# for greedy; greedy requests are told alike, whichever of their options makes them so.
+# Values that differ from the field's. For TensorRT-LLM, None is "off" where this project has 0, and a top_p of 0 is
+# greedy. All greedy requests get the same values, whichever option makes them greedy.
 VALUES: dict[str, Callable[[Sampling], Any]] = {
     "temperature": lambda s: s.temperature if s.draws else 1.0,
     "top_k": lambda s: s.top_k if s.draws else 1,
     "top_p": lambda s: (s.top_p or 1.0) if s.draws else 0.0,
     "no_repeat_ngram_size": lambda s: s.no_repeat_ngram_size or None,
     "min_length": lambda s: s.min_length or None,
-    "log_probs": lambda s: s.log_probs is not None or s.num_beams > 1,  # a beam's sum comes with what it sums
+    "log_probs": lambda s: s.log_probs is not None or s.num_beams > 1,  # they come with the sums of beams
 }
-PER_PROMPT = ("bad_words", "sequence")  # whoever makes a call of several prompts gives these
+PER_PROMPT = ("bad_words", "sequence")  # given by the call, for each of its prompts
 
 
 def sampling_arguments(sampling: Sampling, runner: str, release: Release) -> dict[str, Any]:
-    """Keywords of `generate` for what the prompts of a call have in common; None is left out."""
+    """Return keywords of `generate` for the options that the prompts of a call share; None is left out."""
     given: dict[str, Any] = {}
     for name, keyword in SAMPLING.items():
         known = keyword.of(runner, release)
@@ -106,13 +107,16 @@ def sampling_arguments(sampling: Sampling, runner: str, release: Release) -> dic
 
 
 def unsupported(sampling: Sampling, runner: str, release: Release) -> str | None:
-    """The first option a runner cannot be told, with the reason; None if it can be told all."""
+    """Return the first option that a runner cannot take, with the reason; None if it can take all."""
     for name, keyword in SAMPLING.items():
         if getattr(sampling, name) != getattr(GREEDY, name) and keyword.of(runner, release) is None:
-            return f"asks for --{FLAGS.get(name, name)}: {keyword.why}; drop it"
+            return f"asks for {spelled(FLAGS.get(name, name))}: {keyword.why}; drop it"
     if sampling.log_probs:
         return "asks for the most likely tokens beside the chosen ones: TensorRT-LLM's runners report the chosen alone"
     return None
 
 
-FLAGS = {"sequence": "num_return_sequences", "log_probs": "output_log_probs_npy"}  # where a field has another name
+FLAGS = {
+    "sequence": "num_return_sequences",
+    "log_probs": "output_log_probs_npy",
+}  # options with another name

@@ -1,4 +1,4 @@
-"""Run TensorRT-LLM's builder as a process of its own: pass its log on, count its ranks, end it with us."""
+"""Run TensorRT-LLM's builder as a process: print its log, count its ranks, and end it with this process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from opt_trt.host.progress import Bar
 
 RANK_BUILT, ALL_BUILT = "Total time of building ", "Total time of building all engines"
-KEPT = 400  # last lines of the log: a traceback and what led to it
-GRACE_SECONDS = 10.0  # between asking the builder to end and ending it
+KEPT = 400  # lines kept from the end of the log: a traceback and what led to it
+GRACE_SECONDS = 10.0  # between asking the builder to end and killing it
 
 
 def run_builder(command: Sequence[str], ranks: int, talks: bool) -> tuple[int, list[str]]:
-    """Run it to its end; its exit code and the last lines it printed, which also went to stderr if it `talks`."""
+    """Run it to its end; return its exit code and the last lines of its log. If it `talks`, stderr gets the log."""
     kept = deque[str](maxlen=KEPT)
     with (
         _started(command) as process,
@@ -38,7 +38,7 @@ def run_builder(command: Sequence[str], ranks: int, talks: bool) -> tuple[int, l
 
 @contextmanager
 def _started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process and all it starts, in a group that ends with the block."""
+    """Start the process in a group of processes that ends with the block."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
     )

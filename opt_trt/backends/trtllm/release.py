@@ -1,4 +1,4 @@
-"""Which TensorRT-LLM is installed, found without importing it: that takes seconds and starts MPI."""
+"""Which TensorRT-LLM is installed. The package is not imported, which takes seconds and starts MPI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from opt_trt.errors import UserError
 
 PACKAGE = "tensorrt_llm"
-BUILDER = "commands/build.py"  # gone from the releases after 1.2, like everything that makes or runs TensorRT engines
+BUILDER = "commands/build.py"  # releases after 1.2 lack it, like everything that builds or runs TensorRT engines
 INSTALL = "pip install tensorrt_llm==1.2.1, in an environment of its own: docs/tensorrt_llm.md"
 
 
@@ -28,18 +28,18 @@ class Release:
 
     @classmethod
     def parse(cls, version: str) -> Release:
-        """The line of a version like `1.2.0rc2`; anything else is refused."""
+        """Return the line of a version like `1.2.0rc2`; refuse other texts."""
         found = re.match(r"(\d+)\.(\d+)(?!\d)", version)
         if found is None:
             raise UserError(f"expected a version of TensorRT-LLM like 1.2.1, found {version!r}")
         return cls(int(found[1]), int(found[2]))
 
 
-OLDEST, NEWEST = Release(0, 10), Release(1, 2)  # those whose builders are known
+OLDEST, NEWEST = Release(0, 10), Release(1, 2)  # the lines whose builders are known
 
 
 def known_release(version: str) -> Release:
-    """The line whose builder is known that a version belongs to; `UserError` if there is none."""
+    """Return the line of a version; `UserError` if its builder is not known."""
     release = Release.parse(version)
     if not OLDEST <= release <= NEWEST:
         raise UserError(f"TensorRT-LLM {version}: builders of {OLDEST} to {NEWEST} are known; {INSTALL}")
@@ -47,7 +47,7 @@ def known_release(version: str) -> Release:
 
 
 def installed_version() -> str | None:
-    """The version of the package that would be imported; None if there is none."""
+    """Return the version of the package that would be imported; None if there is none."""
     package = _directory()
     if package is None:
         return None
@@ -56,7 +56,7 @@ def installed_version() -> str | None:
 
 
 def missing() -> str | None:
-    """None, or what has to be installed before engines can be built or run."""
+    """Return what must be installed before engines can be built or run, or None."""
     package = _directory()
     if package is None:
         return f"not installed; {INSTALL}"
@@ -73,12 +73,12 @@ def missing() -> str | None:
 
 
 def machine() -> tuple[str, ...]:
-    """The release and the GPU engines are for; nothing where none can be built."""
+    """Return the release and the GPU that engines are built for; nothing if none can be built."""
     return () if missing() else (str(installed_version()), f"SM {visible_sm()}")
 
 
 def visible_sm() -> int | None:
-    """The compute capability of the first GPU, 80 for 8.0; None without one."""
+    """Return the compute capability of the first GPU, 80 for 8.0; None if there is no GPU."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -86,7 +86,7 @@ def visible_sm() -> int | None:
 
 
 def _directory() -> Path | None:
-    """Where the package is."""
+    """Return the directory of the package."""
     spec = find_spec(PACKAGE)
     places = (spec.submodule_search_locations if spec is not None else None) or ()
     found = [Path(place) for place in places if (Path(place) / "version.py").is_file()]

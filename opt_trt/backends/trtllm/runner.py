@@ -1,4 +1,4 @@
-"""Open one of TensorRT-LLM's two runners on an engine, with every runtime option told or refused by name."""
+"""Open one of TensorRT-LLM's two runners on an engine; every runtime option is passed on or refused by name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from opt_trt.backends.trtllm.keywords import AT_EACH_CALL, BY_CALLS, CPP, OLDEST
 from opt_trt.backends.trtllm.release import INSTALL, NEWEST, PACKAGE, Release, missing
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.follow import Opening
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 
 
 @dataclass(frozen=True)
 class Runner:
-    """An open engine: `live` is TensorRT-LLM's object, `each_call` what its `generate` is told every time."""
+    """An open engine: `live` is TensorRT-LLM's object, `each_call` has keywords for every call of its `generate`."""
 
     live: Any
     kind: str  # CPP or PYTHON
@@ -29,7 +29,7 @@ class Runner:
 
 
 def open_runner(engine: TrtEngine, opening: Opening, rank: int) -> Runner:
-    """This rank's runner: the C++ one, or the Python one where it was asked for or the engine needs it."""
+    """Open this rank's runner: the C++ one, or the Python one if it is requested or the engine needs it."""
     package, runtime = _import()
     release = _known(package.__version__)
     kind = _kind(engine, opening.options, runtime)
@@ -48,21 +48,21 @@ def open_runner(engine: TrtEngine, opening: Opening, rank: int) -> Runner:
 
 
 def _unopened(engine: TrtEngine, version: str, error: BaseException) -> str:
-    told = f"TensorRT-LLM {version} cannot open {engine.directory}: {first_line(error)}"
+    failed = f"TensorRT-LLM {version} cannot open {engine.directory}: {first_line(error)}"
     if engine.version == version:
-        return f"{told}; --log_level verbose shows where"
-    return f"{told}; it was built by TensorRT-LLM {engine.version}: build it again, or install that release"
+        return f"{failed}; {spelled('log_level')} verbose shows where"
+    return f"{failed}; it was built by TensorRT-LLM {engine.version}: build it again, or install that release"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """Return the first line of an error of another library."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _import() -> tuple[Any, Any]:
     try:
         package, runtime = import_module(PACKAGE), import_module(f"{PACKAGE}.runtime")
-    except (ImportError, OSError, RuntimeError) as error:  # mpi4py without an MPI raises the last
+    except (ImportError, OSError, RuntimeError) as error:  # mpi4py raises RuntimeError without an MPI
         reason = missing() or f"{first_line(error)}; {INSTALL}"
         raise UserError(f"this is a TensorRT engine, which TensorRT-LLM runs: {reason}") from error
     if not hasattr(runtime, PYTHON):
@@ -78,7 +78,7 @@ def _known(version: str) -> Release:
 
 
 def _kind(engine: TrtEngine, options: RuntimeOptions, runtime: Any) -> str:
-    """As run.py of TensorRT-LLM chooses: the C++ session runs only engines built for in-flight batching."""
+    """Choose as TensorRT-LLM's run.py: the C++ session runs only engines built for in-flight batching."""
     if options.use_py_session or options.debug_mode or not getattr(runtime, "PYTHON_BINDINGS", False):
         return PYTHON
     bindings = import_module(f"{PACKAGE}.bindings")
@@ -87,7 +87,7 @@ def _kind(engine: TrtEngine, options: RuntimeOptions, runtime: Any) -> str:
 
 
 def _flags(opening: Opening) -> dict[str, Any]:
-    """What was asked for, by the names of `OPENING`."""
+    """Return the requested options, by the names of `OPENING`."""
     given = {name: value for name, value in asdict(opening.options).items() if name in OPENING}
     return given | _limits(opening.limit, opening.scheduling)
 
@@ -103,7 +103,7 @@ def _limits(limit: KvCacheLimit, scheduling: Scheduling) -> dict[str, Any]:
 
 
 def _arguments(given: Mapping[str, Any], live_class: Any, kind: str, version: str) -> dict[str, Any]:
-    """Keywords of `from_dir`; a flag that asks for something and that this runner cannot be told is refused."""
+    """Return keywords of `from_dir`; refuse an option that this runner does not take, unless it has its default."""
     known = inspect.signature(live_class.from_dir).parameters
     neutral = asdict(RuntimeOptions()) | _limits(KvCacheLimit(), Scheduling())
     arguments: dict[str, Any] = {}
@@ -112,5 +112,5 @@ def _arguments(given: Mapping[str, Any], live_class: Any, kind: str, version: st
         if parameter is not None and parameter in known:
             arguments[parameter] = list(value) if isinstance(value, tuple) else value
         elif value != neutral[name] and not (kind == PYTHON and name in BY_CALLS):
-            raise UserError(f"--{name} cannot be told to the {kind} of TensorRT-LLM {version}; drop the flag")
+            raise UserError(f"{spelled(name)} cannot be told to the {kind} of TensorRT-LLM {version}; drop the flag")
     return arguments

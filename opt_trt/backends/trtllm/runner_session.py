@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,42 +14,30 @@ from opt_trt.backends.trtllm.generation import RunnerGeneration
 from opt_trt.backends.trtllm.keywords import PYTHON, unsupported
 from opt_trt.backends.trtllm.runner import Runner
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.errors import UserError
-from opt_trt.runtime.admission import request_problem
+from opt_trt.errors import UserError, spelled
+from opt_trt.runtime.admission import beams_problem, request_problem
 from opt_trt.runtime.executor import CLOSED
-from opt_trt.runtime.in_flight import check_all, generate_all
 from opt_trt.runtime.ranks import Ranks
-from opt_trt.runtime.request import Request, RequestFailed, Result
-from opt_trt.runtime.token_stream import TokenStream
+from opt_trt.runtime.request import Request, RequestFailed
 
 
 class RunnerSession:
-    """See `Session`. Requests are batched by calls: those that come while one runs wait for the next.
+    """A `Session` whose requests are batched by calls: requests that come while a call runs wait for the next one.
 
-    Of several ranks the C++ runner speaks with the others' by itself; the Python one needs the same call on all.
+    With several ranks, the C++ runners communicate by themselves; the Python ones need the same call on all ranks.
     """
 
     def __init__(self, engine: TrtEngine, runner: Runner, options: RuntimeOptions, ranks: Ranks) -> None:
-        told = options.gather_generation_logits or runner.kind == PYTHON
-        self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or told)
+        gathers = options.gather_generation_logits or runner.kind == PYTHON
+        self.spec = replace(engine.spec, gather_generation_logits=engine.spec.gather_generation_logits or gathers)
         self._engine, self._runner, self._ranks = engine, runner, ranks
         self._is_closed = False
-        # Engines that gather context logits want them in every part of a stream, and get them in the first; ranks of
-        # the Python session must not wait for one another as long as somebody takes to read a token.
+        # Engines that gather context logits expect them in all parts of a stream, but get them in the first only. Ranks
+        # of the Python session must not wait for one another until the user reads a token.
         can_stream = not self.spec.gather_context_logits and (runner.kind != PYTHON or engine.world_size == 1)
-        self.generation = RunnerGeneration(runner, self.spec, self._call, can_stream)
+        self.in_flight = RunnerGeneration(runner, self.spec, self._call, can_stream)
         self._shut_down = runner.live.executor.shutdown if hasattr(runner.live, "executor") else _nothing
         atexit.register(self._shut_down)  # an executor's threads use MPI, which ends with the process
-
-    def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """One result per request, in their order."""
-        check_all(requests, self.check)
-        return generate_all(self.generation, requests)
-
-    def stream(self, requests: Sequence[Request]) -> TokenStream:
-        """Tokens of all requests as they come."""
-        check_all(requests, self.check)
-        return TokenStream(self.generation, requests)
 
     def check(self, request: Request, index: int) -> None:
         """Raise `RequestFailed` if engine or runner can never serve the request."""
@@ -62,7 +50,7 @@ class RunnerSession:
             raise RequestFailed(index, problem)
 
     def obey(self, message: memoryview) -> None:
-        """Make the leader's call here, too."""
+        """Make the leader's call on this rank, too."""
         for _ in _outputs(self._runner.live.generate(**pickle.loads(message))):
             pass
 
@@ -76,7 +64,7 @@ class RunnerSession:
         self._ranks.close()
 
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
-        if self._is_closed:  # before the other ranks hear of it: they no longer know the session
+        if self._is_closed:  # before the other ranks are told: they no longer know the session
             raise UserError(CLOSED)
         if self._runner.kind != PYTHON:
             return _outputs(self._runner.live.generate(**given))
@@ -88,11 +76,11 @@ class RunnerSession:
 
 
 def _nothing() -> None:
-    """The Python runner has nothing to shut down."""
+    """Do nothing: the Python runner has nothing to shut down."""
 
 
 def _outputs(returned: Any) -> Iterator[Mapping[str, Any]]:
-    """A dictionary, or one after another while they grow; a rank that does not lead gets an empty list."""
+    """Return an iterator over the dictionary, or over those of a stream; a following rank gets an empty list."""
     return iter([returned] if isinstance(returned, Mapping) else returned)
 
 
@@ -100,11 +88,7 @@ def _beams_problem(request: Request, engine: TrtEngine) -> str | None:
     beams = request.sampling.num_beams
     if beams > engine.max_beam_width:
         return (
-            f"asks for {beams} beams, the engine takes {engine.max_beam_width}; lower --num_beams or build with a "
-            "larger --max_beam_width"
+            f"asks for {beams} beams, the engine takes {engine.max_beam_width}; lower {spelled('num_beams')} or build "
+            f"with a larger {spelled('max_beam_width')}"
         )
-    if beams > 1 and request.stop_words is not None:
-        return "asks for beams and for stop words, which follow a single output; drop --num_beams or --stop_words"
-    if beams > 1 and request.return_generation_logits:
-        return "asks for beams and for generation logits, which follow a single output; drop one of the two"
-    return None
+    return beams_problem(request)

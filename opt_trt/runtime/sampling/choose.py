@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sampling.candidates import draw_among_largest
 from opt_trt.runtime.sampling.filters import FILTERS
@@ -80,7 +80,7 @@ def require_numbers(largest: Sequence[float]) -> None:
     if bad:
         raise UserError(
             f"expected finite logits, the decoder returned {bad[0]}: its weights hold NaN or infinity, or overflow "
-            "their type; check the source checkpoint, or convert it with --dtype float32 and build again"
+            f"their type; check the source checkpoint, or convert it with {spelled('dtype')} float32 and build again"
         )
 
 

@@ -1,4 +1,4 @@
-"""The chunks of a step as packed tensors: the inputs of the decoder, and which of its outputs are whose."""
+"""The chunks of a step as packed tensors: the decoder's inputs, and which output belongs to which sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = {"q": torch.int64, "i": torch.int32, "d": torch.float64}  # by the type
 
 
 def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec, goes_on: bool = False) -> StepInputs:
-    """Pack chunks in their order; see `StepInputs` for shapes. The logits wanted are those of `num_logits`."""
+    """Pack chunks in their order; see `StepInputs` for shapes. Each chunk gets `num_logits` rows of logits."""
     tokens_per_block = spec.tokens_per_block
     ids, positions, slots = array("q"), array("q"), array("q")
     query_start = array("i", (0,))
@@ -43,7 +43,7 @@ def step_inputs(chunks: Sequence[Chunk], spec: DecoderSpec, goes_on: bool = Fals
 
 
 def _tensor(values: array[int] | array[float]) -> torch.Tensor:
-    """The same memory as int64, int32 or fp64: ten times faster than reading a list."""
+    """Return the same memory as int64, int32 or fp64: ten times faster than reading a list."""
     return torch.frombuffer(values, dtype=DTYPES[values.typecode])
 
 
@@ -57,7 +57,7 @@ def _block_tables(chunks: Sequence[Chunk]) -> torch.Tensor:
 
 
 def _wanted(chunks: Sequence[Chunk], query_start: Sequence[int]) -> list[int]:
-    """Packed indices of the tokens whose logits are wanted; a decoder gives at least one row."""
+    """Return packed indices of the tokens whose logits are needed; a decoder computes at least one row."""
     wanted: list[int] = []
     for chunk, end in zip(chunks, query_start[1:], strict=True):
         wanted += range(end - num_logits(chunk), end)
@@ -65,7 +65,7 @@ def _wanted(chunks: Sequence[Chunk], query_start: Sequence[int]) -> list[int]:
 
 
 def _hidden(chunks: Sequence[Chunk], query_start: Sequence[int]) -> torch.Tensor | None:
-    """Packed indices of the tokens whose hidden states are wanted, if there are any."""
+    """Return packed indices of the tokens whose hidden states are needed, if there are any."""
     wanted = array("q")
     for chunk, end in zip(chunks, query_start[1:], strict=True):
         if chunk.has_hidden:
@@ -74,7 +74,7 @@ def _hidden(chunks: Sequence[Chunk], query_start: Sequence[int]) -> torch.Tensor
 
 
 def _draws(chunks: Sequence[Chunk]) -> torch.Tensor | None:
-    """How the wanted tokens are drawn, if nothing else is wanted of any request."""
+    """Return how tokens are drawn from the rows of logits, if no request needs anything else of them."""
     drawn = [chunk.sequence for chunk in chunks if chunk.is_last]
     if not drawn or not all(chunk.sequence.request.is_plain for chunk in chunks):
         return None
@@ -86,12 +86,12 @@ def _draws(chunks: Sequence[Chunk]) -> torch.Tensor | None:
 
 
 def num_logits(chunk: Chunk) -> int:
-    """Rows of logits a chunk gets: one for each prompt token if asked for, else one if a new token follows."""
+    """Return the rows of logits a chunk gets: one per prompt token if requested, else one if a new token follows."""
     return chunk.num_tokens if chunk.has_context_logits else int(chunk.is_last)
 
 
 def split_hidden(hidden: torch.Tensor | None, chunks: Sequence[Chunk]) -> None:
-    """Give sequences the hidden states asked for."""
+    """Give sequences the hidden states they need."""
     end = 0
     for chunk in chunks:
         if chunk.has_hidden:
@@ -101,7 +101,7 @@ def split_hidden(hidden: torch.Tensor | None, chunks: Sequence[Chunk]) -> None:
 
 
 def split_logits(logits: torch.Tensor, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, list[TokenSequence]]:
-    """Give sequences the context logits asked for; the rows `[N, V]` that choose new tokens, and whose they are."""
+    """Give sequences their context logits; return the rows `[N, V]` that choose new tokens, and their sequences."""
     rows: list[int] = []
     end = 0
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Which full blocks of the KV cache hold which beginnings of sequences. Knows nothing of owners."""
+"""Which full blocks of the KV cache hold which beginnings of sequences. Owners of blocks are not known here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ ROOT = 0  # serial number of the empty prefix
 
 @dataclass(frozen=True)
 class Prefix:
-    """All up to the end of a block. Serial numbers never come again: what follows a forgotten prefix is lost."""
+    """All tokens up to the end of a block. Serial numbers are never reused: what follows a forgotten prefix is lost."""
 
     serial: int
     block: int
 
 
 class PrefixIndex:
-    """A tree of prefixes, a block of tokens a node. Tokens are compared, not only their hashes."""
+    """A tree of prefixes; each node is a block of tokens. Tokens are compared, not only their hashes."""
 
     def __init__(self, tokens_per_block: int) -> None:
         self._tokens_per_block = tokens_per_block
@@ -30,7 +30,7 @@ class PrefixIndex:
         return block in self._keys
 
     def find(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """The blocks of the longest known prefix of `ids`, whole blocks only."""
+        """Return the blocks of the longest known prefix of `ids`, whole blocks only."""
         found: list[int] = []
         serial = ROOT
         for tokens in self._cut(ids):
@@ -42,19 +42,19 @@ class PrefixIndex:
         return tuple(found)
 
     def add(self, ids: Sequence[int], blocks: Sequence[int]) -> None:
-        """Record what the full blocks of a sequence hold; a prefix that is known keeps the block it has."""
+        """Record what the full blocks of a sequence hold. A prefix that is known already keeps its block."""
         serial = ROOT
         for tokens, block in zip(self._cut(ids), blocks, strict=False):  # the last block may not be full
             key = (serial, tokens)
             if key not in self._prefixes:
-                self.forget(block)  # it may be known as what follows a prefix that was forgotten
+                self.forget(block)  # it may be known for a prefix whose beginning was forgotten
                 self._last_serial += 1
                 self._prefixes[key] = Prefix(self._last_serial, block)
                 self._keys[block] = key
             serial = self._prefixes[key].serial
 
     def forget(self, block: int) -> None:
-        """The block is about to hold something else."""
+        """Forget a block whose content is about to change."""
         key = self._keys.pop(block, None)
         if key is not None:
             del self._prefixes[key]

@@ -1,4 +1,4 @@
-"""Which tokens take part in the next step: in-flight batching, first come first served. Knows no tensors."""
+"""Which tokens take part in the next step: in-flight batching, first come, first served. No tensors here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The most one step may hold, the size of a block in tokens, and whether the decoder begins steps early."""
+    """The limits of one step, the size of a block in tokens, and whether the decoder begins steps early."""
 
     max_batch_size: int
     max_num_tokens: int
@@ -22,14 +22,14 @@ class StepLimits:
 
 
 class Scheduler:
-    """Sequences wait, run, and leave between steps; nobody overtakes, so the first in the queue is always served next.
+    """Sequences wait, run, and leave between steps. None overtakes another: the first in the queue is served next.
 
-    Every running sequence in the generation phase brings its token to each step. What is left of `max_num_tokens`
-    goes to prompts, in order; where somebody generates, no more of it than `most_prompt_tokens`.
+    Every running sequence in the generation phase has one token in each step. The rest of `max_num_tokens` goes to
+    prompts, in order; while any sequence generates, at most `most_prompt_tokens` of it.
 
     A sequence with a reservation is admitted only when the blocks for all its tokens are free or promised to it, so
-    that it can finish. Others start when their present tokens fit. When a block is missing, the newest of them starts
-    over, at the head of the queue: what it had is computed again. The oldest never has to, so all of them end.
+    that it can finish. Others start when their present tokens fit. When a block is missing, the newest of these starts
+    over at the head of the queue, and its tokens are computed again. The oldest never starts over, so all of them end.
     """
 
     def __init__(self, limits: StepLimits, pool: BlockPool, scheduling: Scheduling) -> None:
@@ -45,7 +45,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """What the next step computes; empty only if nothing is left to do. Blocks for it are the sequences' own."""
+        """Return the chunks of the next step, whose sequences get the blocks. Empty only if nothing is left to do."""
         generating = sum(s.num_left == 1 for s in self.running)
         budget = self.limits.max_num_tokens - generating
         if generating:
@@ -55,10 +55,10 @@ class Scheduler:
         for sequence in tuple(self.running):
             is_context = sequence.num_left > 1
             count = min(sequence.num_left, budget) if is_context else 1
-            if count and sequence.blocks and self._extend(sequence, count):  # no blocks: it starts over
+            if count and sequence.blocks and self._extend(sequence, count):  # a sequence without blocks starts over
                 chunks.append(sequence.chunk(count))
                 budget -= count * is_context
-        if len(self.running) == num_running:  # whoever has to start over lets others finish first
+        if len(self.running) == num_running:  # while a sequence starts over, no other joins
             chunks += self._admit(budget)
         if self.limits.begins_early:
             for chunk in chunks:
@@ -66,12 +66,12 @@ class Scheduler:
         return chunks
 
     def goes_on(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether the next step is one of the same sequences, as far as can be known: nobody takes the place of one."""
+        """Return whether the next step will have no new sequences, as far as is known now."""
         final = sum(chunk.is_final for chunk in chunks)
         return final == 0 or (final < len(chunks) and not self._waiting)
 
     def advance(self, chunks: Sequence[Chunk]) -> None:
-        """The tokens of a step are in the KV cache now."""
+        """Note that the tokens of a step are in the KV cache now."""
         block = self.limits.tokens_per_block
         for chunk in chunks:
             sequence = chunk.sequence
@@ -89,7 +89,7 @@ class Scheduler:
             self.running = [s for s in self.running if not s.finish_reason]
 
     def cancel(self, sequence: TokenSequence) -> None:
-        """Drop a sequence, running, waiting or gone, and free its blocks at once."""
+        """Drop a sequence, running, waiting or finished, and free its blocks at once."""
         sequence.finish_reason = sequence.finish_reason or "cancelled"
         for place in (self.running, self._waiting):
             for one in [s for s in place if sequence in (s, s.leader)]:
@@ -97,8 +97,10 @@ class Scheduler:
                 self._free(one)
 
     def replace(self, old: Sequence[TokenSequence], new: Sequence[TokenSequence]) -> list[tuple[int, int]]:
-        """Let rows of a search take the place of those they go on from, whose blocks they name: full ones are shared,
-        and of a last one that is not full each row but one gets a copy. The copies to be made: from block, to block.
+        """Replace rows of a search by the rows that continue them, and return the copies of blocks to make.
+
+        New rows name the blocks of the rows they continue. Full blocks are shared. If several rows name a last block
+        that is not full, each row but one gets a copy of it.
         """
         for row in new:
             self._pool.share(row.blocks)
@@ -118,7 +120,7 @@ class Scheduler:
         return copies
 
     def clear(self) -> list[TokenSequence]:
-        """Drop everything, free its blocks without trusting what they hold, and say what it was."""
+        """Drop and return all sequences; free their blocks, whose content is not reused."""
         dropped = list(dict.fromkeys(s.leader or s for s in (*self.running, *self._waiting)))
         for sequence in self.running:
             self._pool.forget(sequence.blocks)
@@ -128,7 +130,7 @@ class Scheduler:
         return dropped
 
     def _admit(self, budget: int) -> list[Chunk]:
-        """Let waiting sequences join, in order, while there is room; they bring `budget` tokens at most."""
+        """Let waiting sequences join, in order, while there is room for them and at most `budget` tokens."""
         chunks: list[Chunk] = []
         while self._waiting and budget and self._start(self._waiting[0]):
             sequence = self._waiting.popleft()
@@ -141,13 +143,14 @@ class Scheduler:
         return chunks
 
     def _start(self, sequence: TokenSequence) -> bool:
-        """Give a waiting sequence its reservation and the blocks that hold its first tokens already, if all fits."""
+        """Give a waiting sequence its reservation and the blocks that already hold its first tokens, if all fits."""
         if sum(s.num_rows for s in self.running) + sequence.num_rows > self._max_rows:
             return False
         known = self._known_blocks(sequence)
         reserved = self._reservation(sequence)
         size = self.limits.tokens_per_block
-        needed = reserved or blocks_for(sequence.num_tokens, size) + len(self.running)  # a block to grow for each
+        # Without a reservation, each running sequence must have a block to grow.
+        needed = reserved or blocks_for(sequence.num_tokens, size) + len(self.running)
         idle = sum(not self._pool.num_owners(block) for block in known)
         if needed - len(known) + idle > self._pool.num_free - self._promised() and (reserved or self.running):
             return False
@@ -156,20 +159,20 @@ class Scheduler:
         return True
 
     def _known_blocks(self, sequence: TokenSequence) -> tuple[int, ...]:
-        """What the pool knows of a sequence's beginning; at least one token is always computed, for its logits."""
+        """Return the blocks that hold a sequence's beginning. At least one token is always computed, for its logits."""
         if not self._scheduling.enable_block_reuse or sequence.request.keeps_parts:
             return ()
         return self._pool.find(sequence.ids(0, sequence.num_tokens - 1))
 
     def _reservation(self, sequence: TokenSequence) -> int:
-        """Blocks a sequence must be sure of. Neither a search nor one whose logits are kept in parts can start over."""
+        """Return the blocks to reserve for a sequence; 0 if it may start over, as no search or kept logits may."""
         starts_over = not sequence.request.keeps_parts and sequence.num_rows == 1
         if self._scheduling.policy == "max_utilization" and starts_over:
             return 0
         return sequence.request.max_blocks(self.limits.tokens_per_block)
 
     def _promised(self) -> int:
-        """Free blocks that reservations will ask for."""
+        """Return how many free blocks are promised by reservations."""
         held: dict[TokenSequence, set[int]] = {}
         for sequence in self.running:
             if sequence.reserved:
@@ -177,7 +180,7 @@ class Scheduler:
         return sum(leader.reserved - len(blocks) for leader, blocks in held.items())
 
     def _extend(self, sequence: TokenSequence, count: int) -> bool:
-        """Take the blocks of `count` more tokens; False if the sequence itself was the newest and has to start over."""
+        """Take blocks for `count` more tokens; return False if the sequence is the newest and has to start over."""
         missing = blocks_for(sequence.num_cached + count, self.limits.tokens_per_block) - len(sequence.blocks)
         if missing <= 0:
             return True
@@ -192,9 +195,9 @@ class Scheduler:
         return True
 
     def _look_ahead(self, chunk: Chunk) -> None:
-        """Give a sequence the block of its next step already, if it is sure to need one then and nobody goes without.
+        """Give a sequence the block of its next step now, if it will need one and no other sequence lacks it.
 
-        A search's rows go on from blocks they share.
+        Rows of a search get none, because they continue from shared blocks.
         """
         sequence = chunk.sequence
         if not chunk.is_last or chunk.is_final or sequence.leader or sequence.num_rows > 1:

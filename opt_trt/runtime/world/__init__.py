@@ -1,4 +1,4 @@
-"""All processes of a run: how many there are and which one this is, as the launcher that started them says."""
+"""All processes of a run: their number and the rank of this one, as the launcher says."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 from opt_trt.errors import UserError
 
-LEADER_FIRST_SECONDS = 3.0  # what happened to all ranks, the leader says: the others give it this time to do so
-
 
 @dataclass(frozen=True)
 class Launcher:
-    """The names of what a launcher tells its processes; on this host alone they count as `local_rank` and `_size`."""
+    """The environment variables in which a launcher describes its processes; local ones count on this host only."""
 
     name: str
     size: str
@@ -23,7 +21,7 @@ class Launcher:
 
 
 OPEN_MPI = "mpirun of Open MPI"
-LAUNCHERS = (  # the first one whose size and rank are set is believed: Slurm's are there under mpirun, too
+LAUNCHERS = (  # the first launcher whose size and rank are set is used: mpirun under Slurm sets Slurm's, too
     Launcher(
         OPEN_MPI, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -40,7 +38,7 @@ LAUNCHERS = (  # the first one whose size and rank are set is believed: Slurm's 
 
 @dataclass(frozen=True)
 class World:
-    """The processes one launcher started together; without a launcher there is one."""
+    """The processes that one launcher started together; one process if there is no launcher."""
 
     rank: int = 0
     size: int = 1
@@ -64,9 +62,9 @@ class World:
 
 
 def current_world(environ: Mapping[str, str]) -> World:
-    """The world a launcher describes in the environment; one process where there is no launcher.
+    """Return the world that a launcher describes in the environment; one process if there is no launcher.
 
-    Where it does not say who else is on this host, all processes are taken to be.
+    If the launcher does not say which processes are on this host, all of them are taken to be.
     """
     for launcher in LAUNCHERS:
         size, rank = _number(environ, launcher.size), _number(environ, launcher.rank)
@@ -85,7 +83,7 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 
 def _local_size(environ: Mapping[str, str], launcher: Launcher) -> int | None:
-    """How many are on this host; Slurm lists all hosts, `2(x3),1` for 2, 2, 2 and 1, and says which this one is."""
+    """Return the number of processes on this host. Slurm lists all hosts: `2(x3),1` stands for 2, 2, 2 and 1."""
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get(launcher.local_size, "")):
         counts += [int(count)] * int(times or 1)

@@ -1,4 +1,4 @@
-"""The ranks of a world, joined by MPI: plans and objects from the leader, agreement, and a common end."""
+"""The ranks of a world, joined by MPI: messages from the leader, agreement on numbers, and a common end."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from opt_trt.errors import UserError
+from opt_trt.errors import EXIT_BUG, EXIT_TERMINATED, EXIT_USER_ERROR, LEADER_FIRST_SECONDS, UserError
 from opt_trt.host.waiting import Patience, wait_until
-from opt_trt.runtime.world import LEADER_FIRST_SECONDS, World
+from opt_trt.runtime.world import World
 from opt_trt.runtime.world.guard import Guard
 
 LEADER = 0
 STEP_TIMEOUT = "OPT_TRT_STEP_TIMEOUT"  # seconds a step may take
 DEFAULT_STEP_TIMEOUT = "1800"  # 8192 prompt tokens of 66B take 1400 s on four ranks of 200 GFLOP/s each
-EXIT_BUG, EXIT_USER_ERROR, EXIT_TERMINATED = 1, 2, 143
-# Between two steps the leader schedules and samples; whoever waits longer sleeps.
+# Between two steps the leader schedules and samples; a rank that waits longer than that sleeps.
 PATIENCE = Patience(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
 
 
 class Communicator:
-    """This rank's end of the world. MPI is initialized once a process, so there is one; see `join_world`.
+    """The connection of this rank to the others. A process has one, because MPI is initialized once; see `join_world`.
 
-    Between two collective sections followers wait in `receive`. Whatever goes wrong inside a section leaves the others
-    waiting, so it ends all of them; whatever goes wrong on the leader between sections unwinds there, and the followers
-    are told to end when its process does.
+    Followers wait in `receive` between two collective sections. A failure inside a section would leave the other ranks
+    waiting, so it ends all of them. A failure on the leader between sections is an ordinary exception there; followers
+    end when the leader's process does.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.num_sessions = 0  # opened on all ranks
-        self._who = f"rank {world.rank} on {socket.gethostname()}"
+        self._name = f"rank {world.rank} on {socket.gethostname()}"
         self.step_timeout = step_timeout(os.environ)
-        self._guard = Guard(self._who, self.step_timeout)
+        self._guard = Guard(self._name, self.step_timeout)
         try:
             self._mpi = _initialized(world)
         except UserError:
@@ -49,9 +48,9 @@ class Communicator:
             self._guard.fail()
             raise
         self._ranks = self._mpi.COMM_WORLD.Dup()
-        self._lock = threading.Lock()  # sections are entered one at a time
-        self._postponed: deque[bytes] = deque()  # messages for when nobody is in a section
-        self._is_inside = False  # a section; for good when a signal left it
+        self._lock = threading.Lock()  # one section at a time
+        self._postponed: deque[bytes] = deque()  # messages to send once this rank is in no section
+        self._is_inside = False  # in a section; stays true if a signal interrupted the section
         self._has_ended = False
         self._ranks.Barrier()
         self._guard.note_shared_memory()
@@ -59,14 +58,14 @@ class Communicator:
         atexit.register(self._leave)
 
     def send(self, message: bytes) -> None:
-        """Give every follower a message, inside a section."""
+        """Send every follower a message, inside a section."""
         requests = [self._ranks.Isend((message, self._mpi.BYTE), rank) for rank in range(1, self.world.size)]
         self._mpi.Request.Waitall(requests)
 
     def send_soon(self, message: bytes) -> None:
-        """Give every follower a message of its own, now or after the section that is being left; from any thread.
+        """Send every follower a message now or after the present section; from any thread.
 
-        Never waits for that, so a finalizer that interrupts a section may call this, too.
+        Never waits, so that a finalizer which interrupts a section may call this.
         """
         self._postponed.append(message)
         if self._lock.acquire(blocking=False):
@@ -76,25 +75,25 @@ class Communicator:
                 self._lock.release()
 
     def receive(self) -> bytearray:
-        """The next message of the leader; empty when the world ends."""
+        """Return the next message of the leader; empty when the world ends."""
         message = self._wait()
         self._has_ended = not message
         return message
 
     def minimum(self, value: int) -> int:
-        """The least of all ranks' values, inside a section."""
+        """Return the smallest value over all ranks, inside a section."""
         return int(self._ranks.allreduce(value, self._mpi.MIN))
 
     @contextmanager
     def section(self) -> Iterator[None]:
-        """Where ranks wait for one another: an exception ends the world, and so does taking too long.
+        """Return a context in which ranks wait for one another: an exception, or taking too long, ends all ranks.
 
-        `UserError` in a thread that goes on when this process has left the world.
+        `UserError` in a thread that still runs after this process has left the world.
         """
         with self._lock:
             if self._has_ended:
                 raise UserError("the ranks have ended with the main thread; wait for requests before that")
-            if self._is_inside:  # the others are still in that step: sums of two different ones would meet
+            if self._is_inside:  # the others are still in that step, and would add its sums to those of this one
                 self.fail(
                     UserError("a step was interrupted, and ranks cannot go on from the middle of it; start again")
                 )
@@ -110,24 +109,24 @@ class Communicator:
             self._send_postponed()
 
     def fail(self, error: Exception) -> NoReturn:
-        """End all ranks, saying which one failed and why, with exit code 2 where a person can fix it."""
+        """End all ranks and say which rank failed and why; the exit code is 2 if the user can fix it."""
         is_users = isinstance(error, UserError | OSError)
         if not self.world.is_leader:
             time.sleep(LEADER_FIRST_SECONDS)
         text = "" if is_users else "".join(traceback.format_exception(error))
         kind = "" if is_users else f"{type(error).__name__}: "
-        os.write(2, f"{text}error: {self._who}: {kind}{error}\n".encode())  # in one piece: others write there, too
+        os.write(2, f"{text}error: {self._name}: {kind}{error}\n".encode())  # in one write: others write, too
         self._abort(EXIT_USER_ERROR if is_users else EXIT_BUG)
 
     def _abort(self, code: int) -> NoReturn:
-        with suppress(OSError):  # nobody may read it any longer; stderr keeps nothing back
+        with suppress(OSError):  # its reader may have ended; stderr is not buffered
             sys.stdout.flush()
         self._guard.fail()
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)
 
     def _leave(self) -> None:
-        """End with the process: the leader ends the followers, unless they wait for it inside a section."""
+        """Leave the world at the end of the process: the leader ends the followers, or aborts an unfinished section."""
         with self._lock:  # another thread may be in a step
             if self.world.is_leader and not self._is_inside:
                 self.send(b"")
@@ -138,7 +137,7 @@ class Communicator:
         self._mpi.Finalize()
 
     def _send_postponed(self) -> None:
-        """Between sections; once this process has left the world, or a section for good, nobody listens any more."""
+        """Send postponed messages between sections; drop them if this process left the world or broke a section."""
         while self._postponed:
             message = self._postponed.popleft()
             if not (self._is_inside or self._has_ended):
@@ -154,12 +153,12 @@ class Communicator:
 
 @functools.cache
 def join_world(world: World) -> Communicator:
-    """Join the other ranks: every process of the world does, once; `UserError` if this launcher does not join them."""
+    """Join the other ranks. Every process of the world calls this. `UserError` if the launcher does not join them."""
     return Communicator(world)
 
 
 def step_timeout(environ: Mapping[str, str]) -> float:
-    """Seconds a step may take; 0 is for ever."""
+    """Return the seconds a step may take; 0 is no limit."""
     text = environ.get(STEP_TIMEOUT, DEFAULT_STEP_TIMEOUT)
     try:
         seconds = float(text)
@@ -171,9 +170,9 @@ def step_timeout(environ: Mapping[str, str]) -> float:
 
 
 def _initialized(world: World) -> Any:
-    """The module of MPI, initialized; a rank that waits gives way, or one that shares its core takes milliseconds."""
+    """Return the module of MPI, initialized so that a waiting rank yields its core to other ranks."""
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-    from mpi4py import MPI  # here: importing it initializes, and a world of one needs no MPI
+    from mpi4py import MPI  # here, because importing it initializes MPI, which a world of one does not need
 
     found = MPI.COMM_WORLD.Get_size()
     if found != world.size:

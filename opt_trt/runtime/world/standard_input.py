@@ -10,15 +10,15 @@ TERMINALS = ("/dev/pts/", "/dev/tty")
 
 
 def input_ends(world: World) -> bool:
-    """False where the launcher passes on what it reads, but not that there is no more.
+    """Return False if the launcher passes on its input, but not the end of it.
 
-    Open MPI 5 keeps its end of rank 0's pipe open. Whoever types at a terminal can still end the program by Ctrl-C.
+    Open MPI 5 keeps its end of rank 0's pipe open. At a terminal, the user can still end the program with Ctrl-C.
     """
     return world.launcher != OPEN_MPI or _input_of(os.getppid()).startswith(TERMINALS)
 
 
 def _input_of(pid: int) -> str:
-    """Where the standard input of a process of this user comes from."""
+    """Return the file that is the standard input of a process of this user."""
     try:
         return os.readlink(f"/proc/{pid}/fd/0")
     except OSError:

@@ -1,7 +1,7 @@
-"""The process beside a rank that says why the rank ended when it can no longer say so itself, or ends it if it hangs.
+"""The process that watches a rank: it reports why the rank ended if the rank cannot, and ends a rank that hangs.
 
-A process, because compiled steps hold the interpreter lock: no thread of the rank runs while a step waits for another
-rank. Run by `guard.Guard` as a script of the standard library alone.
+It is a process because compiled steps hold the interpreter lock: no thread of the rank runs while a step waits for
+another rank. `guard.Guard` runs it as a script that uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-BOARD_BYTES = 1 << 16  # shared with the rank: when it became busy, then paths of its shared memory
+BOARD_BYTES = 1 << 16  # shared with the rank: the time it became busy, then the paths of its shared memory
 BUSY_SINCE = struct.Struct("d")  # seconds of CLOCK_MONOTONIC; 0 while it waits for work
 PATHS_LENGTH = struct.Struct("I")
-LEAVING, FAILING = 0, 255  # bytes on the pipe: the rank ends, and has said why; other bytes are signals that it got
-# For a rank to be gone once it has said that it ends: all are to go soon after a failure; MPI's end, in order, takes a
-# busy machine more than ten.
+LEAVING, FAILING = (
+    0,
+    255,
+)  # bytes on the pipe: it ends in order, or has reported a failure; others are signals
+# Seconds until a rank must be gone after it has said that it ends. After a failure all ranks should end soon; an
+# orderly end of MPI takes more than ten seconds on a busy machine.
 END_SECONDS = {FAILING: 8.0, LEAVING: 120.0}
-# Seconds beyond its time until a rank is ended, by its state: it is best named by itself or by those that wait for it,
-# which know whom they wait for; of the others, one that does nothing hangs more likely than one that computes.
+# Seconds beyond its time until a rank is ended, by its state in /proc. The rank that hangs should be named, not those
+# that wait for it. A rank that sleeps hangs more likely than one that computes, so ranks that compute get longer.
 LATER_SECONDS = {"T": 0.0, "t": 0.0, "R": 5.0}
 ASLEEP_LATER_SECONDS = 3.0
 STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-STOP_SECONDS = 10.0  # to end by such a signal, of which whoever sent it knows; a rank that goes on may fail later
+STOP_SECONDS = 10.0  # to end after such a signal, which needs no report; a rank that goes on may fail later
 DOING = {"T": "is stopped", "t": "is stopped", "D": "waits for a disk", "R": "computes or waits for other ranks"}
 KILLED = "was killed (by hand, or because memory ran out), or crashed in compiled code or in MPI"
 TOO_LONG = "{doing}: its step has not ended within {seconds:g} s; if steps may take longer, set OPT_TRT_STEP_TIMEOUT"
@@ -38,20 +41,20 @@ TOO_LONG = "{doing}: its step has not ended within {seconds:g} s; if steps may t
 class Rank:
     """The process that is watched."""
 
-    who: str
+    name: str
     pid: int
     board: mmap.mmap
-    step_timeout: float  # seconds; 0 is for ever
+    step_timeout: float  # seconds; 0 is no limit
     is_orderly: bool = False  # MPI ends in order, and removes its shared memory
-    _has_failed: bool = False  # and says why
-    _gone_by: float = 0.0  # when it is to have ended
-    _told_to_stop: float = 0.0  # when
+    _has_failed: bool = False  # and reports why
+    _gone_by: float = 0.0  # the time by which it must have ended
+    _told_to_stop: float = 0.0  # the time of the last signal to end
     _stopped_since: float = 0.0
     _ticks: int = 0
     _state: str = "R"
 
     def hear(self, message: bytes) -> None:
-        """Take what came through the pipe."""
+        """Take a message from the pipe."""
         for event in END_SECONDS.keys() & set(message):
             self._gone_by = time.monotonic() + END_SECONDS[event]
         if STOPS & set(message):
@@ -60,12 +63,12 @@ class Rank:
         self._has_failed |= FAILING in message
 
     def explains_itself(self) -> bool:
-        """Whether the rank, or whoever told it to end, says why it ends now."""
-        told = self._told_to_stop
-        return self._has_failed or (told > 0 and time.monotonic() - told < STOP_SECONDS)
+        """Return whether the end of the rank needs no report: the rank reports it, or a signal told it to end."""
+        since = self._told_to_stop
+        return self._has_failed or (since > 0 and time.monotonic() - since < STOP_SECONDS)
 
     def look(self) -> str | None:
-        """Why the rank has to be ended; None if all is well."""
+        """Return why the rank has to be ended; None if all is well."""
         now = time.monotonic()
         self._look_at_process(now)
         if self._gone_by and now > self._gone_by:
@@ -78,7 +81,7 @@ class Rank:
         return None
 
     def remove_shared_memory(self) -> None:
-        """Unlink what the rank did not, as one that was killed, or that MPI joined with no others."""
+        """Unlink shared memory that the rank left behind: it was killed, or MPI joined it with no others."""
         (length,) = PATHS_LENGTH.unpack_from(self.board, BUSY_SINCE.size)
         start = BUSY_SINCE.size + PATHS_LENGTH.size
         for path in self.board[start : start + length].decode().splitlines():
@@ -86,11 +89,11 @@ class Rank:
                 os.unlink(path)
 
     def _look_at_process(self, now: float) -> None:
-        """Its state as the letter of /proc, but `R` if any thread computed since the last look; when it was stopped."""
+        """Read its state from /proc, or `R` if a thread computed since the last look; note when it was stopped."""
         try:
             with open(f"/proc/{self.pid}/stat") as file:
                 state, *numbers = file.read().rpartition(")")[2].split()
-        except OSError:  # gone since the poll: the next one sees it
+        except OSError:  # it has ended since the poll: the next poll sees it
             return
         ticks = int(numbers[10]) + int(numbers[11])
         self._state = "R" if ticks > self._ticks else state
@@ -119,21 +122,21 @@ def watch(rank: Rank, own: int, launcher: int, pipe: int) -> None:
         else:
             reason = rank.look()
     if reason and not rank.explains_itself():
-        say(f"error: {rank.who} {reason}")
+        say(f"error: {rank.name} {reason}")
     with suppress(ProcessLookupError):  # it has ended already
         signal.pidfd_send_signal(own, signal.SIGKILL)
 
 
 def say(message: str) -> None:
-    """One line to stderr, which nobody may read any longer."""
+    """Print one line to stderr, whose reader may have ended."""
     with suppress(OSError):
         os.write(2, f"{message}\n".encode())
 
 
 def main() -> None:
-    """`watch.py WHO PID STEP_TIMEOUT BOARD OWN LAUNCHER PIPE`; the last four are descriptors."""
-    who, pid, step_timeout, board, *descriptors = sys.argv[1:]
-    rank = Rank(who, int(pid), mmap.mmap(int(board), BOARD_BYTES), float(step_timeout))
+    """Run `watch.py NAME PID STEP_TIMEOUT BOARD OWN LAUNCHER PIPE`; the last four are descriptors."""
+    name, pid, step_timeout, board, *descriptors = sys.argv[1:]
+    rank = Rank(name, int(pid), mmap.mmap(int(board), BOARD_BYTES), float(step_timeout))
     watch(rank, *map(int, descriptors))
     if not rank.is_orderly:
         rank.remove_shared_memory()
