@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
+from opt_trt.config.sampling import Sampling
 from opt_trt.errors import spelled
 from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.step import DecoderSpec
