@@ -1,12 +1,15 @@
 # `make demo`, `make demo-tp`, `make test`: all set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
+# `make nightly`: `make test` with the slow tests.
 # `make test-trtllm`: the same from nothing in .venv-trtllm, with the versions that tensorrt_llm pins.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+WORKERS ?= 2
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TRTLLM := .venv-trtllm
 
-.PHONY: demo demo-tp test test-trtllm setup clean
+.PHONY: demo demo-tp check test nightly test-trtllm setup clean
 
 demo: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
@@ -14,11 +17,16 @@ demo: $(VENV)/demo.ready
 demo-tp: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) RANKS=2 WORK=work/demo-tp bash examples/demo/demo.sh
 
-test: $(VENV)/test.ready
+test: check
+	$(PYTEST) -m "not slow" tests
+
+nightly: check
+	timeout --foreground 6h $(PYTEST) -m "slow or not slow" tests
+
+check: $(VENV)/test.ready
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-trtllm: $(TRTLLM)/test.ready
 	$(TRTLLM)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/trtllm
