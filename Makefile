@@ -1,13 +1,16 @@
-# `make demo`, `make demo-tp`, `make test`: all set-up in .venv, from nothing but python3 (3.11 or newer), g++ and make.
-# `make docs` writes the documents that are printed from the code: docs/cli.md, docs/api.md, docs/rooms.svg, layers.
-# `make test-trtllm`: the same from nothing in .venv-trtllm, with the versions that tensorrt_llm pins.
+# `make demo`, `make demo-tp` and `make test` need python3 (3.11 or newer), g++ and make; they install the rest into .venv.
+# `make nightly` is `make test` with the slow tests.
+# `make docs` writes what is printed from the code: docs/cli.md, docs/api.md, docs/rooms.svg, the layers in docs/design.md.
+# `make test-trtllm` installs into .venv-trtllm, with the versions that tensorrt_llm pins.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+WORKERS ?= 2
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TRTLLM := .venv-trtllm
 
-.PHONY: demo demo-tp docs test test-trtllm setup clean
+.PHONY: demo demo-tp docs check test nightly test-trtllm setup clean
 
 demo: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
@@ -18,11 +21,16 @@ demo-tp: $(VENV)/demo.ready
 docs: $(VENV)/demo.ready
 	$(PY) -m docs.generate
 
-test: $(VENV)/test.ready
+test: check
+	$(PYTEST) -m "not slow" tests
+
+nightly: check
+	timeout --foreground 6h $(PYTEST) -m "slow or not slow" tests
+
+check: $(VENV)/test.ready
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-trtllm: $(TRTLLM)/test.ready
 	$(TRTLLM)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/trtllm

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests._processes import run
+
 MPIRUN = Path(sys.executable).with_name("mpirun")
 PATIENCE_S = 600  # a rank needs seconds; who hangs must not hang the tests
 
@@ -19,8 +19,5 @@ def launcher(ranks: int) -> list[str]:
 
 def mpirun(ranks: int, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a module of the tests in that many ranks."""
-    command = [*launcher(ranks), "--bind-to", "none", sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
+    command = (*launcher(ranks), "--bind-to", "none", sys.executable, "-m", module, *arguments)
+    return run(*command, environment={"OMP_NUM_THREADS": "1"}, timeout=PATIENCE_S)

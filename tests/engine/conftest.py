@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,17 +16,13 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.build import build
-from opt_trt.backends.inductor.builder.cpu import _choose_tactics
-from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
-from opt_trt.host.cache import cache_dir
-from opt_trt.plugins.cpu.isa import target_isa
-from opt_trt.plugins.native.library import compile_library
-from opt_trt.plugins.tactic import winners
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
-from opt_trt.runtime.session import Session
+from opt_trt.runtime.session import DecoderSession
+from tests.engine._eager import eager_session, tactic_plan
+from tests.engine._libraries import locked, plugin_library
 
 # Two shapes of OPT: as most sizes are, and as 350M is.
 KINDS = {
@@ -37,7 +35,34 @@ KINDS = {
     },
 }
 POSITIONS = 96
+DETERMINISTIC = "post-norm"  # of `ENGINES`
+EAGER_OR_SLOW = ("eager", pytest.param("compiled", marks=pytest.mark.slow))
 BuildEngine = Callable[..., Path]
+NamedEngine = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how it is converted, and the flags of its build."""
+
+    kind: str = "pre-norm"
+    dtype: str = "float32"
+    precision: str | None = None
+    flags: Mapping[str, object] = field(default_factory=dict)
+
+
+# All engines of these models, ten at most: each costs fifteen seconds of a core. A test of a choice of tactics runs it
+# without a compiler (`open_eager`); a slow one may build others with `build_engine`.
+ENGINES = {
+    "pre-norm": Case(),
+    "post-norm": Case("post-norm", flags={"deterministic": True}),
+    "float16": Case(dtype="float16", flags={"logits_dtype": "float16"}),
+    "int8": Case(precision="int8", flags={"lm_head_precision": "int8"}),
+    "library": Case(flags={"gemm_plugin": "disable", "gpt_attention_plugin": "disable", "tokens_per_block": 8}),
+    # Compiled by slow tests only.
+    "bfloat16": Case(dtype="bfloat16"),
+    "int4": Case("post-norm", precision="int4", flags={"lm_head_precision": "int4"}),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,13 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled programs of this run only: a stale cache must not make a broken compiler pass."""
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the workers of a run share, compiled programs too: a stale cache must not make a broken compiler pass."""
     with pytest.MonkeyPatch.context() as patch:
         base = tmp_path_factory.getbasetemp()  # a worker of several has a directory of its own in the run's
         run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
         patch.setenv("XDG_CACHE_HOME", str(run / "cache"))
-        yield
+        yield run
 
 
 @pytest.fixture(scope="session")
@@ -96,43 +121,60 @@ def checkpoint_of(hf_model: Callable[[str], Path], tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def build_engine(checkpoint_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> BuildEngine:
-    """Build a kind of model; equal requests share one engine."""
-    made: dict[str, Path] = {}
+def build_engine(checkpoint_of: Callable[..., Path], run_directory: Path) -> BuildEngine:
+    """Build a kind of model with any flags, for slow tests; equal requests of all workers share one engine."""
 
     def make(kind: str = "pre-norm", dtype: str = "float32", precision: str | None = None, **flags: object) -> Path:
-        key = repr((kind, dtype, precision, sorted(flags.items())))
-        if key not in made:
-            root = tmp_path_factory.mktemp("engine")
-            flags.setdefault("output_timing_cache", str(root / "model.cache"))
-            checkpoint = checkpoint_of(kind, dtype, precision)
-            build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(root / "engine"), **flags))
-            made[key] = root / "engine"
-        return made[key]
+        case = repr((kind, dtype, precision, sorted(flags.items())))
+        root = run_directory / "engines" / hashlib.sha256(case.encode()).hexdigest()[:16]
+        with locked(root):
+            if not (root / "engine").exists():
+                plugin_library()
+                files = {"output_dir": str(root / "engine"), "output_timing_cache": str(root / "model.cache")}
+                build(BuildConfig(checkpoint_dir=str(checkpoint_of(kind, dtype, precision)), **(files | flags)))
+        return root / "engine"
 
     return make
-
-
-def choose_tactics(checkpoint: Path, timing_cache: Path, **flags: object) -> dict[str, list[str]]:
-    """What a build would choose, by site; it leaves the times it knows in `timing_cache` and compiles no program."""
-    config = BuildConfig(checkpoint_dir=str(checkpoint), output_timing_cache=str(timing_cache), **flags)
-    library = compile_library(target_isa().march, cache_dir() / "plugins")
-    plan, _ = _choose_tactics(Checkpoint(checkpoint).config, config, library, target_isa())
-    return winners(plan.choices())
 
 
 @pytest.fixture(scope="session")
-def open_session(build_engine: BuildEngine) -> Callable[..., Session]:
-    """Build and open; equal requests share one session."""
-    opened: dict[Path, Session] = {}
+def engine_named(build_engine: BuildEngine) -> NamedEngine:
+    """Build an engine of `ENGINES`; it returns all logits."""
 
-    def make(kind: str = "pre-norm", dtype: str = "float32", **flags: object) -> Session:
-        engine = build_engine(kind, dtype, gather_all_token_logits=True, **flags)
-        if engine not in opened:
-            opened[engine] = open_engine(engine, KvCacheLimit(max_tokens=4096))
-        return opened[engine]
+    def make(name: str) -> Path:
+        case = ENGINES[name]
+        return build_engine(case.kind, case.dtype, case.precision, gather_all_token_logits=True, **case.flags)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def open_session(engine_named: NamedEngine) -> Callable[[str], DecoderSession]:
+    """Build and open an engine of `ENGINES`; all tests share its session."""
+    return functools.cache(lambda name: open_engine(engine_named(name), KvCacheLimit(max_tokens=4096)))
+
+
+@pytest.fixture(scope="session")
+def open_eager(
+    checkpoint_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], DecoderSession]:
+    """Open what an engine of `ENGINES` would compute, by the tactics it would have, without a compiler."""
+
+    @functools.cache
+    def make(name: str) -> DecoderSession:
+        case, cache = ENGINES[name], tmp_path_factory.mktemp("eager") / "model.cache"
+        checkpoint = checkpoint_of(case.kind, case.dtype, case.precision)
+        return eager_session(checkpoint, tactic_plan(checkpoint, cache, **case.flags))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def open_either(
+    open_session: Callable[[str], DecoderSession], open_eager: Callable[[str], DecoderSession]
+) -> Callable[[str, str], DecoderSession]:
+    """Open an engine of `ENGINES`, `compiled` or `eager`."""
+    return lambda how, name: {"compiled": open_session, "eager": open_eager}[how](name)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from tests.engine._company import (
     run_together,
     visits,
 )
+from tests.engine._oracle import assert_same_or_tie, reference_ids
 from tests.engine.conftest import KINDS, random_prompts
-from tests.engine.test_decoder import assert_same_or_tie, reference_ids
 
 TIE = 1e-4  # beams whose scores are closer than this may swap between two orders of summation
 

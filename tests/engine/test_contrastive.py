@@ -13,8 +13,8 @@ from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from tests.engine.conftest import KINDS, random_prompts
-from tests.engine.test_decoder import assert_same_or_tie, reference_ids
+from tests.engine._oracle import assert_same_or_tie, reference_ids
+from tests.engine.conftest import DETERMINISTIC, KINDS, random_prompts
 from tests.unit import _contrastive
 
 TOLERANCE = 1e-4  # of the length of a hidden state: fp32 sums in another order
@@ -50,7 +50,7 @@ def test_hidden_states_equal_transformers(kind, open_session, oracle, monkeypatc
 
 
 def test_a_deterministic_engine_gives_the_same_bits_alone_and_in_any_batch(open_session):
-    session = open_session("pre-norm", deterministic=True)
+    session = open_session(DETERMINISTIC)
     search = Sampling(penalty_alpha=0.6, top_k=3)
     requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64))]
     requests = [replace(r, sampling=search) if number % 2 else r for number, r in enumerate(requests)]

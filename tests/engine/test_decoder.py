@@ -8,27 +8,12 @@ from transformers import OPTForCausalLM
 
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
-from tests.engine.conftest import KINDS, POSITIONS, random_prompts
+from tests.engine._eager import eager_session, tactic_plan
+from tests.engine._oracle import assert_same_or_tie, reference_ids
+from tests.engine.conftest import EAGER_OR_SLOW, ENGINES, KINDS, POSITIONS, random_prompts
 
 LENGTHS = (1, 2, 3, 7, 16, 31, 32, 33, 64, 65, POSITIONS - 1)
 LOGITS_TOLERANCE = 1e-3  # absolute, logits of order 10: fp32 sums in another order differ by 1e-5
-TIE = 1e-4  # top-2 logits closer than this may swap between two orders of summation
-
-
-def reference_ids(model, prompt, new_tokens):
-    """Greedy ids of transformers, and the gap between the two best logits at each of them."""
-    ids = model.generate(
-        torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=1
-    )[0, len(prompt) :].tolist()
-    logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
-    top = logits.topk(2).values
-    return ids, (top[:, 0] - top[:, 1]).tolist()
-
-
-def assert_same_or_tie(found, expected, gaps):
-    """Equal ids, or equal up to a step whose two best logits are a tie."""
-    first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
-    assert first is None or gaps[first] < TIE, f"token {first}: {found[first]} instead of {expected[first]}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,24 +26,28 @@ def test_greedy_ids_equal_transformers_from_one_token_to_the_last_position(kind,
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, n))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_logits_equal_transformers_with_the_same_rounded_weights(kind, dtype, open_session, oracle):
-    if dtype != "float32" and kind == "post-norm":
-        pytest.skip("projections are folded before rounding: transformers cannot hold the same rounded weights")
-    model, session = oracle(kind, getattr(torch, dtype)), open_session(kind, dtype)
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [*(("compiled", name) for name in (*KINDS, "float16")), ("eager", "bfloat16"),
+     pytest.param("compiled", "bfloat16", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_logits_equal_transformers_with_the_same_rounded_weights(how, name, open_either, oracle):
+    """A post-norm model's projections are folded before rounding: transformers holds the same weights in fp32 alone."""
+    case, session = ENGINES[name], open_either(how, name)
+    model = oracle(case.kind, getattr(torch, case.dtype))
     for prompt in random_prompts((1, 5, 40)):
         (result,) = generate(session, [Request(prompt, 4, return_context_logits=True, return_generation_logits=True)])
         expected = model(torch.tensor([[*prompt, *result.output_ids]])).logits[0]
         found = torch.cat((result.context_logits, result.generation_logits[1:]))
         # A rounded KV cache is part of the engine's dtype and not of the oracle's: its error is bounded separately.
-        bound = LOGITS_TOLERANCE if dtype == "float32" else 0.02 * expected.abs().max()
+        bound = LOGITS_TOLERANCE if case.dtype == "float32" else 0.02 * expected.abs().max()
         assert (found - expected[: len(found)]).abs().max() < bound
 
 
-def test_bfloat16_errs_no_more_than_transformers_does(open_session, oracle, hf_model):
+@pytest.mark.parametrize("how", EAGER_OR_SLOW)
+def test_bfloat16_errs_no_more_than_transformers_does(how, open_either, oracle, hf_model):
     """Against fp32 math with the same weights; prompts long enough for instructions that round activations."""
-    exact, session = oracle("pre-norm", torch.bfloat16), open_session("pre-norm", "bfloat16")
+    exact, session = oracle("pre-norm", torch.bfloat16), open_either(how, "bfloat16")
     peer = OPTForCausalLM.from_pretrained(hf_model("pre-norm"), dtype=torch.bfloat16).eval().requires_grad_(False)
     own_error = peer_error = 0.0
     for prompt in random_prompts((33, 64, 90)):
@@ -78,8 +67,7 @@ def test_a_sequence_gets_the_same_logits_alone_and_in_a_ragged_batch(kind, open_
 
 
 def test_fp16_logits_are_rounded_to_fp16_when_asked(open_session):
-    session = open_session("pre-norm", logits_dtype="float16")
-    (result,) = generate(session, [Request((5, 6, 7), 1, return_generation_logits=True)])
+    (result,) = generate(open_session("float16"), [Request((5, 6, 7), 1, return_generation_logits=True)])
     assert torch.equal(result.generation_logits, result.generation_logits.half().float())
 
 
@@ -88,10 +76,18 @@ def test_logits_are_not_rounded_by_default(open_session):
     assert not torch.equal(result.generation_logits, result.generation_logits.half().float())
 
 
-@pytest.mark.parametrize("plugins", [("disable", "disable"), ("auto", "disable"), ("disable", "auto")])
-def test_library_tactics_compute_the_same(plugins, open_session, oracle):
-    session = open_session("pre-norm", gemm_plugin=plugins[0], gpt_attention_plugin=plugins[1])
-    model = oracle("pre-norm")
+def assert_same_ids(session, model):
     prompts = random_prompts((1, 9, 40, 70))
     for prompt, result in zip(prompts, generate(session, [Request(p, 5) for p in prompts]), strict=True):
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 5))
+
+
+@pytest.mark.parametrize("plugins", [("disable", "disable"), ("auto", "disable"), ("disable", "auto")])
+def test_library_tactics_compute_the_same(plugins, checkpoint_of, tmp_path, oracle):
+    flags = dict(zip(("gemm_plugin", "gpt_attention_plugin"), plugins, strict=True))
+    plan = tactic_plan(checkpoint_of(), tmp_path / "model.cache", **flags)
+    assert_same_ids(eager_session(checkpoint_of(), plan), oracle("pre-norm"))
+
+
+def test_programs_of_library_tactics_compute_the_same(open_session, oracle):
+    assert_same_ids(open_session("library"), oracle("pre-norm"))

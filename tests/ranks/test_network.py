@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests._processes import run
 from tests.ranks.conftest import Run, StartRanks, mpirun
 from tests.ranks.test_sessions import PROGRAM
 
@@ -43,7 +44,9 @@ class Hosts:
 
 
 def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20).stdout
+    done = run("ip", *words, timeout=20)
+    done.check_returncode()
+    return done.stdout
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests._processes import run_python
 
 pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
@@ -28,9 +27,8 @@ def kernels():
 
 def said(module, cache, *arguments):
     """What a process that compiles kernels instead of interpreting them prints."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", f"tests.triton.{module}", *arguments]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    result = run_python("-m", f"tests.triton.{module}", *arguments, environment=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

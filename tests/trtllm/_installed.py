@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from typing import Any
 
+from tests._processes import run_python
 from tests.trtllm._builder import Parser
 from tests.trtllm._facts import Facts
 
@@ -29,7 +28,7 @@ told(parse_arguments())
 
 def installed_flags(environment: dict[str, str]) -> dict[str, Any]:
     """Option strings, default and choices of every flag of the builder that such a process imports, by destination."""
-    result = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
+    result = run_python("-c", ASK, environment=environment)
     line = next((line for line in result.stdout.splitlines() if line.startswith("FLAGS")), None)
     assert line is not None, result.stderr
     flags: dict[str, Any] = json.loads(line.removeprefix("FLAGS"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from importlib import import_module
@@ -26,10 +25,9 @@ from opt_trt.convert.convert import convert
 from opt_trt.describe.describe import describe
 from opt_trt.errors import UserError
 from opt_trt.plugins.tune.timing import TimingCache
+from tests._commands import run_command
 from tests.trtllm._facts import load, releases
 from tests.unit._models import Model
-
-ROOT = Path(__file__).parents[2]
 
 
 def build_there(checkpoint, *flags, backend="tensorrt_llm"):
@@ -81,18 +79,10 @@ def test_auto_falls_to_the_embedded_backend_and_says_so_once(checkpoints, capsys
 
 
 def test_without_the_package_the_command_ends_with_one_line_and_exit_2(checkpoints, tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "build.py",
-        "--checkpoint_dir",
-        checkpoints("fp16"),
-        "--output_dir",
-        tmp_path / "e",
-    ]
-    result = subprocess.run([*command, "--backend", "tensorrt_llm"], capture_output=True, text=True)
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: backend tensorrt_llm: not installed; pip install tensorrt_llm==1.2.1")
-    assert result.stderr.count("\n") == 1
+    files = ("--checkpoint_dir", checkpoints("fp16"), "--output_dir", tmp_path / "e")
+    code, said = run_command("build", *files, "--backend", "tensorrt_llm")
+    assert code == 2 and said.count("\n") == 1
+    assert said.startswith("error: backend tensorrt_llm: not installed; pip install tensorrt_llm==1.2.1")
     assert not (tmp_path / "e").exists()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
+from tests._processes import run_python
 from tests.trtllm._builder import build_config_class, plugin_config
 from tests.trtllm._checkpoint import read_values
 from tests.trtllm._checks import MODEL
@@ -62,10 +61,9 @@ def test_unknown_keys_are_refused(release):
 @pytest.mark.parametrize("release", releases())
 def test_the_double_is_a_package_that_builds_engines(release, checkpoint, tmp_path):
     install(tmp_path, release)
-    command = [sys.executable, "-m", "tensorrt_llm.commands.build", "--checkpoint_dir", str(checkpoint)]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=True
-    )  # fmt: skip
+    command = ("-m", "tensorrt_llm.commands.build", "--checkpoint_dir", checkpoint)
+    result = run_python(*command, cwd=tmp_path, environment=environment(tmp_path))
+    assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "engine_outputs" / "config.json").read_text())
     assert config["version"] == load(release).version
     assert (tmp_path / "engine_outputs" / "rank0.engine").exists()

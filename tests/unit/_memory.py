@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
-import opt_trt
+from tests._processes import run_python
 
 PEAK = """
 import json, sys
@@ -29,7 +26,7 @@ def peak_bytes(*command: str, **flags: Any) -> int:
 
     `command` is a configuration's module and class, a library's module and entry; without flags it is not called.
     """
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(opt_trt.__path__[0]), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", PEAK, *command, *([json.dumps(flags)] if flags else [])]
-    out = subprocess.run(argv, check=True, capture_output=True, text=True, env=environment).stdout
-    return int(out.splitlines()[-1]) * 1024
+    asked = [json.dumps(flags)] if flags else []
+    done = run_python("-c", PEAK, *command, *asked, environment={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1]) * 1024

@@ -14,7 +14,8 @@ from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.graph.decoder import Head, Layer, head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS, embedding_constants, embedding_module
-from opt_trt.ops import ReferenceCollectives, ReferenceOps
+from opt_trt.model.config import ModelConfig
+from opt_trt.ops import Ops, ReferenceCollectives, ReferenceOps
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.gemm import cpu as gemm
 from opt_trt.plugins.ops.plan import TacticPlan
@@ -50,22 +51,27 @@ class Threads:
         return ReferenceOps(ReferenceCollectives(exchange))
 
 
-class Rank:
-    """One rank: its weights as a library-only engine stores them, and the programs it runs."""
+def library_plan(config: ModelConfig, lm_head_precision: str | None = None) -> TacticPlan:
+    """Return the plan by which a library-only engine stores its weights."""
+    problems = gemm_problems(config, lm_head_precision)
+    row_major = Choice(gemm.ROW_MAJOR, ())
+    return TacticPlan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
 
-    def __init__(self, directory: Path, rank: int, ops: ReferenceOps, lm_head_precision: str | None = None) -> None:
+
+class Rank:
+    """One rank: its weights as an engine of a plan stores them, and the programs it runs."""
+
+    def __init__(self, directory: Path, rank: int, ops: Ops, plan: TacticPlan) -> None:
         self.checkpoint = Checkpoint(directory, rank)
         config = self.config = self.checkpoint.config
-        mapping, problems = config.mapping, gemm_problems(config, lm_head_precision)
+        mapping = config.mapping
         self.tp_rank, self.stage = mapping.tp_rank(rank), mapping.pp_rank(rank)
-        row_major = Choice(gemm.ROW_MAJOR, ())
-        plan = TacticPlan(problems, dict.fromkeys(problems, row_major), Choice(attention.LIBRARY_LAYOUT, ()))
         self.weights = dict(packed_tensors(self.checkpoint, plan))
         self.layers = config.stage_layers(self.stage)
         self._embedding, self._layer = embedding_module(config, ops), Layer(config, ops)
         self._head = Head(config, ops)
         self.logits = RankLogits(mapping, rank, config.vocab_size, ops)
-        self._head_names = head_weight_names(config, lm_head_precision is not None)
+        self._head_names = head_weight_names(config, plan.problems["head"].quantized)
 
     @torch.inference_mode()
     def run(self, x: torch.Tensor | None, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -86,22 +92,27 @@ class Rank:
         return self.logits.join(self._head(x, inputs.last_token_ids, head), inputs)
 
 
+def spec_of(config: ModelConfig, **limits: int) -> DecoderSpec:
+    """Return the specification of a model's decoder that gives all logits."""
+    return spec(
+        num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads, head_size=config.head_size,
+        vocab_size=config.vocab_size, kv_dtype=getattr(torch, config.dtype), gather_context_logits=True,
+        gather_generation_logits=True, **limits,
+    )  # fmt: skip
+
+
 class RankDecoder:
     """`Decoder` of a checkpoint of any number of ranks; a rank's KV cache is its heads and layers of the whole one."""
 
     def __init__(self, directory: Path, lm_head_precision: str | None = None) -> None:
-        mapping = Checkpoint(directory).config.mapping
+        config = self.config = Checkpoint(directory).config
+        mapping, plan = config.mapping, library_plan(config, lm_head_precision)
         self.groups = [Threads(mapping.tp_size) for _ in range(mapping.pp_size)]
         self.ranks = [
-            Rank(directory, rank, self.groups[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank)), lm_head_precision)
+            Rank(directory, rank, self.groups[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank)), plan)
             for rank in range(mapping.world_size)
         ]
-        config = self.config = self.ranks[0].config
-        self.spec: DecoderSpec = spec(
-            num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads, head_size=config.head_size,
-            vocab_size=config.vocab_size, max_batch_size=8, max_input_len=60, max_seq_len=64, max_num_tokens=64,
-            kv_dtype=getattr(torch, config.dtype), gather_context_logits=True, gather_generation_logits=True,
-        )  # fmt: skip
+        self.spec = spec_of(config, max_batch_size=8, max_input_len=60, max_seq_len=64, max_num_tokens=64)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """Every stage after the other; the ranks of a stage must agree in every bit."""

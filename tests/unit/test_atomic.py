@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import atomic_directory
+from tests._processes import start_python
 
 WRITER = """
 import sys, time
@@ -31,7 +31,7 @@ def write(path: Path, text: str = "{}") -> None:
 
 
 def start_writer(path: Path) -> subprocess.Popen[str]:
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    writer = start_python("-c", WRITER, path, stderr=None)
     assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
     return writer
 
@@ -162,6 +162,7 @@ import sys, time
 from pathlib import Path
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.errors import UserError
+from tests._processes import start_python
 path, number = Path(sys.argv[1]), sys.argv[2]
 written = 0
 while written < 20:
@@ -174,7 +175,7 @@ while written < 20:
         assert "is being written by another process" in str(error), error
         time.sleep(0.001)
 """
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out"), str(n)]) for n in range(4)]
+    writers = [start_python("-c", code, tmp_path / "out", n, stdout=None, stderr=None) for n in range(4)]
     while any(writer.poll() is None for writer in writers):
         if not (tmp_path / "out").exists():
             continue

@@ -161,6 +161,7 @@ def test_a_peer_that_cannot_answer_ends_with_the_reason(peer):
         peer.logits([["no id"]])
 
 
+@pytest.mark.slow
 def test_transformers_answers_with_the_logits_of_the_token_after_each_prompt(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(PEERS_DIR)
     from run_transformers import open_model

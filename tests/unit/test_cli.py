@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +21,8 @@ from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import EMBEDDED, check_embedded
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
+from tests._processes import run, run_python, start_python
 
-ROOT = Path(__file__).parents[2]
 REQUIRED = {
     ConvertConfig: ["--model_dir", "m"],
     BuildConfig: ["--checkpoint_dir", "c"],
@@ -240,19 +239,20 @@ def test_a_note_says_what_a_neutral_flag_means_here(capsys):
 
 @pytest.mark.parametrize("script", ["convert_checkpoint.py", "build.py", "run.py", "summarize.py", *MODULES])
 def test_help_is_instant_because_torch_is_not_loaded(script):
-    subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH, script], cwd=ROOT, check=True, capture_output=True)
+    result = run_python("-c", HELP_WITHOUT_TORCH, script)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("script", ["convert_checkpoint.py", "build.py", "run.py", "summarize.py"])
 def test_a_mistake_costs_one_line_and_exit_code_2(script):
-    result = subprocess.run([sys.executable, script, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
+    result = run_python(script, "--nonsense")
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_names_itself_as_it_was_called(module):
-    result = subprocess.run([sys.executable, "-m", module, "--nonsense"], cwd=ROOT, capture_output=True, text=True)
+    result = run_python("-m", module, "--nonsense")
     assert result.returncode == 2
     assert result.stderr == f"error: unrecognized arguments: --nonsense; python -m {module} --help lists the flags\n"
 
@@ -270,7 +270,7 @@ run_main(main, ConvertConfig, ["--model_dir", "m"])
 """
 
 
-BUFFERED = os.environ | {"PYTHONUNBUFFERED": ""}  # as commands are usually started
+BUFFERED = {"PYTHONUNBUFFERED": ""}  # as commands are usually started
 
 
 def run_unread(argv: list[str], stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
@@ -278,9 +278,7 @@ def run_unread(argv: list[str], stderr: int = subprocess.PIPE) -> subprocess.Com
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        return subprocess.run(
-            [sys.executable, *argv], cwd=ROOT, env=BUFFERED, stdout=writer, stderr=stderr, text=True
-        )  # fmt: skip
+        return run_python(*argv, environment=BUFFERED, stdout=writer, stderr=stderr)
     finally:
         os.close(writer)
 
@@ -309,26 +307,22 @@ def test_what_a_command_found_out_stands_whoever_reads_its_output(lines, then, c
 
 
 def test_the_first_line_of_many_is_read_and_no_more():
-    command = [sys.executable, "-c", PRINTS.format(lines=100_000, then="pass")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"0\n"
+    with start_python("-c", PRINTS.format(lines=100_000, then="pass")) as process:
+        assert process.stdout.readline() == "0\n"
         process.stdout.close()
-        assert (process.wait(60), process.stderr.read()) == (141, b"")
+        assert (process.wait(60), process.stderr.read()) == (141, "")
 
 
 def test_a_full_disk_behind_the_output_costs_one_line():
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-c", PRINTS.format(lines=1, then="pass")], cwd=ROOT, stdout=full, stderr=subprocess.PIPE
-        )
+        result = run_python("-c", PRINTS.format(lines=1, then="pass"), stdout=full)
     assert result.returncode == 2
-    assert result.stderr == b"error: No space left on device; free space or fix the path, then run the command again\n"
+    assert result.stderr == "error: No space left on device; free space or fix the path, then run the command again\n"
 
 
 def test_a_command_started_without_an_output_works():
-    command = ["bash", "-c", 'exec "$0" -c "$1" >&-', sys.executable, PRINTS.format(lines=1, then="pass")]
-    result = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE)
-    assert (result.returncode, result.stderr) == (0, b"")
+    result = run("bash", "-c", 'exec "$0" -c "$1" >&-', sys.executable, PRINTS.format(lines=1, then="pass"))
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("argv", [["--compare", "a", "b"], ["a", "--compare", "b"], ["a", "b", "--compare"]])

@@ -6,10 +6,9 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -17,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 import opt_trt
-from opt_trt.checkpoint import writer
-from opt_trt.checkpoint.reader import read_config
+from opt_trt.checkpoint.reader import read_config, writer
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
+from tests._commands import run_command
+from tests._processes import run as run_program
+from tests._processes import run_python, start_python
 from tests.unit._models import Model
 
 REPOSITORY = Path(opt_trt.__file__).parent.parent
@@ -34,10 +35,7 @@ def run(model_dir: Path, output_dir: Path, **flags: Any) -> dict[str, torch.Tens
     return load_file(output_dir / "rank0.safetensors")
 
 
-def script(*arguments: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "convert_checkpoint.py"), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **how)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def test_folded_tables_are_the_rounded_product(tmp_path: Path) -> None:
@@ -208,10 +206,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 2 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True).returncode:
+    if run_program("mount", "-t", "tmpfs", "-o", "size=2m", "none", disk).returncode:
         pytest.skip("mounting a small file system needs root")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    assert run_program("umount", disk).returncode == 0
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -232,8 +230,8 @@ def test_a_write_refused_by_the_system_is_one_line_and_exit_2(tmp_path: Path) ->
 
     model = Model(vocab=4000).write(tmp_path / "model")
     limit = (100_000, 100_000)
-    done = script(
-        "--model_dir", model, "--output_dir", tmp_path / "out",
+    done = run_python(
+        "convert_checkpoint.py", "--model_dir", model, "--output_dir", tmp_path / "out", environment=ONE_THREAD,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )  # fmt: skip
     assert done.returncode == 2
@@ -242,17 +240,14 @@ def test_a_write_refused_by_the_system_is_one_line_and_exit_2(tmp_path: Path) ->
 
 
 def test_a_directory_that_cannot_be_made_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = script("--model_dir", Model().write(tmp_path / "model"), "--output_dir", "/proc/out")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    code, said = run_command("convert", "--model_dir", Model().write(tmp_path / "model"), "--output_dir", "/proc/out")
+    assert code == 2
+    assert said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_help_does_not_import_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
-    command = [sys.executable, str(REPOSITORY / "convert_checkpoint.py"), "--help"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
-    )
+    done = run_python("convert_checkpoint.py", "--help", environment={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0 and "--model_dir" in done.stdout
 
 
@@ -275,13 +270,9 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 WAITING = SLOW.replace("time.sleep(3)", "sys.stdin.readline()")  # at every tensor; ends with its standard input
 
 
-def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Start a conversion in a process of its own; return when it is writing."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(REPOSITORY / "convert_checkpoint.py"), *map(str, arguments)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def start(code: str, *arguments: str | Path) -> Popen[str]:
+    """A conversion in a process of its own, in the middle of writing."""
+    process = start_python("-c", code, "convert_checkpoint.py", *arguments, stdin=PIPE, environment=ONE_THREAD)
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     return process
 
@@ -293,7 +284,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, 
     process = start(SLOW, "--model_dir", model, "--output_dir", tmp_path / "out", "--workers", workers)
     assert list(tmp_path.glob(".out.*/rank0.safetensors"))
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr.count("\n")) == (status, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -315,9 +306,9 @@ def test_of_two_conversions_into_one_directory_the_second_is_refused_by_name(tmp
     first = start(
         WAITING, "--model_dir", model, "--output_dir", tmp_path / "out", "--dtype", "float32", "--tp_size", "2"
     )
-    second = script("--model_dir", model, "--output_dir", tmp_path / "out")
-    assert second.returncode == 2 and second.stderr.count("\n") == 1
-    assert second.stderr.startswith(f"error: {tmp_path / 'out'} is being written by another process, in .out.")
+    code, said = run_command("convert", "--model_dir", model, "--output_dir", tmp_path / "out")
+    assert code == 2 and said.count("\n") == 1
+    assert said.startswith(f"error: {tmp_path / 'out'} is being written by another process, in .out.")
     first.communicate()
     assert first.returncode == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]

@@ -11,6 +11,7 @@ from tests.unit._memory import peak_bytes
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
 
+SLOW = pytest.mark.slow  # a process each
 MIB = 1 << 20
 LARGEST = 16 * MIB  # of the checkpoint: [8192, 1024] in fp16; the files of the model are ten times as large
 COMMAND = ("opt_trt.config.convert_flags", "ConvertConfig", "opt_trt.convert.convert", "convert")
@@ -29,7 +30,12 @@ def baseline() -> int:
 
 @pytest.mark.parametrize(
     ("kind", "shards", "width"),
-    [("safetensors", 1, 1024), ("safetensors", 2, 1024), ("bin", 1, 1024), ("safetensors", 1, 512)],
+    [
+        ("safetensors", 1, 1024),
+        ("bin", 1, 1024),
+        pytest.param("safetensors", 2, 1024, marks=SLOW),
+        pytest.param("safetensors", 1, 512, marks=SLOW),
+    ],
 )
 def test_peak_is_bounded_by_the_largest_tensor(
     tmp_path: Path, baseline: int, kind: str, shards: int, width: int
@@ -63,8 +69,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "tensors"),
     [
         ({"tp_size": 4, "pp_size": 2}, 3),
-        ({"tp_size": 4, "pp_size": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1}, 3),
-        ({"use_weight_only": True}, 4),
+        pytest.param(
+            {"tp_size": 4, "pp_size": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1}, 3, marks=SLOW
+        ),
+        pytest.param({"use_weight_only": True}, 4, marks=SLOW),
         ({"use_weight_only": True, "weight_only_precision": "int4", "tp_size": 4}, 4),
         ({"use_weight_only": True, "tp_size": 4, "workers": 2}, 7),
     ],

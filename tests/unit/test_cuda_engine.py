@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +11,12 @@ import torch
 from opt_trt.backends import open_engine
 from opt_trt.backends.engine import check_gpu, seal
 from opt_trt.backends.inductor.decoder.cuda import context_phase, to_device
-from opt_trt.backends.inductor.decoder.program_table import CONTEXT, HALF_CONTEXT, CudaProgramTable, replayed_rows
+from opt_trt.backends.inductor.decoder.program_table import (
+    CONTEXT,
+    HALF_CONTEXT,
+    CudaProgramTable,
+    replayed_rows,
+)
 from opt_trt.backends.inductor.decoder.step_buffers import NO_SLOT, StepBuffers
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError
@@ -24,6 +27,7 @@ from opt_trt.ops import ReferenceOps
 from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.step import StepInputs
+from tests._processes import run_python
 from tests.unit._engines import MODEL, write_engine_config
 
 H200 = Gpu("NVIDIA H200", "9.0")
@@ -146,8 +150,8 @@ def test_a_step_is_moved_whole():
 
 def test_opening_an_engine_imports_neither_triton_nor_a_compiler():
     code = "import sys, opt_trt.backends.inductor; print(*sorted({'triton', 'torch._inductor'} & sys.modules.keys()))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "\n"
+    found = run_python("-c", code)
+    assert (found.stdout, found.returncode) == ("\n", 0)
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from opt_trt.cli import parse
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
+from tests._processes import run_python
 
 ROOT = Path(__file__).parents[2]
 INT8 = Computes("int8", "float16", "float16", "float32")
@@ -205,9 +205,8 @@ def asked_of_echo(tmp_path, output_len):
     """Ask a worker that returns its prompts once for some new tokens."""
     (tmp_path / "run_echo.py").write_text(ECHO)
     asked = json.dumps({"seconds": {"prompts": [[1, 2, 3]], "output_len": output_len}}) + "\n"
-    command = [sys.executable, tmp_path / "run_echo.py", "serve", "m", "int4"]
     paths = {"PYTHONPATH": str(ROOT / "benchmarks" / "peers")}
-    return subprocess.run(command, input=asked, capture_output=True, text=True, env=paths)
+    return run_python(tmp_path / "run_echo.py", "serve", "m", "int4", environment=paths, input=asked)
 
 
 def test_a_worker_says_what_it_computes_with_and_answers_until_its_input_ends(tmp_path):

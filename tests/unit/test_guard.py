@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import signal
-import subprocess
 from pathlib import Path
 from secrets import token_hex
 
@@ -13,6 +12,7 @@ import pytest
 
 from opt_trt.runtime.world import watch
 from opt_trt.runtime.world.guard import SHARED_MEMORY, Guard
+from tests._processes import start
 
 HERE = Path(SHARED_MEMORY)
 
@@ -79,7 +79,7 @@ def test_a_rank_has_time_to_end_in_order_and_is_named_when_it_does_not(
 
 def test_a_process_that_is_gone_before_it_is_watched_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     """The rank may be killed while the process beside it starts."""
-    rank = subprocess.Popen(["sleep", "100"])
+    rank = start("sleep", 100)
     own, launcher = os.pidfd_open(rank.pid), os.pidfd_open(os.getpid())
     rank.kill()
     rank.wait()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from opt_trt import LLM, SamplingParams, UserError
+from tests._processes import heeded_ctrl_c, run_python
 from tests.unit._decoders import SumDecoder, expected_output
 from tests.unit._llms import SPEC, letters, sums
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of
@@ -33,7 +32,7 @@ def test_importing_the_package_loads_nothing() -> None:
     code = (
         "import opt_trt, sys; from opt_trt import SamplingParams; SamplingParams(); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert run_python("-c", code).returncode == 0
 
 
 def test_an_answer_has_the_fields_people_know(llm: LLM) -> None:
@@ -179,15 +178,7 @@ def test_a_broken_decoder_is_no_mistake_of_the_caller() -> None:
         llm.generate([1])
 
 
-@pytest.fixture
-def heeded_ctrl_c() -> Iterator[None]:
-    """Shells start background jobs with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeded_ctrl_c")
+@heeded_ctrl_c()
 def test_ctrl_c_ends_the_requests_of_a_waiting_caller_whichever_thread_it_arrives_in() -> None:
     decoder, interrupted = SumDecoder(), threading.Event()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
-from opt_trt.run import output_files
+from opt_trt.run import array_files
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests
 from opt_trt.run.run import run
@@ -27,6 +25,7 @@ from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession, Session
 from opt_trt.step import StepInputs, StepOutputs
+from tests._commands import run_command
 from tests.unit._decoders import SumDecoder, expected_output, spec
 from tests.unit._sessions import AnsweringSession
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
@@ -296,7 +295,7 @@ def test_an_older_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("os.fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        output_files.write_csv(target, np.ones((2, 2), dtype=np.int32))
+        array_files.write_csv(target, np.ones((2, 2), dtype=np.int32))
     assert [p.name for p in tmp_path.iterdir()] == ["o.csv"] and target.read_text() == "old"
 
 
@@ -549,10 +548,8 @@ def test_profiling_warms_up_ten_times_and_times_ten() -> None:
     )
 
 
-def test_the_script_names_what_is_missing_in_one_line(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "run.py"
-    done = subprocess.run(
-        [sys.executable, script, "--max_output_len", "1"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: text prompts need a tokenizer") and done.stderr.count("\n") == 1
+def test_the_command_names_what_is_missing_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = run_command("run", "--max_output_len", "1")
+    assert code == 2
+    assert said.startswith("error: text prompts need a tokenizer") and said.count("\n") == 1

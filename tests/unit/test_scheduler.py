@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,6 +17,7 @@ from opt_trt.runtime.scheduling.block_pool import BlockPool
 from opt_trt.runtime.scheduling.prefix_index import PrefixIndex
 from opt_trt.runtime.scheduling.scheduler import Scheduler, StepLimits
 from opt_trt.runtime.sequence import Chunk, TokenSequence
+from tests._processes import run_python
 
 END = 2
 OVERCOMMIT = Scheduling(policy="max_utilization")
@@ -64,8 +63,8 @@ def joined(of: Scheduler) -> list[int]:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, opt_trt.runtime.scheduling.scheduler; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = "import sys, opt_trt.runtime.scheduler; sys.exit('torch' in sys.modules)"
+    assert run_python("-c", code).returncode == 0
 
 
 def test_more_than_the_batch_holds_wait() -> None:
