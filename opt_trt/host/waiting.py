@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Patience:
+class Backoff:
     """The schedule of a poll, in seconds: it yields the core between looks at first, then sleeps longer each time."""
 
     yielding: float
@@ -19,7 +19,7 @@ class Patience:
     timeout: float = math.inf
 
 
-def wait_until(is_so: Callable[[], bool], patience: Patience) -> bool:
+def wait_until(is_so: Callable[[], bool], patience: Backoff) -> bool:
     """Poll until `is_so` returns True; return False if that takes longer than the timeout."""
     started, nap = time.monotonic(), patience.first_nap
     while not is_so():

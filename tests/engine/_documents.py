@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from contextlib import redirect_stderr, redirect_stdout
@@ -14,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 
+from tests._processes import run
 from tests.engine._mpi import launcher
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +133,6 @@ def _captured(call) -> str:
 
 
 def _finished(words: list[str], environment: dict[str, str]) -> str:
-    result = subprocess.run(words, capture_output=True, text=True, env=os.environ | environment)
+    result = run(*words, environment=environment, cwd=None)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from opt_trt.backends.inductor.builder.cpu import _choose_tactics
+from opt_trt.backends.inductor.builder.cpu import choose_tactics as choose
 from opt_trt.checkpoint.reader import read_config
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.plugins.cpu.isa import target_isa
@@ -26,7 +26,7 @@ from tests.unit._rank_decoder import Rank, spec_of
 def tactic_plan(checkpoint: Path, timing_cache: Path, **flags: object) -> TacticPlan:
     """Return the tactics that a build would choose; the times it knows are left in `timing_cache`."""
     config = BuildConfig(checkpoint_dir=str(checkpoint), output_timing_cache=str(timing_cache), **flags)
-    return _choose_tactics(read_config(checkpoint), config, plugin_library(), target_isa())[0]
+    return choose(read_config(checkpoint), config, plugin_library(), target_isa())[0]
 
 
 def choose_tactics(checkpoint: Path, timing_cache: Path, **flags: object) -> dict[str, list[str]]:

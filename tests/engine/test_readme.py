@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine._documents import DOCUMENTS, ROOT, Block, Checkout, blocks_of, program
-from tests.unit.test_benchmarks import SCRIPTS
+from tests.unit.benchmarks.test_benchmarks import SCRIPTS
 
 README = (ROOT / "README.md").read_text()
 TEXTS = {document: (ROOT / document).read_text() for document in DOCUMENTS}
@@ -32,8 +32,8 @@ NOT_RUN = {  # how a command begins: why the tests of this file do not run it
     "python -m pytest": "it is pytest that runs this",
     "python -m ruff": "`make test` runs it",
     "python -m mypy": "`make test` runs it",
-    "python benchmarks/": "takes minutes and an idle machine; tests/unit/test_benchmarks.py starts every script",
-    "python examples/demo/": "takes minutes; tests/unit/test_demo.py checks what they made",
+    "python benchmarks/": "takes minutes, idle; tests/unit/benchmarks/test_benchmarks.py starts every script",
+    "python examples/demo/": "takes minutes; tests/unit/examples/test_demo.py checks what they made",
     "mpirun -n 4 ": "the same as with two ranks, which the slow test runs",
     "mpirun -n 8 ": "needs two hosts; tests/ranks/test_network.py does it with two networks",
 }
@@ -161,7 +161,7 @@ def test_the_support_table_of_the_readme_has_one_proof_a_row():
 
 
 def test_numbers_come_with_commands_that_run_from_a_checkout():
-    """Those that tests/unit/test_benchmarks.py starts."""
+    """Those that tests/unit/benchmarks/test_benchmarks.py starts."""
     known = {path.absolute() for path in SCRIPTS}
     for text in TEXTS.values():
         assert {ROOT / script for script in re.findall(r"python (benchmarks/\w+\.py)", text)} <= known

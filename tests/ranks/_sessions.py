@@ -26,7 +26,7 @@ from opt_trt.config.flags import flag
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
-from opt_trt.host.waiting import Patience, wait_until
+from opt_trt.host.waiting import Backoff, wait_until
 from opt_trt.runtime.follow import Opening, OpenSession, follow, lead
 from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.ranks import ALONE, Ranks
@@ -189,7 +189,7 @@ def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
     first.close()
     with suppress(UserError):
         generate_once(first)
-    assert wait_until(freed, Patience(0, 0.01, 0.01, timeout=60))
+    assert wait_until(freed, Backoff(0, 0.01, 0.01, timeout=60))
     generate_once(second)
     with join_world(current_world(os.environ)).section():
         second.close()

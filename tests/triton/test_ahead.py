@@ -18,8 +18,8 @@ SHARED_BYTES = {80: 166_912, 90: 232_448}  # a program may have, by compute capa
 
 
 def kernels():
-    """Names of all kernels of the package."""
-    for path in (ROOT / "opt_trt/plugins").rglob("triton_*.py"):
+    """Names of all kernels of the package and of the benchmarks."""
+    for path in (*(ROOT / "opt_trt/plugins").rglob("triton_*.py"), *(ROOT / "benchmarks/kernels").glob("*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 yield node.name

@@ -149,12 +149,19 @@ def test_flags_and_help_need_the_standard_library_only(path):
 
 
 SAME_NAME = {"__init__", "__main__", "problem", "cpu", "cuda"}  # a file for each of several rooms
+UNIT = Path(__file__).parent
+BESIDE_THE_PACKAGE = {Path("benchmarks"), Path("examples")}
 ROOT_FILES = {"__init__", "__main__", "version", "cli", "commands", "errors", "step", "ops"}
 
 
 def test_a_file_is_known_by_its_name():
     counted = Counter(path.stem for path in modules())
     assert {name for name, times in counted.items() if times > 1} <= SAME_NAME
+
+
+def test_unit_tests_mirror_the_package():
+    folders = {path.parent.relative_to(UNIT) for path in UNIT.rglob("test_*.py")} - {Path(), *BESIDE_THE_PACKAGE}
+    assert all((ROOT / folder).is_dir() for folder in folders), folders
 
 
 def test_no_module_lies_loose_at_the_root():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from opt_trt.host.waiting import Patience, wait_until
+from opt_trt.host.waiting import Backoff, wait_until
 from opt_trt.model.mapping import Mapping
 
 if TYPE_CHECKING:
@@ -79,5 +79,5 @@ class Pipeline:
 
     def _wait(self, request: MPI.Request, problem: str) -> None:
         """Poll, as MPI's own wait does, but yield the core between polls."""
-        if not wait_until(request.Test, Patience(YIELDING_S, NAP_S, NAP_S, self._timeout_s)):
+        if not wait_until(request.Test, Backoff(YIELDING_S, NAP_S, NAP_S, self._timeout_s)):
             raise PipelineError(f"rank {self._rank}: {problem} for {self._timeout_s:g} s")

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from opt_trt.errors import EXIT_BUG, EXIT_TERMINATED, EXIT_USER_ERROR, LEADER_FIRST_SECONDS, UserError
-from opt_trt.host.waiting import Patience, wait_until
+from opt_trt.host.waiting import Backoff, wait_until
 from opt_trt.runtime.world import World
 from opt_trt.runtime.world.guard import Guard
 
@@ -24,7 +24,7 @@ LEADER = 0
 STEP_TIMEOUT = "OPT_TRT_STEP_TIMEOUT"  # seconds a step may take
 DEFAULT_STEP_TIMEOUT = "1800"  # 8192 prompt tokens of 66B take 1400 s on four ranks of 200 GFLOP/s each
 # Between two steps the leader schedules and samples; a rank that waits longer than that sleeps.
-PATIENCE = Patience(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
+BACKOFF = Backoff(yielding=5e-3, first_nap=1e-4, longest_nap=5e-3)
 
 
 class Communicator:
@@ -145,7 +145,7 @@ class Communicator:
 
     def _wait(self) -> bytearray:
         status = self._mpi.Status()
-        wait_until(lambda: self._ranks.Iprobe(LEADER, status=status), PATIENCE)
+        wait_until(lambda: self._ranks.Iprobe(LEADER, status=status), BACKOFF)
         message = bytearray(status.Get_count(self._mpi.BYTE))
         self._ranks.Recv((message, self._mpi.BYTE), LEADER)
         return message

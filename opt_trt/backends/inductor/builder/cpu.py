@@ -54,7 +54,7 @@ class CpuTarget:
             library = compiling.result()
             progress.done()
             with compilers.turns.quiet():
-                plan, tuned = _choose_tactics(limits.model, config, library, self.isa)
+                plan, tuned = choose_tactics(limits.model, config, library, self.isa)
             progress.done()
             programs |= submit_decoder(ranks, (plan, library), compilers, limits)
             files = {name: compiled.result() for name, compiled in programs.items()}
@@ -72,9 +72,10 @@ def device_of(isa: Isa, plan: TacticPlan) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _choose_tactics(
+def choose_tactics(
     model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
 ) -> tuple[TacticPlan, list[TunedProblem]]:
+    """Time the tactics that the flags admit; return the winners, and the table of how they were found."""
     policy = Policy(
         gemm=config.gemm_plugin != "disable",
         attention=config.gpt_attention_plugin != "disable",

@@ -11,7 +11,7 @@ import pytest
 from opt_trt.cli import build_parser
 from opt_trt.commands import COMMANDS
 
-OLD = json.loads((Path(__file__).parent.parent / "golden" / "flags-0.1.0.json").read_text())
+OLD = json.loads((Path(__file__).parents[2] / "golden" / "flags-0.1.0.json").read_text())
 FLAGS = [(command, name, old) for command, of in OLD.items() for name, old in of["flags"].items()]
 REFUSED = [(command, name, neutral) for command, of in OLD.items() for name, neutral in of["refused"].items()]
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo"
+DEMO = Path(__file__).parents[3] / "examples" / "demo"
 PROMPT_TOKENS = 923
 MEGABYTES = 10
 

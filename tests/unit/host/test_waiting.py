@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opt_trt.host.waiting import Patience, wait_until
+from opt_trt.host.waiting import Backoff, wait_until
 
 
 @pytest.fixture
@@ -21,16 +21,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 def test_naps_grow_up_to_the_longest(clock: list[float]) -> None:
     answers = iter([False] * 5 + [True])
-    assert wait_until(lambda: next(answers), Patience(0.0, 1.0, 4.0))
+    assert wait_until(lambda: next(answers), Backoff(0.0, 1.0, 4.0))
     assert clock == [1.0, 2.0, 4.0, 4.0, 4.0]
 
 
 def test_what_is_not_so_in_time_is_given_up(clock: list[float]) -> None:
-    assert not wait_until(lambda: False, Patience(0.0, 1.0, 1.0, timeout=3.0))
+    assert not wait_until(lambda: False, Backoff(0.0, 1.0, 1.0, timeout=3.0))
     assert clock == [1.0] * 4
 
 
 def test_at_first_nobody_sleeps(clock: list[float]) -> None:
     looks = iter([False] * 100 + [True])
-    assert wait_until(lambda: next(looks), Patience(1.0, 1.0, 1.0))
+    assert wait_until(lambda: next(looks), Backoff(1.0, 1.0, 1.0))
     assert clock == []

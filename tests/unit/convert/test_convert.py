@@ -26,7 +26,7 @@ from tests._processes import run_python, start_python
 from tests.unit._models import Model
 
 REPOSITORY = Path(opt_trt.__file__).parent.parent
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def run(model_dir: Path, output_dir: Path, **flags: Any) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from opt_trt.text.output import Detokenizer, OutputText
 from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
-DEMO = Path(__file__).parents[2] / "examples/demo/model"
+DEMO = Path(__file__).parents[3] / "examples/demo/model"
 SPACE_A = VOCAB_SIZE - 1
 
 

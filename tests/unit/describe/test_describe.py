@@ -27,7 +27,7 @@ from opt_trt.quant import MODES
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 LAYER = "transformer.layers.0."
 
 

@@ -94,7 +94,7 @@ def test_all_beams_of_a_ragged_batch_equal_transformers(models, kind, widths, ea
 
 
 def test_beams_of_the_demo_model_equal_transformers(tmp_path) -> None:
-    directory = Path(__file__).parents[2] / "examples/demo/model"
+    directory = Path(__file__).parents[4] / "examples/demo/model"
     oracle = OPTForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     of = DecoderSession(ReferenceDecoder(directory, tmp_path / "checkpoint"), KvCacheLimit())
     tokenizer = load_tokenizer(directory)

@@ -87,7 +87,7 @@ def test_ids_of_a_ragged_batch_equal_the_definition_among_other_requests(models,
 
 
 def test_ids_of_the_demo_model_equal_the_definition(tmp_path) -> None:
-    directory = Path(__file__).parents[2] / "examples/demo/model"
+    directory = Path(__file__).parents[4] / "examples/demo/model"
     oracle = OPTForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     of = session(ReferenceDecoder(directory, tmp_path / "checkpoint"))
     tokenizer = load_tokenizer(directory)

@@ -24,7 +24,7 @@ from opt_trt.errors import UserError
 from opt_trt.quant import MODES
 from tests._processes import run_python
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INT8 = Computes("int8", "float16", "float16", "float32")
 CALM = MachineCeilings(40.0, 200.0, 900.0)
 LOAD = Load(batch_size=1, input_len=200, output_len=5)

@@ -22,7 +22,7 @@ from opt_trt.text.output import Detokenizer, readable
 from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 from tests.unit._decoders import SPEC, SumDecoder, expected_output
 
-DEMO = Path(__file__).parents[2] / "examples/demo/model"
+DEMO = Path(__file__).parents[3] / "examples/demo/model"
 OUTPUT = expected_output((1, 3), 9)  # 4 8 0 0 0 …
 assert OUTPUT[:4] == (4, 8, 0, 0)
 

@@ -24,7 +24,7 @@ from opt_trt.runtime.request import Result, TokenLogProbs
 from tests.unit._models import Model
 from tests.unit._sessions import AnsweringSession
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PEERS_DIR = ROOT / "benchmarks" / "peers"
 REFERENCE = Reference([[5, 6], [7, 8]], np.array([[1, -1], [3, -3]], np.float32))
 

@@ -15,7 +15,7 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MODELS = ("opt-tiny", "opt-tiny-postnorm")
 KEYS = ("dtype", "weight_only_precision", "tp_size", "use_parallel_embedding", "embedding_sharding_dim", "sm")
 CASES = [
