@@ -55,7 +55,6 @@ def generation_kernel(
     q = tl.load(query, mask=inside, other=0.0).to(tl.float32) * SCALE
     new_key = tl.load(query + HEADS * SIZE, mask=inside, other=0.0)
     new_value = tl.load(query + 2 * HEADS * SIZE, mask=inside, other=0.0)
-
     # Slots are below 0 in rows that only fill up a captured graph.
     newest, slot = split == SPLITS - 1, tl.load(slots + sequence)
     line, kept = slot_line(slot, head, HEADS, BLOCK), inside & newest & (slot >= 0)

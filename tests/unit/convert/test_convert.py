@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import opt_trt
-from opt_trt.checkpoint.reader import read_config, writer
+from opt_trt.checkpoint import writer
+from opt_trt.checkpoint.reader import read_config
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError

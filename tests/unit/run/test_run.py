@@ -17,7 +17,7 @@ from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.errors import UserError
-from opt_trt.run import array_files
+from opt_trt.run import output_files
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests
 from opt_trt.run.run import run
@@ -295,7 +295,7 @@ def test_an_older_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("os.fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        array_files.write_csv(target, np.ones((2, 2), dtype=np.int32))
+        output_files.write_csv(target, np.ones((2, 2), dtype=np.int32))
     assert [p.name for p in tmp_path.iterdir()] == ["o.csv"] and target.read_text() == "old"
 
 

@@ -109,7 +109,7 @@ def test_a_closed_session_leaves_a_step_under_way_behind():
 def test_a_decoder_is_freed_with_its_last_reference():
     """Weights and graphs fill a GPU: they must not wait for the garbage collector, which finds circles."""
     decoder = sum_decoder(AtOnce())
-    session_of(decoder).generate([Request((1, 3), 4)])
+    generate(session_of(decoder), [Request((1, 3), 4)])
     left = ref(decoder), ref(decoder.forward), ref(decoder.forward.model)
     gc.collect()
     gc.disable()

@@ -63,7 +63,7 @@ def joined(of: Scheduler) -> list[int]:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, opt_trt.runtime.scheduler; sys.exit('torch' in sys.modules)"
+    code = "import sys, opt_trt.runtime.scheduling.scheduler; sys.exit('torch' in sys.modules)"
     assert run_python("-c", code).returncode == 0
 
 
