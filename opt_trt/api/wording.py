@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opt_trt.errors import SPELLED, UserError
+from opt_trt.errors import UserError
 
 KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "model_dir": "model",
@@ -17,7 +16,6 @@ KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "random_seed": "seed",
     "num_beams": "best_of",
 }
-FLAG = re.compile(r"--(\w+)")
 
 
 @contextmanager
@@ -27,7 +25,4 @@ def in_python(**more: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = error.render(lambda name: names.get(name, name))
-        if not SPELLED.search(error.text):  # a layer that still says flags
-            text = FLAG.sub(lambda flag: names.get(flag[1], flag[1]), text)
-        raise UserError(text) from error
+        raise UserError(error.render(lambda name: names.get(name, name))) from error

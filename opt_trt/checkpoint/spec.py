@@ -8,7 +8,7 @@ import torch
 
 from opt_trt.checkpoint.packing import shape_problems
 from opt_trt.checkpoint.writer import TensorSpec
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.mapping import Mapping
 from opt_trt.model.placement import check_tp_size, indivisible, is_linear, placements, stage_names
@@ -48,10 +48,10 @@ def check_shards(config: ModelConfig) -> None:
     check_tp_size(config, fitting)
     if problems := _packing_problems(config, tp_size):
         sizes = ", ".join(map(str, fitting))
-        advice = f"use a --tp_size of {sizes}, or" if fitting else "no --tp_size fits: use"
+        advice = f"use a {spelled('tp_size')} of {sizes}, or" if fitting else f"no {spelled('tp_size')} fits: use"
         raise UserError(
             f"at tp_size {tp_size} weights cannot be packed for SM {config.target_sm}: {'; '.join(problems)}; "
-            f"{advice} --defer_quantization"
+            f"{advice} {spelled('defer_quantization')}"
         )
 
 

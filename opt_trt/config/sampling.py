@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from opt_trt.config.sampling_options import LARGE, SMALL, Kind, Option, SamplingOptions, option, options_of
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,10 @@ class Sampling(SamplingOptions):
         for name, row in OPTIONS.items():
             if (row.least, row.most) != (-math.inf, math.inf) and not row.least <= getattr(self, name) <= row.most:
                 bounds = f"at least {row.least}" if row.most == math.inf else f"from {row.least:g} to {row.most:g}"
-                raise UserError(f"--{name} must be {bounds}, found {getattr(self, name)}")
+                raise UserError(f"{spelled(name)} must be {bounds}, found {getattr(self, name)}")
         if self.temperature != 0 and not SMALL <= self.temperature <= LARGE:
             raise UserError(
-                f"--temperature must be 0 (greedy) or from {SMALL:g} to {LARGE:g}, found {self.temperature}"
+                f"{spelled('temperature')} must be 0 (greedy) or from {SMALL:g} to {LARGE:g}, found {self.temperature}"
             )
         if self.log_probs is not None and self.log_probs < 0:
             raise UserError(f"log_probs must be the number of alternatives, 0 or more, found {self.log_probs}")
@@ -79,18 +79,18 @@ class Sampling(SamplingOptions):
             return
         if self.top_k < 2:
             raise UserError(
-                f"--penalty_alpha {self.penalty_alpha} compares the --top_k most likely tokens, found --top_k "
-                f"{self.top_k}; give --top_k 4"
+                f"{self._given('penalty_alpha')} compares the {spelled('top_k')} most likely tokens, found "
+                f"{self._given('top_k')}; give {spelled('top_k')} 4"
             )
         if self.num_beams > 1:
             raise UserError(
-                f"--penalty_alpha {self.penalty_alpha} and --num_beams {self.num_beams} are two ways to search; "
+                f"{self._given('penalty_alpha')} and {self._given('num_beams')} are two ways to search; "
                 "drop one of the two"
             )
         if idle := self._filter_beside_top_k():
             raise UserError(
-                f"--penalty_alpha {self.penalty_alpha} leaves nothing to chance, --{idle} {getattr(self, idle)} would "
-                "have no effect; drop one of the two"
+                f"{self._given('penalty_alpha')} leaves nothing to chance, {self._given(idle)} would have no effect; "
+                "drop one of the two"
             )
 
     def _check_contradictions(self) -> None:
@@ -100,24 +100,28 @@ class Sampling(SamplingOptions):
         idle = self._filter_beside_top_k()
         if self.top_k == 1 and idle:
             raise UserError(
-                f"--{idle} {getattr(self, idle)} has no effect with --top_k 1, the default, which is greedy; "
-                "give --top_k 50, or --top_k 0 --top_p 0.9"
+                f"{self._given(idle)} has no effect with {spelled('top_k')} 1, the default, which is greedy; "
+                f"give {spelled('top_k')} 50, or {spelled('top_k')} 0 {spelled('top_p')} 0.9"
             )
         if self.top_k == 0 and all(getattr(self, name) == getattr(Sampling, name) for name in SHARES):
             raise UserError(
-                f"--top_k 0 leaves it to {' or '.join(f'--{name}' for name in SHARES)} which tokens to keep: give "
-                "--top_p 0.9, or --top_p 1.0 for all; greedy decoding is --top_k 1"
+                f"{spelled('top_k')} 0 leaves it to {' or '.join(map(spelled, SHARES))} which tokens to keep: give "
+                f"{spelled('top_p')} 0.9, or {spelled('top_p')} 1.0 for all; greedy decoding is {spelled('top_k')} 1"
             )
 
     def _check_beams(self) -> None:
         if self.num_beams > 1 and self.draws:
             raise UserError(
-                f"--num_beams {self.num_beams} searches for the most likely outputs, --top_k {self.top_k} draws them "
+                f"{self._given('num_beams')} searches for the most likely outputs, {self._given('top_k')} draws them "
                 "by chance; drop one of the two"
             )
         given = next((name for name in BEAM_OPTIONS if getattr(self, name) != getattr(Sampling, name)), None)
         if self.num_beams == 1 and given:
-            raise UserError(f"--{given} {getattr(self, given)} has no effect with one beam; give --num_beams 4")
+            raise UserError(f"{self._given(given)} has no effect with one beam; give {spelled('num_beams')} 4")
+
+    def _given(self, name: str) -> str:
+        """Return an option with its value, for the text of an error."""
+        return f"{spelled(name)} {getattr(self, name)}"
 
     def _filter_beside_top_k(self) -> str | None:
         """Return the first filter other than `top_k` that is given."""

@@ -19,7 +19,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
@@ -120,7 +120,7 @@ def _target_sm(config: ConvertConfig) -> int | None:
     if config.defer_quantization:
         is_interleaved(sm)  # refuses unknown GPUs
     else:
-        check_packable(sm, "give --defer_quantization, or another --target_sm")
+        check_packable(sm, f"give {spelled('defer_quantization')}, or another {spelled('target_sm')}")
     return sm
 
 
@@ -143,7 +143,10 @@ def _protect_source(model_dir: Path, output_dir: Path) -> None:
     """Refuse to replace the source or a directory around it; a new directory inside it is allowed."""
     source, target = Path(os.path.realpath(model_dir)), Path(os.path.realpath(output_dir))
     if source.is_relative_to(target):
-        raise UserError(f"--output_dir {output_dir} would replace --model_dir {model_dir}; give another directory")
+        raise UserError(
+            f"{spelled('output_dir')} {output_dir} would replace {spelled('model_dir')} {model_dir}; "
+            "give another directory"
+        )
 
 
 def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's quota is used up
 SECTOR = 512  # bytes of a block of `st_blocks`, on every file system
@@ -36,5 +36,5 @@ def explain_full_disk(directory: Path, needed: int) -> Iterator[None]:
         lacking = max(0, needed - sum(path.stat().st_blocks * SECTOR for path in directory.iterdir()))
         raise UserError(
             f"{error.filename or directory}: {error.strerror}; {lacking / 1e9:.3f} of {needed / 1e9:.3f} GB were still "
-            f"to be written: free as much in {directory.parent} or give another --output_dir"
+            f"to be written: free as much in {directory.parent} or give another {spelled('output_dir')}"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.sources import alpa, blip2, flagai, hf, metaseq
 from opt_trt.sources.listed import ListedSource
 
@@ -29,11 +29,11 @@ def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
     """
     if not model_dir.is_dir():
         raise UserError(
-            f"--model_dir {model_dir} is not a directory; give a local copy of the model, hubs are not read"
+            f"{spelled('model_dir')} {model_dir} is not a directory; give a local copy of the model, hubs are not read"
         )
     if model_type == "blip2":
         return blip2.open_source(model_dir)
     opens = recognize(model_dir)
     if opens is not None:
         return opens(model_dir)
-    raise UserError(f"--model_dir {model_dir} holds no checkpoint of a known format: {'; '.join(SOURCES)}")
+    raise UserError(f"{spelled('model_dir')} {model_dir} holds no checkpoint of a known format: {'; '.join(SOURCES)}")

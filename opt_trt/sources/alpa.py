@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, listed_source
 from opt_trt.sources.opt import EMBEDDING, HEAD, PROJECT_IN, PROJECT_OUT
@@ -45,7 +45,7 @@ def open_source(directory: Path) -> ListedSource:
     """
     if not (directory / EMBEDDING).is_file():
         found = ", ".join(str(folder) for folder in _folders(directory))
-        raise UserError(f"{directory} holds folders of Alpa's; give one of them as --model_dir: {found}")
+        raise UserError(f"{directory} holds folders of Alpa's; give one of them as {spelled('model_dir')}: {found}")
     paths = [path for path in sorted(directory.iterdir()) if path.name.startswith("decoder.") and path.is_file()]
     tensors = {RENAMED.get(path.name, path.name): _header(path) for path in paths}
     path = directory / "config.json"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf import list_weights, refuse_pointer
 from opt_trt.sources.hf_config import opt_config
@@ -42,8 +42,9 @@ def _config(path: Path) -> OptConfig:
     values: dict[str, Any] = read_json(path)
     found = values.get("model_type")
     if found != "blip-2":
-        advice = "leave --model_type out to convert an OPT" if found == "opt" else "give the directory of a BLIP-2"
-        raise UserError(f"{path} must have model_type 'blip-2' for --model_type blip2, found {found!r}; {advice}")
+        option = spelled("model_type")
+        advice = f"leave {option} out to convert an OPT" if found == "opt" else "give the directory of a BLIP-2"
+        raise UserError(f"{path} must have model_type 'blip-2' for {option} blip2, found {found!r}; {advice}")
     text = values.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     if not isinstance(text, dict) or inner != "opt":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.sources.opt import (
     EMBEDDING,
     HEAD,
@@ -159,5 +159,6 @@ def _check_range(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> float:
     largest = max(-low, high)
     if tensor.dtype != dtype and torch.tensor(largest, dtype=torch.float64).to(dtype).isinf():
         wider = "bfloat16" if dtype == torch.float16 else "float32"
-        raise UserError(f"{where} reaches {largest:.6g}, beyond {str(dtype)[6:]}; convert with --dtype {wider}")
+        advice = f"convert with {spelled('dtype')} {wider}"
+        raise UserError(f"{where} reaches {largest:.6g}, beyond {str(dtype)[6:]}; {advice}")
     return largest

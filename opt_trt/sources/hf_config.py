@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opt_trt.errors import UserError, divide_exactly
+from opt_trt.errors import UserError, divide_exactly, spelled
 from opt_trt.host.json_file import read_json
 from opt_trt.model.config import ACTIVATIONS, MAX_LAYERS
 from opt_trt.sources.opt import OptConfig
@@ -27,7 +27,8 @@ def read_hf_config(path: Path) -> OptConfig:
     values = read_json(path)
     found = values.get("model_type")
     if found == "blip-2":
-        raise UserError(f"{path} has model_type 'blip-2'; give --model_type blip2 to convert its language model")
+        advice = f"give {spelled('model_type')} blip2 to convert its language model"
+        raise UserError(f"{path} has model_type 'blip-2'; {advice}")
     if found != "opt":
         raise UserError(f"{path} must have model_type 'opt', found {found!r}; give the directory of an OPT model")
     return opt_config(values, str(path))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 COLUMNS = ["shard", "md5sum"]  # the header of metaseq's lists; other lists have the form of md5sum's output
 LINE = re.compile(r"\\?([0-9a-fA-F]{32}) [ *](.+)")
@@ -59,7 +59,8 @@ def read_manifest(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--md5_manifest {path} cannot be read ({error}); give a list of md5 sums") from error
+        option = spelled("md5_manifest")
+        raise UserError(f"{option} {path} cannot be read ({error}); give a list of md5 sums") from error
     lines = [line for line in lines if line.strip()]
     rows = list(csv.reader(lines))
     if rows and [cell.strip() for cell in rows[0]] == COLUMNS:

@@ -9,7 +9,7 @@ import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def target_isa(name: str | None = None, flags: frozenset[str] | None = None) -> 
             return isa
     known = ", ".join(isa.name for isa in runnable)
     raise UserError(
-        f"--target_isa {name}: tactics are timed where an engine is built, and this processor runs {known} only; "
+        f"{spelled('target_isa')} {name}: tactics are timed where an engine is built, and this processor runs "
+        f"{known} only; "
         "build on one that has it"
     )

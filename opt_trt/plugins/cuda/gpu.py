@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def target_gpu(device: str | None, gpu: Gpu | None) -> Gpu | None:
     """
     if device == "cuda" and gpu is None:
         raise UserError(
-            "--device cuda: tactics are timed where an engine is built, and torch "
+            f"{spelled('device')} cuda: tactics are timed where an engine is built, and torch "
             f"{torch.__version__} sees no GPU here; build where `nvidia-smi` shows one, with a torch made for CUDA, "
-            "or give --device cpu"
+            f"or give {spelled('device')} cpu"
         )
     return None if device == "cpu" else gpu

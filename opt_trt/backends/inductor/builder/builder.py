@@ -22,7 +22,7 @@ from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.progress import Progress
 from opt_trt.host.workers import for_each
 from opt_trt.model.config import ModelConfig
@@ -94,7 +94,8 @@ def _target(model: ModelConfig, config: BuildConfig) -> Target:
         )
     except ImportError as error:
         raise UserError(
-            f"--device cuda: {error}; install the triton that torch {torch.__version__} wants, or give --device cpu"
+            f"{spelled('device')} cuda: {error}; install the triton that torch {torch.__version__} wants, "
+            f"or give {spelled('device')} cpu"
         ) from error
     check_cuda(model, config)
     return CudaTarget(gpu)

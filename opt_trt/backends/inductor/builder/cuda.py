@@ -17,7 +17,7 @@ from opt_trt.backends.inductor.decoder.program_table import CudaProgramTable
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import Refusal, refuse_given
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.graph.programs import GraphShapes
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
@@ -32,7 +32,7 @@ from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cuda import CudaPolicy, TuningBench, tune
 
 FP32_ACC = "give run.py --enable_context_fmha_fp32_acc"
-ON_CPU = "give --device cpu"
+ON_CPU = f"give {spelled('device')} cpu"
 REFUSED: Mapping[str, Refusal] = {
     "target_isa": Refusal("it names instructions of a processor", advice=ON_CPU),
     "deterministic": Refusal("on a GPU sums are taken in another order if the number of tokens differs", advice=ON_CPU),
@@ -108,14 +108,14 @@ class CudaTarget:
 def check_cuda(model: ModelConfig, config: BuildConfig) -> None:
     """Refuse flags and checkpoints that engines on a GPU cannot be built from."""
     refuse_given(config, REFUSED)
-    advice = "or give --device cpu"
+    advice = f"or give {spelled('device')} cpu"
     if model.dtype not in TYPES:
         raise UserError(
             f"{config.checkpoint_dir} is of {model.dtype}, engines on a GPU compute in {' or '.join(TYPES)}; "
-            f"convert it with --dtype float16, {advice}"
+            f"convert it with {spelled('dtype')} float16, {advice}"
         )
     if model.head_size > MOST_HEAD_SIZE:
         raise UserError(
             f"{config.checkpoint_dir} has heads of {model.head_size}, kernels of a GPU take up to {MOST_HEAD_SIZE}; "
-            "give --device cpu"
+            f"give {spelled('device')} cpu"
         )

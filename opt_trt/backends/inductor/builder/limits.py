@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from opt_trt.backends.engine import Limits
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import refuse_given
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.plugins.cpu.isa import INT8_PRODUCTS, target_isa
 
@@ -26,7 +26,7 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> ResolvedLimits:
     if model.hidden_act != ENGINE_ACTIVATION:
         raise UserError(
             f"{config.checkpoint_dir} has hidden_act {model.hidden_act!r}, and the embedded engine computes "
-            f"{ENGINE_ACTIVATION} only; build this checkpoint with --backend tensorrt_llm"
+            f"{ENGINE_ACTIVATION} only; build this checkpoint with {spelled('backend')} tensorrt_llm"
         )
     if config.context_int8:
         _check_context_int8(model, config)
@@ -55,13 +55,14 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> ResolvedLimits:
 def _check_context_int8(model: ModelConfig, config: BuildConfig) -> None:
     """Raise `UserError` if no product could use activations of int8."""
     if INT8_PRODUCTS not in target_isa(config.target_isa).extras:
+        isa = spelled("target_isa")
         raise UserError(
-            f"--context_int8 needs a processor with {INT8_PRODUCTS}, and no --target_isa that leaves it out, found "
-            f"{f'--target_isa {config.target_isa}' if config.target_isa else 'one without'}; drop --context_int8"
+            f"{spelled('context_int8')} needs a processor with {INT8_PRODUCTS}, and no {isa} that leaves it out, found "
+            f"{f'{isa} {config.target_isa}' if config.target_isa else 'one without'}; drop {spelled('context_int8')}"
         )
     if model.dtype == "float32" or (model.quant_algo is None and config.lm_head_precision is None):
         found = f"dtype {model.dtype}, weights {model.quant_algo or model.dtype}"
         raise UserError(
-            f"--context_int8 needs int8 or int4 weights in a model of float16 or bfloat16, found {found} in "
-            f"{config.checkpoint_dir}; convert with --use_weight_only, or drop --context_int8"
+            f"{spelled('context_int8')} needs int8 or int4 weights in a model of float16 or bfloat16, found {found} in "
+            f"{config.checkpoint_dir}; convert with {spelled('use_weight_only')}, or drop {spelled('context_int8')}"
         )

@@ -19,7 +19,7 @@ import torch
 from torch._inductor import codecache, cpu_vec_isa
 from torch.utils import cpp_extension
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.plugins.cpu.isa import Isa, runnable_isas
 from opt_trt.plugins.cuda.gpu import Gpu
 
@@ -89,7 +89,7 @@ def cuda_home(candidates: Sequence[Path]) -> str:
     raise UserError(
         f"building for a GPU needs CUDA's headers ({', '.join(HEADERS)}), found them in none of "
         f"{', '.join(map(str, candidates))}; install a toolkit of CUDA {torch.version.cuda}, or its packages "
-        "nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl, set CUDA_HOME, or give --device cpu"
+        f"nvidia-cuda-runtime, nvidia-cuda-crt and nvidia-cuda-cccl, set CUDA_HOME, or give {spelled('device')} cpu"
     )
 
 
