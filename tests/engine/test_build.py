@@ -86,7 +86,7 @@ def test_a_build_where_tensorrt_has_left_its_timings_leaves_them_there(checkpoin
 
 def test_own_kernels_win_for_gemm_and_attention_at_one_token(checkpoint, tmp_path):
     tactics = build_here(checkpoint, tmp_path / "e")["tactics"]
-    assert any(tactics[site][0].startswith("rows_") for site in ("qkv", "dense", "fc", "proj", "head"))
+    assert any(tactics[site][0].startswith("fp32_") for site in ("qkv", "dense", "fc", "proj", "head"))
     assert tactics["attention"][0] == "unfused"
 
 
@@ -158,7 +158,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(checkpoint, tmp_path, caps
 
 @pytest.mark.parametrize(
     ("verbosity", "shown", "hidden"),
-    [("none", "engine", "tactic"), ("layer_names_only", "rows_", "others"), ("detailed", "library", "unheard")],
+    [("none", "engine", "tactic"), ("layer_names_only", "fp32_", "others"), ("detailed", "library", "unheard")],
 )
 def test_profiling_verbosity_says_how_much_of_the_table_is_printed(
     checkpoint, tmp_path, capsys, verbosity, shown, hidden
