@@ -112,4 +112,6 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
 
 def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
     """Return whether this is a sequence of token ids, which may be empty."""
-    return isinstance(prompt, list | tuple) and all(isinstance(token_id, int) for token_id in prompt)
+    return isinstance(prompt, list | tuple) and all(
+        isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in prompt
+    )

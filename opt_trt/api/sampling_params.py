@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from opt_trt.api.wording import in_python
+from opt_trt.config.field_types import check_field_types
 from opt_trt.config.sampling import BEAM_OPTIONS, FILTERS, Sampling
 from opt_trt.config.sampling_options import TokenOptions
 from opt_trt.errors import UserError
@@ -48,6 +49,8 @@ class SamplingParams(TokenOptions):
     skip_special_tokens: bool = True  # leave them out of the text
 
     def __post_init__(self) -> None:
+        with in_python():
+            check_field_types(self)
         for name in ("n", "best_of", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

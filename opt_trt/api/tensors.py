@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
+from opt_trt.api.wording import in_python
+from opt_trt.config.field_types import check_field_types
 from opt_trt.config.sampling import FILTERS, Sampling
 from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
@@ -71,6 +73,8 @@ def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions
     if "max_new_tokens" not in given:
         raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
     options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
+    with in_python():
+        check_field_types(options)
     _refuse_contradictions(options)
     _check_number_of_outputs(options)
     return options

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from opt_trt.config.field_types import check_field_types
 from opt_trt.config.sampling_options import LARGE, SMALL, Kind, Option, SamplingOptions, option, options_of
 from opt_trt.errors import UserError, spelled
 
@@ -25,6 +26,7 @@ class Sampling(SamplingOptions):
     log_probs: int | None = option(None, Kind.OTHER)  # report the log-probability of each new token and of so many more
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         self._check_ranges()
         self._check_candidates()
         self._check_contradictions()

@@ -110,7 +110,7 @@ class TokenOptions(CommonOptions):
         0.0, Kind.PENALTY, "subtracted from logits of tokens in the output, once for each time they occur",
         (-LARGE, LARGE),
     )  # fmt: skip
-    early_stopping: int = option(
+    early_stopping: int | bool = option(
         1, Kind.BEAMS,
         "end a search 1: with as many outputs as beams, 0: when better ones are unlikely, 2: when none can be better",
         (0, 2), transformers="early_stopping",

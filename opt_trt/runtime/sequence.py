@@ -128,7 +128,7 @@ class TokenSequence:
             self.finish_reason, self.stop = "end_id", None
         elif self.stop is not None:
             self.finish_reason = "stop_words"
-        elif len(self.output_ids) == self.request.max_new_tokens:
+        elif len(self.output_ids) >= self.request.max_new_tokens:
             self.finish_reason = "length"
 
     def fail(self, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from opt_trt.runtime.executor import CLOSED
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import Session
+
+FORKED = "this process is a fork of the one that opened the engine, whose thread is not here: open the engine here, too"
 
 
 class Listener(Protocol):
@@ -49,6 +52,7 @@ class Worker:
         self._commands: SimpleQueue[Callable[[ActiveRequests], None] | None] = SimpleQueue()
         self._closing = Lock()  # every accepted request is in the queue before the command to stop
         self._closed = False
+        self._process = os.getpid()
         self._thread = Thread(target=self._run, name="opt_trt worker", daemon=True)
         self._thread.start()
 
@@ -58,6 +62,8 @@ class Worker:
             Submitted(TokenSequence(index, request, is_watched=not listener.whole), listener)
             for index, (request, listener) in enumerate(requests)
         ]
+        if os.getpid() != self._process:
+            raise UserError(FORKED)
         with self._closing:
             if self._closed:
                 raise UserError(CLOSED)

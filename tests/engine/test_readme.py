@@ -168,7 +168,7 @@ def test_numbers_come_with_commands_that_run_from_a_checkout():
 
 
 def test_quoted_messages_are_those_of_the_code():
-    """Of the first column of the tables of docs/troubleshooting.md; `…` stands for what differs, and each interface spells options."""
+    """Of the first column of docs/troubleshooting.md; `…` stands for what differs, and interfaces spell options."""
     rows = re.findall(r"^\| `([^`]+)`", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
     known = (ROOT / "Makefile").read_text() + "".join(map(strings_of, (ROOT / "opt_trt").rglob("*.py")))
     pieces = [(row, piece.strip()) for row in rows for piece in re.split(r"…|--\w+", row) if len(piece.strip()) > 3]

@@ -12,7 +12,12 @@ from tests.unit._engines import write_engine_config
 ERRORS = {  # what two processes are started for: what they say, once
     ("summarize.py", "--test_hf", "--hf_model_dir", "nowhere"): "expected a tokenizer",
     ("run.py", "--max_output_len", "0"): "--max_output_len must be at least 1, found 0",
-    ("summarize.py", "--test_trt_llm", "--gpus_per_node", "8"): "--gpus_per_node 8 is not supported: the launcher sets the ranks",
+    (
+        "summarize.py",
+        "--test_trt_llm",
+        "--gpus_per_node",
+        "8",
+    ): "--gpus_per_node 8 is not supported: the launcher sets",
     ("run.py", "--max_output_len", "3", "--interactive"): "--interactive: mpirun does not pass on that prompts from a",
     ("build.py", "--checkpoint_dir", "c"): "build takes one process, 2 were started; run it without mpirun",
 }

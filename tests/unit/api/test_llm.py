@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -247,3 +248,37 @@ def test_parameters_are_for_all_prompts_or_for_each(llm: LLM) -> None:
 def test_words_need_a_tokenizer(params: dict) -> None:
     with sums() as llm, pytest.raises(UserError, match="needs a tokenizer: give tokenizer=DIRECTORY, or token ids"):
         llm.generate([1], SamplingParams(**params))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": 2.5}, {"max_tokens": float("nan")}, {"max_tokens": True}, {"logprobs": True},
+        {"logprobs": 1.5}, {"top_k": 2.5}, {"top_k": 50.0}, {"no_repeat_ngram_size": 2.0}, {"n": 2.0}, {"seed": 1.5},
+        {"use_beam_search": True, "best_of": 2.5}, {"stop": [5]}, {"stop_token_ids": 5}, {"bad_words": [5]},
+        {"logit_bias": {"5": 1}}, {"temperature": "1"}, {"ignore_eos": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_option_of_another_type_is_refused_before_it_reaches_requests_beside_it(wrong: dict) -> None:
+    with pytest.raises(UserError, match=f"^{[*wrong][-1]} must be .*, found "):
+        SamplingParams(**wrong)
+
+
+@pytest.mark.parametrize("prompt", [[True, 3], [[1, 3], [1, False]]], ids=str)
+def test_truth_values_are_no_token_ids(prompt: object) -> None:
+    with sums() as llm, pytest.raises(UserError, match=r"expected|must be"):
+        llm.generate(prompt, GREEDY)
+
+
+def test_a_forked_process_is_told_to_open_the_engine_itself() -> None:
+    with sums() as llm:
+        if (child := os.fork()) == 0:
+            signal.alarm(60)  # it waited for ever
+            try:
+                llm.generate([1, 3], GREEDY)
+            except UserError as error:
+                os._exit(0 if "open the engine here" in str(error) else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert llm.generate([1, 3], GREEDY)[0].outputs[0].token_ids  # the parent goes on
