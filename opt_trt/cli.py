@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -97,6 +98,7 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
     world, config = current_world(os.environ), None
     if not world.is_leader:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    _escape_what_cannot_be_shown()
     try:
         config = parse(config_class, argv)
         main(config)
@@ -124,6 +126,13 @@ def _exit(code: int, message: str = "") -> NoReturn:
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """Print a character that a terminal's encoding lacks as `\\u2019`: a traceback would lose the whole output."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _program() -> str | None:

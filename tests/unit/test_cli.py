@@ -328,3 +328,10 @@ def test_a_command_started_without_an_output_works():
 @pytest.mark.parametrize("argv", [["--compare", "a", "b"], ["a", "--compare", "b"], ["a", "b", "--compare"]])
 def test_directories_stand_before_and_behind_flags(argv):
     assert parse(DescribeConfig, argv).directories == ("a", "b")
+
+
+def test_what_a_terminal_cannot_show_is_escaped_and_nothing_is_lost():
+    code = PRINTS.format(lines=1, then="print('caf\\u00e9 \\u2019 \\udce9 end')")
+    result = run_python("-c", code, environment={"PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == ["0", r"caf\xe9 \u2019 \udce9 end"]
