@@ -32,7 +32,7 @@ def _rooms(house: House, layer: int) -> str:
 def _room(house: House, room: str) -> str:
     purpose = f"{code(NAMES.get(room, room))} {_lower(purpose_of(house.purposes[room]))}"
     parts = " → ".join(", ".join(map(code, row)) for row in house.inside.get(room, ()))
-    return f"{purpose} (inside, upward: {parts})" if parts else purpose
+    return f"{purpose} (inside, lowest first: {parts})" if parts else purpose
 
 
 def _lower(text: str) -> str:

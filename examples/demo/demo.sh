@@ -38,7 +38,7 @@ done
 
 say "2. build: checkpoints -> engines for this machine (compiled once, then cached)"
 for precision in "${PRECISIONS[@]}"; do
-  "$PYTHON" build.py --checkpoint_dir "$WORK/checkpoint/$precision" --output_dir "$WORK/$precision" \
+  "$PYTHON" build.py --device cpu --checkpoint_dir "$WORK/checkpoint/$precision" --output_dir "$WORK/$precision" \
     --max_batch_size 8 --max_input_len 924 --max_seq_len 1024 --output_timing_cache "$WORK/model.cache" \
     --workers "$RANKS"
 done

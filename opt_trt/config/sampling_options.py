@@ -88,7 +88,8 @@ class CommonOptions:
         0, Kind.BAN, "no sequence of this many tokens occurs twice; 0 is off", (0, inf),
         transformers="no_repeat_ngram_size",
     )  # fmt: skip
-    length_penalty: float = option(  # an output length to this power is an fp32 number
+    # An output length to a power within these bounds is an fp32 number.
+    length_penalty: float = option(
         1.0, Kind.BEAMS, "beams are ranked by log-probability over output length to this power", (-10.0, 10.0),
         transformers="length_penalty",
     )  # fmt: skip

@@ -61,7 +61,7 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
 
 
 def _open_engine(engine_dir: Path, limit: KvCacheLimit, scheduling: Scheduling, options: RuntimeOptions) -> Session:
-    from opt_trt.backends import open_engine  # loaded only after prompts and flags are checked
+    from opt_trt.backends import open_engine  # torch takes seconds to load
 
     return open_engine(engine_dir, limit, scheduling, options)
 
