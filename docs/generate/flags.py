@@ -1,4 +1,4 @@
-"""Where a command's flags come from, and how a value, a default and a refusal are written."""
+"""Read the flags of a command, and format values, defaults and refusals."""
 
 from __future__ import annotations
 

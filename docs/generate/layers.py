@@ -1,4 +1,4 @@
-"""The table of layers in `docs/design.md`, and putting generated text between its marks."""
+"""Format the table of layers in `docs/design.md`, and put generated text between its marks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backend built an engine directory, read from its `config.json` alone."""
+"""Find out which backend built an engine directory, from its `config.json` alone."""
 
 from __future__ import annotations
 

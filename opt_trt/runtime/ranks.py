@@ -1,4 +1,4 @@
-"""How a session reaches the other ranks that have the same session open, if there are any."""
+"""The connection of a session to the other ranks that have the same session open, if there are any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The uncompiled graph on the plugin library: what a choice of tactics computes, without a compiler."""
+"""The uncompiled graph on the plugin library: the results of a choice of tactics, without a compiler."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prefer(families: Sequence[Collection[Tactic]], timing_cache: Path) -> Path:
 
 @dataclass
 class EagerDecoder:
-    """`Decoder` of a checkpoint of one rank by a plan."""
+    """`Decoder` of a checkpoint of one rank, with the tactics of a plan."""
 
     checkpoint: Path
     plan: TacticPlan

@@ -1,4 +1,4 @@
-"""What each rank of `test_functional` runs: compiled programs that sum and gather by torch's own operators."""
+"""The program of each rank of `test_functional`: compiled programs that sum and gather by torch's own operators."""
 
 from __future__ import annotations
 

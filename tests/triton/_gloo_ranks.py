@@ -1,4 +1,4 @@
-"""What each rank of `test_ranks` runs as a process: the connections of ranks on one GPU, with a CPU in its place."""
+"""The program of each rank of `test_ranks`: the connections of ranks that share a GPU, with a CPU in its place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMITS = {"max_batch_size": 2, "max_num_tokens": 12, "max_seq_len": 64, "tokens_
 
 
 def found_by(decoder: CudaRankDecoder, greedy: bool) -> list[torch.Tensor]:
-    """Logits, or the tokens of the largest, of both prompts and of a token of each that follows."""
+    """Return logits, or the tokens of the largest ones, of both prompts and of the token that follows each."""
     caches = kv_cache.allocate(decoder.spec, len(GIVEN) * TOKENS_EACH // 4)
     found = []
     for step, past in ((GIVEN, [0, 0]), (NEXT, [len(prompt) for prompt in GIVEN])):

@@ -1,4 +1,7 @@
-"""All ranks of a GPU's engine in one process, uncompiled: threads that take turns, for triton's interpreter is one."""
+"""All ranks of a GPU's engine in one process, uncompiled, as threads that take turns.
+
+They must take turns because the process has one interpreter of triton.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ PATIENCE_S = 60  # a rank that waits longer has lost the others
 
 
 class Turns:
-    """One rank computes at a time; those that wait for others let them."""
+    """The turns of ranks: one computes at a time, and a rank that waits for others gives its turn away."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -42,7 +45,7 @@ class Turns:
 
 
 class Meeting:
-    """What a tensor-parallel group exchanges."""
+    """The exchange of a tensor-parallel group of threads."""
 
     def __init__(self, size: int, turns: Turns) -> None:
         self._barrier, self._turns = Barrier(size), turns
@@ -62,7 +65,7 @@ class Meeting:
 
 @dataclass
 class Mailboxes:
-    """`StageLink` of a rank; keeps the shapes of what it sent."""
+    """`StageLink` of a rank, through queues; it keeps the shapes of what it sent."""
 
     mapping: Mapping
     rank: int
@@ -153,7 +156,7 @@ def kv_cache_of(decoder: CudaRankDecoder, blocks: int) -> list[torch.Tensor]:
 
 
 def capturing(captured: list[Rerun]) -> Any:
-    """Captures a rank's steps, and keeps them."""
+    """Return a function that captures the steps of a rank, and keep them in `captured`."""
 
     def capture(run: Any) -> Rerun:
         captured.append(Rerun(run))

@@ -1,4 +1,4 @@
-"""A session whose answers a test makes up."""
+"""A session with answers that a test makes up."""
 
 from __future__ import annotations
 

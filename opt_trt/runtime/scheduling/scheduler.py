@@ -1,4 +1,4 @@
-"""Which tokens take part in the next step: in-flight batching, first come, first served. No tensors here."""
+"""Choose the tokens of the next step: in-flight batching, first come, first served. No tensors here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks on GPUs before any is there: who takes which, how they sum, what they cannot do; what a stage runs."""
+"""Ranks on GPUs, without a GPU: which GPU each takes, how they sum, what they refuse, and what a stage runs."""
 
 from __future__ import annotations
 

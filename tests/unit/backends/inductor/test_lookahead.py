@@ -237,7 +237,7 @@ def test_predictions_that_miss_are_not_acted_on_until_they_hold_again():
 
 
 def test_where_predictions_miss_steps_are_begun_no_more():
-    """After two new tokens an end nobody could foresee, and the next prompt."""
+    """After two new tokens comes an end that could not be predicted, then the next prompt."""
     captured: list[Rerun] = []
     decoder = sum_decoder(AtOnce(), captured)
     of = session_of(decoder)
