@@ -261,7 +261,7 @@ def header_of(model: ModelConfig) -> Header:
 
 
 def check_damage_is_refused(facts: Facts) -> None:
-    """Check that a missing tensor, another shape and another type are refused, and that an extra tensor is warned of."""
+    """Check that a missing tensor, another shape and another type are refused, and an extra tensor is warned of."""
     for model in (MODELS["plain"], MODELS["int8"], MODELS["int4, two ranks"]):
         values, found = read_values(facts, model.to_dict()), header_of(model)
         wanted = expected(facts, values, packed=model.quant_algo is not None)

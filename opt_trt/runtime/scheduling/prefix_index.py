@@ -1,4 +1,4 @@
-"""The index of known prefixes: which full blocks of the KV cache hold them. It knows nothing of the owners of blocks."""
+"""The index of known prefixes: which full blocks of the KV cache hold them. It does not know the owners of blocks."""
 
 from __future__ import annotations
 
