@@ -28,7 +28,7 @@ class Ranks(Protocol):
         ...
 
     def close(self) -> None:
-        """End the steps: other ranks free their session. Does not wait. Calling it again does nothing."""
+        """End the steps: other ranks free their session. This does not wait. Calling it again does nothing."""
         ...
 
 

@@ -61,7 +61,7 @@ def product(weight_type: str, dtype: torch.dtype, tokens: int, n: int, k: int) -
 
 
 @dataclass(frozen=True)
-class Attending:
+class AttentionStep:
     """The attention of one step, and its expected results."""
 
     qkv: torch.Tensor
@@ -70,7 +70,7 @@ class Attending:
     expected: torch.Tensor
     expected_cache: torch.Tensor
 
-    def to(self, device: str) -> Attending:
+    def to(self, device: str) -> AttentionStep:
         """Copy the step to a device, with a cache of its own."""
         step = AttentionInputs(*(t.to(device) for t in astuple(self.step)))
         return replace(self, qkv=self.qkv.to(device), kv_cache=self.kv_cache.to(device, copy=True), step=step)
@@ -85,7 +85,7 @@ class Shape:
     block_tokens: int
 
 
-def attending(shape: Shape, dtype: torch.dtype, lens: tuple[int, ...], queries: tuple[int, ...]) -> Attending:
+def attention_step(shape: Shape, dtype: torch.dtype, lens: tuple[int, ...], queries: tuple[int, ...]) -> AttentionStep:
     """Return a step after which sequences have `lens` tokens, the last `queries` of them new, in scattered blocks."""
     generator = torch.Generator().manual_seed(sum(lens))
     counts = [-(-n // shape.block_tokens) for n in lens]
@@ -111,4 +111,4 @@ def attending(shape: Shape, dtype: torch.dtype, lens: tuple[int, ...], queries: 
     cache = cache.to(dtype)
     expected_cache = cache.float()
     expected = ReferenceOps().attention(qkv.float(), expected_cache, step)
-    return Attending(qkv, cache, step, expected, expected_cache.to(dtype))
+    return AttentionStep(qkv, cache, step, expected, expected_cache.to(dtype))

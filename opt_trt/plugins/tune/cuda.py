@@ -47,7 +47,7 @@ class CudaPolicy:
 
 @dataclass(frozen=True)
 class TuningBench:
-    """Where tactics are tried: on a GPU, or in triton's interpreter, which takes tensors of a CPU."""
+    """The place where tactics are tried: a GPU, or triton's interpreter, which takes tensors of a CPU."""
 
     cache: TimingCache
     device: str = "cuda"

@@ -63,9 +63,9 @@ class Communicator:
         self._mpi.Request.Waitall(requests)
 
     def send_soon(self, message: bytes) -> None:
-        """Send every follower a message now or after the present section; from any thread.
+        """Send every follower a message now or after the present section; any thread may call this.
 
-        Never waits, so that a finalizer which interrupts a section may call this.
+        It never waits, so that a finalizer that interrupts a section may call it.
         """
         self._postponed.append(message)
         if self._lock.acquire(blocking=False):

@@ -56,7 +56,7 @@ def test_nothing_is_rounded_further_than_the_model_says(types):
 
 
 @pytest.mark.parametrize("types", ADMITTED, ids="-".join)
-def test_a_tactic_that_rounds_tokens_in_company_only_is_not_deterministic(types):
+def test_a_tactic_that_rounds_only_batched_tokens_is_not_deterministic(types):
     found, reasons = admitted(*types, deterministic=True)
     assert found == ADMITTED[types] - {gemm.LIBRARY, *gemm.PAIRS, *gemm.WORDS}
     assert all(reasons[tactic] == ROUNDS for tactic in (*gemm.PAIRS, *gemm.WORDS))
