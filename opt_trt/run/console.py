@@ -53,7 +53,7 @@ def print_results(results: Sequence[Sequence[Result]], printing: Printing) -> No
 
 
 class StreamPrinter:
-    """A printer of outputs as they come, one prompt after the other. The lines are finally the same as without streaming.
+    """A printer of outputs as they come, one prompt after the other. The final lines are those without streaming.
 
     The output of one prompt at a time is printed, `interval` new tokens together. Tokens of later prompts wait, and so
     does text that may be the beginning of a stop word.

@@ -25,7 +25,7 @@ class Listener(Protocol):
     whole: bool  # it waits for whole outputs, so an engine need not deliver every token separately
 
     def advanced(self, sequence: TokenSequence) -> None:
-        """Note that there is one more token, the last one if there is a finish reason; the sequence goes on changing."""
+        """Note one more token, which is the last one if there is a finish reason; the sequence goes on changing."""
         ...
 
     def failed(self, error: Exception) -> None:

@@ -23,7 +23,7 @@ PAUSE_S = 0.01  # of a layer that waits: ten seconds in all
 
 
 class WaitingLayer:
-    """Stands for the compiled `layer` of a rank: notes that it has begun, or waits until the next stage has begun."""
+    """A stand-in for the compiled `layer` of a rank: it notes that it has begun, or waits for the next stage."""
 
     def __init__(self, rank: int, directory: Path) -> None:
         self._begun = [directory / f"begun{r}" for r in (rank, rank + 2)]

@@ -45,7 +45,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Return the chunks of the next step, whose sequences get the blocks. There are none only if nothing is left to do."""
+        """Return the chunks of the next step, and give their sequences blocks. An empty list means that all is done."""
         generating = sum(s.num_left == 1 for s in self.running)
         budget = self.limits.max_num_tokens - generating
         if generating:

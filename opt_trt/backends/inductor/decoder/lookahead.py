@@ -38,7 +38,7 @@ class Prediction:
 
 
 class HitRate:
-    """How many of the last steps were predicted right."""
+    """The share of the last steps that were predicted right."""
 
     def __init__(self) -> None:
         self._missed: deque[bool] = deque(maxlen=LOOKED_BACK)
