@@ -26,7 +26,7 @@ cannot act here is refused with the reason, never ignored. A value that asks for
 so that command lines written for TensorRT-LLM keep working. Flags cannot be abbreviated.
 """
 SHARED = "Flags that `run` and `summarize` share"
-# Flags of a topic are those that are fields of its class.
+# The flags of a topic are the fields of its class.
 TOPICS = (("How tokens are chosen", SamplingOptions), ("For TensorRT engines and GPUs", runtime_flags.RuntimeOptions))
 EXIT_CODES = {
     0: "The command did what it was asked to do.",

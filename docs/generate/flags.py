@@ -119,7 +119,7 @@ def _type_word(hint: Any) -> str:
 
 
 def _meaning(row: FlagRow) -> tuple[str, str]:
-    """Return the help without what it says of the default, and the default."""
+    """Return the help without its remark on the default, and the default."""
     default = row.field.default
     found = DEFAULT.search(row.flag.help)
     if default in (None, (), MISSING) and found:

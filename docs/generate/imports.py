@@ -26,7 +26,7 @@ class House:
     layers: dict[str, int]
     purposes: dict[str, str]
     imports: frozenset[Arrow]
-    by_name: frozenset[Arrow]  # imports written as a string, carried out when they are needed
+    by_name: frozenset[Arrow]  # imports that are written as a string and happen when they are needed
     inside: dict[str, list[list[str]]]  # the parts of large rooms, row by row from the ground up
 
     @cached_property

@@ -10,8 +10,8 @@ from itertools import pairwise
 from docs.generate.imports import FACE, House
 from docs.generate.layered import Drawing, Node, place
 
-WIDTH, HEIGHT = 160, 60  # of a room
-LANE, GAP = 10, 16  # of an arrow that passes a row; between neighbours
+WIDTH, HEIGHT = 160, 60  # the size of a room
+LANE, GAP = 10, 16  # the width of an arrow that passes a row; the distance of neighbours
 ROW, EDGE = 98, 14  # from row to row; between a room and the edge of its layer
 LABEL, MARGIN = 74, 14
 LINE_LENGTH, LINES = 25, 3

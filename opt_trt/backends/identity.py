@@ -16,7 +16,7 @@ THREE_KEYS = (
     "version",
     "pretrained_config",
     "build_config",
-)  # of TensorRT engines, also of trtllm-build's
+)  # keys of TensorRT engines, also of those of trtllm-build
 
 
 @dataclass(frozen=True)

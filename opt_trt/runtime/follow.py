@@ -25,7 +25,7 @@ class Opening:
     limit: KvCacheLimit
     scheduling: Scheduling
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
-    fingerprint: str = ""  # of the engine that the leader found there
+    fingerprint: str = ""  # that of the engine that the leader found there
 
 
 OpenSession = Callable[[Opening, Ranks], Session]

@@ -30,7 +30,7 @@ def tactic_plan(checkpoint: Path, timing_cache: Path, **flags: object) -> Tactic
 
 
 def choose_tactics(checkpoint: Path, timing_cache: Path, **flags: object) -> dict[str, list[str]]:
-    """Return their names by site."""
+    """Return the names of the chosen tactics by site."""
     return winners(tactic_plan(checkpoint, timing_cache, **flags).choices())
 
 

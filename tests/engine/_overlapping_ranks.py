@@ -19,7 +19,7 @@ from opt_trt.runtime.scheduling import kv_cache
 from tests.engine._stepping_ranks import LENGTHS, TOKENS_EACH, steps
 
 LAYERS = 1000
-PAUSE_S = 0.01  # of a layer that waits: ten seconds in all
+PAUSE_S = 0.01  # the pause of a waiting layer: ten seconds in all
 
 
 class WaitingLayer:

@@ -13,7 +13,7 @@ from opt_trt.backends.inductor.decoder.compiled import open_decoder
 from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import Decoder, StepInputs, StepOutputs
 
-TOKENS_EACH = 64  # of a sequence in the KV cache
+TOKENS_EACH = 64  # room of a sequence in the KV cache
 LENGTHS = (3, 1, 50, 40, 37)  # prompts: 131 tokens, which pipeline stages take in two parts
 GENERATED = ((11, 12, 13, 14, 15), (21, 22, 23, 24, 25))
 

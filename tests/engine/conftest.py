@@ -24,7 +24,7 @@ from opt_trt.runtime.session import DecoderSession
 from tests.engine._eager import eager_session, tactic_plan
 from tests.engine._libraries import locked, plugin_library
 
-# Two shapes of OPT: as most sizes are, and as 350M is.
+# Two shapes of OPT: that of most sizes, and that of 350M.
 KINDS = {
     "pre-norm": {"do_layer_norm_before": True, "hidden_size": 64, "word_embed_proj_dim": 64, "num_attention_heads": 2},
     "post-norm": {
@@ -35,7 +35,7 @@ KINDS = {
     },
 }
 POSITIONS = 96
-DETERMINISTIC = "post-norm"  # of `ENGINES`
+DETERMINISTIC = "post-norm"  # its name in `ENGINES`
 EAGER_OR_SLOW = ("eager", pytest.param("compiled", marks=pytest.mark.slow))
 BuildEngine = Callable[..., Path]
 NamedEngine = Callable[[str], Path]

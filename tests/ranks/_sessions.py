@@ -63,7 +63,7 @@ def generate_once(session: Session) -> None:
 
 
 def wait(session: Session) -> None:
-    """Generate for as long as the test lets it."""
+    """Generate until the test allows the end."""
     while True:
         generate(session, [Request((1, 2, 3), 20)])
 
@@ -165,7 +165,7 @@ def main(config: Config) -> None:
         if config.scenario == "missing" and world.rank == config.victim:
             raise UserError(f"expected {directory}/rank{world.rank}.engine, found nothing there")
         tokens = opening.limit.max_tokens
-        limit = KvCacheLimit(None if tokens is None else tokens + 40 * world.rank)  # the leader has least
+        limit = KvCacheLimit(None if tokens is None else tokens + 40 * world.rank)  # the leader has the least memory
         session = DecoderSession(MeetingDecoder(world, config), limit, opening.scheduling, ranks)
         for layer in session.executor.kv_cache:
             layer.zero_()

@@ -92,7 +92,7 @@ class StartRanks:
         return self.launch([*mpirun(size), "--oversubscribe"] if size > 1 else [], *words, **environment)
 
     def launch(self, launcher: list[str], *words: object, **environment: str) -> Run:
-        temporary = {"TMPDIR": str(self._directory)}  # where mpirun leaves what it leaves
+        temporary = {"TMPDIR": str(self._directory)}  # mpirun leaves files there
         process = start(
             *launcher, sys.executable, *words, environment=temporary | environment, stdin=subprocess.DEVNULL,
             start_new_session=True,

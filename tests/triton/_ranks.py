@@ -156,7 +156,7 @@ def kv_cache_of(decoder: CudaRankDecoder, blocks: int) -> list[torch.Tensor]:
 
 
 def capturing(captured: list[Rerun]) -> Any:
-    """Return a function that captures the steps of a rank, and keep them in `captured`."""
+    """Return a function that captures steps of a rank and appends them to `captured`."""
 
     def capture(run: Any) -> Rerun:
         captured.append(Rerun(run))

@@ -42,7 +42,7 @@ EARLIER = {  # flags of releases before the newest
     "use_context_fmha_for_generation", "builder_opt", "builder_force_num_profiles", "weight_only_precision", "tp_size",
     "pp_size", "auto_parallel", "gpus_per_node", "cluster_key",
 }  # fmt: skip
-OTHER_DEFAULTS = {"gemm_plugin": (None, "auto")}  # the newest release's and ours, where they differ
+OTHER_DEFAULTS = {"gemm_plugin": (None, "auto")}  # defaults that differ: the newest release's, ours
 NOT_FOR_OPT = defaultdict(  # types of plugins no OPT has
     set, gemm_plugin={"int32", "fp8", "nvfp4"}, gpt_attention_plugin={"int32"}, lookup_plugin={"int32"}
 )
@@ -69,7 +69,7 @@ PLAIN = {
     "plugin.multiple_profiles": False, "plugin.lora_plugin": None, "plugin.streamingllm": False,
     "plugin.weight_only_quant_matmul_plugin": None,
 }  # fmt: skip
-UNSAID = {"plugin.use_paged_context_fmha": True}  # the newest release's choice where we make none
+UNSAID = {"plugin.use_paged_context_fmha": True}  # the newest release's choice if our flags make none
 V = Release
 CASES = (
     Case("", PLAIN),
@@ -313,7 +313,7 @@ def check_failures_are_explained(facts: Facts) -> None:
             assert any(failure.advice in told for failure in FAILURES), told
 
 
-# Refused before the builder runs, in words of ours.
+# We refuse these before the builder runs.
 PREVENTED = ("profiles_and_opt_num_tokens", "kv_cache_types_disagree", "architecture", "engine_is_none")
 
 

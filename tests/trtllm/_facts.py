@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FACTS = Path(__file__).parent / "facts"
-Facts = dict[str, Any]  # section -> name -> what is known of it; `version` says of which release
+Facts = dict[str, Any]  # section -> name -> its values; `version` names the release
 
 
 @dataclass(frozen=True)

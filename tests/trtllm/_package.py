@@ -43,7 +43,7 @@ globals().update({name: value for name, value in vars(made).items() if not name.
 """
 )
 
-# Module files of the double and what they hold.
+# Module files of the double and their text.
 MODULES = {
     "__init__.py": "from tensorrt_llm.version import __version__\n",
     "version.py": '__version__ = "{version}"\n',

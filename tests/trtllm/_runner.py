@@ -21,7 +21,7 @@ import torch
 from tests.trtllm._facts import Facts
 
 ERRORS = {"AssertionError": AssertionError, "RuntimeError": RuntimeError, "ValueError": ValueError}
-BATCH_PER_YIELD = 2  # rows one part of a stream covers where it does not cover all
+BATCH_PER_YIELD = 2  # rows that one part of a stream covers if it does not cover all
 CPP, PY = "cpp", "py"
 CLASSES = {CPP: "ModelRunnerCpp", PY: "ModelRunner"}
 

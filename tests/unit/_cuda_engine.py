@@ -53,7 +53,7 @@ class Later:
         return End(self, number)
 
     def finish(self, last: int | None = None) -> None:
-        """Do all queued work, or that up to a number."""
+        """Do all queued work, or the work up to a number."""
         while self._waiting and (last is None or self._waiting[0][0] <= last):
             number, work = self._waiting.popleft()
             work()
@@ -128,7 +128,7 @@ def sum_decoder(
     put: Any, captured: list[Rerun] | None = None, max_batch_size: int = 4, max_num_tokens: int = 32
 ) -> CudaDecoder:
     """Return a decoder whose next token is the sum modulo the vocabulary; prompts have 16 tokens, sequences 24."""
-    plain = {"do_layer_norm_before": False}  # hidden states are what the last layer gives
+    plain = {"do_layer_norm_before": False}  # hidden states are the outputs of the last layer
     sizes = ModelConfig.from_dict(MODEL | plain | {"max_position_embeddings": 24}, "here")
     limits = Limits(max_batch_size, 16, 24, max_num_tokens, BLOCK, True, True)
     config = EngineConfig(sizes, limits, "inductor", {"type": "cuda"}, "", {}, "")

@@ -45,7 +45,7 @@ class RankGpu:
     """The GPU of a rank."""
 
     host: str
-    index: int  # among the GPUs that this process sees
+    index: int  # its number among the GPUs that this process sees
     unique: str  # the GPU's own identifier, the same for all processes
 
     def __str__(self) -> str:

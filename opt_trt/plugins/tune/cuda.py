@@ -38,7 +38,7 @@ class CudaPolicy:
     """The builder's flags and limits, as far as tactics depend on them."""
 
     gemm: bool
-    max_sequences: int  # of a step
+    max_sequences: int  # most sequences of a step
     max_num_tokens: int
     max_logits: int
     tokens_per_block: int

@@ -115,7 +115,7 @@ class Communicator:
             time.sleep(LEADER_FIRST_SECONDS)
         text = "" if is_users else "".join(traceback.format_exception(error))
         kind = "" if is_users else f"{type(error).__name__}: "
-        os.write(2, f"{text}error: {self._name}: {kind}{error}\n".encode())  # in one write: others write, too
+        os.write(2, f"{text}error: {self._name}: {kind}{error}\n".encode())  # one write, because other ranks write, too
         self._abort(EXIT_USER_ERROR if is_users else EXIT_BUG)
 
     def _abort(self, code: int) -> NoReturn:

@@ -40,7 +40,7 @@ class CudaRankDecoder:
         self.forward, self._link = forward, links.link
         self.spec = replace(decoder_spec(forward), sharers=links.sharers)
         self._device = forward.model.device
-        self._arrived: dict[int, torch.Tensor] = {}  # by sequences: hidden states, where a graph reads them
+        self._arrived: dict[int, torch.Tensor] = {}  # by number of sequences: hidden states, where a graph reads them
         compute = functools.partial(_compute_stage, forward, links.link, self._arrived)
         self._captured = CapturedSteps(self.spec, self._device, capture, compute)
 

@@ -17,7 +17,7 @@ from opt_trt.step import DRAW_COLUMNS, DecoderSpec, StepInputs
 
 LOOKED_BACK = 16  # predictions
 MOST_MISSES = 1  # misses among them; with more, the steps begun in vain may cost more than the others save
-COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # of a row; its position follows from its length
+COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # compared in two rows; positions follow from lengths
 
 
 class LaunchStep(Protocol):
@@ -33,7 +33,7 @@ class Prediction:
     """The step that should be asked for next, the KV cache that it uses, and its launch if it has begun."""
 
     step: StepInputs
-    first_layer: ReferenceType[torch.Tensor]  # of the KV cache, which the session may free
+    first_layer: ReferenceType[torch.Tensor]  # the first layer of the KV cache, which the session may free
     launch: Launch | None
 
 
