@@ -27,7 +27,7 @@ CLASSES = {CPP: "ModelRunnerCpp", PY: "ModelRunner"}
 
 
 @dataclass
-class Seen:
+class RecordedCalls:
     """The calls that the double got: class and keywords of `from_dir`, and the keywords of every `generate`."""
 
     opened: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -35,21 +35,21 @@ class Seen:
     num_shut_down: int = 0
 
 
-def noted(directory: str | None, rank: int) -> Seen:
+def noted(directory: str | None, rank: int) -> RecordedCalls:
     """Return a record of calls that is written to the rank's file when the process ends."""
-    seen = Seen()
+    seen = RecordedCalls()
     if directory is not None:
         atexit.register(_note, seen, Path(directory) / f"rank{rank}.json")
     return seen
 
 
-def _note(seen: Seen, path: Path) -> None:
+def _note(seen: RecordedCalls, path: Path) -> None:
     if seen.opened:  # another module of the package has no calls
         told = {"class": seen.opened[0][0], "rank": seen.opened[0][1]["rank"], "calls": len(seen.calls)}
         path.write_text(json.dumps(told | {"shut_down": seen.num_shut_down}))
 
 
-def modules(facts: Facts, seen: Seen, rank: int = 0) -> dict[str, ModuleType]:
+def modules(facts: Facts, seen: RecordedCalls, rank: int = 0) -> dict[str, ModuleType]:
     """Return the modules that a session imports, by name, for `sys.modules`; `rank` is that of the process."""
     made: dict[str, ModuleType] = {"tensorrt_llm": ModuleType("tensorrt_llm")}
     made["tensorrt_llm"].__version__ = str(facts["version"])  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def _holds(rule: Mapping[str, Any], value: Any) -> bool:
     return value != rule["is_not"] if "is_not" in rule else value == rule["is"]
 
 
-def _runner_class(kind: str, facts: Facts, seen: Seen, rank: int) -> type:
+def _runner_class(kind: str, facts: Facts, seen: RecordedCalls, rank: int) -> type:
     """Return a class with `from_dir` and `generate`, which have the signatures of the release."""
 
     def from_dir(cls: type, **given: Any) -> Runner:
@@ -122,7 +122,7 @@ def _checked(function: Any, signature: inspect.Signature) -> Any:
 class Executor:
     """The executor of the C++ runner."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: RecordedCalls) -> None:
         self._seen = seen
 
     def shutdown(self) -> None:
@@ -132,7 +132,7 @@ class Executor:
 class Runner:
     """A runner of either kind; `kind` says which facts hold for it."""
 
-    def __init__(self, kind: str, facts: Facts, seen: Seen, opened: dict[str, Any], rank: int) -> None:
+    def __init__(self, kind: str, facts: Facts, seen: RecordedCalls, opened: dict[str, Any], rank: int) -> None:
         self.kind, self.facts, self.seen, self.rank, self.opened = kind, facts, seen, rank, opened
         config = json.loads((Path(opened["engine_dir"]) / facts["files"]["config"]["name"]).read_text())
         self.limits, self.vocab_size = config["build_config"], config["pretrained_config"]["vocab_size"]

@@ -15,7 +15,7 @@ from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from tests.trtllm._facts import Facts
-from tests.trtllm._runner import Seen
+from tests.trtllm._runner import RecordedCalls
 from tests.trtllm._sessions import Double, installed
 
 # Parameters that sessions do not pass, and the defaults that make this right.
@@ -155,11 +155,11 @@ def check_sessions(facts: Facts) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         for options in (RuntimeOptions(), RuntimeOptions(use_py_session=True)):
-            seen = Seen()
+            seen = RecordedCalls()
             with installed(facts, seen):
                 _answers(Double(Path(directory), seen), options, CPP if options == RuntimeOptions() else PYTHON)
-        with installed(facts, Seen()):
-            _kinds(Double(Path(directory), Seen()))
+        with installed(facts, RecordedCalls()):
+            _kinds(Double(Path(directory), RecordedCalls()))
         _follows(facts, Path(directory))
 
 
@@ -260,8 +260,8 @@ def _follows(facts: Facts, directory: Path) -> None:
     class Second(Alone):
         rank = 1
 
-    with installed(facts, Seen(), rank=1):
-        engine = Double(directory, Seen()).engine(world_size=2)
+    with installed(facts, RecordedCalls(), rank=1):
+        engine = Double(directory, RecordedCalls()).engine(world_size=2)
         for options in (RuntimeOptions(), RuntimeOptions(use_py_session=True)):
             session = open_rank(Opening(engine, KvCacheLimit(), Scheduling(), options), Second())
             live = session._runner.live  # type: ignore[attr-defined]

@@ -16,11 +16,11 @@ from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from tests.trtllm._engine_dirs import write_engine
 from tests.trtllm._facts import Facts
-from tests.trtllm._runner import Seen, modules
+from tests.trtllm._runner import RecordedCalls, modules
 
 
 @contextmanager
-def installed(facts: Facts, seen: Seen, rank: int = 0) -> Iterator[None]:
+def installed(facts: Facts, seen: RecordedCalls, rank: int = 0) -> Iterator[None]:
     """Put the double's modules into `sys.modules` during the block."""
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "tensorrt_llm"}
     for name in before:
@@ -39,7 +39,7 @@ class Double:
     """The double as a test uses it: its engines, its sessions, and the calls that it got."""
 
     directory: Path
-    seen: Seen
+    seen: RecordedCalls
 
     def engine(self, **changes: Any) -> Path:
         """Write an engine directory and return it."""

@@ -12,7 +12,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from tests.trtllm._facts import load
 from tests.trtllm._package import environment, install
-from tests.trtllm._runner import Seen
+from tests.trtllm._runner import RecordedCalls
 from tests.trtllm._sessions import Double, installed
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "model"
@@ -65,6 +65,6 @@ def install_double(tmp_path, monkeypatch) -> Installer:
 @pytest.fixture
 def double(tmp_path) -> Iterator[Double]:
     """Return the runners of the newest release in this process, and engines for them."""
-    seen = Seen()
+    seen = RecordedCalls()
     with installed(load("1.2").facts, seen):
         yield Double(tmp_path, seen)

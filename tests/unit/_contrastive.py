@@ -20,7 +20,7 @@ from opt_trt.runtime.request import Request
 TIE = 1e-4  # scores (or logits at the end of the candidates) closer than this may swap between two orders of summation
 
 
-class Found(NamedTuple):
+class ContrastiveOutput(NamedTuple):
     """New ids, and the margin by which each of them was chosen."""
 
     ids: list[int]
@@ -28,10 +28,10 @@ class Found(NamedTuple):
 
 
 @torch.inference_mode()
-def contrastive_search(model: OPTForCausalLM, request: Request) -> Found:
+def contrastive_search(model: OPTForCausalLM, request: Request) -> ContrastiveOutput:
     """Return the ids that contrastive search answers a request with."""
     alpha, k = request.sampling.penalty_alpha, request.sampling.top_k
-    ids, found, process = list(request.prompt_ids), Found([], []), processors(request)
+    ids, found, process = list(request.prompt_ids), ContrastiveOutput([], []), processors(request)
     while len(found.ids) < request.max_new_tokens and (not found.ids or found.ids[-1] != request.end_id):
         [logits], _ = forward(model, [ids])
         logits = process(torch.tensor([ids]), logits[-1:])[0]
@@ -79,7 +79,7 @@ def processors(request: Request) -> LogitsProcessorList:
     return made
 
 
-def assert_same_or_tie(output_ids: tuple[int, ...], found: Found) -> None:
+def assert_same_or_tie(output_ids: tuple[int, ...], found: ContrastiveOutput) -> None:
     """Check that ids are equal, or equal up to a token that was a tie."""
     first = next((i for i, (a, b) in enumerate(zip(output_ids, found.ids, strict=False)) if a != b), None)
     if first is None:

@@ -42,13 +42,13 @@ class Later:
     A test that computes on the CPU meanwhile must call `finish` first, so that it does not overtake waiting work.
     """
 
-    told: list[str] = field(default_factory=list)  # what was queued, done and waited for, in order
+    log: list[str] = field(default_factory=list)  # what was queued, done and waited for, in order
     _waiting: deque[tuple[int, Callable[[], object]]] = field(default_factory=deque)
     _count: int = 0
 
     def __call__(self, work: Callable[[], object]) -> End:
         number, self._count = self._count, self._count + 1
-        self.told.append(f"put {number}")
+        self.log.append(f"put {number}")
         self._waiting.append((number, work))
         return End(self, number)
 
@@ -57,7 +57,7 @@ class Later:
         while self._waiting and (last is None or self._waiting[0][0] <= last):
             number, work = self._waiting.popleft()
             work()
-            self.told.append(f"done {number}")
+            self.log.append(f"done {number}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class End:
     number: int
 
     def synchronize(self) -> None:
-        self.queue.told.append(f"wait {self.number}")
+        self.queue.log.append(f"wait {self.number}")
         self.queue.finish(self.number)
 
 
