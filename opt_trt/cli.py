@@ -31,7 +31,7 @@ Config = TypeVar("Config")
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwind like Ctrl-C, so that half-written directories are removed."""
+    """The arrival of SIGTERM: it unwinds like Ctrl-C, so that half-written directories are removed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Groups(dict[str | None, argparse._ActionsContainer]):
-    """What flags are added to, by their heading in the help: the parser itself for flags without a heading."""
+    """The groups that flags are added to, by their heading in the help; without a heading, the parser itself."""
 
     def __init__(self, parser: Parser) -> None:
         super().__init__({None: parser})
@@ -105,7 +105,7 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
         print(end="", flush=True)
     except (UserError, CheckFailed) as error:
         code = EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR
-        _exit(code, _told(str(error), config, world))
+        _exit(code, _error_text(str(error), config, world))
     except (KeyboardInterrupt, Terminated) as stop:
         code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED
         # The launcher ends all of several ranks, and the reason has been printed already.
@@ -113,7 +113,7 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
     except BrokenPipeError:
         _exit(EXIT_UNREAD)
     except OSError as error:
-        _exit(EXIT_USER_ERROR, _told(_os_error(error), config, world))
+        _exit(EXIT_USER_ERROR, _error_text(_os_error(error), config, world))
     sys.exit(0)
 
 
@@ -178,7 +178,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 class _RefuseAction(argparse.Action):
-    """Accepts a refused flag only with a value that asks for what happens anyway."""
+    """An action that accepts a refused flag only with a value that asks for what happens anyway."""
 
     def __init__(self, *args: Any, refusal: Refusal, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -189,7 +189,7 @@ class _RefuseAction(argparse.Action):
         self.refusal.check(option, " ".join(values))
 
 
-def _told(text: str, config: object, world: World) -> str:
+def _error_text(text: str, config: object, world: World) -> str:
     """Return the lines to print for an error; on a following rank, first give the leader time to print them for all."""
     if not world.is_leader:
         time.sleep(LEADER_FIRST_SECONDS)

@@ -10,7 +10,7 @@ EXIT_CHECK_FAILED = 1
 EXIT_BUG = 1  # Python's own code for an exception that nothing catches
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_UNREAD = 128 + signal.SIGPIPE  # shells report this code for a command whose output is no longer read
+EXIT_UNREAD = 128 + signal.SIGPIPE  # shells report this code for a command if its output is no longer read
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 # When all ranks fail, the leader prints why. The other ranks wait this long, so that its message comes first.

@@ -42,9 +42,9 @@ class StepInputs:
     kv_lens: torch.Tensor  # int32 [S]
     block_tables: torch.Tensor  # int32 [S, B], padded with 0
     last_token_ids: torch.Tensor  # int64 [L], packed indices of the tokens whose logits are wanted
-    hidden_token_ids: torch.Tensor | None = None  # int64 [M], of those whose hidden states are; None for none
-    greedy: bool = False  # of the wanted logits only the largest of each row matters
-    # Of the wanted logits only a token drawn from each row matters, and whether the largest is a number.
+    hidden_token_ids: torch.Tensor | None = None  # int64 [M], the same for wanted hidden states; None for none
+    greedy: bool = False  # only the largest of the wanted logits of each row matters
+    # Only a token drawn from each row of the wanted logits matters, and whether the largest is a number.
     draws: torch.Tensor | None = None  # fp64 [L, len(LARGEST)], see `DrawColumns`
     goes_on: bool = False  # the next step should be one of the same sequences, those that end left out
 

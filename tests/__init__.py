@@ -1,0 +1,1 @@
+"""All tests, in folders by what they need; tests/README.md lists them."""

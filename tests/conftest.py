@@ -14,7 +14,7 @@ os.environ.setdefault(
 )  # as the commands do: on a busy machine tests take minutes otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy multiplies small matrices in triton's interpreter only
-if not Path("/dev/nvidiactl").exists():  # triton reads this once, when it is first imported, whoever does that
+if not Path("/dev/nvidiactl").exists():  # triton reads this once, when it is first imported, by any module
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 HERE = Path(__file__).parent
@@ -24,7 +24,7 @@ ORDER = ("engine/test_readme.py", "triton", "trtllm", "engine", "ranks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m engine` selects tests/engine, and so on; the order is that of `ORDER`, everything else comes after."""
+    """Mark tests by folder, so that `-m engine` selects tests/engine; sort them by `ORDER`, all others after those."""
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
     items.sort(key=lambda item: _place(item.path.relative_to(HERE)))  # stable: a file's tests stay together

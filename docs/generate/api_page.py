@@ -41,8 +41,8 @@ INTRODUCTION = """
 The names are those that users of vLLM and of TensorRT-LLM's `LLM` know. Engines are made on first use and kept in
 `~/.cache/opt_trt/engines`. Any number of threads and tasks may use one `LLM` at once.
 """
-OPTIONS = {"__init__": LlmOptions, "generate_ids": TensorOptions}  # what `**options` of a method are
-RENAMED = {"min_new_tokens": "min_length"}  # fields that are called otherwise than the flag that explains them
+OPTIONS = {"__init__": LlmOptions, "generate_ids": TensorOptions}  # the class that `**options` of a method stand for
+RENAMED = {"min_new_tokens": "min_length"}  # fields whose flag, which explains them, has another name
 STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 ORDER = ("LLM", "SamplingParams", "RequestOutput", "CompletionOutput", "Logprob", "UserError")
 
@@ -115,7 +115,7 @@ def _methods(name: str, described: type) -> Iterator[str]:
 
 
 def _properties(described: type) -> Iterator[str]:
-    """Yield what an output computes of itself; the properties of what users fill in are of use inside only."""
+    """Yield the properties of an output class; those of classes that users fill in are for internal use."""
     for name, value in vars(described).items():
         if isinstance(value, property) and described is opt_trt.RequestOutput:
             yield paragraph(f"{code('.' + name)} (property): {inspect.getdoc(value)}")

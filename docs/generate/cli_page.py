@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from docs.generate.flags import Row, flag_table, refusal_table, required_flags, rows_of
+from docs.generate.flags import FlagRow, flag_table, refusal_table, required_flags, rows_of
 from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt import cli
 from opt_trt.commands import COMMANDS
@@ -26,7 +26,7 @@ cannot act here is refused with the reason, never ignored. A value that asks for
 so that command lines written for TensorRT-LLM keep working. Flags cannot be abbreviated.
 """
 SHARED = "Flags that `run` and `summarize` share"
-# Flags of a topic are those that are fields of its class.
+# The flags of a topic are the fields of its class.
 TOPICS = (("How tokens are chosen", SamplingOptions), ("For TensorRT engines and GPUs", runtime_flags.RuntimeOptions))
 EXIT_CODES = {
     0: "The command did what it was asked to do.",
@@ -90,7 +90,7 @@ def _group(heading: str) -> list[str]:
     return [f"### Flags {title}\n", *([paragraph(f"{more[:1].upper()}{more[1:].removesuffix(')')}.")] if more else [])]
 
 
-def _synopsis(name: str, rows: list[Row], required: tuple[str, ...]) -> str:
+def _synopsis(name: str, rows: list[FlagRow], required: tuple[str, ...]) -> str:
     words = [row.name if row.flag.positional else f"{row.name} {row.field.name.upper()}" for row in rows
              if row.flag.positional or row.field.name in required]  # fmt: skip
     line = " ".join((_typed(name), *words, "[flags]"))
@@ -98,7 +98,7 @@ def _synopsis(name: str, rows: list[Row], required: tuple[str, ...]) -> str:
     return block(line, "bash")
 
 
-def _is_shared(row: Row, config_class: type) -> bool:
+def _is_shared(row: FlagRow, config_class: type) -> bool:
     """Return whether other commands have the same flag from the same class."""
     classes = [command.config_class for command in COMMANDS.values()]
     return row.owner is not config_class and sum(issubclass(c, row.owner) for c in classes) > 1

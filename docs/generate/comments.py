@@ -22,7 +22,7 @@ def field_comments(described: type) -> dict[str, str]:
 def _own_comments(owner: type) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(owner))
-    except (OSError, TypeError):  # a class that was made of a table has no source
+    except (OSError, TypeError):  # a class that was made from a table has no source
         return {}
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)

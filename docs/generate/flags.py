@@ -1,4 +1,4 @@
-"""Where a command's flags come from, and how a value, a default and a refusal are written."""
+"""Read the flags of a command, and format values, defaults and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT = re.compile(r"[;:,]? ?default: (.*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Row:
+class FlagRow:
     """A flag of a command: its field, the type of the field, and the class that declares it."""
 
     field: Field[Any]
@@ -39,10 +39,10 @@ class Row:
         return self.flag.positional or f"--{self.field.name}"
 
 
-def rows_of(config_class: type) -> list[Row]:
+def rows_of(config_class: type) -> list[FlagRow]:
     """Return every flag of a command, in the order of its help."""
     hints = typing.get_type_hints(config_class)
-    return [Row(f, hints[f.name], _owner(config_class, f)) for f in fields(config_class) if "flag" in f.metadata]
+    return [FlagRow(f, hints[f.name], _owner(config_class, f)) for f in fields(config_class) if "flag" in f.metadata]
 
 
 @lru_cache
@@ -61,7 +61,7 @@ def required_flags(config_class: type) -> tuple[str, ...]:
         return tuple(given)
 
 
-def flag_table(rows: Iterable[Row], required: Iterable[str] = ()) -> str:
+def flag_table(rows: Iterable[FlagRow], required: Iterable[str] = ()) -> str:
     """Return the flags as a table."""
     return table(("flag", "value", "default", "meaning"), (_cells(row, set(required)) for row in rows))
 
@@ -91,7 +91,7 @@ def _owner(config_class: type, f: Field[Any]) -> type:
     return classes[-1]
 
 
-def _cells(row: Row, required: set[str]) -> tuple[str, str, str, str]:
+def _cells(row: FlagRow, required: set[str]) -> tuple[str, str, str, str]:
     names = ", ".join(code(name) for name in (row.name, *(f"--{alias}" for alias in row.flag.aliases)))
     meaning, default = _meaning(row)
     if row.field.name in required:
@@ -99,7 +99,7 @@ def _cells(row: Row, required: set[str]) -> tuple[str, str, str, str]:
     return names, _value(row), default, meaning
 
 
-def _value(row: Row) -> str:
+def _value(row: FlagRow) -> str:
     if row.hint is bool:
         return "switch"
     what = _type_word(row.hint)
@@ -118,8 +118,8 @@ def _type_word(hint: Any) -> str:
     return WORDS[hint]
 
 
-def _meaning(row: Row) -> tuple[str, str]:
-    """Return the help without what it says of the default, and the default."""
+def _meaning(row: FlagRow) -> tuple[str, str]:
+    """Return the help without its remark on the default, and the default."""
     default = row.field.default
     found = DEFAULT.search(row.flag.help)
     if default in (None, (), MISSING) and found:

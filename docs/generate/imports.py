@@ -20,13 +20,13 @@ Rows = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class House:
+class RoomGraph:
     """Rooms with the layer and the purpose of each, and the arrows from a room to a room that it imports."""
 
     layers: dict[str, int]
     purposes: dict[str, str]
     imports: frozenset[Arrow]
-    by_name: frozenset[Arrow]  # imports written as a string, carried out when they are needed
+    by_name: frozenset[Arrow]  # imports that are written as a string and happen when they are needed
     inside: dict[str, list[list[str]]]  # the parts of large rooms, row by row from the ground up
 
     @cached_property
@@ -37,7 +37,7 @@ class House:
         return frozenset((a, b) for a, b in every if not _reaches(below, below[a] - {b}, b))
 
 
-def read_house() -> House:
+def read_rooms() -> RoomGraph:
     """Read the rooms of the package as it is."""
     files = sorted((ROOT / PACKAGE).rglob("*.py"))
     trees = {path: ast.parse(path.read_text()) for path in files}
@@ -53,7 +53,7 @@ def read_house() -> House:
         modules = {text for text in _strings(tree) if text.removeprefix(f"{PACKAGE}.") in names.values()}
         by_name |= {(here, there) for there in _rooms_named(modules, layers)}
     imports = _between_rooms(static, layers)
-    return House(layers, purposes, imports, _between_rooms(by_name, layers) - imports, _inside(rows))
+    return RoomGraph(layers, purposes, imports, _between_rooms(by_name, layers) - imports, _inside(rows))
 
 
 def name_of(path: Path) -> str:

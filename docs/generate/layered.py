@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 SWEEPS = 24
-STRAIGHTNESS = 6.0  # how much more a dummy insists on its place than a node
+STRAIGHTNESS = 6.0  # the weight of a dummy's wish for its place, beside 1 for a node
 
 
 @dataclass(frozen=True, order=True)

@@ -7,11 +7,11 @@ import textwrap
 from html import escape
 from itertools import pairwise
 
-from docs.generate.imports import FACE, House
+from docs.generate.imports import FACE, RoomGraph
 from docs.generate.layered import Drawing, Node, place
 
-WIDTH, HEIGHT = 160, 60  # of a room
-LANE, GAP = 10, 16  # of an arrow that passes a row; between neighbours
+WIDTH, HEIGHT = 160, 60  # the size of a room
+LANE, GAP = 10, 16  # the width of an arrow that passes a row; the distance of neighbours
 ROW, EDGE = 98, 14  # from row to row; between a room and the edge of its layer
 LABEL, MARGIN = 74, 14
 LINE_LENGTH, LINES = 25, 3
@@ -28,29 +28,29 @@ text { font-family: "DejaVu Sans", Verdana, sans-serif; fill: #20242c }
 NAMES = {FACE: "opt_trt"}
 
 
-def picture(house: House) -> str:
+def picture(rooms: RoomGraph) -> str:
     """Return the drawing as SVG."""
-    rows = rows_of(house)
-    drawing = place(rows, house.arrows, WIDTH, LANE, GAP)
+    rows = rows_of(rooms)
+    drawing = place(rows, rooms.arrows, WIDTH, LANE, GAP)
     wide = LABEL + max(x for x in drawing.x.values()) + WIDTH / 2 + 2 * MARGIN
     high = _top(len(drawing.rows) - 1) + HEIGHT + EDGE + MARGIN
     return "\n".join((
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:.0f} {high:.0f}" width="{wide:.0f}" '
         f'height="{high:.0f}" role="img" aria-label="The rooms of opt_trt and their imports">',
         f"<style>{STYLE}</style>", *_heads(), f'<rect width="{wide:.0f}" height="{high:.0f}" fill="#fbfbfc"/>',
-        *_bands(house, rows, wide), *_arrows(house, drawing), *_rooms(house, drawing), "</svg>\n",
+        *_bands(rooms, rows, wide), *_arrows(rooms, drawing), *_rooms(rooms, drawing), "</svg>\n",
     ))  # fmt: skip
 
 
-def rows_of(house: House) -> dict[str, int]:
+def rows_of(rooms: RoomGraph) -> dict[str, int]:
     """Return the row of every room that has an arrow, from the top: rooms of a layer stand side by side."""
-    drawn = {room for arrow in house.arrows for room in arrow}
-    layers = sorted({house.layers[room] for room in drawn}, reverse=True)
-    return {room: layers.index(house.layers[room]) for room in drawn}
+    drawn = {room for arrow in rooms.arrows for room in arrow}
+    layers = sorted({rooms.layers[room] for room in drawn}, reverse=True)
+    return {room: layers.index(rooms.layers[room]) for room in drawn}
 
 
-def _color(house: House, room: str) -> str:
-    return COLORS[house.layers[room] % len(COLORS)]
+def _color(rooms: RoomGraph, room: str) -> str:
+    return COLORS[rooms.layers[room] % len(COLORS)]
 
 
 def _heads() -> list[str]:
@@ -65,10 +65,10 @@ def _top(row: int) -> float:
     return MARGIN + EDGE + row * ROW
 
 
-def _bands(house: House, rows: dict[str, int], wide: float) -> list[str]:
+def _bands(rooms: RoomGraph, rows: dict[str, int], wide: float) -> list[str]:
     """Return a strip for every layer, with its number."""
     parts = []
-    for row, layer in sorted({(row, house.layers[room]) for room, row in rows.items()}):
+    for row, layer in sorted({(row, rooms.layers[room]) for room, row in rows.items()}):
         top, bottom = _top(row) - EDGE, _top(row) + HEIGHT + EDGE
         parts += [
             f'<rect x="{MARGIN / 2}" y="{top}" width="{wide - MARGIN:.0f}" height="{bottom - top}" rx="8" '
@@ -78,15 +78,15 @@ def _bands(house: House, rows: dict[str, int], wide: float) -> list[str]:
     return parts
 
 
-def _rooms(house: House, drawing: Drawing) -> list[str]:
+def _rooms(rooms: RoomGraph, drawing: Drawing) -> list[str]:
     parts = []
     for node in (node for row in drawing.rows for node in row if not node.arrow):
         middle, top = _x(drawing, node), _top(node.row)
         parts.append(
             f'<rect class="room" x="{middle - WIDTH / 2:.1f}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="7" '
-            f'stroke="{_color(house, node.name)}"/>'
+            f'stroke="{_color(rooms, node.name)}"/>'
         )
-        lines = _purpose_lines(house.purposes[node.name])
+        lines = _purpose_lines(rooms.purposes[node.name])
         first = top + HEIGHT / 2 - 6 * len(lines) + 5
         parts.append(f'<text class="name" x="{middle:.1f}" y="{first:.0f}">{NAMES.get(node.name, node.name)}</text>')
         parts += [
@@ -109,7 +109,7 @@ def _x(drawing: Drawing, node: Node) -> float:
     return LABEL + MARGIN + drawing.x[node]
 
 
-def _arrows(house: House, drawing: Drawing) -> list[str]:
+def _arrows(rooms: RoomGraph, drawing: Drawing) -> list[str]:
     leaving = _ports(drawing, first=True)
     arriving = _ports(drawing, first=False)
     parts = []
@@ -118,10 +118,10 @@ def _arrows(house: House, drawing: Drawing) -> list[str]:
         for node in path[1:-1]:
             points += [(_x(drawing, node), _top(node.row) - 8), (_x(drawing, node), _top(node.row) + HEIGHT + 8)]
         points.append((arriving[arrow], _top(path[-1].row) - 1))
-        late = " late" if arrow not in house.imports else ""
+        late = " late" if arrow not in rooms.imports else ""
         parts.append(
-            f'<path class="arrow{late}" d="{_curve(points)}" stroke="{_color(house, arrow[0])}" '
-            f'marker-end="url(#head{house.layers[arrow[0]] % len(COLORS)})"/>'
+            f'<path class="arrow{late}" d="{_curve(points)}" stroke="{_color(rooms, arrow[0])}" '
+            f'marker-end="url(#head{rooms.layers[arrow[0]] % len(COLORS)})"/>'
         )
     return parts
 

@@ -25,7 +25,7 @@ class OutputListener:
     Beams are sent as whole outputs, because the best ones are known at the end only.
     """
 
-    position: int  # of the first of the request's outputs
+    position: int  # that of the request's first output
     num_beams: int
     send: Send
     whole: bool

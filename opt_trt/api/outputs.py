@@ -32,7 +32,7 @@ class CompletionOutput:
 
     index: int  # its place among the prompt's outputs
     text: str  # empty without a tokenizer
-    token_ids: list[int]  # of the new tokens
+    token_ids: list[int]  # the new tokens
     cumulative_logprob: float | None  # the sum over the tokens; None without `logprobs`
     logprobs: list[dict[int, Logprob]] | None  # None unless asked for; a beam search always has them
     finish_reason: str | None  # "length", "stop", or None while more is to come

@@ -25,7 +25,7 @@ IDLE_ON_BEAMS: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(TokenOptions):
-    """How a prompt is continued: how many outputs, how long, by which tokens, and what is reported of them.
+    """The way a prompt is continued: how many outputs, how long, by which tokens, and what is reported of them.
 
     Tokens are drawn from the whole vocabulary by default; `temperature=0` is greedy. `use_beam_search=True` searches
     with `best_of` beams for the most likely outputs instead and returns the best `n`, with log-probabilities. Further

@@ -22,7 +22,8 @@ DRAWING = tuple(FILTERS)
 BEAMS = tuple(name for name, row in options_of(CommonOptions).items() if row.kind is Kind.BEAMS)
 SEARCHING = ("num_beams", *BEAMS, "early_stopping")
 CONTRASTIVE = ("penalty_alpha", "top_k")
-NEEDS = dict.fromkeys(DRAWING, "do_sample=True") | dict.fromkeys(SEARCHING[1:], "num_beams=4")  # to have an effect
+# The option that each of these needs to have an effect.
+NEEDS = dict.fromkeys(DRAWING, "do_sample=True") | dict.fromkeys(SEARCHING[1:], "num_beams=4")
 EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # transformers' values and TensorRT-LLM's
 
 
@@ -44,7 +45,7 @@ class TensorOptions(CommonOptions):
     num_beams: int = 1
     early_stopping: bool | str = False
     num_return_sequences: int = 1
-    seed: int | None = None  # of the tokens drawn; transformers has one seed for all calls
+    seed: int | None = None  # seed of the tokens drawn; transformers has one seed for all calls
 
     @property
     def choosing(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which backend built an engine directory, read from its `config.json` alone."""
+"""Find out which backend built an engine directory, from its `config.json` alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THREE_KEYS = (
     "version",
     "pretrained_config",
     "build_config",
-)  # of TensorRT engines, also of trtllm-build's
+)  # keys of TensorRT engines, also of those of trtllm-build
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file, read_config
 
-SAMPLE_BYTES = 4096  # of each tensor: training changes every tensor, and reading whole files would take minutes
+SAMPLE_BYTES = 4096  # read of each tensor: training changes every tensor, and whole files would take minutes
 LENGTH_BYTES = 8  # size of the number that says how long a safetensors header is
 
 

@@ -1,1 +1,1 @@
-"""What each command takes and what the two `config.json` files say; standard library only, so `--help` is instant."""
+"""The flags of each command, as dataclasses; standard library only, so that `--help` is instant."""

@@ -40,7 +40,7 @@ class LlmOptions:
     scheduler_policy: str = Scheduling.policy  # or "max_utilization": start over the newest when the cache is full
     context_chunk_size: int | None = None  # most prompt tokens in a step in which others generate
     tensor_parallel_size: int = 1  # must be 1: engines of several ranks are built by commands
-    seed: int = 0  # of the seeds of requests that bring none
+    seed: int = 0  # seed of the seeds of requests that have none
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

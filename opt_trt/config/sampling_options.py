@@ -39,8 +39,8 @@ class Option:
     least: float = -inf
     most: float = inf
     neutral: tuple[Any, ...] = ()  # the values that change nothing; the first one is sent to devices
-    transformers: str | None = None  # the name by which transformers' `generate` is told; None if it cannot be told
-    transformers_off: object = None  # what transformers is told in place of a neutral value; None: nothing
+    transformers: str | None = None  # the keyword of transformers' `generate`; None if it has none
+    transformers_off: object = None  # the value for transformers in place of a neutral one; None: no value
 
 
 def option(

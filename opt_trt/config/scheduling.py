@@ -1,4 +1,4 @@
-"""How requests share a session: which wait, how prompts are cut, and whether equal beginnings of prompts are kept."""
+"""The rules by which requests share a session: which wait, how prompts are cut, which beginnings are kept."""
 
 from __future__ import annotations
 

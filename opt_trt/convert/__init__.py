@@ -1,1 +1,1 @@
-"""Commands that turn one form of a model into another: convert, export_hf, repack."""
+"""Turn one form of a model into another: the commands convert, export_hf and repack."""

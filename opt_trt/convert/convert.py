@@ -56,11 +56,11 @@ def convert(config: ConvertConfig) -> None:
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
         print(f"WARNING: {line}", file=sys.stderr)
-    told = [_summary(output_dir, model, specs, time.perf_counter() - started)]
+    lines = [_summary(output_dir, model, specs, time.perf_counter() - started)]
     if paths and report:
-        told.append(write_report(report, paths, _about(model_dir, model)))
+        lines.append(write_report(report, paths, _about(model_dir, model)))
     if config.talks:
-        print("\n".join(told))
+        print("\n".join(lines))
 
 
 def _open(model_dir: Path, config: ConvertConfig) -> Source:

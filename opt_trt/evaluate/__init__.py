@@ -1,1 +1,1 @@
-"""How good and how fast an engine is: summaries scored beside Hugging Face's own."""
+"""Measure how good and how fast an engine is: score its summaries beside those of Hugging Face's model."""

@@ -34,7 +34,7 @@ EARLY_STOPPING = (False, True, "never")  # by TensorRT-LLM's numbers
 
 @dataclass(frozen=True)
 class Decoding:
-    """How outputs are generated: by `sampling`, until `end_id` or `output_len` tokens; `pad_id` fills short prompts."""
+    """The way to generate: by `sampling`, until `end_id` or `output_len` tokens; `pad_id` fills short prompts."""
 
     output_len: int
     end_id: int | None

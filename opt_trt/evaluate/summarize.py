@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 def summarize(config: SummarizeConfig) -> None:
     """Measure, print the table, write the files, then check the limits.
 
-    Raise `UserError` for what a person can fix, and `CheckFailed` when a score is beyond its limit.
+    Raise `UserError` for what the user can fix, and `CheckFailed` when a score is beyond its limit.
     """
     gates = _gates(config) if config.check_accuracy else None
     say: Say = print if config.talks else lambda text: None

@@ -1,1 +1,1 @@
-"""What any command needs of the machine: files, progress, threads, memory. It knows nothing of models."""
+"""Services of the machine for any command: files, progress, threads, memory. This package knows nothing of models."""

@@ -12,7 +12,7 @@ from opt_trt.text.tokenizer import Decodes
 
 
 class IdText:
-    """Takes the place of a tokenizer if there is none: ids are printed as numbers."""
+    """A stand-in for a tokenizer if there is none: ids are printed as numbers."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return ` 5 6 7`: each id with a space before it, so that pieces of a stream join."""
@@ -53,7 +53,7 @@ def print_results(results: Sequence[Sequence[Result]], printing: Printing) -> No
 
 
 class StreamPrinter:
-    """Prints outputs as they come, one prompt after the other. The lines are finally the same as without streaming.
+    """A printer of outputs as they come, one prompt after the other. The final lines are those without streaming.
 
     The output of one prompt at a time is printed, `interval` new tokens together. Tokens of later prompts wait, and so
     does text that may be the beginning of a stop word.

@@ -16,7 +16,7 @@ TIMED_RUNS = 10
 
 
 @dataclass(frozen=True)
-class Timing:
+class GenerationTimes:
     """The seconds of each run over all requests, and the number of new tokens of one run."""
 
     batch_size: int
@@ -34,7 +34,7 @@ class Timing:
 
 def time_generations(
     session: Session, requests: Sequence[Request], clock: Callable[[], float] = time.perf_counter
-) -> Timing:
+) -> GenerationTimes:
     """Generate `WARM_UP_RUNS` times, then `TIMED_RUNS` times by the clock (seconds)."""
     for _ in range(WARM_UP_RUNS):
         generate(session, requests)
@@ -43,4 +43,4 @@ def time_generations(
         begin = clock()
         results = generate(session, requests)
         seconds.append(clock() - begin)
-    return Timing(len(requests), tuple(seconds), sum(len(result.output_ids) for result in results))
+    return GenerationTimes(len(requests), tuple(seconds), sum(len(result.output_ids) for result in results))

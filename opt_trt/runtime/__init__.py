@@ -1,1 +1,1 @@
-"""Step a decoder: which sequences take part, where their keys and values lie, which token comes next."""
+"""Turn requests into tokens: schedule sequences, step a decoder, choose each next token, keep ranks in step."""

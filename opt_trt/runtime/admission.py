@@ -1,4 +1,4 @@
-"""Whether an engine can ever serve a request, and if not, what the user can change."""
+"""Refuse requests that an engine can never serve, and say what the user can change."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ CLOSED = "the engine is closed: open it again"
 
 
 class Executor:
-    """Runs plans: a decoder and its KV cache, one tensor per layer. All ranks have the same number of blocks."""
+    """A runner of plans: a decoder and its KV cache, one tensor per layer. All ranks have equally many blocks."""
 
     def __init__(self, decoder: Decoder, kv_cache: Sequence[torch.Tensor], ranks: Ranks) -> None:
         self.spec = decoder.spec
@@ -31,7 +31,7 @@ class Executor:
 
         On the leader, this makes all ranks do the same; only the leader's outputs are used. `UserError` once closed.
         """
-        if self._is_closed:  # before the other ranks are told: they no longer know the session
+        if self._is_closed:  # before the other ranks get the message: they no longer know the session
             raise UserError(CLOSED)
         kv_cache = self.kv_cache  # a finalizer may close it meanwhile, but the ranks finish the step together
         with self._ranks.step(partial(pack, plan)):

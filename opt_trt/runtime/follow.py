@@ -19,13 +19,13 @@ OPEN = -1  # stands in place of a session's index: open another session
 
 @dataclass(frozen=True)
 class Opening:
-    """Which engine to open, and how. It is the same on all ranks, whatever their own flags say."""
+    """The engine to open, and the way to open it. Both are the same on all ranks, whatever their own flags say."""
 
     engine_dir: Path
     limit: KvCacheLimit
     scheduling: Scheduling
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
-    fingerprint: str = ""  # of the engine that the leader found there
+    fingerprint: str = ""  # that of the engine that the leader found there
 
 
 OpenSession = Callable[[Opening, Ranks], Session]

@@ -113,7 +113,7 @@ def event_of(sequence: TokenSequence) -> TokenEvent:
 def events_of(beam: Result) -> list[TokenEvent]:
     """Return the tokens of a finished beam as if they had come one by one."""
     explained = beam.log_probs or (None,) * len(beam.output_ids)
-    events = [TokenEvent(0, i, None, None, told) for i, told in zip(beam.output_ids, explained, strict=True)]
+    events = [TokenEvent(0, i, None, None, token) for i, token in zip(beam.output_ids, explained, strict=True)]
     return [*events[:-1], replace(events[-1], finish_reason=beam.finish_reason)]
 
 

@@ -1,4 +1,4 @@
-"""How a session reaches the other ranks that have the same session open, if there are any."""
+"""The connection of a session to the other ranks that have the same session open, if there are any."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ranks(Protocol):
         ...
 
     def close(self) -> None:
-        """End the steps: other ranks free their session. Does not wait. Calling it again does nothing."""
+        """End the steps: other ranks free their session. This does not wait. Calling it again does nothing."""
         ...
 
 

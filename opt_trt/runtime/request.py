@@ -96,8 +96,8 @@ class Result:
     context_logits: torch.Tensor | None = None  # fp32 [P, V]: row p follows prompt token p
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
     stop: Stop | None = None  # the stop word, if that ended the output
-    log_probs: tuple[TokenLogProbs, ...] = ()  # of each new token, if requested
-    score: float | None = None  # the number a beam was ranked by
+    log_probs: tuple[TokenLogProbs, ...] = ()  # one for each new token, if requested
+    score: float | None = None  # the number that a beam was ranked by
     beams: tuple[Result, ...] = ()  # results without beams of their own
 
     @property

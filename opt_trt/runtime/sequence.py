@@ -72,7 +72,7 @@ class TokenSequence:
     leader: TokenSequence | None = (
         None  # of a beam or candidate: the sequence that computed the prompt and stands for the request
     )
-    search: Search | None = None  # of a leader
+    search: Search | None = None  # set for a leader only
     hypotheses: Sequence[Hypothesis] = ()  # the outputs of a finished beam search, best first
 
     @property

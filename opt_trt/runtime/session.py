@@ -63,7 +63,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the engine's memory on all ranks. No request may be in flight or come later. May be called twice."""
+        """Free the engine's memory on all ranks. No request may be in flight or come later. It may be called twice."""
         ...
 
 

@@ -55,7 +55,7 @@ class Stop:
 
 
 class StopWatch:
-    """Follows the new tokens of one sequence until one completes a stop word."""
+    """A watch over the new tokens of one sequence, until one completes a stop word."""
 
     def __init__(self, words: StopWords, min_length: int) -> None:
         self._words = words
@@ -65,7 +65,7 @@ class StopWatch:
         self._tail_start = 0
 
     def look(self, output_ids: Sequence[int]) -> Stop | None:
-        """Return the stop word that the newest token completes. To be called once per token."""
+        """Return the stop word that the newest token completes. Call this once per token."""
         by_string = self._push(output_ids[-1])
         if len(output_ids) <= self._min_length:
             return None

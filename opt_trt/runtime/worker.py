@@ -28,11 +28,11 @@ class Listener(Protocol):
     whole: bool  # it waits for whole outputs, so an engine need not deliver every token separately
 
     def advanced(self, sequence: TokenSequence) -> None:
-        """Take notice of one more token, the last one if there is a finish reason; the sequence goes on changing."""
+        """Note one more token, which is the last one if there is a finish reason; the sequence goes on changing."""
         ...
 
     def failed(self, error: Exception) -> None:
-        """Take notice that no more tokens will come."""
+        """Note that no more tokens will come."""
         ...
 
 
@@ -45,7 +45,7 @@ class Submitted:
 
 
 class Worker:
-    """Steps a session for as long as there are requests, and sleeps otherwise; it must be closed."""
+    """A thread that steps a session as long as there are requests, and sleeps otherwise; it must be closed."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -11,7 +11,7 @@ import torch
 from opt_trt.sources.opt import POSITIONS, Source
 from opt_trt.sources.published import PUBLISHED
 
-PAD_ROW = 1  # of the position table
+PAD_ROW = 1  # its number in the position table
 # A value is suspicious if it is this many times the median of the other layers. A flipped high exponent bit multiplies
 # an fp16 value by 65,536, so 100 finds it in all but the smallest values: trained matrices of one kind have one scale.
 # Vectors (layer norms, biases) may differ much more from layer to layer in a healthy model.

@@ -21,7 +21,7 @@ from tests.engine._oracle import TIE, assert_same_or_tie
 MODEL = ROOT / "examples/demo/model"
 ARTICLES = ROOT / "examples/demo/test.jsonl"
 GOLDEN = ROOT / "tests/golden/demo_greedy.json"
-EVERY = 2  # of 256 articles, tests/golden has 128
+EVERY = 2  # tests/golden has 128 of 256 articles
 NEW_TOKENS = 100
 CLOSE = 10 * TIE  # larger gaps are not written: no order of summation bridges them
 
@@ -49,7 +49,7 @@ def prompts() -> list[tuple[int, ...]]:
 
 
 def golden_rows() -> list[ReferenceRow]:
-    """Read what transformers made of every second article when tests/golden was written."""
+    """Read the outputs of transformers for every second article, from tests/golden."""
     rows = json.loads(GOLDEN.read_text())
     return [
         ReferenceRow(prompt, ids, [close.get(str(token), 1.0) for token in range(len(ids))])
@@ -58,7 +58,7 @@ def golden_rows() -> list[ReferenceRow]:
 
 
 def write_golden() -> None:
-    """Write a row a line: its ids, and the gaps below `CLOSE` by their places."""
+    """Write one line for each row: its ids, and the gaps below `CLOSE` by their places."""
     lines = [
         json.dumps([row.ids, {token: round(gap, 6) for token, gap in enumerate(row.gaps) if gap < CLOSE}])
         for row in fresh_rows()[::EVERY]
@@ -68,7 +68,7 @@ def write_golden() -> None:
 
 @functools.cache
 def fresh_rows() -> list[ReferenceRow]:
-    """Return what transformers makes of all articles now."""
+    """Return the outputs of transformers for all articles, computed now."""
     model, asked = OPTForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval(), prompts()
     return [row for first in range(0, len(asked), 16) for row in _fresh(model, asked[first : first + 16])]
 

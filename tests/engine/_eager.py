@@ -1,4 +1,4 @@
-"""The uncompiled graph on the plugin library: what a choice of tactics computes, without a compiler."""
+"""The uncompiled graph on the plugin library: the results of a choice of tactics, without a compiler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tactic_plan(checkpoint: Path, timing_cache: Path, **flags: object) -> Tactic
 
 
 def choose_tactics(checkpoint: Path, timing_cache: Path, **flags: object) -> dict[str, list[str]]:
-    """Return their names by site."""
+    """Return the names of the chosen tactics by site."""
     return winners(tactic_plan(checkpoint, timing_cache, **flags).choices())
 
 
@@ -47,7 +47,7 @@ def prefer(families: Sequence[Collection[Tactic]], timing_cache: Path) -> Path:
 
 @dataclass
 class EagerDecoder:
-    """`Decoder` of a checkpoint of one rank by a plan."""
+    """`Decoder` of a checkpoint of one rank, with the tactics of a plan."""
 
     checkpoint: Path
     plan: TacticPlan

@@ -1,4 +1,4 @@
-"""What each rank of `test_collectives` runs: join, by shared memory and by MPI, and compare with plain sums."""
+"""The program of each rank of `test_collectives`: join by shared memory and by MPI, and compare with plain sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.engine.test_collectives import SHAPES, parts, plain
 
 
 def check_numbers() -> None:
-    """Where containers number processes apart, a path may lead to another file, which is told by its own number."""
+    """Check that a path to another file is noticed by its number: containers may number processes apart."""
     path, file = rendezvous._address(rendezvous._make(64))
     assert rendezvous._open(path, file) is not None
     assert rendezvous._open(path, (file[0], file[1] + 1)) is None

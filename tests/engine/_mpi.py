@@ -9,11 +9,11 @@ from pathlib import Path
 from tests._processes import run
 
 MPIRUN = Path(sys.executable).with_name("mpirun")
-PATIENCE_S = 600  # a rank needs seconds; who hangs must not hang the tests
+PATIENCE_S = 600  # a rank needs seconds; a rank that hangs must not hang the tests
 
 
 def launcher(ranks: int) -> list[str]:
-    """What starts that many ranks, which may be more than cores, as root, too."""
+    """Return the command that starts so many ranks. They may outnumber the cores, and the user may be root."""
     return [str(MPIRUN), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
 
 

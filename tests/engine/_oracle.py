@@ -1,4 +1,4 @@
-"""What transformers says greedily, and the comparison that allows for ties."""
+"""The greedy outputs of transformers, and a comparison with them that allows for ties."""
 
 from __future__ import annotations
 

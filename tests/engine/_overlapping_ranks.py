@@ -1,7 +1,7 @@
-"""What each rank of `test_ranks` runs to see whether pipeline stages work on different parts of a step at one time.
+"""The program of each rank of `test_ranks` that shows whether pipeline stages compute different parts at one time.
 
-Layers do nothing here, but there are many of them. Those of the first stage take their time with the second part until
-the second stage has begun with the first one, and complain if that has not come about by the last of them.
+Layers do nothing here, but there are many of them. In the second part of a step, those of the first stage wait until
+the second stage has begun the first part. If it has not begun by the last layer, that layer raises an error.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from opt_trt.runtime.scheduling import kv_cache
 from tests.engine._stepping_ranks import LENGTHS, TOKENS_EACH, steps
 
 LAYERS = 1000
-PAUSE_S = 0.01  # of a layer that waits: ten seconds in all
+PAUSE_S = 0.01  # the pause of a waiting layer: ten seconds in all
 
 
 class WaitingLayer:
-    """In place of the compiled `layer` of a rank: says that it has begun, or waits for the next stage to."""
+    """A stand-in for the compiled `layer` of a rank: it notes that it has begun, or waits for the next stage."""
 
     def __init__(self, rank: int, directory: Path) -> None:
         self._begun = [directory / f"begun{r}" for r in (rank, rank + 2)]
@@ -31,7 +31,7 @@ class WaitingLayer:
         self._calls = 0
 
     def run(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """The hidden states as they are."""
+        """Return the hidden states as they are."""
         self._calls += 1
         own, following = self._begun
         if not self._is_first_stage:

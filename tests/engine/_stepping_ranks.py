@@ -1,4 +1,4 @@
-"""What each rank of `test_ranks` runs: open its part of every engine, and step them all with the same inputs."""
+"""The program of each rank of `test_ranks`: open its part of every engine, and step all with the same inputs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from opt_trt.backends.inductor.decoder.compiled import open_decoder
 from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import Decoder, StepInputs, StepOutputs
 
-TOKENS_EACH = 64  # of a sequence in the KV cache
+TOKENS_EACH = 64  # room of a sequence in the KV cache
 LENGTHS = (3, 1, 50, 40, 37)  # prompts: 131 tokens, which pipeline stages take in two parts
 GENERATED = ((11, 12, 13, 14, 15), (21, 22, 23, 24, 25))
 
 
 def steps(block_tokens: int) -> list[StepInputs]:
-    """All prompts at once; again, as if only the last one were whole by then; a token of each, whatever was said."""
+    """Return steps: all prompts; again, with logits of the last prompt only; then fixed tokens, one for each prompt."""
     past = [0] * len(LENGTHS)
     chunks = [[[(7 * i + s) % 128 + 3 for i in range(n)] for s, n in enumerate(LENGTHS)]]
     chunks += [[[token] for token in tokens] for tokens in GENERATED]
@@ -46,18 +46,18 @@ def _inputs(step: list[list[int]], past: list[int], block_tokens: int) -> StepIn
 
 
 def logits_of(decoder: Decoder) -> torch.Tensor:
-    """The logits of all steps, one after another."""
+    """Return the logits of all steps, one after another."""
     return torch.cat([outputs.logits[:, : decoder.spec.vocab_size] for outputs in outputs_of(decoder, greedy=False)])
 
 
 def largest_of(decoder: Decoder) -> torch.Tensor:
-    """The tokens of the largest logits of all steps."""
+    """Return the tokens of the largest logits of all steps."""
     outputs = outputs_of(decoder, greedy=True)
     return torch.cat([o.token_ids.gather(1, o.logits.argmax(1, keepdim=True)) for o in outputs]).flatten()
 
 
 def outputs_of(decoder: Decoder, greedy: bool) -> list[StepOutputs]:
-    """What a decoder makes of all steps."""
+    """Return the outputs of a decoder for all steps."""
     block_tokens = decoder.spec.tokens_per_block
     caches = kv_cache.allocate(decoder.spec, len(LENGTHS) * TOKENS_EACH // block_tokens)
     return [decoder.step(replace(inputs, greedy=greedy), caches) for inputs in steps(block_tokens)]

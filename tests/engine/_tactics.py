@@ -1,4 +1,4 @@
-"""Tactics as tests run them: on every instruction set that runs here, wherever they are not refused."""
+"""Run tactics in tests: on every instruction set that runs here, wherever they are not refused."""
 
 from __future__ import annotations
 

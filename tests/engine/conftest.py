@@ -24,7 +24,7 @@ from opt_trt.runtime.session import DecoderSession
 from tests.engine._eager import eager_session, tactic_plan
 from tests.engine._libraries import locked, plugin_library
 
-# Two shapes of OPT: as most sizes are, and as 350M is.
+# Two shapes of OPT: that of most sizes, and that of 350M.
 KINDS = {
     "pre-norm": {"do_layer_norm_before": True, "hidden_size": 64, "word_embed_proj_dim": 64, "num_attention_heads": 2},
     "post-norm": {
@@ -35,7 +35,7 @@ KINDS = {
     },
 }
 POSITIONS = 96
-DETERMINISTIC = "post-norm"  # of `ENGINES`
+DETERMINISTIC = "post-norm"  # its name in `ENGINES`
 EAGER_OR_SLOW = ("eager", pytest.param("compiled", marks=pytest.mark.slow))
 BuildEngine = Callable[..., Path]
 NamedEngine = Callable[[str], Path]
@@ -75,7 +75,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the workers of a run share, compiled programs too: a stale cache must not make a broken compiler pass."""
+    """Return the directory that the workers of a run share, with their compiled programs.
+
+    A run has a new one, because a stale cache could let a broken compiler pass.
+    """
     with pytest.MonkeyPatch.context() as patch:
         base = tmp_path_factory.getbasetemp()  # a worker of several has a directory of its own in the run's
         run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -85,7 +88,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A random model by kind, in Hugging Face format; biases and norms are random too, or errors would not show."""
+    """Return a random model of a kind in Hugging Face format. Biases and norms are random too, so that errors show."""
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
@@ -179,7 +182,7 @@ def open_either(
 
 @pytest.fixture(scope="session")
 def oracle(hf_model: Callable[[str], Path]) -> Callable[[str], OPTForCausalLM]:
-    """The same model in transformers, fp32."""
+    """Return the same model in transformers, in fp32."""
 
     def load(kind: str, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
         model = OPTForCausalLM.from_pretrained(hf_model(kind), dtype=dtype).float().eval()
@@ -190,6 +193,6 @@ def oracle(hf_model: Callable[[str], Path]) -> Callable[[str], OPTForCausalLM]:
 
 
 def random_prompts(lengths: tuple[int, ...], vocab: int = 131) -> list[tuple[int, ...]]:
-    """Seeded prompts of the given lengths."""
+    """Return random prompts of the given lengths, always the same ones."""
     generator = torch.Generator().manual_seed(11)
     return [tuple(torch.randint(3, vocab, (n,), generator=generator).tolist()) for n in lengths]

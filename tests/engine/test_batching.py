@@ -16,16 +16,16 @@ from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from tests.engine._company import (
-    CROWDED,
+from tests.engine._oracle import assert_same_or_tie, reference_ids
+from tests.engine._random_requests import (
+    SMALL_CACHE,
     TRACEABLE,
     assert_explained,
     assert_same_beams,
+    random_requests,
     run_alone,
     run_together,
-    visits,
 )
-from tests.engine._oracle import assert_same_or_tie, reference_ids
 from tests.engine.conftest import KINDS, random_prompts
 
 TIE = 1e-4  # beams whose scores are closer than this may swap between two orders of summation
@@ -60,12 +60,12 @@ def test_beams_equal_transformers(kind, open_session, oracle):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_company_changes_ids_at_ties_alone(open_session, policy):
-    alone, visitors = open_session("pre-norm"), visits(2, ways=TRACEABLE)
-    crowded = DecoderSession(alone.executor.decoder, CROWDED, Scheduling(policy, 24, True))
+def test_other_requests_change_ids_only_at_ties(open_session, policy):
+    alone, arrivals = open_session("pre-norm"), random_requests(2, ways=TRACEABLE)
+    crowded = DecoderSession(alone.executor.decoder, SMALL_CACHE, Scheduling(policy, 24, True))
     with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
-        crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors, logits=True)
-    for sequence, expected in zip(crowd.sequences, answers, strict=True):
+        shared, answers = run_together(crowded, arrivals), run_alone(alone, arrivals, logits=True)
+    for sequence, expected in zip(shared.sequences, answers, strict=True):
         if sequence.finish_reason == "cancelled":
             expected = replace(expected, output_ids=expected.output_ids[: len(sequence.output_ids)], beams=())
         if expected.beams:

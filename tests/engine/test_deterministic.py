@@ -20,7 +20,7 @@ from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
-from tests.engine._company import CROWDED, run_alone, run_together, visits
+from tests.engine._random_requests import SMALL_CACHE, random_requests, run_alone, run_together
 from tests.engine._tactics import run_gemm, where_supported
 from tests.engine.conftest import DETERMINISTIC, KINDS, random_prompts
 
@@ -37,7 +37,7 @@ def refusal(extras, family, weight_type):
 
 
 @where_supported(("family", "weight_type"), product(FAMILIES, STORED), refusal)
-def test_own_tactics_give_a_token_the_same_bits_in_any_company(isa, family, weight_type):
+def test_own_tactics_give_a_token_the_same_bits_in_any_batch(isa, family, weight_type):
     generator, family = torch.Generator().manual_seed(5), FAMILIES[family]
     n, k, layout = 131, 275, family[0].layout
     problem = GemmProblem("fc", n, k, weight_type, "float16", True, False)
@@ -73,9 +73,9 @@ def test_only_tactics_that_keep_their_order_are_chosen(engine_named):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("reuse", [False, True])
 def test_requests_that_come_and_go_say_what_they_say_alone(open_session, policy, reuse):
-    crowd = assert_exact(open_session(DETERMINISTIC), Scheduling(policy, 24, reuse), seed=1)
-    assert crowd.most_at_once > 3 and crowd.waited
-    assert crowd.started_over == (policy == "max_utilization")
+    shared = assert_exact(open_session(DETERMINISTIC), Scheduling(policy, 24, reuse), seed=1)
+    assert shared.most_at_once > 3 and shared.waited
+    assert shared.started_over == (policy == "max_utilization")
 
 
 @pytest.mark.slow
@@ -89,14 +89,14 @@ def test_every_precision_chunk_and_policy_says_what_it_says_alone(build_engine, 
 
 def assert_exact(alone, scheduling, seed):
     """Ids, beams, reasons and every bit of log-probabilities of a crowded session are those of requests alone."""
-    visitors = visits(seed)
-    crowded = DecoderSession(alone.executor.decoder, CROWDED, scheduling)
+    arrivals = random_requests(seed)
+    crowded = DecoderSession(alone.executor.decoder, SMALL_CACHE, scheduling)
     with one_thread():  # thousands of steps of 1 ms: two threads would wait for each other on a busy machine
-        crowd, answers = run_together(crowded, visitors), run_alone(alone, visitors)
-    for sequence, expected in zip(crowd.sequences, answers, strict=True):
+        shared, answers = run_together(crowded, arrivals), run_alone(alone, arrivals)
+    for sequence, expected in zip(shared.sequences, answers, strict=True):
         if sequence.finish_reason == "cancelled":
             assert sequence.output_ids == list(expected.output_ids[: len(sequence.output_ids)])
         else:
             assert result_of(sequence) == expected
     assert crowded._pool.num_free == crowded._pool.num_blocks
-    return crowd
+    return shared

@@ -1,4 +1,4 @@
-"""What each rank of `test_ranks` runs: generate from token ids, and let rank 0 write what came of them."""
+"""The program of each rank of `test_ranks`: generate from token ids; rank 0 writes the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show. The kernels' own tests, in tests/triton, run on it too where there is one."""
+"""Fixtures of tests that need a GPU. The tests of the kernels, in tests/triton, use a GPU only if there is one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    """Two layers of 125M's sizes."""
+    """Return a model of two layers with 125M's sizes."""
     config = OPTConfig(
         vocab_size=VOCAB, num_hidden_layers=2, hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072,
         num_attention_heads=12, max_position_embeddings=POSITIONS, dropout=0.0,

@@ -116,7 +116,7 @@ def test_steps_begun_early_change_no_token(engine_of, monkeypatch):
     early = generate(open_engine(engine_of(), POOL), requests)
     monkeypatch.setattr("opt_trt.backends.inductor.decoder.lookahead.HitRate.is_good", False)
     plain = generate(open_engine(engine_of(), POOL), requests)
-    # Whoever has ended is still in the step that was begun, whose bucket may be another: a tie may turn.
+    # A sequence that has ended is still in the step that was begun. Its bucket may be another: a tie may turn.
     assert sum(a.output_ids == b.output_ids for a, b in zip(early, plain, strict=True)) >= 96
 
 

@@ -14,7 +14,7 @@ from opt_trt.plugins.attention import cuda as attention
 from opt_trt.plugins.cuda.graphs import capture
 from opt_trt.plugins.gemm import cuda as gemm
 from tests.triton._layers import HIDDEN, layer_pair
-from tests.triton._problems import Shape, attending
+from tests.triton._problems import Shape, attention_step
 
 SHAPE = Shape(2, 64, 32)
 
@@ -24,7 +24,7 @@ def generating():
     """A layer of int8, and the arguments of a generation step of three sequences."""
     pair = layer_pair("float16", "int8")
     layer = pair.on_gpu(4, gemm.SPLIT[1], attention.SPLIT_KEYS[1])
-    used = attending(SHAPE, torch.float16, (40, 1, 70), (1, 1, 1)).to("cuda")
+    used = attention_step(SHAPE, torch.float16, (40, 1, 70), (1, 1, 1)).to("cuda")
     x = torch.randn(3, HIDDEN, device="cuda", dtype=torch.float16)
     return layer, (x, [w.cuda() for w in pair.stored], used.kv_cache, list(astuple(used.step)))
 

@@ -1,0 +1,1 @@
+"""Tests that start ranks with mpirun."""

@@ -1,4 +1,4 @@
-"""What mpirun starts in these tests: a command whose sessions need no engine, whole decoders on every rank.
+"""The program that mpirun starts in these tests: sessions that need no engine, with a whole decoder on every rank.
 
 `python -m tests.ranks._sessions --scenario NAME --directory D`: the leader does what the scenario says. Every rank
 leaves its process id, its host and the names of its shared memory in D, and what its KV caches hold in the end.
@@ -57,19 +57,19 @@ class Config:
 
 
 def generate_once(session: Session) -> None:
-    """A generation in which nothing happens, but for what happens to the decoder."""
+    """Generate once; only what happens to the decoder is special."""
     generate(session, [Request((1, 2, 3), 20)])
     print("generated", flush=True)
 
 
 def wait(session: Session) -> None:
-    """Generate for as long as the test lets it."""
+    """Generate until the test allows the end."""
     while True:
         generate(session, [Request((1, 2, 3), 20)])
 
 
 def serve(session: Session) -> None:
-    """Everything a session does: batches, streams that share steps, a request taken back."""
+    """Do everything that a session can do: batches, streams that share steps, a cancelled request."""
     print([beam.output_ids for result in generate(session, MIXED) for beam in result.beams or (result,)])
     first, second = stream(session, [MIXED[0], MIXED[2]]), stream(session, [MIXED[2]])
     next(first)
@@ -85,7 +85,7 @@ def go_on(session: Session) -> None:
 
 
 def late(sessions: list[Session]) -> None:
-    """Ask when this process has left the world, as a thread may that outlives the main one."""
+    """Send a request after this process has left the world, as a thread that outlives the main one may do."""
     try:
         generate_once(sessions[0])
     except UserError as error:
@@ -146,7 +146,7 @@ class MeetingDecoder(SumDecoder):
 
 
 def shared_memory() -> set[str]:
-    """Paths of the shared memory of this process."""
+    """Return the paths of the shared memory of this process."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return {line[line.index("/dev/shm") :] for line in lines if "/dev/shm" in line}
 
@@ -165,7 +165,7 @@ def main(config: Config) -> None:
         if config.scenario == "missing" and world.rank == config.victim:
             raise UserError(f"expected {directory}/rank{world.rank}.engine, found nothing there")
         tokens = opening.limit.max_tokens
-        limit = KvCacheLimit(None if tokens is None else tokens + 40 * world.rank)  # the leader has least
+        limit = KvCacheLimit(None if tokens is None else tokens + 40 * world.rank)  # the leader has the least memory
         session = DecoderSession(MeetingDecoder(world, config), limit, opening.scheduling, ranks)
         for layer in session.executor.kv_cache:
             layer.zero_()
@@ -181,7 +181,7 @@ def main(config: Config) -> None:
 def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
     """Close one of two sessions, go on with the other when the memory of the first is free, close it inside a step.
 
-    Closing once more, or asking a closed one, is no concern of the followers.
+    The followers do not notice a second close, or a request to a closed session.
     """
     first, second = sessions
     generate_once(first)

@@ -1,4 +1,4 @@
-"""Start programs under a real mpirun, and see to it that nothing of them is left."""
+"""Start programs under a real mpirun, and end whatever is left of them."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Run:
     errors: list[str] = field(default_factory=list)
 
     def pids(self) -> list[int]:
-        """Ranks that have started."""
+        """Return the process ids of the ranks that have started, by rank."""
         return [int(file.read_text()) for file in sorted(self.directory.glob("pid*"))]
 
     def wait_for(self, name: str) -> str:
-        """The file a rank will leave."""
+        """Wait for a file that a rank writes, and return its text."""
         limit = time.monotonic() + SECONDS_TO_START
         while not (self.directory / name).exists():
             assert self.process.poll() is None and time.monotonic() < limit, self.process.communicate()
@@ -52,13 +52,13 @@ class Run:
         return (self.directory / name).read_text()
 
     def wait(self) -> int:
-        """The exit code of mpirun."""
+        """Wait for mpirun and return its exit code."""
         self.output, self.stderr = self.process.communicate(timeout=SECONDS_TO_START)
         self.errors = OURS.findall(self.stderr)
         return self.process.returncode
 
     def leftovers(self) -> list[str]:
-        """Processes of the ranks, those beside them, and shared memory, once it had a second to go."""
+        """Return what is left after a second: processes of the ranks, their watching processes and shared memory."""
         shared = {path for file in self.directory.glob("shared*") for path in file.read_text().splitlines()}
         pids = self.pids()
         limit = time.monotonic() + 2
@@ -68,7 +68,7 @@ class Run:
 
 
 def living(pids: list[int]) -> list[str]:
-    """Command lines of these processes, and of those that watch them, as far as they run."""
+    """Return the command lines of those of these processes, and of those that watch them, that still run."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
@@ -82,7 +82,7 @@ def living(pids: list[int]) -> list[str]:
 
 
 class StartRanks:
-    """Start so many ranks of a Python program in `directory`, with mpirun as its launcher if there are several."""
+    """A function that starts ranks of a Python program in `directory`, under mpirun if there are several."""
 
     def __init__(self, directory: Path) -> None:
         self.runs: list[Run] = []
@@ -92,7 +92,7 @@ class StartRanks:
         return self.launch([*mpirun(size), "--oversubscribe"] if size > 1 else [], *words, **environment)
 
     def launch(self, launcher: list[str], *words: object, **environment: str) -> Run:
-        temporary = {"TMPDIR": str(self._directory)}  # where mpirun leaves what it leaves
+        temporary = {"TMPDIR": str(self._directory)}  # mpirun leaves files there
         process = start(
             *launcher, sys.executable, *words, environment=temporary | environment, stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -102,13 +102,13 @@ class StartRanks:
 
 
 def mpirun(size: int) -> tuple[str, ...]:
-    """How these tests start ranks, as root, too."""
+    """Return the command that starts ranks in these tests; it may run as root."""
     return (str(MPIRUN), "-n", str(size), "--allow-run-as-root")
 
 
 @pytest.fixture
 def start_ranks(tmp_path: Path) -> Iterator[StartRanks]:
-    """Starts ranks; whatever is left of them in the end is killed."""
+    """Return what starts ranks; at the end, kill whatever is left of them."""
     ranks = StartRanks(tmp_path)
     yield ranks
     for run in ranks.runs:

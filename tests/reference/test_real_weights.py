@@ -1,4 +1,4 @@
-"""Published OPT weights against transformers, for those who have them on disk.
+"""Published OPT weights against transformers, if they are on the disk.
 
 OPT_TRT_REFERENCE_DIR=/models/opt-125m python -m pytest -m reference tests
 """

@@ -1,0 +1,1 @@
+"""Tests of triton's kernels, which a CPU interprets."""

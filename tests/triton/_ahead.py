@@ -1,6 +1,6 @@
-"""Compile every kernel for GPUs that need not be there: `python -m tests.triton._ahead 80 90` prints what came of it.
+"""Compile every kernel for GPUs that need not be here: `python -m tests.triton._ahead 80 90` prints the results.
 
-A process of its own: triton interprets kernels or compiles them, and decides that when it is imported.
+It needs a process of its own, because triton decides at its import whether it interprets or compiles kernels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HIDDEN, HEADS, BLOCK_TOKENS = 1024, 4, 64
 
 
 class Absent:
-    """Stands for a GPU of a compute capability: all a compiler asks of a driver."""
+    """A stand-in for a GPU of a compute capability, with all that a compiler asks of a driver."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -45,7 +45,7 @@ class Absent:
 
 
 def gemms(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
-    """Calls of every product: of each weight type and number of tokens if `whole`."""
+    """Yield calls of every product, with each weight type and number of tokens if `whole`."""
     stored = {torch.int8: HIDDEN, torch.uint8: HIDDEN // 2, dtype: HIDDEN} if whole else {torch.uint8: HIDDEN // 2}
     gemvs = ((1, 4), (2, 2), (4, 2), (8, 1)) if whole else ((1, 4),)
     splits = ((16, 1, 64), (16, 8, 32), (32, 4, 64), (32, 4, 32), (64, 1, 32), (64, 4, 64))
@@ -64,7 +64,7 @@ def gemms(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
 
 
 def attentions(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
-    """Calls of both phases: of each head size if `whole`."""
+    """Yield calls of both phases of attention, with each head size if `whole`."""
     for head_size in (64, 80, 128) if whole else (64,):
         tokens, table, lens = 66, torch.zeros(3, 20, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
         cache = torch.empty(5, 2, HEADS, BLOCK_TOKENS, head_size, dtype=dtype)
@@ -79,7 +79,7 @@ def attentions(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
 
 
 def rows(dtype: torch.dtype, whole: bool) -> Iterator[Call]:
-    """Calls of the remaining kernels: of each size of row if `whole`."""
+    """Yield calls of the remaining kernels, with each size of row if `whole`."""
     ids = torch.zeros(3, dtype=torch.int64)
     for size in (768, 4096, 12288) if whole else (4096,):
         table, vector = torch.empty(5, size, dtype=dtype), torch.empty(size)

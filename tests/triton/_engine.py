@@ -1,4 +1,4 @@
-"""An engine of a GPU without compiling it: its own programs, one operation after the other, on the tensors at hand."""
+"""An engine for a GPU without a compiler: its own programs run eagerly, one operation after the other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.unit._cuda_engine import AtOnce, Rerun
 
 
 class Eager:
-    """A program that was not compiled; counts its runs."""
+    """A program that was not compiled, and the number of its runs."""
 
     def __init__(self, spec: ProgramSpec) -> None:
         _, self._tree = tree_flatten(spec.args)
@@ -49,14 +49,14 @@ class Eager:
 
 @dataclass(frozen=True)
 class Uncompiled:
-    """A decoder, and what was captured for it, in that order."""
+    """A decoder, its programs, and the steps that were captured for it, in order."""
 
     decoder: CudaDecoder
     programs: dict[str, Eager]
     captured: list[Rerun]
 
     def used(self) -> set[str]:
-        """Names of the programs that ran."""
+        """Return the names of the programs that ran."""
         return {name for name, program in self.programs.items() if program.runs}
 
 
@@ -86,7 +86,7 @@ def uncompiled(
 
 
 class Prepared:
-    """What a build makes of a rank of a checkpoint, but for the compiler's part."""
+    """The results of a build for one rank of a checkpoint, without those of the compiler."""
 
     def __init__(self, directory: Path, rank: int, **flags: object) -> None:
         self.rank, self.checkpoint = rank, Checkpoint(directory, rank)
@@ -96,7 +96,7 @@ class Prepared:
         self.config = EngineConfig(model, build, "inductor", {"type": "cuda"}, "", {}, "")
 
     def programs(self, device: str, collectives: Collectives = ALONE) -> dict[str, Eager]:
-        """All of the engine, by name."""
+        """Return all programs of the engine by name."""
         model, directory = self.limits.model, self.checkpoint.directory
         ends = [Checkpoint(directory, rank) for rank in (0, model.mapping.world_size - 1)]
         tensors = {
@@ -107,13 +107,13 @@ class Prepared:
         return {spec.name: Eager(spec) for spec in specs}
 
     def model(self, programs: dict[str, Eager], device: str) -> RankModel:
-        """Programs and the rank's weights."""
+        """Return the programs with the rank's weights."""
         weights = {name: tensor.to(device) for name, tensor in packed_tensors(self.checkpoint, self.plan)}
         return rank_model(programs, weights, self.config, self.rank)
 
 
 def fixed_plan(checkpoint: Checkpoint, limits) -> TacticPlan:
-    """One tactic of each kind, in the buckets it is for."""
+    """Return a plan with one tactic of each kind, in the buckets that it is for."""
     problems = {site: on_gpu(problem) for site, problem in gemm_problems(checkpoint.config).items()}
     table = CudaProgramTable.of(limits.model, limits.build_config)
     layer = Choice(padded.PADDED, tuple(product_of(bound) for bound in bounds_for(table.tokens)))
@@ -124,7 +124,7 @@ def fixed_plan(checkpoint: Checkpoint, limits) -> TacticPlan:
 
 
 def product_of(bound: Bound) -> Tactic:
-    """A tactic for a bucket."""
+    """Return a tactic of products for a bucket."""
     if bound is None:
         return gemm.CUBLAS
     return gemm.GEMV[0] if bound <= gemm.MOST_GEMV_TOKENS else gemm.SPLIT[1]

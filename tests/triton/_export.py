@@ -2,7 +2,7 @@
 
 `python -m tests.triton._export 2` prints those of two tensor-parallel ranks that share the vocabulary.
 
-A process of its own: kernels that are interpreted become no part of a program.
+It needs a process of its own, because interpreted kernels do not become part of a program.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ TABLE = CudaProgramTable(sequences=2, tokens=100, logits=2, has_half_sums=True)
 
 
 def shape_of(name: str, problems: dict[str, GemmProblem]) -> tuple[tuple[int, ...], torch.dtype]:
-    """What an engine stores by a name, of a model whose vectors need no better size than a norm's or a product's."""
+    """Return the shape and dtype that an engine stores under a name.
+
+    Vectors that belong to no product have the size of the hidden states.
+    """
     if name in EMBEDDING_WEIGHTS:
         return (100, HIDDEN), torch.float16
     if (site := site_of(name)) is not None:
@@ -48,7 +51,7 @@ def shape_of(name: str, problems: dict[str, GemmProblem]) -> tuple[tuple[int, ..
 
 
 def programs(weight_type: str | None, tp_size: int) -> list[ProgramSpec]:
-    """All of an engine; to be called where tensors are fake."""
+    """Specify all programs of an engine; call this where tensors are fake."""
     config = replace(
         model("float16", weight_type, True), mapping=Mapping(tp_size, tp_size), use_parallel_embedding=tp_size > 1
     )

@@ -1,4 +1,4 @@
-"""What each rank of `test_ranks` runs as a process: the connections of ranks on one GPU, with a CPU in its place."""
+"""The program of each rank of `test_ranks`: the connections of ranks that share a GPU, with a CPU in its place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opt_trt.backends.inductor.decoder.cuda import cuda_forward
 from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder, Relaunched
 from opt_trt.backends.inductor.decoder.program_table import HALF_CONTEXT
 from opt_trt.plugins.collectives import cuda as gpus
-from opt_trt.plugins.collectives.links import Seat
+from opt_trt.plugins.collectives.links import RankGpu
 from opt_trt.runtime.scheduling import kv_cache
 from tests.engine._stepping_ranks import TOKENS_EACH, _inputs
 from tests.triton._engine import Prepared
@@ -24,7 +24,7 @@ LIMITS = {"max_batch_size": 2, "max_num_tokens": 12, "max_seq_len": 64, "tokens_
 
 
 def found_by(decoder: CudaRankDecoder, greedy: bool) -> list[torch.Tensor]:
-    """Logits, or the tokens of the largest, of both prompts and of a token of each that follows."""
+    """Return logits, or the tokens of the largest ones, of both prompts and of the token that follows each."""
     caches = kv_cache.allocate(decoder.spec, len(GIVEN) * TOKENS_EACH // 4)
     found = []
     for step, past in ((GIVEN, [0, 0]), (NEXT, [len(prompt) for prompt in GIVEN])):
@@ -37,16 +37,16 @@ def found_by(decoder: CudaRankDecoder, greedy: bool) -> list[torch.Tensor]:
 
 def main(checkpoint: Path, out: Path) -> None:
     with (
-        mock.patch.object(gpus, "own_seat", lambda: Seat("here", 0, "one GPU")),
+        mock.patch.object(gpus, "own_gpu", lambda: RankGpu("here", 0, "one GPU")),
         mock.patch.object(cuda_ranks, "LEAST_TOKENS", 4),  # a stage works on a prompt while the next one has another
     ):
         rank = gpus.MPI.COMM_WORLD.Get_rank()
         prepared = Prepared(checkpoint, rank, **LIMITS)
-        joined = gpus.connect(prepared.limits.model.mapping, torch.float16, 500, "cpu")
-        assert not joined.is_capturable and joined.sharers == gpus.MPI.COMM_WORLD.Get_size()
-        model = prepared.model(prepared.programs("cpu", joined.collectives), "cpu")
-        forward = cuda_forward(prepared.config, model, HALF_CONTEXT, rank, joined.collectives)
-        decoder = CudaRankDecoder(forward, Relaunched, joined)
+        links = gpus.connect(prepared.limits.model.mapping, torch.float16, 500, "cpu")
+        assert not links.is_capturable and links.sharers == gpus.MPI.COMM_WORLD.Get_size()
+        model = prepared.model(prepared.programs("cpu", links.collectives), "cpu")
+        forward = cuda_forward(prepared.config, model, HALF_CONTEXT, rank, links.collectives)
+        decoder = CudaRankDecoder(forward, Relaunched, links)
         found = found_by(decoder, greedy=False), found_by(decoder, greedy=True)
         if rank == 0:
             torch.save(found, out)

@@ -32,12 +32,12 @@ class LayerPair:
     meant: list[torch.Tensor]
 
     def on_gpu(self, most_tokens: int | None, product: Tactic, attention: Tactic) -> Layer:
-        """The layer with one tactic for all its products."""
+        """Return the layer with one tactic for all its products."""
         plan = BucketPlan(most_tokens, self.problems, dict.fromkeys(SHAPES, product), attention)
         return Layer(self.config, CudaOps(plan))
 
     def plain(self) -> Layer:
-        """The reference, which knows no quantization: `meant` is dequantized."""
+        """Return the reference. It knows no quantization, because `meant` is dequantized."""
         return Layer(model(self.config.dtype, None, self.config.do_layer_norm_before), ReferenceOps())
 
 
@@ -47,7 +47,7 @@ def model(dtype: str, weight_type: str | None, pre_norm: bool) -> ModelConfig:
 
 
 def layer_pair(dtype: str, weight_type: str | None, pre_norm: bool = True) -> LayerPair:
-    """`weight_type` None is `dtype`."""
+    """Return a random layer; `weight_type` None stands for `dtype`."""
     config = model(dtype, weight_type, pre_norm)
     generator = torch.Generator().manual_seed(HIDDEN)
     problems = {

@@ -1,4 +1,4 @@
-"""Random problems as a decoder poses them, with the plain answer."""
+"""Random problems like those of a decoder, with their plain answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUMS, ROUNDED = 2e-5, {torch.float16: 2**-11, torch.bfloat16: 2**-7}
 
 
 def on_gpu(problem: GemmProblem) -> GemmProblem:
-    """The same product of an engine on a GPU."""
+    """Return the same product of an engine on a GPU."""
     return replace(problem, device="cuda")
 
 
@@ -43,7 +43,7 @@ class Product:
 
 
 def product(weight_type: str, dtype: torch.dtype, tokens: int, n: int, k: int) -> Product:
-    """`x` [tokens, k] times a random weight [n, k]."""
+    """Multiply random `x` [tokens, k] by a random weight [n, k]."""
     generator = torch.Generator().manual_seed(tokens * n * k)
     weight = torch.randn(n, k, generator=generator)
     if weight_type in MODES:
@@ -61,8 +61,8 @@ def product(weight_type: str, dtype: torch.dtype, tokens: int, n: int, k: int) -
 
 
 @dataclass(frozen=True)
-class Attending:
-    """One step's attention, and what must come of it."""
+class AttentionStep:
+    """The attention of one step, and its expected results."""
 
     qkv: torch.Tensor
     kv_cache: torch.Tensor  # unwritten memory is NaN
@@ -70,8 +70,8 @@ class Attending:
     expected: torch.Tensor
     expected_cache: torch.Tensor
 
-    def to(self, device: str) -> Attending:
-        """The same with a cache of its own."""
+    def to(self, device: str) -> AttentionStep:
+        """Copy the step to a device, with a cache of its own."""
         step = AttentionInputs(*(t.to(device) for t in astuple(self.step)))
         return replace(self, qkv=self.qkv.to(device), kv_cache=self.kv_cache.to(device, copy=True), step=step)
 
@@ -85,8 +85,8 @@ class Shape:
     block_tokens: int
 
 
-def attending(shape: Shape, dtype: torch.dtype, lens: tuple[int, ...], queries: tuple[int, ...]) -> Attending:
-    """Sequences of `lens` tokens after the step, the last `queries` of each new; blocks are scattered over the pool."""
+def attention_step(shape: Shape, dtype: torch.dtype, lens: tuple[int, ...], queries: tuple[int, ...]) -> AttentionStep:
+    """Return a step after which sequences have `lens` tokens, the last `queries` of them new, in scattered blocks."""
     generator = torch.Generator().manual_seed(sum(lens))
     counts = [-(-n // shape.block_tokens) for n in lens]
     blocks = torch.randperm(sum(counts) + 1, generator=generator, dtype=torch.int32)
@@ -111,4 +111,4 @@ def attending(shape: Shape, dtype: torch.dtype, lens: tuple[int, ...], queries: 
     cache = cache.to(dtype)
     expected_cache = cache.float()
     expected = ReferenceOps().attention(qkv.float(), expected_cache, step)
-    return Attending(qkv, cache, step, expected, expected_cache.to(dtype))
+    return AttentionStep(qkv, cache, step, expected, expected_cache.to(dtype))

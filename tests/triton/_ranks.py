@@ -1,4 +1,7 @@
-"""All ranks of a GPU's engine in one process, uncompiled: threads that take turns, for triton's interpreter is one."""
+"""All ranks of a GPU's engine in one process, uncompiled, as threads that take turns.
+
+They must take turns because the process has one interpreter of triton.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from opt_trt.backends.inductor.decoder.cuda import cuda_forward
 from opt_trt.backends.inductor.decoder.cuda_ranks import CudaRankDecoder
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceCollectives, ReferenceOps
-from opt_trt.plugins.collectives.links import Joined, Seat, Seats
+from opt_trt.plugins.collectives.links import GpuAssignment, RankGpu, RankLinks
 from opt_trt.runtime.scheduling import kv_cache
 from opt_trt.step import StepInputs, StepOutputs
 from tests.triton._engine import Eager, Prepared, Rerun
@@ -27,7 +30,7 @@ PATIENCE_S = 60  # a rank that waits longer has lost the others
 
 
 class Turns:
-    """One rank computes at a time; those that wait for others let them."""
+    """The turns of ranks: one computes at a time, and a rank that waits for others gives its turn away."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -41,8 +44,8 @@ class Turns:
             self.lock.acquire()
 
 
-class Meeting:
-    """What a tensor-parallel group exchanges."""
+class ThreadGroup:
+    """The exchange of a tensor-parallel group of threads."""
 
     def __init__(self, size: int, turns: Turns) -> None:
         self._barrier, self._turns = Barrier(size), turns
@@ -61,13 +64,13 @@ class Meeting:
 
 
 @dataclass
-class Mailboxes:
-    """`StageLink` of a rank; keeps the shapes of what it sent."""
+class QueueLink:
+    """`StageLink` of a rank, through queues; it keeps the shapes of what it sent."""
 
     mapping: Mapping
     rank: int
     turns: Turns
-    boxes: dict[tuple[int, int], Queue[Any]]
+    queues: dict[tuple[int, int], Queue[Any]]
     sent: list[tuple[int, ...]]
 
     def __post_init__(self) -> None:
@@ -77,33 +80,33 @@ class Mailboxes:
     def expect(self, tokens: int, features: int) -> tuple[int, int]:
         return tokens, features
 
-    def receive(self, coming: tuple[int, int]) -> torch.Tensor:
+    def receive(self, pending: tuple[int, int]) -> torch.Tensor:
         x = self._take(self.rank - self.mapping.tp_size)
-        assert tuple(x.shape) == coming and x.dtype == torch.float16, (x.shape, x.dtype, coming)
+        assert tuple(x.shape) == pending and x.dtype == torch.float16, (x.shape, x.dtype, pending)
         return x
 
     def send(self, x: torch.Tensor) -> None:
         self.sent.append(tuple(x.shape))
-        self.boxes[self.rank, self.rank + self.mapping.tp_size].put(x.clone())
+        self.queues[self.rank, self.rank + self.mapping.tp_size].put(x.clone())
 
     def progress(self) -> None:
         pass
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        speaker = self.mapping.world_size - self.mapping.tp_size
+        output_rank = self.mapping.world_size - self.mapping.tp_size
         if self.is_first and self.is_last:
             return list(found)
-        if self.rank == speaker:
-            self.boxes[speaker, 0].put([x.clone() for x in found])
+        if self.rank == output_rank:
+            self.queues[output_rank, 0].put([x.clone() for x in found])
         elif self.rank == 0:
-            answers = self._take(speaker)
+            answers = self._take(output_rank)
             assert [tuple(x.shape) for x in answers] == list(shapes), (answers, shapes)
             return answers
         return [torch.empty(0, features) for _, features in shapes]
 
     def _take(self, source: int) -> Any:
         with self.turns.given_away():
-            return self.boxes[source, self.rank].get(timeout=PATIENCE_S)
+            return self.queues[source, self.rank].get(timeout=PATIENCE_S)
 
 
 class Ranks:
@@ -112,23 +115,23 @@ class Ranks:
     def __init__(self, checkpoint: Path, context: str, device: str, **flags: object) -> None:
         first = Prepared(checkpoint, 0, **flags)
         mapping, self._turns = first.limits.model.mapping, Turns()
-        boxes: dict[tuple[int, int], Queue[Any]] = {
+        queues: dict[tuple[int, int], Queue[Any]] = {
             (a, b): Queue() for a in range(mapping.world_size) for b in range(mapping.world_size)
         }
-        meetings = [Meeting(mapping.tp_size, self._turns) for _ in range(mapping.pp_size)]
-        seats = Seats(tuple(Seat("here", rank, f"gpu {rank}") for rank in range(mapping.world_size)))
+        groups = [ThreadGroup(mapping.tp_size, self._turns) for _ in range(mapping.pp_size)]
+        assignment = GpuAssignment(tuple(RankGpu("here", rank, f"gpu {rank}") for rank in range(mapping.world_size)))
         self.ranks: list[CudaRankDecoder] = []
         self.programs: list[dict[str, Eager]] = []
         self.captured: list[list[Rerun]] = [[] for _ in range(mapping.world_size)]
-        self.links = [Mailboxes(mapping, rank, self._turns, boxes, []) for rank in range(mapping.world_size)]
+        self.links = [QueueLink(mapping, rank, self._turns, queues, []) for rank in range(mapping.world_size)]
         for rank, link in enumerate(self.links):
-            ops = meetings[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank))
+            ops = groups[mapping.pp_rank(rank)].ops(mapping.tp_rank(rank))
             prepared = Prepared(checkpoint, rank, **flags)
             programs = prepared.programs(device, ops)
-            joined = Joined(rank, seats, ops, link)
+            links = RankLinks(rank, assignment, ops, link)
             capture = capturing(self.captured[rank])
             forward = cuda_forward(prepared.config, prepared.model(programs, device), context, rank, ops)
-            self.ranks.append(CudaRankDecoder(forward, capture, joined))
+            self.ranks.append(CudaRankDecoder(forward, capture, links))
             self.programs.append(programs)
         self.spec = self.ranks[0].spec
         self._caches: dict[int, list[list[torch.Tensor]]] = {}
@@ -153,7 +156,7 @@ def kv_cache_of(decoder: CudaRankDecoder, blocks: int) -> list[torch.Tensor]:
 
 
 def capturing(captured: list[Rerun]) -> Any:
-    """Captures a rank's steps, and keeps them."""
+    """Return a function that captures steps of a rank and appends them to `captured`."""
 
     def capture(run: Any) -> Rerun:
         captured.append(Rerun(run))

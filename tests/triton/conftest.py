@@ -1,4 +1,4 @@
-"""Kernels run on a GPU where there is one; elsewhere triton's interpreter runs them, after a correction."""
+"""Run kernels on a GPU if there is one; otherwise correct triton's interpreter, which then runs them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """Where kernels run; the interpreter reads and writes tensors of the CPU."""
+    """Return the device that kernels run on; the interpreter reads and writes tensors of the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors are small: threads that wait for each other take longer than the work."""
+    """Compute in one thread: tensors are so small that threads would wait for each other longer than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def bf16_products() -> None:
-    """The interpreter keeps bfloat16 as its bits and multiplies matrices of those; widen them first."""
+    """Have the interpreter widen bfloat16 before products: it keeps their bits, and would multiply these."""
     import numpy
     from triton.language import bfloat16, float32
     from triton.runtime import interpreter

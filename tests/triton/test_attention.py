@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="needs triton (requirements-dev.txt)")
 
 from opt_trt.plugins.attention.triton_context import context_attention
 from opt_trt.plugins.attention.triton_generation import generation_attention
-from tests.triton._problems import Shape, attending
+from tests.triton._problems import Shape, attention_step
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 # Results are means of values of up to 4: probabilities and results are rounded to the type, and sums of 64 to fp16.
@@ -47,25 +47,25 @@ def attend_generation(problem, splits, device):
 
 @pytest.mark.parametrize(("shape", "dtype", "half_sums"), CONTEXT, ids=str)
 def test_context_attention_equals_the_reference_on_a_ragged_step(shape, dtype, half_sums, device):
-    problem = attending(shape, dtype, lens=(5, 70, 1, 140), queries=(5, 1, 1, 67))
+    problem = attention_step(shape, dtype, lens=(5, 70, 1, 140), queries=(5, 1, 1, 67))
     check(problem, *attend_context(problem, half_sums, device), BOUNDS[dtype, half_sums])
 
 
 @pytest.mark.parametrize("lens", [(64, 128), (1,), (65,), (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1)], ids=str)
 def test_prompts_may_end_anywhere_in_a_tile(lens, device):
-    problem = attending(Shape(1, 64, 64), HALF, lens, queries=lens)
+    problem = attention_step(Shape(1, 64, 64), HALF, lens, queries=lens)
     check(problem, *attend_context(problem, False, device), BOUNDS[HALF, False])
 
 
 @pytest.mark.parametrize("splits", [1, 2, 8])
 @pytest.mark.parametrize(("shape", "dtype"), GENERATION, ids=str)
 def test_generation_attention_equals_the_reference_at_any_length(shape, dtype, splits, device):
-    problem = attending(shape, dtype, lens=(1, 2, 64, 65, 200), queries=(1,) * 5)
+    problem = attention_step(shape, dtype, lens=(1, 2, 64, 65, 200), queries=(1,) * 5)
     check(problem, *attend_generation(problem, splits, device), BOUNDS[dtype, False])
 
 
 def test_scores_far_from_zero_do_not_overflow(device):
-    problem = attending(Shape(1, 64, 32), HALF, lens=(90,), queries=(1,))
+    problem = attention_step(Shape(1, 64, 32), HALF, lens=(90,), queries=(1,))
     steep = problem.qkv * 60.0
     for found, used in (
         attend_generation(replaced(problem, steep), 2, device), attend_context(replaced(problem, steep), False, device)
@@ -80,7 +80,7 @@ def replaced(problem, qkv):
 @pytest.mark.filterwarnings("ignore:invalid value")  # of the sequence whose only key is missing
 @pytest.mark.parametrize("attend", [attend_context, attend_generation], ids=lambda f: f.__name__)
 def test_what_has_no_slot_is_not_appended(attend, device):
-    problem = attending(Shape(1, 64, 32), HALF, lens=(1, 40), queries=(1, 1))
+    problem = attention_step(Shape(1, 64, 32), HALF, lens=(1, 40), queries=(1, 1))
     problem.step.slot_mapping[0] = -1  # as in rows that only fill a captured step
     found, used = attend(problem, 1, device)
     place = problem.step.block_tables[0, 0]

@@ -17,7 +17,7 @@ from opt_trt.plugins.gemm import cpu as cpu_gemm
 from opt_trt.plugins.gemm import cuda as gemm
 from opt_trt.plugins.gemm.problem import GemmProblem
 from tests.triton._layers import HIDDEN, layer_pair
-from tests.triton._problems import Shape, attending
+from tests.triton._problems import Shape, attention_step
 
 SHAPE = Shape(2, 64, 32)
 CASES = (
@@ -29,7 +29,7 @@ slow = pytest.mark.slow
 def computed(pair, layer, lens, queries, device):
     """What the plain layer and `layer` make of one step."""
     dtype = getattr(torch, pair.config.dtype)
-    problem = attending(SHAPE, dtype, lens, queries)
+    problem = attention_step(SHAPE, dtype, lens, queries)
     used = problem.to(device)
     x = torch.randn(sum(queries), HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = pair.plain()(x.float(), pair.meant, problem.kv_cache.float(), list(astuple(problem.step)))

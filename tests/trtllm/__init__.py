@@ -1,0 +1,1 @@
+"""Tests of the TensorRT backend with a stand-in for `tensorrt_llm`."""

@@ -29,13 +29,13 @@ class Machine:
 
     @classmethod
     def of(cls, environ: dict[str, str]) -> Machine:
-        """What the variables of a process say."""
+        """Read the machine from the environment variables of a process."""
         gpus, sm = environ.get("DOUBLE_GPUS", "1"), environ.get("DOUBLE_SM", "80")
         return cls(int(gpus), int(sm), environ.get("DOUBLE_FAILURE", ""))
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits as argparse does, which is 2, without spelling out the usage first."""
+    """A parser that exits with 2, as argparse does, but does not print the usage first."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -90,13 +90,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def plugin_values(facts: Facts, fact: dict[str, Any]) -> list[Any] | None:
-    """The values a plugin field takes; None where its default says it: a switch or a number."""
+    """Return the values that a plugin field takes; None for a switch or a number, which its default shows."""
     values = fact.get("values")
     return facts["plugin_dtypes"][values]["values"] if isinstance(values, str) else values
 
 
 def plugin_config(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
-    """`PluginConfig.from_arguments`: unknown names are other flags; `enable` and `disable` become values."""
+    """Do what `PluginConfig.from_arguments` does: pass over unknown names, turn `enable` and `disable` into values."""
     config = {}
     for name, fact in facts["plugin_config"].items():
         value = args.get(name, fact["default"])
@@ -111,7 +111,7 @@ def plugin_config(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_config_class(facts: Facts) -> type:
-    """`BuildConfig` of the release: a dataclass with its fields and defaults, that knows no other."""
+    """Return the release's `BuildConfig`: a dataclass with its fields and defaults, which refuses other names."""
 
     def update_from_dict(self: Any, config: dict[str, Any]) -> None:
         for name, value in config.items():
@@ -125,7 +125,7 @@ def build_config_class(facts: Facts) -> type:
 
 
 def build_config(facts: Facts, args: dict[str, Any], plugins: dict[str, Any]) -> dict[str, Any]:
-    """A `BuildConfig` as a dictionary: its own fields from the flags of their names."""
+    """Return a `BuildConfig` as a dictionary; fields take their values from the flags of the same names."""
     given = {name: args[name] for name in facts["build_config"] if name in args}
     config = dict(vars(build_config_class(facts)(**given | {"plugin_config": plugins})))
     for name, flag in facts["renamed_fields"].items():
@@ -137,7 +137,7 @@ def build_config(facts: Facts, args: dict[str, Any], plugins: dict[str, Any]) ->
 
 
 def _with_kv_cache_type(facts: Facts, config: dict[str, Any]) -> dict[str, Any]:
-    """The kind of KV cache from either of its names, which must agree."""
+    """Set the kind of KV cache from either of its two flags, which must agree."""
     plugins = config["plugin_config"]
     if "kv_cache_type" not in config:
         return config
@@ -152,7 +152,7 @@ def _with_kv_cache_type(facts: Facts, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(facts: Facts, argv: list[str] | None = None) -> None:
-    """The command: exits as the real one does, 1 with a traceback or 2 with usage."""
+    """Run the command; it fails like the real one, with code 1 and a traceback or with code 2 for wrong usage."""
     args = vars(Parser(facts).parse_args(argv))
     build(facts, args, Machine.of(dict(os.environ)))
 
@@ -201,14 +201,14 @@ def _build_rank(facts: Facts, args: dict[str, Any], rank: int, dirs: tuple[Path,
 
 
 def engine_config(facts: Facts, model: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """`EngineConfig.to_dict`: three keys, without what is no property of an engine."""
+    """Return what `EngineConfig.to_dict` does: three keys, without values that are no property of an engine."""
     saved = {name: value for name, value in config.items() if facts["build_config"][name]["saved"]}
     values = {"version": facts["version"], "pretrained_config": model, "build_config": saved}
     return {key: values[key] for key in facts["engine_config"]}
 
 
 def log(level: str, args: dict[str, Any], text: str) -> None:
-    """A line as the builder's logger prints it, if the level asked for shows it."""
+    """Print a line as the builder's logger does, if the requested level shows it."""
     levels = ["verbose", "info", "warning", "error", "internal_error"]
     if levels.index(level) >= levels.index(args["log_level"]):
         print(f"[11/21/2026-10:00:00] [TRT-LLM] [{level[0].upper()}] {text}", file=sys.stderr, flush=True)

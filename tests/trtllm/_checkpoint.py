@@ -1,4 +1,4 @@
-"""How a release reads a checkpoint, made of its facts: required and known keys, names, shapes and dtypes of tensors."""
+"""Read a checkpoint as a release does, by its facts: required and known keys; names, shapes and dtypes of tensors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype code and shape by name
 
 
 def read_pretrained(facts: Facts, path: Path) -> dict[str, Any]:
-    """`PretrainedConfig.from_json_file`."""
+    """Do what `PretrainedConfig.from_json_file` does."""
     return read_values(facts, json.loads(path.read_text()))
 
 
 def read_values(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
-    """`PretrainedConfig.from_dict`: required keys must be there, others have defaults, unknown ones are kept."""
+    """Do what `PretrainedConfig.from_dict` does: require some keys, add defaults of others, keep unknown keys."""
     known = facts["pretrained_config"] | facts["opt"]
     for key, fact in known.items():
         if fact.get("required") and key not in values:
@@ -38,7 +38,7 @@ def read_values(facts: Facts, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keyword_arguments(facts: Facts, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Keys become keyword arguments of a class, so that an unknown one is an error."""
+    """Return the values with defaults; an unknown key is an error, because keys become keyword arguments of a class."""
     for key in values:
         if key not in facts[section]:
             raise TypeError(f"{facts['refusals'][f'{section}_key']['text']}'{key}'")
@@ -46,7 +46,7 @@ def _keyword_arguments(facts: Facts, section: str, values: dict[str, Any]) -> di
 
 
 def check_rank(facts: Facts, model: dict[str, Any], directory: Path, rank: int) -> Iterator[str]:
-    """Refuse a rank's tensors as the release does; yields what it only warns of."""
+    """Refuse a rank's tensors as the release does; yield its warnings."""
     path = directory / facts["files"]["weights"]["name"].format(rank=rank)
     if not path.is_file():
         raise AssertionError(facts["refusals"]["rank_missing"]["text"])
@@ -54,7 +54,7 @@ def check_rank(facts: Facts, model: dict[str, Any], directory: Path, rank: int) 
 
 
 def compare(facts: Facts, found: Header, wanted: Header) -> Iterator[str]:
-    """What is wrong with a rank's tensors: raised, or yielded where the release only warns."""
+    """Raise what is wrong with a rank's tensors; yield it where the release only warns."""
     refusals = facts["refusals"]
     if missing := wanted.keys() - found.keys():
         raise RuntimeError(f"{refusals['tensor_missing']['text']}{missing}")
@@ -69,7 +69,7 @@ def compare(facts: Facts, found: Header, wanted: Header) -> Iterator[str]:
 
 
 def expected(facts: Facts, model: dict[str, Any], packed: bool) -> Header:
-    """Names, dtypes and shapes of a rank's tensors; quantized ones as the kernels want them, or as plain matrices."""
+    """Return dtypes and shapes of a rank's tensors by name. Quantized ones are packed for kernels or plain matrices."""
     algorithm = model["quantization"]["quant_algo"]
     multiple = facts["linears"]["weight_only"]["multiple"]
     header: Header = {}
@@ -91,7 +91,7 @@ def expected(facts: Facts, model: dict[str, Any], packed: bool) -> Header:
 
 
 def _rounded(shape: tuple[int, ...], multiple: int, bits: int) -> tuple[int, ...]:
-    """Weight-only linears have both sides rounded up."""
+    """Return the shape of a weight-only linear, whose sides are both rounded up."""
     rows, columns = (math.ceil(n / multiple) * multiple for n in shape)
     return rows, columns * bits // 8
 
@@ -106,7 +106,7 @@ def _names(pattern: str, layers: int) -> list[str]:
 
 
 def _size(dim: str, model: dict[str, Any]) -> int:
-    """`3*hidden/tp`: a product of sizes, divided by others."""
+    """Compute a size such as `3*hidden/tp`: a product of sizes, divided by others."""
     tp = model["mapping"]["tp_size"]
     sizes = {
         "hidden": model["hidden_size"], "vocab": model["vocab_size"], "ffn": model["intermediate_size"],
@@ -122,13 +122,13 @@ def _size(dim: str, model: dict[str, Any]) -> int:
 
 
 def is_packed(facts: Facts, model: dict[str, Any], path: Path) -> bool:
-    """Whether integers are stored; the reader quantizes anything else itself."""
+    """Return whether integers are stored; the reader quantizes other weights itself."""
     dtype = CODES[facts["linears"]["weight_only"]["dtype"]]
     return bool(model["quantization"]["quant_algo"]) and any(code == dtype for code, _ in read_header(path).values())
 
 
 def read_header(path: Path) -> Header:
-    """Dtype and shape of every tensor of a safetensors file."""
+    """Read dtype and shape of every tensor of a safetensors file."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         entries = json.loads(file.read(length))

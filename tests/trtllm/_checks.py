@@ -1,6 +1,6 @@
-"""What the backend relies on, checked against the facts of a release: each check raises where they do not fit.
+"""Check what the backend relies on against the facts of a release; a check that fails raises an error.
 
-They run in this process and without files, so that they can be run again for thousands of changed facts.
+Checks run in this process and without files, so that they can be run again for thousands of changed facts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EARLIER = {  # flags of releases before the newest
     "use_context_fmha_for_generation", "builder_opt", "builder_force_num_profiles", "weight_only_precision", "tp_size",
     "pp_size", "auto_parallel", "gpus_per_node", "cluster_key",
 }  # fmt: skip
-OTHER_DEFAULTS = {"gemm_plugin": (None, "auto")}  # the newest release's and ours, where they differ
+OTHER_DEFAULTS = {"gemm_plugin": (None, "auto")}  # defaults that differ: the newest release's, ours
 NOT_FOR_OPT = defaultdict(  # types of plugins no OPT has
     set, gemm_plugin={"int32", "fp8", "nvfp4"}, gpt_attention_plugin={"int32"}, lookup_plugin={"int32"}
 )
@@ -51,7 +51,7 @@ BASE = ("--checkpoint_dir", "c")
 
 @dataclass(frozen=True)
 class Case:
-    """Flags of ours, what the builder's configuration must be, and the releases that can say it."""
+    """Flags of ours, the configuration that the builder must get, and the releases that have such flags."""
 
     argv: str
     expected: dict[str, Any]
@@ -69,7 +69,7 @@ PLAIN = {
     "plugin.multiple_profiles": False, "plugin.lora_plugin": None, "plugin.streamingllm": False,
     "plugin.weight_only_quant_matmul_plugin": None,
 }  # fmt: skip
-UNSAID = {"plugin.use_paged_context_fmha": True}  # the newest release's choice where we make none
+UNSAID = {"plugin.use_paged_context_fmha": True}  # the newest release's choice if our flags make none
 V = Release
 CASES = (
     Case("", PLAIN),
@@ -135,12 +135,12 @@ MODELS = {
 
 @cache
 def ours_of(*argv: str) -> BuildConfig:
-    """What our own command makes of its flags, which no fact changes."""
+    """Return the configuration that our command makes of its flags; it does not depend on facts."""
     return parse(BuildConfig, [*BASE, *argv])
 
 
 def check_flags_are_known(facts: Facts) -> None:
-    """Our command takes, or refuses by name, every flag of the builder; and of the newest release it has no other."""
+    """Check that our command takes or refuses every flag of the builder, and has no others of the newest release."""
     theirs = {n for name, flag in facts["flags"].items() for n in (name, *flag.get("aliases", ()))}
     theirs |= {name for name, field in facts["plugin_config"].items() if field["flag"]}
     ours = set(BuildConfig.REFUSED)
@@ -152,7 +152,7 @@ def check_flags_are_known(facts: Facts) -> None:
 
 
 def check_defaults_may_be_stated(facts: Facts) -> None:
-    """A default of the builder's is never refused; and the newest release's are ours, but for those listed."""
+    """Check that no default of the builder is refused, and that the newest release's are ours, except those listed."""
     newest = Release.parse(facts["version"]) == NEWEST
     for name, default in _stated_defaults(facts):
         argv = [f"--{name}", *([] if default is True else [str(default)])]
@@ -166,7 +166,7 @@ def check_defaults_may_be_stated(facts: Facts) -> None:
 
 
 def _stated_defaults(facts: Facts) -> list[tuple[str, Any]]:
-    """What a user could spell out: not switches that are off, and not what is unset."""
+    """Return the defaults that a user can type: no switches that are off, and no flags without a value."""
     words = {True: "enable", False: "disable"}
     flags = [(name, flag["default"]) for name, flag in facts["flags"].items()]
     plugins = [(n, words.get(f["default"], f["default"])) for n, f in facts["plugin_config"].items() if f["flag"]]
@@ -174,7 +174,7 @@ def _stated_defaults(facts: Facts) -> list[tuple[str, Any]]:
 
 
 def check_choices_are_ours(facts: Facts) -> None:
-    """Where both have choices, they are the same, but for types of plugins that no OPT has."""
+    """Check that our choices are the builder's, except types of plugins that no OPT has."""
     parser = {f.name: f.metadata["flag"].choices for f in fields(BuildConfig)}
     theirs = {name: set(flag["choices"]) for name, flag in facts["flags"].items() if "choices" in flag}
     for name, field in facts["plugin_config"].items():
@@ -188,12 +188,12 @@ def check_choices_are_ours(facts: Facts) -> None:
 
 
 def _lacking(facts: Facts, name: str) -> set[str]:
-    """Choices of ours that 0.10 has no word for: plugins there name their type."""
+    """Return our choices that 0.10 lacks: its plugins name their type."""
     return {"auto"} if Release.parse(facts["version"]) < V(0, 11) and name.endswith("_plugin") else set()
 
 
 def check_translation(facts: Facts) -> None:
-    """Flags of ours end up in the builder's configuration as they must, or are refused where a release has none."""
+    """Check that our flags reach the builder's configuration, or are refused if the release lacks them."""
     here = Release.parse(facts["version"])
     parser = Parser(facts)
     for case in CASES:
@@ -225,7 +225,7 @@ def _parsed(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _flat(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
-    """The builder's configuration with plugins by `plugin.NAME`, what else it was told by `args.NAME`."""
+    """Return the builder's configuration, with plugins as `plugin.NAME` and its arguments as `args.NAME`."""
     if args.get("gather_all_token_logits"):
         raise AssertionError("both flags are said instead")
     config = build_config(facts, args, plugin_config(facts, args))
@@ -237,7 +237,7 @@ def _flat(facts: Facts, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(found: dict[str, Any], key: str, value: Any) -> bool:
-    """Whether a setting is as it must be; `dtype` stands for the model's type, which `auto` is taken for."""
+    """Return whether a setting has a value; `dtype` stands for the model's type, and so does `auto`."""
     if value == "dtype":
         return found.get(key) in ("auto", "float16")
     if key == "max_input_len" and "max_output_len" in found:
@@ -246,7 +246,7 @@ def _same(found: dict[str, Any], key: str, value: Any) -> bool:
 
 
 def check_checkpoints(facts: Facts) -> None:
-    """What our converter writes is what the release reads: keys, names, shapes and dtypes, without a warning."""
+    """Check that the release reads what our converter writes, without a warning: keys, names, shapes and dtypes."""
     for name, model in MODELS.items():
         values = read_values(facts, model.to_dict())
         found = header_of(model)
@@ -256,12 +256,12 @@ def check_checkpoints(facts: Facts) -> None:
 
 
 def header_of(model: ModelConfig) -> Header:
-    """What the header of rank 0's file says."""
+    """Return the header of rank 0's file."""
     return {name: (DTYPE_CODES[spec.dtype], spec.shape) for name, spec in tensor_spec(model, 0).items()}
 
 
 def check_damage_is_refused(facts: Facts) -> None:
-    """A tensor that is missing, of another shape or of another type is refused, one too many is warned of."""
+    """Check that a missing tensor, another shape and another type are refused, and an extra tensor is warned of."""
     for model in (MODELS["plain"], MODELS["int8"], MODELS["int4, two ranks"]):
         values, found = read_values(facts, model.to_dict()), header_of(model)
         wanted = expected(facts, values, packed=model.quant_algo is not None)
@@ -284,7 +284,7 @@ def _assert_raises(facts: Facts, found: Header, wanted: Header, refusal: str) ->
 
 
 def check_unknown_keys_are_refused(facts: Facts) -> None:
-    """Sections that become keyword arguments take no other key, and required keys are required."""
+    """Check that sections that become keyword arguments refuse unknown keys, and that required keys are required."""
     values = MODEL.to_dict()
     for section in ("quantization", "mapping"):
         known = facts["refusals"][f"{section}_key"]["error"]
@@ -306,19 +306,19 @@ def _assert_error(facts: Facts, values: dict[str, Any], name: str) -> None:
 
 
 def check_failures_are_explained(facts: Facts) -> None:
-    """Every text the builder is known to fail with has advice."""
+    """Check that there is advice for every text with which the builder is known to fail."""
     for name, refusal in facts["refusals"].items():
         if refusal.get("text") and name not in ("tensor_extra", "tensor_dtype", *PREVENTED):
             told = explain([f"RuntimeError: {refusal['text']}"], 1, facts["version"]).text
             assert any(failure.advice in told for failure in FAILURES), told
 
 
-# Refused before the builder runs, in words of ours.
+# We refuse these before the builder runs.
 PREVENTED = ("profiles_and_opt_num_tokens", "kv_cache_types_disagree", "architecture", "engine_is_none")
 
 
 def check_constants(facts: Facts) -> None:
-    """Names and numbers that are written down in the backend."""
+    """Check the names and numbers that are written down in the backend."""
     assert facts["modules"][BUILDER[1]] == {"names": ["main", "parse_arguments"]}
     assert f"{release.PACKAGE}.{release.BUILDER}".replace("/", ".") == f"{BUILDER[1]}.py"
     assert f"{release.PACKAGE}/version.py" == facts["version_file"]["__version__"]["file"]
@@ -346,15 +346,15 @@ CHECKS: dict[str, Callable[[Facts], None]] = {
 
 
 def failing(facts: Facts, checks: Sequence[str] = tuple(CHECKS)) -> str | None:
-    """The first check that the facts do not pass."""
+    """Return the name of the first check that the facts do not pass, or None."""
     for name in checks:
         try:
             CHECKS[name](facts)
-        except Exception:  # whatever a damaged fact leads to
+        except Exception:  # a damaged fact may raise anything
             return name
     return None
 
 
 def relied_on(here: Release) -> set[str]:
-    """The builder's flags that this backend gives."""
+    """Return the builder's flags that this backend uses."""
     return {word.flag for word in WORDS if word.since <= here <= word.until}

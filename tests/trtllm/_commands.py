@@ -39,7 +39,7 @@ python3 ../../../summarize.py --engine_dir ./opt/2.7B/trt_engines/fp16/1-gpu/ --
 mpirun -n 4 --allow-run-as-root python3 ../../../summarize.py --engine_dir ./opt/66B/trt_engines/fp16/4-gpu/ --batch_size 1 --test_trt_llm --hf_model_dir opt-66b --data_type fp16 --check_accuracy --tensorrt_llm_rouge1_threshold=20
 mpirun -n 2 --allow-run-as-root python3 ../../../summarize.py --engine_dir ./opt/125M/trt_engines/fp16/2-gpu/ --batch_size 1 --test_trt_llm --hf_model_dir opt-125m --data_type fp16 --check_accuracy --tensorrt_llm_rouge1_threshold=14
 """  # noqa: E501
-# What its text says to add, to these scripts.
+# The flags that its text says to add, by the script that takes them.
 ADDED = {
     "trtllm-build": ("--enable_context_fmha", "--context_fmha enable --gpt_attention_plugin float16"),
     "summarize.py": ("--enable_context_fmha_fp32_acc",),
@@ -52,5 +52,5 @@ RUN = (
 
 
 def lines(block: str) -> list[str]:
-    """The command lines of a block."""
+    """Return the command lines of a block."""
     return block.strip().splitlines()

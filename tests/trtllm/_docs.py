@@ -26,12 +26,12 @@ release. What the two share is inferred, unless it was read for the older releas
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return INTRODUCTION + "".join("\n" + section(release, release.facts) for release in map(load, releases()))
 
 
 def tables(guide: str) -> str:
-    """The guide with its tables renewed, each between a comment with its name and an end."""
+    """Return the guide with new tables; each stands between a comment with its name and `<!-- end -->`."""
     for name, rows in (("words", _words()), ("verified", _verified())):
         table = "\n".join(rows)
         guide = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", guide, flags=re.DOTALL)
@@ -47,7 +47,7 @@ def _words() -> list[str]:
 
 
 def _span(word: Word) -> str:
-    """The releases that have a word."""
+    """Format the releases that have a flag."""
     if word.until == NEWEST:
         return "all" if word.since == OLDEST else f"{word.since} on"
     return str(word.since) if word.since == word.until else f"{word.since} to {word.until}"
@@ -62,7 +62,7 @@ def _verified() -> list[str]:
 
 
 def section(release: Release, facts: Facts) -> str:
-    """What is said of a release whose facts are `facts`: everything, or how it differs from the one it is based on."""
+    """Format the facts of a release: all of them, or those that differ from the release that it is based on."""
     base = base_of(release.name)
     known = load(base).facts if base else {}
     lines = [f"## {release.name} ({', '.join(release.versions)})", "", _summary(release, base), ""]
@@ -77,7 +77,7 @@ def _summary(release: Release, base: str | None) -> str:
 
 
 def _table(section: str, facts: dict[str, Any], known: dict[str, Any], release: Release) -> list[str]:
-    """Rows of the facts that differ from those known already."""
+    """Format a table of the facts that differ from those of the release it is based on."""
     rows = [
         f"| `{name}` | {_shown(value)} | {_from(release.sources.get((section, name)))} |"
         for name, value in facts.items()

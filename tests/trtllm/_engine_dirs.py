@@ -26,7 +26,7 @@ BUILD = {
 
 
 def write_engine(directory: Path, world_size: int = 1, plugins: dict[str, Any] | None = None, **build: Any) -> Path:
-    """A directory with the configuration of a TensorRT engine, with changes."""
+    """Write a directory with the configuration of a TensorRT engine, with changes; return it."""
     directory.mkdir(parents=True, exist_ok=True)
     mapping = {"mapping": {"world_size": world_size, "tp_size": world_size, "pp_size": 1}}
     values = {

@@ -1,4 +1,4 @@
-"""What is known of each release of TensorRT-LLM, with where it was read; what a release inherits is inferred.
+"""The facts about each release of TensorRT-LLM, and where they were read; facts that a release inherits are inferred.
 
 `facts/releases.json` lists the releases, each with the newer one it is based on; `facts/RELEASE/*.json` hold groups of
 facts: a file and commit of TensorRT-LLM, `how` they are known (`read` there, or `inferred`), the facts by section and
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 FACTS = Path(__file__).parent / "facts"
-Facts = dict[str, Any]  # section -> name -> what is known of it; `version` says of which release
+Facts = dict[str, Any]  # section -> name -> its values; `version` names the release
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a fact is from: a file of TensorRT-LLM at a commit (or its age, if unrecorded), read or inferred."""
+    """The origin of a fact: a file of TensorRT-LLM at a commit (or its age, if unrecorded), read or inferred."""
 
     file: str
     commit: str
@@ -40,17 +40,17 @@ class Release:
 
     @property
     def version(self) -> str:
-        """The newest version, which the double says it is."""
+        """The newest version, which the double reports as its own."""
         return self.versions[-1]
 
 
 def releases() -> tuple[str, ...]:
-    """Names of all lines of releases, newest first."""
+    """Return the names of all lines of releases, newest first."""
     return tuple(json.loads((FACTS / "releases.json").read_text()))
 
 
 def base_of(name: str) -> str | None:
-    """The newer line of releases a line is based on."""
+    """Return the newer line of releases that a line is based on."""
     base: str | None = json.loads((FACTS / "releases.json").read_text())[name]["base"]
     return base
 
@@ -87,13 +87,13 @@ def _add(group: dict[str, Any], facts: Facts, sources: dict[tuple[str, str], Sou
 
 
 def load(name: str) -> Release:
-    """A line of releases; its facts may be changed by the caller."""
+    """Return a line of releases; the caller may change its facts."""
     release = _read(name)
     return replace(release, facts=copy.deepcopy(release.facts) | {"version": release.version})
 
 
 def own(release: Release) -> Facts:
-    """The facts a release's own files tell: what it does not just share with the one it is based on."""
+    """Return the facts in which a release differs from the one that it is based on."""
     base = base_of(release.name)
     known = load(base).facts if base else {}
     return {
@@ -104,7 +104,7 @@ def own(release: Release) -> Facts:
 
 
 def mutations(facts: Facts, of: Facts) -> Iterator[tuple[str, Facts]]:
-    """Each fact of `of` removed, renamed, and changed in all its values: what was done, and all facts after it."""
+    """Remove, rename and change each fact of `of` in turn; yield a description of it, and all facts after it."""
     for section, names in of.items():
         known = facts[section]
         for name, value in names.items():
@@ -120,7 +120,7 @@ def _with(facts: Facts, section: str, known: dict[str, Any]) -> Facts:
 
 
 def _changes(value: Any) -> Iterator[tuple[str, Any]]:
-    """A value with one thing in it changed, once for every thing in it."""
+    """Yield the value with one element changed, once for each element, with a description."""
     match value:
         case dict():
             for key, inner in value.items():

@@ -1,4 +1,4 @@
-"""What the package that a process would import says of itself, and how it differs from the facts of its release."""
+"""The flags of the package that a process would import, and how they differ from the facts of its release."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests._processes import run_python
 from tests.trtllm._builder import Parser
 from tests.trtllm._facts import Facts
 
-# `parse_arguments` once parsed and returned what was given, and now returns the parser: either way it comes by here.
+# `parse_arguments` parsed its arguments in old releases, and returns the parser in new ones. This serves both.
 ASK = """
 import argparse, json, sys
 class Found(Exception):
@@ -27,7 +27,7 @@ told(parse_arguments())
 
 
 def installed_flags(environment: dict[str, str]) -> dict[str, Any]:
-    """Option strings, default and choices of every flag of the builder that such a process imports, by destination."""
+    """Return option strings, default and choices of every flag of the builder that a process imports, by its name."""
     result = run_python("-c", ASK, environment=environment)
     line = next((line for line in result.stdout.splitlines() if line.startswith("FLAGS")), None)
     assert line is not None, result.stderr
@@ -36,7 +36,7 @@ def installed_flags(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def known_flags(facts: Facts) -> dict[str, Any]:
-    """The same of the facts."""
+    """Return the same as the facts have it."""
     return {
         action.dest: [sorted(action.option_strings), action.default, sorted(map(str, action.choices or ()))]
         for action in Parser(facts)._actions
@@ -45,7 +45,7 @@ def known_flags(facts: Facts) -> dict[str, Any]:
 
 
 def differences(facts: Facts, installed: dict[str, Any]) -> list[str]:
-    """What is different, a line each; choices only the package can list and suppressed defaults are not compared."""
+    """List the differences. Choices that only the package can list, and suppressed defaults, are not compared."""
     known = known_flags(facts)
     lines = [f"--{name} is not known" for name in installed.keys() - known.keys()]
     lines += [f"--{name} is not there" for name in known.keys() - installed.keys()]

@@ -1,8 +1,8 @@
 """Write the double of a release: a package `tensorrt_llm` whose modules are made of the release's facts when imported.
 
-A process sees it with the environment that `environment` gives. What a machine would add comes from variables:
+A process imports it in the environment that `environment` returns. Variables describe the machine:
 `DOUBLE_GPUS` (1 unless given) and `DOUBLE_SM` (80) are its GPUs, `DOUBLE_FAILURE` is an error the compiler ends with,
-`DOUBLE_SEEN` a directory in which each rank notes what its runners were told.
+`DOUBLE_SEEN` a directory in which each rank writes the calls that its runners got.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ globals().update({name: value for name, value in vars(made).items() if not name.
 """
 )
 
-# Module files of the double and what they hold.
+# Module files of the double and their text.
 MODULES = {
     "__init__.py": "from tensorrt_llm.version import __version__\n",
     "version.py": '__version__ = "{version}"\n',
@@ -69,6 +69,6 @@ def install(directory: Path, release: Release | str = "1.2") -> Path:
 
 
 def environment(directory: Path, **double: str) -> dict[str, str]:
-    """The environment of a process that imports the double in `directory`; `GPUS="0"` sets `DOUBLE_GPUS`."""
+    """Return the environment of a process that imports the double in `directory`; `GPUS="0"` sets `DOUBLE_GPUS`."""
     path = os.pathsep.join([str(directory), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return os.environ | {"PYTHONPATH": path} | {f"DOUBLE_{name}": value for name, value in double.items()}

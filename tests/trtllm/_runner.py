@@ -1,7 +1,7 @@
 """TensorRT-LLM's two runners of a release, made of its facts: signatures, refusals, and outputs of their real shapes.
 
-The model is a sum: the next token is what all tokens of the sequence and the number of the output add up to, modulo
-the vocabulary. Its logits are one-hot. Bad words are passed over, stop words, the end id and the length end an output.
+The next token is the sum of all tokens of the sequence and the number of the output, modulo the vocabulary. Logits are
+one-hot. Bad words are skipped; stop words, the end id and the length end an output.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import torch
 from tests.trtllm._facts import Facts
 
 ERRORS = {"AssertionError": AssertionError, "RuntimeError": RuntimeError, "ValueError": ValueError}
-BATCH_PER_YIELD = 2  # rows one part of a stream covers where it does not cover all
+BATCH_PER_YIELD = 2  # rows that one part of a stream covers if it does not cover all
 CPP, PY = "cpp", "py"
 CLASSES = {CPP: "ModelRunnerCpp", PY: "ModelRunner"}
 
 
 @dataclass
-class Seen:
-    """What the double was told: the class and the keywords of `from_dir`, and the keywords of every `generate`."""
+class RecordedCalls:
+    """The calls that the double got: class and keywords of `from_dir`, and the keywords of every `generate`."""
 
     opened: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     num_shut_down: int = 0
 
 
-def noted(directory: str | None, rank: int) -> Seen:
-    """One that is written to a file of the rank's when the process ends."""
-    seen = Seen()
+def noted(directory: str | None, rank: int) -> RecordedCalls:
+    """Return a record of calls that is written to the rank's file when the process ends."""
+    seen = RecordedCalls()
     if directory is not None:
         atexit.register(_note, seen, Path(directory) / f"rank{rank}.json")
     return seen
 
 
-def _note(seen: Seen, path: Path) -> None:
-    if seen.opened:  # another module of the package has nothing to tell
+def _note(seen: RecordedCalls, path: Path) -> None:
+    if seen.opened:  # another module of the package has no calls
         told = {"class": seen.opened[0][0], "rank": seen.opened[0][1]["rank"], "calls": len(seen.calls)}
         path.write_text(json.dumps(told | {"shut_down": seen.num_shut_down}))
 
 
-def modules(facts: Facts, seen: Seen, rank: int = 0) -> dict[str, ModuleType]:
-    """The modules a session imports, by name; put them into `sys.modules`. `rank` is the process's."""
+def modules(facts: Facts, seen: RecordedCalls, rank: int = 0) -> dict[str, ModuleType]:
+    """Return the modules that a session imports, by name, for `sys.modules`; `rank` is that of the process."""
     made: dict[str, ModuleType] = {"tensorrt_llm": ModuleType("tensorrt_llm")}
     made["tensorrt_llm"].__version__ = str(facts["version"])  # type: ignore[attr-defined]
     for name, fact in facts["runtime_names"].items():
@@ -66,7 +66,7 @@ def modules(facts: Facts, seen: Seen, rank: int = 0) -> dict[str, ModuleType]:
 
 
 def _parsed(facts: Facts, path: Path | str) -> Any:
-    """`GptJsonConfig.parse_file`: an object whose attributes are those of the facts."""
+    """Do what `GptJsonConfig.parse_file` does; return an object with the attributes that the facts name."""
     build = json.loads(Path(path).read_text())["build_config"]
     values = build | (build.get("plugin_config") or {})
     answer: Any = all(_holds(rule, values.get(name)) for name, rule in facts["inflight_needs"].items())
@@ -80,8 +80,8 @@ def _holds(rule: Mapping[str, Any], value: Any) -> bool:
     return value != rule["is_not"] if "is_not" in rule else value == rule["is"]
 
 
-def _runner_class(kind: str, facts: Facts, seen: Seen, rank: int) -> type:
-    """A class with `from_dir` and `generate` of a release's signatures."""
+def _runner_class(kind: str, facts: Facts, seen: RecordedCalls, rank: int) -> type:
+    """Return a class with `from_dir` and `generate`, which have the signatures of the release."""
 
     def from_dir(cls: type, **given: Any) -> Runner:
         seen.opened.append((CLASSES[kind], given))
@@ -108,7 +108,7 @@ def _signature(names: dict[str, Any], first: str, more: list[inspect.Parameter])
 
 
 def _checked(function: Any, signature: inspect.Signature) -> Any:
-    """The function behind a signature: what does not bind is a TypeError, as Python's own."""
+    """Put a function behind a signature; arguments that do not fit raise a TypeError, as in Python."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         first, *others = signature.bind(*args, **kwargs).arguments.items()
@@ -120,9 +120,9 @@ def _checked(function: Any, signature: inspect.Signature) -> Any:
 
 
 class Executor:
-    """Of the C++ runner."""
+    """The executor of the C++ runner."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: RecordedCalls) -> None:
         self._seen = seen
 
     def shutdown(self) -> None:
@@ -130,9 +130,9 @@ class Executor:
 
 
 class Runner:
-    """Both runners; `kind` says which facts are its own."""
+    """A runner of either kind; `kind` says which facts hold for it."""
 
-    def __init__(self, kind: str, facts: Facts, seen: Seen, opened: dict[str, Any], rank: int) -> None:
+    def __init__(self, kind: str, facts: Facts, seen: RecordedCalls, opened: dict[str, Any], rank: int) -> None:
         self.kind, self.facts, self.seen, self.rank, self.opened = kind, facts, seen, rank, opened
         config = json.loads((Path(opened["engine_dir"]) / facts["files"]["config"]["name"]).read_text())
         self.limits, self.vocab_size = config["build_config"], config["pretrained_config"]["vocab_size"]
@@ -152,7 +152,7 @@ class Runner:
         return parts if given.get("streaming") else next(parts)
 
     def _sampling(self, given: dict[str, Any]) -> dict[str, Any]:
-        """C++: keywords by the names they are sent as, others are passed over; Python: fields of SamplingConfig."""
+        """Return options of sampling: fields of SamplingConfig, or the C++ runner's keywords under its own names."""
         if self.kind == CPP:
             accepted = self.facts["cpp_sampling"]
             return {accepted[name]["sent_as"]: value for name, value in given.items() if name in accepted}
@@ -175,7 +175,7 @@ class Runner:
 
 
 class Call:
-    """One `generate`."""
+    """One call of `generate`."""
 
     def __init__(self, runner: Runner, prompts: list[list[int]], given: dict[str, Any], sampling: dict[str, Any]):
         self.runner, self.prompts, self.given, self.facts = runner, prompts, given, runner.facts
@@ -187,7 +187,7 @@ class Call:
         self.outputs = [[self._generate(row, n) for n in range(self.num_sequences)] for row in range(len(prompts))]
 
     def _generate(self, row: int, number: int) -> list[int]:
-        """New tokens; the end id is not among them."""
+        """Return the new tokens; the end id is among them only if the facts say so."""
         ids, new = self.prompts[row], list[int]()
         stops, bad = ((self.given.get(f"{what}_words_list") or {}) for what in ("stop", "bad"))
         while len(new) < self.max_new_tokens:
@@ -205,7 +205,7 @@ class Call:
         yield self._dictionary([[len(new) for new in row] for row in self.outputs])
 
     def parts(self) -> Iterator[Any]:
-        """A token more of each row, of all rows in a part or of some."""
+        """Yield outputs that grow token by token; a part covers all rows, or some of them."""
         some = self.facts[f"{self.runner.kind}_behaviour"]["stream_covers"]["value"] == "some rows"
         done = [[0] * self.num_sequences for _ in self.outputs]
         for step in count():
@@ -217,7 +217,7 @@ class Call:
                 return
 
     def _dictionary(self, lengths: list[list[int]]) -> Any:
-        """The outputs the facts name, if they were asked for, as they are filled, laid out and typed."""
+        """Return the requested outputs, with the padding, axes and types that the facts name."""
         known = self.facts[f"{self.runner.kind}_outputs"]
         made = {}
         for key, fact in known.items():
@@ -241,7 +241,7 @@ class Call:
         }[axis]  # fmt: skip
 
     def _tensor_of(self, key: str, fact: dict[str, Any], lengths: list[list[int]], row: int) -> torch.Tensor:
-        """One row's part of an output."""
+        """Return the part of an output that belongs to one row."""
         prompt, ns = self.prompts[row], lengths[row]
         news = [new[:n] for new, n in zip(self.outputs[row], ns, strict=True)]
         width = self._size("new_tokens", lengths)

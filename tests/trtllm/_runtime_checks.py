@@ -1,4 +1,4 @@
-"""What the sessions rely on, checked against the facts of a release, as `_checks` does for the builder."""
+"""Check what the sessions rely on against the facts of a release, as `_checks` does for the builder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.sequence import TokenSequence
 from tests.trtllm._facts import Facts
-from tests.trtllm._runner import Seen
+from tests.trtllm._runner import RecordedCalls
 from tests.trtllm._sessions import Double, installed
 
-# What nobody is told, and the defaults that make that right.
+# Parameters that sessions do not pass, and the defaults that make this right.
 LEFT = {
     "cpp_from_dir": {
         "lora_dir": None, "max_batch_size": None, "max_input_len": None, "max_output_len": None, "max_beam_width": None,
@@ -48,7 +48,7 @@ LEFT = {
         "use_beam_hyps": True, "output_cum_log_probs": False, "output_log_probs": False,
     },
 }  # fmt: skip
-ALWAYS = {  # told in every call, with the runners' defaults, which differ from each other
+ALWAYS = {  # passed in every call, with the runners' defaults, which differ from each other
     "cpp_generate": {
         "streaming": False, "max_new_tokens": 1, "end_id": None, "pad_id": None, "bad_words_list": None,
         "stop_words_list": None, "return_dict": False, "output_sequence_lengths": False,
@@ -71,17 +71,17 @@ OPENED = {"engine_dir": {"required": True}, "rank": {"default": 0}}
 
 
 def runs(facts: Facts) -> bool:
-    """Whether this project's sessions run engines of the release."""
+    """Return whether this project's sessions run engines of the release."""
     return Release.parse(facts["version"]) >= OLDEST_RUNNER
 
 
 def is_newest(facts: Facts) -> bool:
-    """Older releases may lack what is told if they have it, and what is told to none."""
+    """Return whether this is the newest release; older ones may lack parameters, passed or not."""
     return Release.parse(facts["version"]) == NEWEST
 
 
 def check_opening(facts: Facts) -> None:
-    """`from_dir` of both runners takes what the sessions say and nothing else that matters for OPT."""
+    """Check that `from_dir` of both runners takes what sessions pass, and nothing else that matters for OPT."""
     if not runs(facts):
         return
     for kind, prefix in ((CPP, "cpp"), (PYTHON, "py")):
@@ -98,7 +98,7 @@ def check_opening(facts: Facts) -> None:
 
 
 def check_calls(facts: Facts) -> None:
-    """`generate` of both runners takes what every call says, and has the defaults that make saying it needful."""
+    """Check that `generate` of both runners takes what every call passes, and has defaults that make this necessary."""
     if not runs(facts):
         return
     for section in ("cpp_generate", "py_generate", "py_sampling"):
@@ -117,7 +117,7 @@ def check_calls(facts: Facts) -> None:
 
 
 def check_sampling(facts: Facts) -> None:
-    """Options of a request have the names and defaults both runners know them by."""
+    """Check that options of a request have the names and defaults that they have in both runners."""
     if not runs(facts):
         return
     here = Release.parse(facts["version"])
@@ -150,21 +150,21 @@ def _assert_left(facts: Facts, section: str) -> None:
 
 
 def check_sessions(facts: Facts) -> None:
-    """Both runners answer: whole, streamed, with logits, log-probabilities and beams; other ranks get nothing."""
+    """Check answers of both runners, whole and streamed, with logits, log-probabilities and beams, and other ranks."""
     if not runs(facts):
         return
     with tempfile.TemporaryDirectory() as directory:
         for options in (RuntimeOptions(), RuntimeOptions(use_py_session=True)):
-            seen = Seen()
+            seen = RecordedCalls()
             with installed(facts, seen):
                 _answers(Double(Path(directory), seen), options, CPP if options == RuntimeOptions() else PYTHON)
-        with installed(facts, Seen()):
-            _kinds(Double(Path(directory), Seen()))
+        with installed(facts, RecordedCalls()):
+            _kinds(Double(Path(directory), RecordedCalls()))
         _follows(facts, Path(directory))
 
 
 def check_descriptions(facts: Facts) -> None:
-    """What the sessions are written for and the double cannot show."""
+    """Check facts that the sessions are written for and that the double cannot show."""
     if not runs(facts):
         return
     for prefix in ("cpp", "py"):
@@ -220,7 +220,7 @@ def _can(double: Double) -> bool:
 
 
 def _raw(double: Double, kind: str) -> None:
-    """Types and the fill, which the sessions do not look at, as they are told."""
+    """Check types and padding of outputs, which the sessions do not look at."""
     import sys
 
     import torch
@@ -240,7 +240,7 @@ def _raw(double: Double, kind: str) -> None:
 
 
 def _kinds(double: Double) -> None:
-    """Which engines the C++ runner does not run."""
+    """Check which engines the C++ runner does not run."""
     for changes in ({"plugins": {"gpt_attention_plugin": None}}, {"plugins": {"remove_input_padding": False}},
                     {"kv_cache_type": "CONTINUOUS"}):  # fmt: skip
         session = double.open(**changes)  # type: ignore[arg-type]
@@ -248,7 +248,7 @@ def _kinds(double: Double) -> None:
 
 
 def _follows(facts: Facts, directory: Path) -> None:
-    """On a rank that does not lead, the C++ runner's answer is empty, and the Python one's is for nobody."""
+    """Check that on other ranks than 0 the C++ runner's answer is empty, and the Python one's is not used."""
     import pickle
 
     from opt_trt.backends.trtllm import open as open_rank
@@ -260,8 +260,8 @@ def _follows(facts: Facts, directory: Path) -> None:
     class Second(Alone):
         rank = 1
 
-    with installed(facts, Seen(), rank=1):
-        engine = Double(directory, Seen()).engine(world_size=2)
+    with installed(facts, RecordedCalls(), rank=1):
+        engine = Double(directory, RecordedCalls()).engine(world_size=2)
         for options in (RuntimeOptions(), RuntimeOptions(use_py_session=True)):
             session = open_rank(Opening(engine, KvCacheLimit(), Scheduling(), options), Second())
             live = session._runner.live  # type: ignore[attr-defined]

@@ -16,12 +16,12 @@ from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from tests.trtllm._engine_dirs import write_engine
 from tests.trtllm._facts import Facts
-from tests.trtllm._runner import Seen, modules
+from tests.trtllm._runner import RecordedCalls, modules
 
 
 @contextmanager
-def installed(facts: Facts, seen: Seen, rank: int = 0) -> Iterator[None]:
-    """The double's modules in `sys.modules`."""
+def installed(facts: Facts, seen: RecordedCalls, rank: int = 0) -> Iterator[None]:
+    """Put the double's modules into `sys.modules` during the block."""
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "tensorrt_llm"}
     for name in before:
         del sys.modules[name]
@@ -36,16 +36,16 @@ def installed(facts: Facts, seen: Seen, rank: int = 0) -> Iterator[None]:
 
 @dataclass
 class Double:
-    """What a test has of the double."""
+    """The double as a test uses it: its engines, its sessions, and the calls that it got."""
 
     directory: Path
-    seen: Seen
+    seen: RecordedCalls
 
     def engine(self, **changes: Any) -> Path:
-        """An engine directory."""
+        """Write an engine directory and return it."""
         return write_engine(self.directory / "engine", **changes)
 
     def open(self, options: RuntimeOptions | None = None, how: Any = (), **changes: Any) -> Session:
-        """A session; `how` are limit and scheduling."""
+        """Open a session; `how` are limit and scheduling."""
         limit, scheduling = how or (KvCacheLimit(), Scheduling())
         return open_engine(self.engine(**changes), limit, scheduling, options)

@@ -12,7 +12,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from tests.trtllm._facts import load
 from tests.trtllm._package import environment, install
-from tests.trtllm._runner import Seen
+from tests.trtllm._runner import RecordedCalls
 from tests.trtllm._sessions import Double, installed
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "model"
@@ -30,7 +30,7 @@ Installer = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> Callable[[str], Path]:
-    """The directory of a checkpoint of `CHECKPOINTS`, converted when first asked for."""
+    """Return a function from the name of a checkpoint in `CHECKPOINTS` to its directory; it converts on first use."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -64,7 +64,7 @@ def install_double(tmp_path, monkeypatch) -> Installer:
 
 @pytest.fixture
 def double(tmp_path) -> Iterator[Double]:
-    """The runners of the newest release in this process, and engines for them."""
-    seen = Seen()
+    """Return the runners of the newest release in this process, and engines for them."""
+    seen = RecordedCalls()
     with installed(load("1.2").facts, seen):
         yield Double(tmp_path, seen)

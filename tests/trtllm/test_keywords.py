@@ -120,7 +120,9 @@ def test_runtime_flags_reach_from_dir(double: Double, tmp_path: Path, flags: str
     expected = OPENED[flags][runner == PYTHON]
     argv = (*flags.split(), *(PY_SESSION if runner == PYTHON else ()))
     if expected == REFUSED:
-        with pytest.raises(UserError, match=rf"{argv[0]} cannot be told to the {runner} of TensorRT-LLM 1\.2\.1; drop"):
+        with pytest.raises(
+            UserError, match=rf"{argv[0]} cannot be passed to the {runner} of TensorRT-LLM 1\.2\.1; drop"
+        ):
             run_ids(double, tmp_path, *argv)
         return
     assert run_ids(double, tmp_path, *argv) == [[1, 3, 4, 8, 16, 32, 2], [2, 2, 1, 5, 10, 20, 40]]

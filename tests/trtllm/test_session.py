@@ -27,7 +27,7 @@ from opt_trt.runtime.request import Request, RequestFailed
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.stopping import StopWords
 from tests.trtllm._facts import load
-from tests.trtllm._runner import Seen
+from tests.trtllm._runner import RecordedCalls
 from tests.trtllm._sessions import Double, installed
 from tests.unit._decoders import expected_output
 
@@ -148,14 +148,14 @@ class First(Alone):
     local_size = 2
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.log: list[str] = []
 
     def step(self, message: Callable[[], bytes]) -> AbstractContextManager[None]:
-        self.told.append("step")
+        self.log.append("step")
         return super().step(message)
 
     def close(self) -> None:
-        self.told.append("close")
+        self.log.append("close")
 
 
 @BOTH
@@ -180,7 +180,7 @@ def test_a_closed_session_refuses_requests_before_other_ranks_hear_of_them(
         generate(session, [Request((1, 3), 4)])
     with pytest.raises(UserError, match="the engine is closed: open it again"):
         list(stream(session, [Request((1, 3), 4)]))
-    assert ranks.told == ["close"] and double.seen.calls == []
+    assert ranks.log == ["close"] and double.seen.calls == []
     assert double.seen.num_shut_down == (options != PYTHON)
 
 
@@ -358,7 +358,7 @@ def test_a_package_that_does_not_load_is_named(double: Double, monkeypatch: pyte
 
 def test_what_the_leader_closes_is_shut_down_on_the_others_at_once(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Its executor holds the GPU's memory, which the next engine needs."""
-    seen = Seen()
+    seen = RecordedCalls()
     engine = Double(tmp_path, seen).engine(world_size=2)
     opening = Opening(engine, KvCacheLimit(), Scheduling(), fingerprint=identify(engine).fingerprint)
     messages = [index_bytes(OPEN) + pickle.dumps(opening), index_bytes(0)]

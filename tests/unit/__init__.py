@@ -1,0 +1,1 @@
+"""Tests that need torch on a CPU only; folders mirror the package."""

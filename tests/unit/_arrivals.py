@@ -27,7 +27,7 @@ RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.integers(1, 9), st.b
 def require_expected_outputs(
     of: DecoderSession, requests: Sequence[Request], expected: Callable[[Request], tuple[int, ...]], data: st.DataObject
 ) -> None:
-    """Stream them, a stream each; nothing changes a request's output but its cancellation, and no block is kept."""
+    """Stream each request by itself; check that only a cancellation changes an output, and that no block is kept."""
     streams: dict[int, TokenStream] = {}
     outputs: list[list[int]] = [[] for _ in requests]
     arriving, cancelled = list(range(len(requests))), set()

@@ -20,18 +20,18 @@ from opt_trt.runtime.request import Request
 TIE = 1e-4  # scores (or logits at the end of the candidates) closer than this may swap between two orders of summation
 
 
-class Found(NamedTuple):
-    """New ids, and by how much each of them was chosen."""
+class ContrastiveOutput(NamedTuple):
+    """New ids, and the margin by which each of them was chosen."""
 
     ids: list[int]
     gaps: list[float]
 
 
 @torch.inference_mode()
-def contrastive_search(model: OPTForCausalLM, request: Request) -> Found:
-    """What a request is answered with."""
+def contrastive_search(model: OPTForCausalLM, request: Request) -> ContrastiveOutput:
+    """Return the ids that contrastive search answers a request with."""
     alpha, k = request.sampling.penalty_alpha, request.sampling.top_k
-    ids, found, process = list(request.prompt_ids), Found([], []), processors(request)
+    ids, found, process = list(request.prompt_ids), ContrastiveOutput([], []), processors(request)
     while len(found.ids) < request.max_new_tokens and (not found.ids or found.ids[-1] != request.end_id):
         [logits], _ = forward(model, [ids])
         logits = process(torch.tensor([ids]), logits[-1:])[0]
@@ -52,7 +52,7 @@ def contrastive_search(model: OPTForCausalLM, request: Request) -> Found:
 
 
 def forward(model: OPTForCausalLM, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[R, T, V]` and hidden states `[R, T, E]`: the input of the head, of the projection if there is one."""
+    """Return logits `[R, T, V]`, and hidden states `[R, T, E]` before the head, or before the projection if any."""
     inputs: list[torch.Tensor] = []
     last = model.model.decoder.project_out or model.lm_head
     handle = last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -65,7 +65,7 @@ def forward(model: OPTForCausalLM, rows: list[list[int]]) -> tuple[torch.Tensor,
 
 
 def processors(request: Request) -> LogitsProcessorList:
-    """Penalties and bans, as transformers has them."""
+    """Return penalties and bans of transformers."""
     sampling, length = request.sampling, len(request.prompt_ids)
     made = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
@@ -79,8 +79,8 @@ def processors(request: Request) -> LogitsProcessorList:
     return made
 
 
-def assert_same_or_tie(output_ids: tuple[int, ...], found: Found) -> None:
-    """Equal ids, or equal up to a token whose choice is a tie."""
+def assert_same_or_tie(output_ids: tuple[int, ...], found: ContrastiveOutput) -> None:
+    """Check that ids are equal, or equal up to a token that was a tie."""
     first = next((i for i, (a, b) in enumerate(zip(output_ids, found.ids, strict=False)) if a != b), None)
     if first is None:
         assert len(output_ids) == len(found.ids)

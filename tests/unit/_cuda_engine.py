@@ -1,4 +1,4 @@
-"""The decoder of a GPU's engine without a GPU: programs that add tokens up, and work that is done at once or later."""
+"""The decoder of a GPU's engine without a GPU: programs that sum tokens, and work that is done at once or later."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ BLOCK, VOCAB = 4, 16
 
 
 class AtOnce:
-    """How work is done on a CPU: it is over when it was put there."""
+    """A queue of work that is done at once, as on a CPU."""
 
     def __call__(self, work: Callable[[], object]) -> AtOnce:
         work()
         return self
 
     def synchronize(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no work is left."""
 
 
 @dataclass
 class Later:
-    """A GPU at its slowest: nothing is done before somebody waits for it, and then no more than must be.
+    """A queue of work as on the slowest GPU: work is done only when it is waited for, and no more than necessary.
 
-    What a test computes on the CPU meanwhile must not overtake what waits: `finish` first.
+    A test that computes on the CPU meanwhile must call `finish` first, so that it does not overtake waiting work.
     """
 
-    told: list[str] = field(default_factory=list)  # what was put, done and waited for, in order
+    log: list[str] = field(default_factory=list)  # what was queued, done and waited for, in order
     _waiting: deque[tuple[int, Callable[[], object]]] = field(default_factory=deque)
     _count: int = 0
 
     def __call__(self, work: Callable[[], object]) -> End:
         number, self._count = self._count, self._count + 1
-        self.told.append(f"put {number}")
+        self.log.append(f"put {number}")
         self._waiting.append((number, work))
         return End(self, number)
 
     def finish(self, last: int | None = None) -> None:
-        """Do what was put there, all or up to a number."""
+        """Do all queued work, or the work up to a number."""
         while self._waiting and (last is None or self._waiting[0][0] <= last):
             number, work = self._waiting.popleft()
             work()
-            self.told.append(f"done {number}")
+            self.log.append(f"done {number}")
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class End:
     number: int
 
     def synchronize(self) -> None:
-        self.queue.told.append(f"wait {self.number}")
+        self.queue.log.append(f"wait {self.number}")
         self.queue.finish(self.number)
 
 
 class Rerun:
-    """Stands for a captured graph: computes anew from the same inputs, into the same memory."""
+    """A stand-in for a captured graph: it computes anew from the same inputs, into the same memory."""
 
     def __init__(self, run: Callable[[], torch.Tensor]) -> None:
         self._run = run
@@ -86,14 +86,14 @@ class Rerun:
 
 
 class Embedding:
-    """Tokens and their positions: int64 `[T, 2]`."""
+    """A program that returns tokens and their positions: int64 `[T, 2]`."""
 
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(inputs[:2], 1)
 
 
 class Sum:
-    """The sum of all tokens of a sequence up to each, read back from the KV cache, behind what comes in.
+    """A program that appends to its input the sum of a sequence's tokens up to each, read back from the KV cache.
 
     Keys are tokens, values positions, which must come back as 0, 1, 2, …: a slot, block or length that is wrong, or a
     write that should not be seen, gives another sum.
@@ -116,7 +116,7 @@ class Sum:
 
 
 class Head:
-    """Logits that are largest at the sum modulo the vocabulary, and differ everywhere."""
+    """A program that returns logits: the largest is at the sum modulo the vocabulary, and all are different."""
 
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         x, wanted, _ = inputs
@@ -127,8 +127,8 @@ class Head:
 def sum_decoder(
     put: Any, captured: list[Rerun] | None = None, max_batch_size: int = 4, max_num_tokens: int = 32
 ) -> CudaDecoder:
-    """A decoder of sequences of 24 tokens, 16 of them prompt, whose next token is the sum modulo the vocabulary."""
-    plain = {"do_layer_norm_before": False}  # hidden states are what the last layer gives
+    """Return a decoder whose next token is the sum modulo the vocabulary; prompts have 16 tokens, sequences 24."""
+    plain = {"do_layer_norm_before": False}  # hidden states are the outputs of the last layer
     sizes = ModelConfig.from_dict(MODEL | plain | {"max_position_embeddings": 24}, "here")
     limits = Limits(max_batch_size, 16, 24, max_num_tokens, BLOCK, True, True)
     config = EngineConfig(sizes, limits, "inductor", {"type": "cuda"}, "", {}, "")
@@ -146,10 +146,10 @@ def sum_decoder(
 
 
 def session_of(decoder: CudaDecoder, max_tokens: int | None = None, rules: Scheduling | None = None) -> DecoderSession:
-    """A session over it, of a pool of so many tokens."""
+    """Return a session over the decoder, with a pool of so many tokens."""
     return DecoderSession(decoder, KvCacheLimit(max_tokens), rules)
 
 
 def predictions(decoder: CudaDecoder) -> Sequence[bool]:
-    """Which of the last predictions missed."""
+    """Return whether each of the last predictions missed."""
     return decoder._lookahead._hit_rate._missed

@@ -29,13 +29,13 @@ SPEC = DecoderSpec(
 
 
 def spec(**changes: Any) -> DecoderSpec:
-    """The specification of a tiny decoder, with changes."""
+    """Return the specification of a tiny decoder, with changes."""
     return replace(SPEC, **changes)
 
 
 @dataclass
 class SumDecoder:
-    """The next token is the sum of all tokens of its sequence, modulo the vocabulary, read back from the KV cache.
+    """`Decoder` whose next token is the sum of all tokens of a sequence, modulo the vocabulary, from the KV cache.
 
     It writes every token's id as the key of its slot and sums keys over the block table, so a wrong slot, block,
     length or position gives a wrong token. Positions are written as values and must come back as 0, 1, 2, …
@@ -74,7 +74,7 @@ class SumDecoder:
 def expected_output(
     prompt: Sequence[int], max_new_tokens: int, end_id: int | None = None, vocab_size: int = 16
 ) -> tuple[int, ...]:
-    """What `SumDecoder` says after a prompt."""
+    """Return what `SumDecoder` generates after a prompt."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
         ids.append(sum(ids) % vocab_size)

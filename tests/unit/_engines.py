@@ -1,4 +1,4 @@
-"""What is read of an engine before anything of it is opened."""
+"""The files of an engine that are read before it is opened."""
 
 from __future__ import annotations
 

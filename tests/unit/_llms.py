@@ -22,7 +22,7 @@ SPEC = spec(vocab_size=VOCAB_SIZE)
 
 @dataclass
 class NextLetter(SumDecoder):
-    """After `a` comes `b`, after `b` comes `c`, …; all other tokens are equally unlikely."""
+    """`Decoder` that continues `a` with `b`, `b` with `c`, …; all other tokens are equally unlikely."""
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         outputs = super().step(inputs, kv_cache)
@@ -31,11 +31,11 @@ class NextLetter(SumDecoder):
 
 
 def letters(directory: Path, before_step: Callable[[StepInputs], Any] = lambda inputs: None) -> LLM:
-    """An `LLM` that knows the alphabet; its tokenizer is written to a directory."""
+    """Return an `LLM` that knows the alphabet; its tokenizer is written to a directory."""
     decoder = NextLetter(SPEC, before_step=before_step)
     return LLM.over(DecoderSession(decoder, KvCacheLimit()), load_tokenizer(write_tokenizer(directory)))
 
 
 def sums(decoder: SumDecoder | None = None) -> LLM:
-    """An `LLM` without tokenizer, over sums."""
+    """Return an `LLM` without a tokenizer, over sums."""
     return LLM.over(DecoderSession(decoder or SumDecoder(), KvCacheLimit()))

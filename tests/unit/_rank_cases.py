@@ -28,7 +28,7 @@ TOLERANCE = {"float32": 5e-6, "float16": 1e-4, "bfloat16": 1e-3, "int8": 5e-6, "
 
 
 class Case(NamedTuple):
-    """A checkpoint of the grid."""
+    """A checkpoint of the grid of ranks and types."""
 
     kind: str
     precision: str
@@ -48,7 +48,7 @@ GRID = [
 
 
 def write_model(kind: str, directory: Path) -> Path:
-    """A random model in Hugging Face format; biases are random too, or one added twice would not show."""
+    """Write a random model in Hugging Face format. Biases are random too, so that one that is added twice shows."""
     torch.manual_seed(5)
     model = OPTForCausalLM(OPTConfig(**SIZES, **KINDS[kind], max_position_embeddings=90, dropout=0.0))
     for parameter in model.parameters():
@@ -58,7 +58,7 @@ def write_model(kind: str, directory: Path) -> Path:
 
 
 def convert_case(case: Case, model_dir: Path, out: Path) -> Path:
-    """The checkpoint of a case; quantized weights are deferred, which leaves quantizing shards to the reader."""
+    """Convert the checkpoint of a case. Quantization is deferred, so that the reader quantizes shards."""
     quantized = case.precision in MODES
     convert(
         ConvertConfig(

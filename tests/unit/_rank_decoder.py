@@ -28,16 +28,16 @@ PATIENCE_S = 60  # a rank that waits longer has lost the others
 
 
 class Threads:
-    """What the threads of one tensor-parallel group exchange; counts it."""
+    """The exchange of the threads of one tensor-parallel group, and the number of exchanges."""
 
     def __init__(self, size: int) -> None:
         self._barrier = Barrier(size)
         self._parts: list[torch.Tensor] = [torch.empty(0)] * size
         self.exchanged = [0] * size
-        self.newest = torch.empty(0)  # of what was given to be exchanged
+        self.newest = torch.empty(0)  # the newest tensor that was exchanged
 
     def ops(self, tp_rank: int) -> ReferenceOps:
-        """The plain operations of a rank."""
+        """Return the plain operations of a rank."""
 
         def exchange(x: torch.Tensor) -> Sequence[torch.Tensor]:
             self.exchanged[tp_rank] += 1
@@ -75,7 +75,7 @@ class Rank:
 
     @torch.inference_mode()
     def run(self, x: torch.Tensor | None, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Hidden states, or what the last stage joins of its logits, from those of the stage before."""
+        """Compute hidden states from those of the stage before; in the last stage, join logits."""
         step = (inputs.slot_mapping, inputs.query_start, inputs.kv_lens, inputs.block_tables)
         if x is None:
             tables = [self.weights[name] for name in EMBEDDING_WEIGHTS]
@@ -93,7 +93,7 @@ class Rank:
 
 
 def spec_of(config: ModelConfig, **limits: int) -> DecoderSpec:
-    """Return the specification of a model's decoder that gives all logits."""
+    """Return the specification of a model's decoder, which returns all logits."""
     return spec(
         num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads, head_size=config.head_size,
         vocab_size=config.vocab_size, kv_dtype=getattr(torch, config.dtype), gather_context_logits=True,
@@ -115,7 +115,7 @@ class RankDecoder:
         self.spec = spec_of(config, max_batch_size=8, max_input_len=60, max_seq_len=64, max_num_tokens=64)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
-        """Every stage after the other; the ranks of a stage must agree in every bit."""
+        """Compute stage after stage; the ranks of a stage must agree in every bit."""
         x, tp_size = None, self.config.mapping.tp_size
         for first in range(0, len(self.ranks), tp_size):
             stage, received = self.ranks[first : first + tp_size], x

@@ -27,7 +27,7 @@ KINDS = {
 
 
 def random_model(kind: str, directory: Path) -> Path:
-    """A random OPT of a kind in Hugging Face format; steep enough for its outputs to differ."""
+    """Return a random OPT of a kind in Hugging Face format, with weights large enough that outputs differ."""
     config = OPTConfig(
         vocab_size=VOCAB_SIZE, num_hidden_layers=2, ffn_dim=48, num_attention_heads=2, max_position_embeddings=64,
         dropout=0.0, **KINDS[kind],

@@ -27,7 +27,7 @@ def quantize_channel(weights: list[float], bits: int) -> tuple[list[int], float]
 
 
 def _round_and_clamp(quotient: float, bits: int) -> int:
-    rounded = int(Decimal(quotient).to_integral_value(ROUND_HALF_UP))  # of the magnitude: half away from zero
+    rounded = int(Decimal(quotient).to_integral_value(ROUND_HALF_UP))  # rounds the magnitude, so half away from zero
     return max(-(2 ** (bits - 1)), min(2 ** (bits - 1) - 1, rounded))
 
 

@@ -1,4 +1,4 @@
-"""A session whose answers a test makes up."""
+"""A session with answers that a test makes up."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class AnsweringSession:
 
 
 def become(sequence: TokenSequence, result: Result) -> None:
-    """Make a sequence one whose result this is."""
+    """Change a sequence so that this is its result."""
     sequence.output_ids, sequence.finish_reason = list(result.output_ids), result.finish_reason
     sequence.log_probs = list(result.log_probs)
     sequence.context_logits = [] if result.context_logits is None else [result.context_logits]

@@ -24,7 +24,7 @@ VOCAB_SIZE = len(SPECIAL) + 256 + 1  # every byte is a token; " a" is the one me
 
 
 def ids_of(text: str) -> tuple[int, ...]:
-    """Ids of printable ASCII without spaces: `!` is the first letter of the alphabet, at 4."""
+    """Return the ids of printable ASCII without spaces: `!` is the first letter of the alphabet, with id 4."""
     return tuple(len(SPECIAL) + ord(letter) - ord("!") for letter in text)
 
 

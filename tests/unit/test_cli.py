@@ -274,7 +274,7 @@ BUFFERED = {"PYTHONUNBUFFERED": ""}  # as commands are usually started
 
 
 def run_unread(argv: list[str], stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    """Run with a standard output that nobody reads, from the beginning."""
+    """Run with a standard output that is closed at its other end from the beginning."""
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate.imports import House, read_house
+from docs.generate.imports import RoomGraph, read_rooms
 from docs.generate.layered import place
 from docs.generate.pages import pages
 from docs.generate.picture import rows_of
@@ -23,15 +23,15 @@ def test_a_generated_document_is_what_the_code_prints(path, text):
 
 def test_an_arrow_that_a_longer_path_implies_is_left_out():
     arrows = frozenset({("a", "b"), ("b", "c"), ("a", "c")})
-    house = House({"a": 2, "b": 1, "c": 0}, {}, arrows, frozenset(), {})
-    assert house.arrows == {("a", "b"), ("b", "c")}
+    rooms = RoomGraph({"a": 2, "b": 1, "c": 0}, {}, arrows, frozenset(), {})
+    assert rooms.arrows == {("a", "b"), ("b", "c")}
 
 
 def test_every_arrow_of_the_picture_points_down():
-    house = read_house()
-    rows = rows_of(house)
-    assert len(house.arrows) > 20
-    assert not [(a, b) for a, b in house.arrows if rows[a] >= rows[b]]
+    rooms = read_rooms()
+    rows = rows_of(rooms)
+    assert len(rooms.arrows) > 20
+    assert not [(a, b) for a, b in rooms.arrows if rows[a] >= rows[b]]
 
 
 def test_neighbours_in_a_row_do_not_overlap():

@@ -19,7 +19,7 @@ Words = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Row:
+class CallRow:
     """A prompt and the sequences that continue it, which differ only in their random numbers."""
 
     sequences: tuple[TokenSequence, ...]
@@ -55,7 +55,7 @@ class Row:
         return any(sequence.is_watched for sequence in self.sequences)
 
 
-def next_rows(queue: Sequence[TokenSequence], most: int) -> list[Row]:
+def next_rows(queue: Sequence[TokenSequence], most: int) -> list[CallRow]:
     """Return the rows of the next call: the first of the queue, and others that share its options, `most` in all."""
     rows = _rows(queue)
     first = rows[0]
@@ -65,14 +65,14 @@ def next_rows(queue: Sequence[TokenSequence], most: int) -> list[Row]:
     return fitting[:most]
 
 
-def _rows(queue: Sequence[TokenSequence]) -> list[Row]:
+def _rows(queue: Sequence[TokenSequence]) -> list[CallRow]:
     """Group sequences by prompt; those of one prompt follow one another in the queue."""
-    rows: list[Row] = []
+    rows: list[CallRow] = []
     for sequence in queue:
         if rows and sequence.request.sampling.sequence > 0 and _alike(rows[-1].request, sequence.request):
-            rows[-1] = Row((*rows[-1].sequences, sequence))
+            rows[-1] = CallRow((*rows[-1].sequences, sequence))
         else:
-            rows.append(Row((sequence,)))
+            rows.append(CallRow((sequence,)))
     return rows
 
 
@@ -83,7 +83,7 @@ def _alike(one: Request, other: Request) -> bool:
     return bare(one) == bare(other)
 
 
-def arguments(rows: Sequence[Row], runner: Runner, spec: DecoderSpec, streaming: bool) -> dict[str, Any]:
+def arguments(rows: Sequence[CallRow], runner: Runner, spec: DecoderSpec, streaming: bool) -> dict[str, Any]:
     """Return keywords of `generate` for a call, which returns a dictionary of tensors, or an iterator of them."""
     request, count = rows[0].request, len(rows[0].sequences)
     given: dict[str, Any] = {

@@ -24,7 +24,7 @@ class TrtEngine:
     """The facts that a session needs about an engine before it runs."""
 
     directory: Path
-    version: str  # of the TensorRT-LLM that built it
+    version: str  # the version of TensorRT-LLM that built it
     spec: DecoderSpec
     max_beam_width: int
     world_size: int

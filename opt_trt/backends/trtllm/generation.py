@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from opt_trt.backends.trtllm.call_sequence import CallSequence
-from opt_trt.backends.trtllm.calls import Row, arguments, next_rows
+from opt_trt.backends.trtllm.calls import CallRow, arguments, next_rows
 from opt_trt.backends.trtllm.keywords import CPP
 from opt_trt.backends.trtllm.runner import Runner, first_line
 from opt_trt.backends.trtllm.runner_outputs import Outputs
@@ -79,7 +79,7 @@ class RunnerGeneration:
         self._outputs = _answer(lambda: self._generate(given))
         self._last: Outputs | None = None
 
-    def _streams(self, rows: Sequence[Row]) -> bool:
+    def _streams(self, rows: Sequence[CallRow]) -> bool:
         wanted = any(row.is_watched for row in rows) and not any(row.is_whole for row in rows)
         return wanted and self._can_stream
 

@@ -1,4 +1,4 @@
-"""Which TensorRT-LLM is installed. The package is not imported, which takes seconds and starts MPI."""
+"""The installed release of TensorRT-LLM, found without importing it: that takes seconds and starts MPI."""
 
 from __future__ import annotations
 

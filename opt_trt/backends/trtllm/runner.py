@@ -112,5 +112,5 @@ def _arguments(given: Mapping[str, Any], live_class: Any, kind: str, version: st
         if parameter is not None and parameter in known:
             arguments[parameter] = list(value) if isinstance(value, tuple) else value
         elif value != neutral[name] and not (kind == PYTHON and name in BY_CALLS):
-            raise UserError(f"{spelled(name)} cannot be told to the {kind} of TensorRT-LLM {version}; drop the flag")
+            raise UserError(f"{spelled(name)} cannot be passed to the {kind} of TensorRT-LLM {version}; drop the flag")
     return arguments

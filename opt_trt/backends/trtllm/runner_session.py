@@ -64,7 +64,7 @@ class RunnerSession:
         self._ranks.close()
 
     def _call(self, given: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
-        if self._is_closed:  # before the other ranks are told: they no longer know the session
+        if self._is_closed:  # before the other ranks get the message: they no longer know the session
             raise UserError(CLOSED)
         if self._runner.kind != PYTHON:
             return _outputs(self._runner.live.generate(**given))

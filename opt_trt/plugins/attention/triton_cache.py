@@ -1,4 +1,4 @@
-"""Where keys and values lie in the paged KV cache [blocks, 2, HEADS, BLOCK, SIZE], counted in lines of SIZE numbers.
+"""Places of keys and values in the paged KV cache [blocks, 2, HEADS, BLOCK, SIZE], counted in lines of SIZE numbers.
 
 A value lies HEADS * BLOCK lines behind its key.
 """

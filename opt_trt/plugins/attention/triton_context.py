@@ -57,7 +57,7 @@ def context_kernel(
         return
     length = tl.load(lens + sequence)
     token = first + tl.arange(0, QUERIES)[:, None]
-    position = length - end + token  # of each query in its sequence
+    position = length - end + token  # that of each query in its sequence
     at = tl.arange(0, PADDED_SIZE)
     asked = (token < end) & (at[None, :] < SIZE)
     q = tl.load(qkv + (token.to(tl.int64) * 3 * HEADS + head) * SIZE + at[None, :], mask=asked, other=0.0)

@@ -20,8 +20,8 @@ from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ALONE, Collectives
 from opt_trt.plugins.collectives.cuda_group import GroupCollectives, join_group
-from opt_trt.plugins.collectives.cuda_pipeline import GpuPipeline, Wire
-from opt_trt.plugins.collectives.links import NCCL, Joined, Seat, Seats, StageLink
+from opt_trt.plugins.collectives.cuda_pipeline import GpuPipeline, StateFormat
+from opt_trt.plugins.collectives.links import NCCL, GpuAssignment, RankGpu, RankLinks, StageLink
 from opt_trt.plugins.collectives.mpi_pipeline import Pipeline
 
 LONGEST_S = 1e8  # stands for unlimited: torch's durations overflow beyond it
@@ -41,44 +41,44 @@ def take_gpu() -> None:
         node.Free()
 
 
-def own_seat() -> Seat:
+def own_gpu() -> RankGpu:
     """Return the GPU of this process."""
     index = torch.cuda.current_device()
-    return Seat(socket.gethostname(), index, str(torch.cuda.get_device_properties(index).uuid))
+    return RankGpu(socket.gethostname(), index, str(torch.cuda.get_device_properties(index).uuid))
 
 
-def connect(mapping: Mapping, dtype: torch.dtype, timeout_s: float, device: str = "cuda") -> Joined:
+def connect(mapping: Mapping, dtype: torch.dtype, timeout_s: float, device: str = "cuda") -> RankLinks:
     """Join this process's tensor-parallel group and link its pipeline stages; all ranks must call this.
 
     A rank that waits longer than `timeout_s` for another raises an error.
     """
-    seats, rank = _meet(timeout_s), MPI.COMM_WORLD.Get_rank()
-    wire = Wire(dtype, device, device if seats.library == NCCL else "cpu")
-    collectives, pipeline = _collectives(mapping, rank, timeout_s), _pipeline(mapping, rank, wire, timeout_s)
-    _try_out(collectives, pipeline, wire)
-    return Joined(rank, seats, collectives, pipeline)
+    assignment, rank = _join_world(timeout_s), MPI.COMM_WORLD.Get_rank()
+    state_format = StateFormat(dtype, device, device if assignment.library == NCCL else "cpu")
+    collectives, pipeline = _collectives(mapping, rank, timeout_s), _pipeline(mapping, rank, state_format, timeout_s)
+    _try_out(collectives, pipeline, state_format)
+    return RankLinks(rank, assignment, collectives, pipeline)
 
 
 @functools.cache
-def _meet(timeout_s: float) -> Seats:
+def _join_world(timeout_s: float) -> GpuAssignment:
     """Join the group of all ranks, once in a process, because a process belongs to one world."""
     world = MPI.COMM_WORLD
-    seats = Seats(tuple(world.allgather(own_seat())))
+    assignment = GpuAssignment(tuple(world.allgather(own_gpu())))
     if distributed.is_initialized():
         raise UserError(
             "this program has called torch.distributed.init_process_group, and the ranks of an engine need the default "
             "group for themselves; open the engine in a program that does not"
         )
-    if seats.library == NCCL and not distributed.is_nccl_available():
+    if assignment.library == NCCL and not distributed.is_nccl_available():
         raise UserError(
             f"torch {torch.__version__} has no NCCL, by which ranks on GPUs sum; install torch's own build for CUDA"
         )
     distributed.init_process_group(
-        seats.library, store=_store(world, timeout_s), rank=world.Get_rank(), world_size=world.Get_size(),
+        assignment.library, store=_store(world, timeout_s), rank=world.Get_rank(), world_size=world.Get_size(),
         timeout=_duration(timeout_s),
     )  # fmt: skip
     atexit.register(_leave)
-    return seats
+    return assignment
 
 
 def _store(world: MPI.Comm, timeout_s: float) -> TCPStore:
@@ -109,17 +109,17 @@ def _collectives(mapping: Mapping, rank: int, timeout_s: float) -> Collectives:
 
 
 @functools.cache
-def _pipeline(mapping: Mapping, rank: int, wire: Wire, timeout_s: float) -> GpuPipeline:
-    return GpuPipeline(mapping, rank, wire, Pipeline(MPI.COMM_WORLD.Dup(), mapping, timeout_s))
+def _pipeline(mapping: Mapping, rank: int, state_format: StateFormat, timeout_s: float) -> GpuPipeline:
+    return GpuPipeline(mapping, rank, state_format, Pipeline(MPI.COMM_WORLD.Dup(), mapping, timeout_s))
 
 
-def _try_out(collectives: Collectives, link: StageLink, wire: Wire) -> None:
+def _try_out(collectives: Collectives, link: StageLink, state_format: StateFormat) -> None:
     """Exchange a number with every rank of the group and of the neighbouring stages.
 
     The first exchange opens connections. So a problem between ranks shows now, and no step is captured while
     connections are opened.
     """
-    one = torch.ones(1, 1, dtype=wire.dtype, device=wire.device)
+    one = torch.ones(1, 1, dtype=state_format.dtype, device=state_format.device)
     collectives.all_gather(collectives.all_reduce(one), 1)
     if not link.is_first:
         one = link.receive(link.expect(1, 1))

@@ -23,7 +23,7 @@ class StageLink(Protocol):
         """Begin to receive hidden states [T, E] of the stage before; `receive` returns them later."""
         ...
 
-    def receive(self, coming: Any) -> torch.Tensor:
+    def receive(self, pending: Any) -> torch.Tensor:
         """Return expected hidden states, in the memory where programs read them."""
         ...
 
@@ -41,11 +41,11 @@ class StageLink(Protocol):
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankGpu:
     """The GPU of a rank."""
 
     host: str
-    index: int  # among the GPUs that this process sees
+    index: int  # its number among the GPUs that this process sees
     unique: str  # the GPU's own identifier, the same for all processes
 
     def __str__(self) -> str:
@@ -53,14 +53,14 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Seats:
+class GpuAssignment:
     """The GPUs of all ranks."""
 
-    ranks: tuple[Seat, ...]
+    ranks: tuple[RankGpu, ...]
 
     def sharers(self, rank: int) -> int:
         """Return the number of ranks on the GPU of a rank, itself included."""
-        return sum(seat.unique == self.ranks[rank].unique for seat in self.ranks)
+        return sum(gpu.unique == self.ranks[rank].unique for gpu in self.ranks)
 
     @property
     def library(self) -> str:
@@ -68,7 +68,7 @@ class Seats:
         return NCCL if all(self.sharers(rank) == 1 for rank in range(len(self.ranks))) else GLOO
 
     def __str__(self) -> str:
-        placed = ", ".join(f"rank {rank} on {seat}" for rank, seat in enumerate(self.ranks))
+        placed = ", ".join(f"rank {rank} on {gpu}" for rank, gpu in enumerate(self.ranks))
         if self.library == NCCL:
             return f"{placed}; sums by NCCL"
         return (
@@ -78,20 +78,20 @@ class Seats:
 
 
 @dataclass(frozen=True)
-class Joined:
+class RankLinks:
     """A rank, and its links to the others."""
 
     rank: int
-    seats: Seats
+    assignment: GpuAssignment
     collectives: Collectives
     link: StageLink
 
     @property
     def sharers(self) -> int:
         """The number of ranks on this rank's GPU."""
-        return self.seats.sharers(self.rank)
+        return self.assignment.sharers(self.rank)
 
     @property
     def is_capturable(self) -> bool:
         """Whether sums may be part of a CUDA graph."""
-        return self.seats.library == NCCL
+        return self.assignment.library == NCCL

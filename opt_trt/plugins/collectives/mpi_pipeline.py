@@ -21,7 +21,7 @@ class PipelineError(RuntimeError):
     """Another stage did not send or receive within the time given."""
 
 
-class Arriving(NamedTuple):
+class PendingMessage(NamedTuple):
     """A message that is expected."""
 
     request: MPI.Request
@@ -37,17 +37,17 @@ class Pipeline:
         self._rank, self._tp_size = world.Get_rank(), mapping.tp_size
         stage = mapping.pp_rank(self._rank)
         self.is_first, self.is_last = stage == 0, stage == mapping.pp_size - 1
-        self._speaker = mapping.world_size - mapping.tp_size  # the rank of the last stage that sends its outputs
+        self._output_rank = mapping.world_size - mapping.tp_size  # the rank of the last stage that sends its outputs
         self._sending: list[tuple[MPI.Request, torch.Tensor]] = []
 
-    def expect(self, tokens: int, features: int) -> Arriving:
+    def expect(self, tokens: int, features: int) -> PendingMessage:
         """Begin to receive hidden states [T, E] of the stage before; see `StageLink.expect`."""
         return self._expect((tokens, features), self._rank - self._tp_size)
 
-    def receive(self, arriving: Arriving) -> torch.Tensor:
+    def receive(self, pending: PendingMessage) -> torch.Tensor:
         """Wait for expected hidden states and return them."""
-        self._wait(arriving.request, f"rank {arriving.source} sends nothing")
-        return arriving.x
+        self._wait(pending.request, f"rank {pending.source} sends nothing")
+        return pending.x
 
     def send(self, x: torch.Tensor) -> None:
         """Send hidden states to the next stage; return before they have arrived."""
@@ -59,11 +59,11 @@ class Pipeline:
 
     def answer(self, found: Sequence[torch.Tensor], shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         """See `StageLink.answer`."""
-        if self._rank == self._speaker:
+        if self._rank == self._output_rank:
             for tensor in found:
                 self._give(tensor, 0)
         elif self._rank == 0:
-            found = [self.receive(self._expect(shape, self._speaker)) for shape in shapes]
+            found = [self.receive(self._expect(shape, self._output_rank)) for shape in shapes]
         for request, _ in self._sending:
             self._wait(request, "the next stage does not take its messages")
         self._sending.clear()
@@ -73,9 +73,9 @@ class Pipeline:
         x = x.contiguous()
         self._sending.append((self._world.Isend(x.numpy(), to), x))  # the tensor is kept until it has arrived
 
-    def _expect(self, shape: tuple[int, int], source: int) -> Arriving:
+    def _expect(self, shape: tuple[int, int], source: int) -> PendingMessage:
         x = torch.empty(shape)
-        return Arriving(self._world.Irecv(x.numpy(), source), x, source)
+        return PendingMessage(self._world.Irecv(x.numpy(), source), x, source)
 
     def _wait(self, request: MPI.Request, problem: str) -> None:
         """Poll, as MPI's own wait does, but yield the core between polls."""

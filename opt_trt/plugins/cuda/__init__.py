@@ -1,1 +1,1 @@
-"""What all GPU kernels need: the GPU, buckets of tokens, launches and captured graphs."""
+"""The ground of all GPU kernels: the GPU, buckets of tokens, launches and captured graphs."""

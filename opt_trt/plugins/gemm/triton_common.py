@@ -1,4 +1,4 @@
-"""What the kernels of matrix products share: how weights are unpacked, and what follows the sum."""
+"""The common parts of the kernels of matrix products: they unpack weights, and finish the sum."""
 
 from __future__ import annotations
 

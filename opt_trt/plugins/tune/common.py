@@ -1,4 +1,4 @@
-"""What tuning for a CPU shares with tuning for a GPU: a decoder's problems, checked times, table lines."""
+"""The common parts of tuning for a CPU and for a GPU: a decoder's problems, checked times, table lines."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from opt_trt.plugins.tune.cpu_trials import attention_run, gemm_run, random_call
 from opt_trt.plugins.tune.policy import Policy, attention_reasons, gemm_reasons
 from opt_trt.plugins.tune.timing import TimingCache
 
-MOST_FLOPS = 2 * 10**9  # of one timing, a hundredth of a second or two: larger products do not change the order
+MOST_FLOPS = 2 * 10**9  # in one timing, a hundredth of a second or two: larger products do not change the order
 PART_FEATURES = 2**10  # a part of a product has a multiple of so many outputs: whole tiles, and work for all threads
 
 

@@ -17,7 +17,7 @@ from opt_trt.plugins.gemm.problem import STORED, GemmCall, GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic
 from opt_trt.quant import MODES
 
-COLD_BYTES, MOST_COPIES = 2**27, 128  # of a weight: more than caches hold
+COLD_BYTES, MOST_COPIES = 2**27, 128  # copies of a weight fill more than caches hold
 
 
 def random_linears(problem: GemmProblem) -> dict[str, Iterator[Linear]]:

@@ -38,7 +38,7 @@ class CudaPolicy:
     """The builder's flags and limits, as far as tactics depend on them."""
 
     gemm: bool
-    max_sequences: int  # of a step
+    max_sequences: int  # most sequences of a step
     max_num_tokens: int
     max_logits: int
     tokens_per_block: int
@@ -47,7 +47,7 @@ class CudaPolicy:
 
 @dataclass(frozen=True)
 class TuningBench:
-    """Where tactics are tried: on a GPU, or in triton's interpreter, which takes tensors of a CPU."""
+    """The place where tactics are tried: a GPU, or triton's interpreter, which takes tensors of a CPU."""
 
     cache: TimingCache
     device: str = "cuda"

@@ -28,7 +28,7 @@ class BeamSearch:
     def __init__(self, leader: TokenSequence) -> None:
         self._sampling = leader.request.sampling
         self._leader = leader
-        self._scores = torch.full((self._sampling.num_beams, 1), IMPOSSIBLE)  # of the beams that continue
+        self._scores = torch.full((self._sampling.num_beams, 1), IMPOSSIBLE)  # the scores of the beams that continue
         self._scores[0] = 0.0  # all beams are equal at first: the first one stands for them
         self.finished: list[Hypothesis] = []  # best first
 

@@ -20,7 +20,7 @@ import torch
 from opt_trt.config.sampling import Sampling
 from opt_trt.runtime.sequence import TokenSequence
 
-MARGIN = 1e-5  # of probability, or of a logit: fp32 sums over a vocabulary have errors of some 1e-6
+MARGIN = 1e-5  # a difference of probabilities or logits: fp32 sums over a vocabulary have errors of some 1e-6
 
 
 @dataclass(frozen=True)

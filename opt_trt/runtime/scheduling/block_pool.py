@@ -60,7 +60,7 @@ class BlockPool:
                 self._release(block)
 
     def find(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return the known blocks with keys and values of the first ids. To be shared before any other call."""
+        """Return the known blocks with keys and values of the first ids. They must be shared before any other call."""
         return () if self._prefixes is None else self._prefixes.find(ids)
 
     def remember(self, ids: Sequence[int], blocks: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Which full blocks of the KV cache hold which beginnings of sequences. Owners of blocks are not known here."""
+"""The index of known prefixes: which full blocks of the KV cache hold them. It does not know the owners of blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens take part in the next step: in-flight batching, first come, first served. No tensors here."""
+"""Choose the tokens of the next step: in-flight batching, first come, first served. No tensors here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Return the chunks of the next step, whose sequences get the blocks. Empty only if nothing is left to do."""
+        """Return the chunks of the next step, and give their sequences blocks. An empty list means that all is done."""
         generating = sum(s.num_left == 1 for s in self.running)
         budget = self.limits.max_num_tokens - generating
         if generating:

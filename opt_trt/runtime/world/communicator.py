@@ -63,9 +63,9 @@ class Communicator:
         self._mpi.Request.Waitall(requests)
 
     def send_soon(self, message: bytes) -> None:
-        """Send every follower a message now or after the present section; from any thread.
+        """Send every follower a message now or after the present section; any thread may call this.
 
-        Never waits, so that a finalizer which interrupts a section may call this.
+        It never waits, so that a finalizer that interrupts a section may call it.
         """
         self._postponed.append(message)
         if self._lock.acquire(blocking=False):
@@ -115,7 +115,7 @@ class Communicator:
             time.sleep(LEADER_FIRST_SECONDS)
         text = "" if is_users else "".join(traceback.format_exception(error))
         kind = "" if is_users else f"{type(error).__name__}: "
-        os.write(2, f"{text}error: {self._name}: {kind}{error}\n".encode())  # in one write: others write, too
+        os.write(2, f"{text}error: {self._name}: {kind}{error}\n".encode())  # one write, because other ranks write, too
         self._abort(EXIT_USER_ERROR if is_users else EXIT_BUG)
 
     def _abort(self, code: int) -> NoReturn:

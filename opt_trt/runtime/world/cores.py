@@ -14,7 +14,7 @@ SPIN_COUNT = "10000"
 
 
 def share_cores(world: World, environ: MutableMapping[str, str]) -> None:
-    """Divide the cores over the ranks of this host, and let idle threads sleep soon; for before torch is loaded.
+    """Divide the cores over the ranks of this host, and let idle threads sleep soon; call this before torch is loaded.
 
     OMP_NUM_THREADS, if set, says how many threads to use, and GOMP_SPINCOUNT how long they spin. `mpirun -n 2` binds
     each rank to a single core, however many there are: such a rank gets its share back. A rank that is bound to its

@@ -19,7 +19,7 @@ SHARED_MEMORY = "/dev/shm/"
 
 
 class Guard:
-    """Starts the watching process, and keeps it informed by writing to shared memory."""
+    """The owner of the watching process: it starts that process, and informs it by writing to shared memory."""
 
     def __init__(self, name: str, step_timeout: float) -> None:
         self._others_memory = _shared_memory()  # mapped before MPI was initialized, so not MPI's

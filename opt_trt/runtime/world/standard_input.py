@@ -1,4 +1,4 @@
-"""Whether a program under a launcher learns that its standard input has ended."""
+"""Find out whether a program under a launcher learns that its standard input has ended."""
 
 from __future__ import annotations
 

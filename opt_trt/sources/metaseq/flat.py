@@ -22,8 +22,8 @@ def find_layout(first: PtFile, parts: int, shards: int, settings: dict[str, Any]
     `settings` are the hyper-parameters stated beside the tensors; without them, the published sizes are tried.
     """
     lengths = {key: math.prod(tensor.shape) for key, tensor in first.tensors.items() if key.endswith(FLAT)}
-    if told := read_layout(first.path):
-        fits = {(parts, _shards(told, lengths, shards)): told}
+    if layout := read_layout(first.path):
+        fits = {(parts, _shards(layout, lengths, shards)): layout}
         origin = "its shard_metadata"
     else:
         sizes = _stated(settings) or PUBLISHED

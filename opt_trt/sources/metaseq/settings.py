@@ -17,7 +17,7 @@ SIZES = (
     "vocab_size", "hidden_size", "word_embed_proj_dim", "num_hidden_layers", "num_attention_heads", "ffn_dim",
     "max_position_embeddings",
 )  # fmt: skip
-TOKENS: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}  # of every OPT
+TOKENS: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}  # the same in every OPT
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`LLM.generate_async` streams whole characters, many prompts at once, and stops when nobody listens."""
+"""`LLM.generate_async` streams whole characters, many prompts at once, and stops when its caller has left."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, name: str, message: str) 
 
 
 def test_without_a_network_the_local_route_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")  # no server listens on the discard port
     began = time.monotonic()
     with pytest.raises(UserError, match=r"hub cannot be reached from here; .*--dataset_dir"):
         next(load_articles(DatasetSource(None)))

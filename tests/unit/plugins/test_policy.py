@@ -1,4 +1,4 @@
-"""Who takes part in a choice of tactics is said by the model, the processor and the flags, each with its reason."""
+"""The model, the processor and the flags decide which tactics take part, each with a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from opt_trt.plugins.tune.policy import (
 
 EXTRAS = frozenset({"avx512_vnni", "avx512_bf16"})
 OF_FLOATS, OF_INTEGERS = {gemm.LIBRARY, *gemm.FP32}, {gemm.LIBRARY, *gemm.FP32, *gemm.FIXED16}
-ADMITTED = {  # weights and model: who takes part in long prompts
+ADMITTED = {  # weights and model: the tactics that take part in long prompts
     ("float32", "float32"): OF_FLOATS,
     ("float16", "float16"): {*OF_FLOATS, *gemm.WORDS},
     ("bfloat16", "bfloat16"): {*OF_FLOATS, *gemm.PAIRS},
@@ -56,7 +56,7 @@ def test_nothing_is_rounded_further_than_the_model_says(types):
 
 
 @pytest.mark.parametrize("types", ADMITTED, ids="-".join)
-def test_a_tactic_that_rounds_tokens_in_company_only_is_not_deterministic(types):
+def test_a_tactic_that_rounds_only_batched_tokens_is_not_deterministic(types):
     found, reasons = admitted(*types, deterministic=True)
     assert found == ADMITTED[types] - {gemm.LIBRARY, *gemm.PAIRS, *gemm.WORDS}
     assert all(reasons[tactic] == ROUNDS for tactic in (*gemm.PAIRS, *gemm.WORDS))

@@ -1,4 +1,4 @@
-"""A session in a thread of its own serves callers of any thread together, and only who is to blame gets an error."""
+"""A session in a thread of its own serves callers of any thread; only a request that causes an error gets it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class CudaTarget:
     """`Target` of a GPU."""
 
     gpu: Gpu
-    device: str = "cuda"  # of the tensors that tactics are timed on; Triton's interpreter takes those of a CPU
+    device: str = "cuda"  # that of the tensors that tactics are timed on; Triton's interpreter takes a CPU's
     stages: tuple[str, ...] = ("tactics", "programs")
     keeps_weights: str = "copied to the GPU"
 

@@ -26,7 +26,7 @@ class Compiled:
     tuned: list[TunedProblem]
     programs: dict[str, list[str]]  # files by program: its name is a kind, or a kind, a phase and a bucket
     device: dict[str, str]  # the device that it was compiled for, and what a machine must have to run the engine
-    library: Path | None  # of operators that programs call
+    library: Path | None  # the library of the operators that programs call
     notes: tuple[str, ...] = ()  # lines to print after the build
 
 

@@ -24,7 +24,7 @@ from opt_trt.plugins.cpu.isa import Isa, runnable_isas
 from opt_trt.plugins.cuda.gpu import Gpu
 
 TOOLKIT = "/usr/local/cuda"
-HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # of three packages
+HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # one header of each of three packages
 DirectCalls = Mapping[Any, list[str]]  # operator: declarations of the C function to call instead
 
 

@@ -41,9 +41,9 @@ class CapturedSteps:
         """Capture by `capture` what `compute` does; `compute` must not refer to the object that holds this one."""
         self._width, self._device = blocks_for(spec.max_seq_len, spec.tokens_per_block), device
         self._capture, self._compute = capture, compute
-        self._buffers: dict[int, StepBuffers] = {}  # by sequences
-        self._graphs: dict[tuple[int, bool, bool], Replayable] = {}  # by sequences; is it greedy, does it sample
-        self._first_layer: ReferenceType[torch.Tensor] | None = None  # of the KV cache that graphs use
+        self._buffers: dict[int, StepBuffers] = {}  # by number of sequences
+        self._graphs: dict[tuple[int, bool, bool], Replayable] = {}  # by sequences, greedy or not, sampled or not
+        self._first_layer: ReferenceType[torch.Tensor] | None = None  # that of the KV cache that graphs use
 
     def buffers(self, rows: int) -> StepBuffers:
         """Return the buffers of steps that are padded to `rows` sequences."""

@@ -20,7 +20,7 @@ from opt_trt.backends.inductor.decoder.pipeline import gather_outputs, micro_bat
 from opt_trt.backends.inductor.decoder.program_table import replayed_rows
 from opt_trt.backends.inductor.decoder.rank_forward import RankForward, StageOutputs, decoder_spec
 from opt_trt.config.runtime_flags import RuntimeOptions
-from opt_trt.plugins.collectives.links import Joined, StageLink
+from opt_trt.plugins.collectives.links import RankLinks, StageLink
 from opt_trt.plugins.cuda.gpu import visible_gpu
 from opt_trt.plugins.cuda.graphs import SharedCaptures
 from opt_trt.step import StepInputs, StepOutputs
@@ -36,12 +36,12 @@ class CudaRankDecoder:
     stages. All ranks capture a step at the same time: they are given the same steps, and the step alone decides.
     """
 
-    def __init__(self, forward: RankForward, capture: Capture, joined: Joined) -> None:
-        self.forward, self._link = forward, joined.link
-        self.spec = replace(decoder_spec(forward), sharers=joined.sharers)
+    def __init__(self, forward: RankForward, capture: Capture, links: RankLinks) -> None:
+        self.forward, self._link = forward, links.link
+        self.spec = replace(decoder_spec(forward), sharers=links.sharers)
         self._device = forward.model.device
-        self._arrived: dict[int, torch.Tensor] = {}  # by sequences: hidden states, where a graph reads them
-        compute = functools.partial(_compute_stage, forward, joined.link, self._arrived)
+        self._arrived: dict[int, torch.Tensor] = {}  # by number of sequences: hidden states, where a graph reads them
+        compute = functools.partial(_compute_stage, forward, links.link, self._arrived)
         self._captured = CapturedSteps(self.spec, self._device, capture, compute)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
@@ -110,9 +110,9 @@ def open_cuda_rank(
     gpus.take_gpu()
     check_gpu(engine_dir, config, visible_gpu())
     sizes = config.pretrained_config
-    joined = gpus.connect(sizes.mapping, getattr(torch, sizes.dtype), timeout_s)
-    if joined.rank == 0:
-        print(joined.seats, file=sys.stderr)
-    model = gpu_model(engine_dir, config, joined.rank)
-    forward = cuda_forward(config, model, context_phase(config, options), joined.rank, joined.collectives)
-    return CudaRankDecoder(forward, SharedCaptures() if joined.is_capturable else Relaunched, joined)
+    links = gpus.connect(sizes.mapping, getattr(torch, sizes.dtype), timeout_s)
+    if links.rank == 0:
+        print(links.assignment, file=sys.stderr)
+    model = gpu_model(engine_dir, config, links.rank)
+    forward = cuda_forward(config, model, context_phase(config, options), links.rank, links.collectives)
+    return CudaRankDecoder(forward, SharedCaptures() if links.is_capturable else Relaunched, links)

@@ -16,11 +16,11 @@ from opt_trt.backends.inductor.decoder.rank_forward import StageOutputs
 from opt_trt.step import DRAW_COLUMNS, DecoderSpec, StepInputs
 
 LOOKED_BACK = 16  # predictions
-MOST_MISSES = 1  # of them; with more misses, the steps begun in vain may cost more than the others save
-COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # of a row; its position follows from its length
+MOST_MISSES = 1  # misses among them; with more, the steps begun in vain may cost more than the others save
+COMPARED = ("slot_mapping", "input_ids", "kv_lens")  # compared in two rows; positions follow from lengths
 
 
-class Launcher(Protocol):
+class LaunchStep(Protocol):
     """A function that gives the GPU a step."""
 
     def __call__(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], before: Launch | None = None) -> Launch:
@@ -33,12 +33,12 @@ class Prediction:
     """The step that should be asked for next, the KV cache that it uses, and its launch if it has begun."""
 
     step: StepInputs
-    first_layer: ReferenceType[torch.Tensor]  # of the KV cache, which the session may free
+    first_layer: ReferenceType[torch.Tensor]  # the first layer of the KV cache, which the session may free
     launch: Launch | None
 
 
 class HitRate:
-    """How many of the last steps were predicted right."""
+    """The share of the last steps that were predicted right."""
 
     def __init__(self) -> None:
         self._missed: deque[bool] = deque(maxlen=LOOKED_BACK)
@@ -72,7 +72,7 @@ class Lookahead:
         self._hit_rate = HitRate()
         self._prediction: Prediction | None = None
 
-    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], launch: Launcher) -> StageOutputs:
+    def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor], launch: LaunchStep) -> StageOutputs:
         """Return what `Launch.read` returns of the step, after the next step has begun."""
         launched, rows = self._begun(inputs, kv_cache) or (launch(inputs, kv_cache), None)
         following, early = next_step(inputs, self._spec), None

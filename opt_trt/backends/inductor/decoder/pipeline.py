@@ -57,9 +57,9 @@ def run_stage(
 ) -> list[StageOutputs]:
     """Compute a stage's share of a step, part by part; the last stage returns outputs, other stages send them on."""
     outputs = list[StageOutputs]()
-    arriving = [] if link.is_first else [link.expect(len(p.input_ids), forward.hidden_size) for p in parts]
+    pending = [] if link.is_first else [link.expect(len(p.input_ids), forward.hidden_size) for p in parts]
     for index, part in enumerate(map(forward.place, parts)):  # a part is placed while the one before is computed
-        x = forward.embed(part) if link.is_first else link.receive(arriving[index])
+        x = forward.embed(part) if link.is_first else link.receive(pending[index])
         x = forward.layers(x, part, kv_cache)
         if link.is_last:
             outputs.append(StageOutputs(forward.head(x, part), forward.hidden(x, part)))

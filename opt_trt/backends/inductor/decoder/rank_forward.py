@@ -30,7 +30,7 @@ def in_place(inputs: StepInputs) -> StepInputs:
 
 
 class StageOutputs(NamedTuple):
-    """What the last pipeline stage computes of a step, or of a part of it."""
+    """The results of the last pipeline stage for a step, or for a part of it."""
 
     logits: torch.Tensor  # as `RankLogits.join` returns them, [L, width]
     hidden: torch.Tensor | None  # [M, E], None if no hidden states are wanted

@@ -26,7 +26,7 @@ from opt_trt.plugins.tune.common import gemm_problems
 from opt_trt.quant.mode import SCALE
 from opt_trt.step import DecoderSpec, StepInputs
 
-CONTEXT_TOKENS = 200  # of the one sequence
+CONTEXT_TOKENS = 200  # cached tokens of the one sequence
 WARM_UP, MOST_STEPS, BUDGET_S = 5, 200, 2.0
 KEPT = 4  # the fastest one of so many steps counts
 LAYER_SITES = ("qkv", "attention", "dense", "fc", "proj")  # in the order a layer calls them

@@ -1,4 +1,4 @@
-"""Who gets an engine for a GPU, and what none is built of; no GPU is needed to say so."""
+"""Which flags give an engine for a GPU, and what cannot be built for one; no GPU is needed to decide it."""
 
 from __future__ import annotations
 

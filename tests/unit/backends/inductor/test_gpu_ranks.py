@@ -1,4 +1,4 @@
-"""Ranks on GPUs before any is there: who takes which, how they sum, what they cannot do; what a stage runs."""
+"""Ranks on GPUs, without a GPU: which GPU each takes, how they sum, what they refuse, and what a stage runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opt_trt.ops import ReferenceOps
 from opt_trt.plugins import collectives
 from opt_trt.plugins.collectives import cuda_group as functional
 from opt_trt.plugins.collectives import cuda_pipeline as gpu_pipeline
-from opt_trt.plugins.collectives.links import Joined, Seat, Seats
+from opt_trt.plugins.collectives.links import GpuAssignment, RankGpu, RankLinks
 from opt_trt.runtime import session
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
@@ -30,20 +30,20 @@ from tests.unit._decoders import SumDecoder, spec
 from tests.unit._engines import write_engine_config
 
 GPUS = "opt_trt.plugins.collectives.cuda"
-FOUR = Seats(tuple(Seat(host, index, host + str(index)) for host in ("a", "b") for index in (0, 1)))
-SHARED = Seats((Seat("a", 0, "x"), Seat("a", 1, "y"), Seat("a", 0, "x")))
+FOUR = GpuAssignment(tuple(RankGpu(host, index, host + str(index)) for host in ("a", "b") for index in (0, 1)))
+SHARED = GpuAssignment((RankGpu("a", 0, "x"), RankGpu("a", 1, "y"), RankGpu("a", 0, "x")))
 
 
-def joined(seats: Seats, rank: int) -> Joined:
-    return Joined(rank, seats, None, None)
+def links_of(assignment: GpuAssignment, rank: int) -> RankLinks:
+    return RankLinks(rank, assignment, None, None)
 
 
 def test_ranks_with_a_gpu_each_sum_by_nccl_in_captured_steps():
     assert str(FOUR) == (
         "rank 0 on GPU 0 of a, rank 1 on GPU 1 of a, rank 2 on GPU 0 of b, rank 3 on GPU 1 of b; sums by NCCL"
     )
-    assert [joined(FOUR, rank).sharers for rank in range(4)] == [1] * 4
-    assert joined(FOUR, 2).is_capturable
+    assert [links_of(FOUR, rank).sharers for rank in range(4)] == [1] * 4
+    assert links_of(FOUR, 2).is_capturable
 
 
 def test_ranks_that_share_a_gpu_sum_through_the_host_in_steps_that_are_launched():
@@ -51,8 +51,8 @@ def test_ranks_that_share_a_gpu_sum_through_the_host_in_steps_that_are_launched(
         "rank 0 on GPU 0 of a, rank 1 on GPU 1 of a, rank 2 on GPU 0 of a; ranks that share a GPU exchange sums "
         "through the host, which is slow: start them where each has a GPU of its own"
     )
-    assert [joined(SHARED, rank).sharers for rank in range(3)] == [2, 1, 2]
-    assert not joined(SHARED, 1).is_capturable  # all sum in one way
+    assert [links_of(SHARED, rank).sharers for rank in range(3)] == [2, 1, 2]
+    assert not links_of(SHARED, 1).is_capturable  # all sum in one way
 
 
 @pytest.mark.parametrize(("sharers", "blocks"), [(None, 1), (1, 8), (2, 4)])
@@ -93,7 +93,7 @@ def gpus(monkeypatch):
     before = sys.modules.pop(GPUS, None)
     monkeypatch.setitem(sys.modules, "mpi4py", fake)
     module = import_module(GPUS)
-    monkeypatch.setattr(module, "own_seat", lambda: Seat("a", 0, "x"))
+    monkeypatch.setattr(module, "own_gpu", lambda: RankGpu("a", 0, "x"))
     yield module
     del sys.modules[GPUS]
     if before is not None:
@@ -129,17 +129,17 @@ def test_for_ever_is_a_duration_that_torch_takes(gpus):
 
 
 @pytest.mark.parametrize(
-    ("seats", "rank", "capture", "said"),
+    ("assignment", "rank", "capture", "said"),
     [(FOUR, 0, "graphs", f"{FOUR}\n"), (FOUR, 3, "graphs", ""), (SHARED, 0, cuda_ranks.Relaunched, f"{SHARED}\n")],
 )
 def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
-    seats, rank, capture, said, tmp_path, monkeypatch, capsys
+    assignment, rank, capture, said, tmp_path, monkeypatch, capsys
 ):
     order = []
 
     def connect(mapping, dtype, timeout_s):
         order.append(("connect", mapping, dtype, timeout_s))
-        return joined(seats, rank)
+        return links_of(assignment, rank)
 
     fake = SimpleNamespace(take_gpu=lambda: order.append("take"), connect=connect)
     monkeypatch.setattr(collectives, "cuda", fake, raising=False)
@@ -151,16 +151,16 @@ def test_a_rank_opens_on_its_gpu_and_the_first_one_says_who_has_which(
     monkeypatch.setattr(cuda_ranks, "CudaRankDecoder", lambda *given: given)
     config = write_engine_config(tmp_path)
     opened = cuda_ranks.open_cuda_rank(tmp_path, config, RuntimeOptions(), 60.0)
-    assert opened == ((config, f"model of {rank}", CONTEXT, rank, None), capture, joined(seats, rank))
+    assert opened == ((config, f"model of {rank}", CONTEXT, rank, None), capture, links_of(assignment, rank))
     assert order == ["take", "look", "check", ("connect", Mapping(), torch.float32, 60.0)]
     assert capsys.readouterr().err == said
 
 
 def test_a_world_of_one_meets_sums_and_leaves(gpus, monkeypatch):
-    monkeypatch.setattr(Seats, "library", "gloo")
+    monkeypatch.setattr(GpuAssignment, "library", "gloo")
     monkeypatch.setattr(gpus.atexit, "register", lambda leave: None)
-    joined = gpus.connect(Mapping(), torch.float16, 60.0, "cpu")
-    assert (joined.rank, joined.sharers) == (0, 1)
+    links = gpus.connect(Mapping(), torch.float16, 60.0, "cpu")
+    assert (links.rank, links.sharers) == (0, 1)
     functional.join_group(torch.distributed.group.WORLD)
     alone, x = functional.GroupCollectives(1), torch.arange(6.0).view(2, 3).half()
     assert torch.equal(alone.all_reduce(x), x)
@@ -195,15 +195,15 @@ def test_hidden_states_are_kept_until_they_have_arrived_and_received_in_their_ty
     host = [
         SimpleNamespace(is_first=stage == 0, is_last=stage == 1, answer=lambda found, shapes: found) for stage in (0, 1)
     ]
-    wire = gpu_pipeline.Wire(torch.bfloat16, "cpu", "cpu")
+    state_format = gpu_pipeline.StateFormat(torch.bfloat16, "cpu", "cpu")
     mapping = Mapping(4, tp_size=2, pp_size=2)
-    first, last = (gpu_pipeline.GpuPipeline(mapping, 2 * stage, wire, host[stage]) for stage in (0, 1))
+    first, last = (gpu_pipeline.GpuPipeline(mapping, 2 * stage, state_format, host[stage]) for stage in (0, 1))
     parts = [torch.full((tokens, 3), float(tokens), dtype=torch.bfloat16) for tokens in (2, 1)]
-    coming = [last.expect(tokens, 3) for tokens in (2, 1)]
+    pending = [last.expect(tokens, 3) for tokens in (2, 1)]
     for part in parts:
         first.send(part)
     assert [to for to, _ in mailbox] == [2, 2] and waited == []
-    assert all(torch.equal(last.receive(each), part) for each, part in zip(coming, parts, strict=True))
+    assert all(torch.equal(last.receive(each), part) for each, part in zip(pending, parts, strict=True))
     first.answer([], [])
     assert waited == [2, 2]
     assert last.answer([parts[0]], [(2, 3)])[0].dtype == torch.bfloat16

@@ -30,7 +30,7 @@ def test_the_next_step_is_launched_before_anybody_waits_for_the_last_one():
     queue = Later()
     [result] = generate(session_of(sum_decoder(queue)), [Request((1, 3), 4)])
     assert result.output_ids == (4, 8, 0, 0)
-    assert queue.told == [
+    assert queue.log == [
         "put 0", "put 1", "wait 0", "done 0",  # the prompt; its token's step
         "put 2", "wait 1", "done 1",
         "put 3", "wait 2", "done 2",
@@ -54,7 +54,7 @@ def test_sequences_that_end_leave_the_others_their_step():
     decoder = sum_decoder(queue, captured)
     results = generate(session_of(decoder), requests)
     assert [r.output_ids for r in results] == [expected(r) for r in requests]
-    assert not any(predictions(decoder)) and queue.told.count("wait 8") == 1
+    assert not any(predictions(decoder)) and queue.log.count("wait 8") == 1
     assert [one.replays for one in captured] == [6, 3]  # of four and three, then of two; none is computed anew
 
 
@@ -237,7 +237,7 @@ def test_predictions_that_miss_are_not_acted_on_until_they_hold_again():
 
 
 def test_where_predictions_miss_steps_are_begun_no_more():
-    """After two new tokens an end nobody could foresee, and the next prompt."""
+    """After two new tokens comes an end that could not be predicted, then the next prompt."""
     captured: list[Rerun] = []
     decoder = sum_decoder(AtOnce(), captured)
     of = session_of(decoder)

@@ -79,7 +79,7 @@ def test_no_compiler_starts_after_the_end(pool: ThreadPoolExecutor) -> None:
     with pytest.raises(CancelledError):
         compile_in(turns, lambda: ran.append("late"))
     assert ran == []
-    with turns.own_code():  # nobody keeps the turn
+    with turns.own_code():  # no thread keeps the turn
         pass
 
 

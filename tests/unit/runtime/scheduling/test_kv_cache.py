@@ -129,7 +129,7 @@ def test_the_prefix_unused_longest_is_forgotten_first_from_its_end() -> None:
     pool.remember([5, 6], new)
     pool.give_back(old)
     pool.give_back(new)
-    assert pool.take(2) == (3, old[1])  # the block nobody used, then the end of the older prefix
+    assert pool.take(2) == (3, old[1])  # the block that was never used, then the end of the older prefix
     assert (pool.find([1, 2, 3, 4]), pool.find([5, 6])) == (old[:1], new)
 
 

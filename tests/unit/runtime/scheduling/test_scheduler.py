@@ -95,7 +95,7 @@ def test_running_sequences_take_their_tokens_first() -> None:
 
 def test_prompts_are_cut_small_while_others_generate() -> None:
     of = scheduler(sequence(0, 40), limits=(8, 64), scheduling=Scheduling(context_chunk_size=3))
-    assert step(of) == [(0, 0, 40)]  # nobody waits for a token
+    assert step(of) == [(0, 0, 40)]  # no sequence waits for a token
     of.submit(sequence(1, 4))
     of.submit(sequence(2, 9))
     assert step(of) == [(0, 40, 41), (1, 0, 3)]
@@ -290,7 +290,7 @@ RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.none() | st.integers
 def test_any_workload_ends_within_the_limits(
     prompts: list[tuple[int, int, int]], batch: int, tokens: int, blocks: int, rules: Scheduling, data: st.DataObject
 ) -> None:
-    """Where a decoder begins steps early, what it wrote for a token that nobody wants is not seen."""
+    """Where a decoder begins steps early, what it wrote for a token that is not wanted is not seen."""
     early = data.draw(st.booleans())
     pool = BlockPool(blocks, PrefixIndex(4) if rules.enable_block_reuse else None)
     of = scheduler(limits=(batch, tokens), pool=pool, scheduling=rules, begins_early=early)
@@ -310,7 +310,7 @@ def test_any_workload_ends_within_the_limits(
             unfinished.remove(victim)
             continue
         chunks = of.schedule()
-        assert chunks, "work is left and nobody is served"
+        assert chunks, "work is left and no sequence is served"
         assert len(of.running) <= batch and sum(c.num_tokens for c in chunks) <= tokens
         if any(s.num_left == 1 and s.output_ids for s in of.running):
             most = rules.most_prompt_tokens(len(of.running))
@@ -341,4 +341,4 @@ def test_any_workload_ends_within_the_limits(
     assert ended == Counter(range(len(prompts))), "every request ends exactly once"
     assert pool.num_free == blocks
     if rules.policy == "guaranteed_no_evict":
-        assert started == sorted(started), "somebody was overtaken"
+        assert started == sorted(started), "a sequence was overtaken"

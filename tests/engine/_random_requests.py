@@ -1,4 +1,4 @@
-"""Requests of every kind that come and go at random, in one session; and what each of them says alone."""
+"""Random requests of every kind that arrive at and leave one session, and the answer to each of them alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import StopWords
 
 TIE = 1e-4  # fp32 sums in another order differ by 1e-5 in logits, scores and probabilities of these models
-CROWDED = KvCacheLimit(max_tokens=18 * 32)  # blocks of 32, of which the largest request takes 11
+SMALL_CACHE = KvCacheLimit(max_tokens=18 * 32)  # blocks of 32, of which the largest request takes 11
 Options = dict[str, Any]
 SEARCHES: tuple[Options, ...] = (
     {"num_beams": 2}, {"num_beams": 4, "length_penalty": 0.5, "early_stopping": 0},
     {"num_beams": 3, "early_stopping": 2}, {"num_beams": 2, "beam_search_diversity_rate": 0.5},
 )  # fmt: skip
 CHANCE: Options = {"top_k": 0, "top_p": 1.0}
-# Of these a token can differ only where two logits, scores or numbers are close: a cut by probability hides it.
+# With these options a token differs only if two logits, scores or numbers are close; a cut by probability hides it.
 TRACEABLE: tuple[Options, ...] = ({}, CHANCE, CHANCE | {"temperature": 0.7}, *SEARCHES)
 WAYS: tuple[Options, ...] = (
     *TRACEABLE, {"top_k": 5}, {"top_k": 0, "top_p": 0.8, "temperature": 1.3}, {"top_k": 0, "min_p": 0.05},
@@ -41,7 +41,7 @@ PENALTIES: tuple[Options, ...] = (
 
 
 @dataclass(frozen=True)
-class Visit:
+class ArrivingRequest:
     """A request, the step before which it is submitted and, perhaps, the one before which it is cancelled."""
 
     request: Request
@@ -50,38 +50,40 @@ class Visit:
 
 
 @dataclass
-class Crowd:
-    """What became of the visitors of a session, and whether there ever was too little room."""
+class SharedRun:
+    """The sequences of a session, and whether the KV cache ever had too little room for them."""
 
     sequences: list[TokenSequence]
     most_at_once: int = 0
     waited: bool = False
     started_over: bool = False
 
-    def look(self, in_flight: Sequence[TokenSequence], running: int) -> None:
-        """Take note of a step."""
+    def observe(self, in_flight: Sequence[TokenSequence], running: int) -> None:
+        """Record a step."""
         self.most_at_once = max(self.most_at_once, running)
         self.waited |= any(not s.blocks and s.search is None and not s.output_ids for s in in_flight)
         self.started_over |= any(not s.blocks and s.output_ids for s in in_flight)
 
 
 class Letters:
-    """The text of ids: a letter each."""
+    """`TextPieces` in which each id is a letter."""
 
     def push(self, ids: Sequence[int]) -> str:
         """See `TextPieces.push`."""
         return "".join(chr(ord("a") + i % 26) for i in ids)
 
 
-def visits(seed: int, number: int = 64, ways: Sequence[Options] = WAYS, vocab: int = 131) -> list[Visit]:
-    """Some requests begin alike, so that there is something to reuse; a fifth are cancelled."""
+def random_requests(
+    seed: int, number: int = 64, ways: Sequence[Options] = WAYS, vocab: int = 131
+) -> list[ArrivingRequest]:
+    """Return random requests. Some begin alike, so that prefixes can be reused; a fifth are cancelled."""
     chance = random.Random(seed)
     beginning = chance.choices(range(3, vocab), k=64)
     made = []
     for _ in range(number):
         arrival = chance.randrange(number)
         departure = arrival + chance.randrange(1, 40) if chance.random() < 0.2 else None
-        made.append(Visit(_request(chance, beginning, ways, vocab), arrival, departure))
+        made.append(ArrivingRequest(_request(chance, beginning, ways, vocab), arrival, departure))
     return made
 
 
@@ -100,34 +102,34 @@ def _request(chance: random.Random, beginning: list[int], ways: Sequence[Options
     )  # fmt: skip
 
 
-def run_together(of: DecoderSession, visitors: Sequence[Visit]) -> Crowd:
-    """Let everybody come and go at their steps, and run until nobody is left."""
-    crowd = Crowd([TokenSequence(index, visit.request) for index, visit in enumerate(visitors)])
+def run_together(of: DecoderSession, arrivals: Sequence[ArrivingRequest]) -> SharedRun:
+    """Submit and cancel requests before their steps, and run until all are finished."""
+    run = SharedRun([TokenSequence(index, arriving.request) for index, arriving in enumerate(arrivals)])
     for step in count():
-        for sequence, visit in zip(crowd.sequences, visitors, strict=True):
-            if visit.arrival == step:
+        for sequence, arriving in zip(run.sequences, arrivals, strict=True):
+            if arriving.arrival == step:
                 of.in_flight.submit(sequence)
-            if visit.departure == step:
+            if arriving.departure == step:
                 of.in_flight.cancel(sequence)
-        arrived = [s for s, visit in zip(crowd.sequences, visitors, strict=True) if visit.arrival <= step]
+        arrived = [s for s, arriving in zip(run.sequences, arrivals, strict=True) if arriving.arrival <= step]
         in_flight = [s for s in arrived if s.finish_reason is None]
         if in_flight:
             running = len(of.in_flight.step())
-            crowd.look([s for s in in_flight if s.finish_reason is None], running)
-        elif len(arrived) == len(visitors):
-            return crowd
+            run.observe([s for s in in_flight if s.finish_reason is None], running)
+        elif len(arrived) == len(arrivals):
+            return run
 
 
-def run_alone(of: DecoderSession, visitors: Sequence[Visit], logits: bool = False) -> list[Result]:
-    """The answer to each request when nothing runs beside it; `logits` of new tokens come with those of one output."""
-    requests = [visit.request for visit in visitors]
+def run_alone(of: DecoderSession, arrivals: Sequence[ArrivingRequest], logits: bool = False) -> list[Result]:
+    """Return the answer to each request alone; `logits` asks for those of new tokens, except of a beam search."""
+    requests = [arriving.request for arriving in arrivals]
     if logits:
         requests = [replace(r, return_generation_logits=r.sampling.num_beams == 1) for r in requests]
     return [generate(of, [request])[0] for request in requests]
 
 
 def assert_explained(found: Sequence[int], alone: Result, request: Request) -> None:
-    """Equal ids, or ids that part where what the model said was as good as a tie."""
+    """Check that ids are equal, or differ first at a token that was nearly a tie."""
     first = next((i for i, (a, b) in enumerate(zip(found, alone.output_ids, strict=False)) if a != b), None)
     if first is None:
         assert len(found) == len(alone.output_ids)
@@ -145,7 +147,7 @@ def assert_explained(found: Sequence[int], alone: Result, request: Request) -> N
 
 
 def assert_same_beams(found: Result, alone: Result) -> None:
-    """Equal scores, and equal ids unless two scores are a tie."""
+    """Check that scores are equal, and ids too unless two scores are a tie."""
     scores = [beam.score for beam in alone.beams]
     assert all(abs(a.score - b) < TIE for a, b in zip(found.beams, scores, strict=True)), scores
     tied = any(a - b < TIE for a, b in pairwise(scores))
