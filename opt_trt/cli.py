@@ -141,7 +141,8 @@ def _program() -> str | None:
     if spec is None or not spec.name.endswith(".__main__"):
         return None
     package = spec.name.removesuffix(".__main__")
-    return f"python -m {package} {sys.argv[1]}" if package == __package__ else f"python -m {package}"
+    command = sys.argv[1:2] if package == __package__ else []
+    return " ".join(("python -m", package, *command))
 
 
 def _add_flag(parser: argparse._ActionsContainer, f: Field[Any], hint: Any) -> None:

@@ -18,7 +18,7 @@ from opt_trt.config.export_flags import ExportConfig
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.summarize_flags import SummarizeConfig
-from opt_trt.errors import EXIT_USER_ERROR, UserError
+from opt_trt.errors import UserError
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.runtime.world.cores import share_cores
@@ -46,6 +46,11 @@ class Command:
             import_module("opt_trt.backends").follow_leader(world)
 
 
+@dataclass(frozen=True)
+class NoFlags:
+    """The configuration of `python -m opt_trt` itself."""
+
+
 COMMANDS = {
     "convert": Command(ConvertConfig, "opt_trt.convert.convert", "convert"),
     "build": Command(BuildConfig, "opt_trt.backends.build", "build"),
@@ -62,11 +67,14 @@ def main() -> NoReturn:
     name, argv = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in COMMANDS:
         run_command(name, argv)
-    if name in ("--help", "-h", "--version"):
-        print(f"opt_trt {__version__}" if name == "--version" else usage())
-        sys.exit(0)
-    print(f"error: expected a command, found {name!r}; known are {', '.join(COMMANDS)}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    run_main(lambda config: _answer(name), NoFlags, [])
+
+
+def _answer(name: str) -> None:
+    """Print what was asked instead of a command; `UserError` if it is unknown."""
+    if name not in ("--help", "-h", "--version"):
+        raise UserError(f"expected a command, found {name!r}; known are {', '.join(COMMANDS)}")
+    print(f"opt_trt {__version__}" if name == "--version" else usage())
 
 
 def usage() -> str:

@@ -21,6 +21,7 @@ from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import EMBEDDED, check_embedded
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
+from opt_trt.version import __version__
 from tests._processes import run, run_python, start_python
 
 REQUIRED = {
@@ -283,7 +284,7 @@ def run_unread(argv: list[str], stderr: int = subprocess.PIPE) -> subprocess.Com
         os.close(writer)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, ["-m", "opt_trt"], ["-m", "opt_trt", "run"]])
 def test_a_command_whose_output_nobody_reads_ends_quietly(script):
     result = run_unread([*script, "--help"])
     assert (result.returncode, result.stderr) == (141, "")
@@ -323,6 +324,24 @@ def test_a_full_disk_behind_the_output_costs_one_line():
 def test_a_command_started_without_an_output_works():
     result = run("bash", "-c", 'exec "$0" -c "$1" >&-', sys.executable, PRINTS.format(lines=1, then="pass"))
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown", "error"),
+    [
+        ("", 0, "usage: python -m opt_trt COMMAND", ""),
+        ("--help", 0, "usage: python -m opt_trt COMMAND", ""),
+        ("--version", 0, f"opt_trt {__version__}\n", ""),
+        ("nope", 2, "", "error: expected a command, found 'nope'; known are convert, "),
+        ("run --nonsense", 2, "", "error: unrecognized arguments: --nonsense; python -m opt_trt run --help lists "),
+        ("nope 2>&-", 2, "", ""),  # nothing is printed to the other output instead
+        ("--version >/dev/full", 2, "", "error: No space left on device"),
+    ],
+)
+def test_the_package_runs_commands_by_name(words, code, shown, error):
+    result = run("bash", "-c", f'exec "$0" -m opt_trt {words}', sys.executable)
+    assert result.returncode == code
+    assert (result.stdout[: len(shown) or None], result.stderr[: len(error) or None]) == (shown, error)
 
 
 @pytest.mark.parametrize("argv", [["--compare", "a", "b"], ["a", "--compare", "b"], ["a", "b", "--compare"]])
