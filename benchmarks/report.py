@@ -45,7 +45,7 @@ class Measurement:
 
     @property
     def counts(self) -> bool:
-        """Whether the machine's ceilings were the same before and after."""
+        """True if the machine's ceilings were the same before and after."""
         return self.before.agrees(self.after)
 
     @property

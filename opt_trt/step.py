@@ -50,7 +50,7 @@ class StepInputs:
 
     @property
     def chooses(self) -> bool:
-        """Whether only the chosen token of each row matters."""
+        """True if only the chosen token of each row matters."""
         return self.greedy or self.draws is not None
 
 

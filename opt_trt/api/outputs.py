@@ -51,7 +51,7 @@ class RequestOutput:
 
     @property
     def finished(self) -> bool:
-        """Whether all outputs are finished."""
+        """True if all outputs are finished."""
         return all(output.finish_reason is not None for output in self.outputs)
 
 

@@ -34,5 +34,5 @@ class DescribeConfig(Logged):
 
     @property
     def every_layer(self) -> bool:
-        """Whether each layer's tensors are listed: a hash and a JSON object belong to a single tensor."""
+        """True if each layer's tensors are listed: a hash and a JSON object belong to a single tensor."""
         return self.all or self.sha256 or self.json

@@ -19,7 +19,7 @@ class Logged:
 
     @property
     def talks(self) -> bool:
-        """Whether the command prints what it did, and shows progress on a terminal."""
+        """True if the command prints what it did, and shows progress on a terminal."""
         return self.log_level in TALKATIVE
 
 

@@ -34,7 +34,7 @@ class Sampling(SamplingOptions):
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn by chance; otherwise the largest logit wins."""
+        """True if tokens are drawn by chance; otherwise the largest logit wins."""
         return self.top_k != 1 and self.temperature != 0 and not self.penalty_alpha
 
     @property

@@ -87,7 +87,7 @@ class ModelConfig:
 
     @property
     def has_final_layer_norm(self) -> bool:
-        """Whether the model ends in `ln_f`: pre-norm models do, unless they were fine-tuned without it."""
+        """True if the model ends in `ln_f`: pre-norm models do, unless they were fine-tuned without it."""
         return self.do_layer_norm_before and not self.remove_final_layer_norm
 
     @property

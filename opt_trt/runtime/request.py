@@ -44,7 +44,7 @@ class Request:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether logits are only needed for the next token, which they and the filters determine without penalties."""
+        """True if logits are only needed for the next token, which they and the filters determine without penalties."""
         sampling = self.sampling
         changed = not PENALTIES.keys().isdisjoint(sampling.processors) or sampling.num_rows > 1
         shown = self.return_context_logits or self.return_generation_logits or sampling.log_probs is not None
@@ -52,12 +52,12 @@ class Request:
 
     @cached_property
     def is_greedy(self) -> bool:
-        """Whether only the largest logit matters, and only for the next token."""
+        """True if only the largest logit matters, and only for the next token."""
         return self.is_plain and not self.sampling.draws
 
     @property
     def keeps_parts(self) -> bool:
-        """Whether results of every prompt token are kept, so that each must be computed, and only once."""
+        """True if results of every prompt token are kept, so that each must be computed, and only once."""
         return self.return_context_logits or self.sampling.penalty_alpha > 0
 
     @property

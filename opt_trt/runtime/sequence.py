@@ -152,15 +152,15 @@ class Chunk:
 
     @property
     def is_final(self) -> bool:
-        """Whether the token that comes after it is the last one requested."""
+        """True if the token that comes after it is the last one requested."""
         return self.is_last and self.end + 1 >= self.sequence.request.max_tokens
 
     @property
     def has_hidden(self) -> bool:
-        """Whether the hidden state of every token is needed."""
+        """True if the hidden state of every token is needed."""
         return self.sequence.request.sampling.penalty_alpha > 0
 
     @property
     def has_context_logits(self) -> bool:
-        """Whether the logits of every token are needed."""
+        """True if the logits of every token are needed."""
         return self.sequence.request.return_context_logits and self.start < len(self.sequence.request.prompt_ids)

@@ -117,7 +117,7 @@ class ActiveRequests:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is not finished."""
+        """True if any request is not finished."""
         return bool(self._listeners)
 
     def join(self, submitted: Sequence[Submitted]) -> None:

@@ -42,12 +42,12 @@ class OptConfig:
 
     @property
     def has_projections(self) -> bool:
-        """Whether embeddings are narrower than the decoder (350M) and projections connect the two."""
+        """True if embeddings are narrower than the decoder (350M) and projections connect the two."""
         return self.word_embed_proj_dim != self.hidden_size
 
     @property
     def has_final_layer_norm(self) -> bool:
-        """Whether a layer norm follows the last layer."""
+        """True if a layer norm follows the last layer."""
         return self.do_layer_norm_before and not self.remove_final_layer_norm
 
 

@@ -40,7 +40,7 @@ class Block:
 
     @property
     def synopsis(self) -> bool:
-        """Whether it shows how something is called, and is no program: `[flags]`, or a signature."""
+        """True if it shows how something is called, and is no program: `[flags]`, or a signature."""
         return "[flags]" in self.text if self.language == "bash" else "import " not in self.text
 
     @property

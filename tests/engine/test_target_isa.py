@@ -54,7 +54,7 @@ def instructions(library):
 
 
 def stays_within(library, isa):
-    """Whether all code of a shared object keeps to an instruction set; the first strangers are shown if not."""
+    """True if all code of a shared object keeps to an instruction set; the first strangers are shown if not."""
     found = [(mnemonic, operands) for _, mnemonic, operands in instructions(library)]
     assert len(found) > 1000, library
     return not [pair for pair in found if FORBIDDEN[isa](*pair)][:5]

@@ -30,7 +30,7 @@ def generating():
 
 
 def replays_as_sequences_grow(run, layer, args):
-    """Whether replays of `run(*args)` give what `layer` gives, at lengths the graph was not captured with."""
+    """True if replays of `run(*args)` give what `layer` gives, at lengths the graph was not captured with."""
     x, weights, cache, (slots, starts, lens, tables) = args
     captured = capture(lambda: run(x, weights, cache, [slots, starts, lens, tables]))
     for _ in range(3):

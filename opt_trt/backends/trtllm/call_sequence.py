@@ -25,7 +25,7 @@ class CallSequence:
 
     @property
     def is_due(self) -> bool:
-        """Whether the sequence can advance: it has a token, or has ended."""
+        """True if the sequence can advance: it has a token, or has ended."""
         return bool(self.arrived) or self.has_ended
 
     def take(self, outputs: Outputs) -> None:

@@ -39,19 +39,19 @@ class CallRow:
 
     @property
     def is_alone(self) -> bool:
-        """Whether the row needs a call of its own: context logits of prompts of different lengths come shifted."""
+        """True if the row needs a call of its own: context logits of prompts of different lengths come shifted."""
         return self.request.return_context_logits
 
     @property
     def is_whole(self) -> bool:
-        """Whether the row needs the complete output at once, because it asks for more than ids."""
+        """True if the row needs the complete output at once, because it asks for more than ids."""
         request, sampling = self.request, self.request.sampling
         logits = request.return_context_logits or request.return_generation_logits
         return logits or sampling.num_beams > 1 or sampling.log_probs is not None
 
     @property
     def is_watched(self) -> bool:
-        """Whether the tokens of any sequence are waited for one by one."""
+        """True if the tokens of any sequence are waited for one by one."""
         return any(sequence.is_watched for sequence in self.sequences)
 
 

@@ -93,5 +93,5 @@ class RankLinks:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether sums may be part of a CUDA graph."""
+        """True if sums may be part of a CUDA graph."""
         return self.assignment.library == NCCL

@@ -29,7 +29,7 @@ class GemmProblem:
 
     @property
     def quantized(self) -> bool:
-        """Whether the weight is integers, with a scale for each output feature."""
+        """True if the weight is integers, with a scale for each output feature."""
         return not STORED[self.weight_type].is_floating_point
 
     def key(self) -> str:

@@ -48,7 +48,7 @@ class World:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process reads, schedules, samples and prints."""
+        """True if this process reads, schedules, samples and prints."""
         return self.rank == 0
 
     def require(self, engine_size: int) -> None:

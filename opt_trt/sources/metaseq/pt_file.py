@@ -36,7 +36,7 @@ class PtFile:
 
     @property
     def is_flat(self) -> bool:
-        """Whether tensors were concatenated into vectors."""
+        """True if tensors were concatenated into vectors."""
         return any(key.endswith(FLAT) for key in self.tensors)
 
 

@@ -45,7 +45,7 @@ class HitRate:
 
     @property
     def is_good(self) -> bool:
-        """Whether it pays to begin the next predicted step."""
+        """True if it pays to begin the next predicted step."""
         return sum(self._missed) <= MOST_MISSES
 
     def learn(self, missed: bool) -> None:
