@@ -63,7 +63,7 @@ def options_of(config_class: type) -> dict[str, Option]:
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """Options that TensorRT-LLM, vLLM and transformers call by one name."""
+    """Options of all interfaces: the commands, `SamplingParams` and `generate_ids`."""
 
     temperature: float = option(
         1.0, Kind.FILTER, "divides logits before tokens are drawn; 0 is greedy", transformers="temperature"
@@ -102,7 +102,7 @@ class CommonOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions(CommonOptions):
-    """Options that the Python API and TensorRT-LLM call by one name."""
+    """Options of the commands and of `SamplingParams`."""
 
     presence_penalty: float = option(
         0.0, Kind.PENALTY, "subtracted from logits of tokens in the output", (-LARGE, LARGE)
@@ -123,7 +123,7 @@ class TokenOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions(TokenOptions):
-    """All options that are flags of the commands, with TensorRT-LLM's names and defaults."""
+    """Options of the commands, with TensorRT-LLM's names and defaults."""
 
     min_length: int = option(
         0, Kind.END, "fewest new tokens before the end id or a stop word may end the output", (0, inf),
