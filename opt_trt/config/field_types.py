@@ -49,7 +49,7 @@ def converted(hint: Any, value: Any) -> Any:
             raise WrongType
         return {converted(inner[0], key): converted(inner[1], item) for key, item in value.items()}
     if origin is Sequence:
-        if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or not hasattr(value, "__len__"):
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
             raise WrongType
         items = [converted(inner[0], item) for item in value]
         return items if isinstance(value, list) else tuple(items)
@@ -83,19 +83,25 @@ def _one_of(hints: Sequence[Any], value: Any) -> Any:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    scalar = _plain(value)
+    if isinstance(scalar, bool) or not hasattr(scalar, "__index__"):
         raise WrongType
     try:
-        return operator.index(value)
+        return operator.index(scalar)
     except TypeError as error:  # a tensor of floats, or of several elements
         raise WrongType from error
 
 
 def _number(value: Any) -> float:
-    scalar = value.item() if hasattr(value, "item") and value.ndim == 0 else value
+    scalar = _plain(value)
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise WrongType
     return scalar if isinstance(scalar, int | float) else float(scalar)
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's own number for a scalar of numpy or torch, and anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _switch(value: Any) -> bool:

@@ -141,7 +141,7 @@ def assert_summaries_equal(engine, rows, batch_size):
 
 @pytest.mark.parametrize(("batch_size", "every"), [(8, 1), (1, 8)])
 def test_greedy_ids_equal_transformers_on_articles(engine, batch_size, every):
-    """Of 128 articles in batches, and of 16 alone; transformers' ids are in tests/golden."""
+    """Compare 128 articles in batches, and 16 alone; transformers' ids are in tests/golden."""
     assert_summaries_equal(engine, golden_rows()[::every], batch_size)
 
 

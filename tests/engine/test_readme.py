@@ -1,4 +1,4 @@
-"""What README and documents say is true today: their commands run, their links, paths and messages exist."""
+"""README and documents are true today: their commands run, and their links, paths and messages exist."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_every_stage_has_a_command():
 
 @pytest.mark.slow
 def test_the_demo_of_three_precisions_passes_its_gate(tmp_path):
-    """What `make demo` runs; with one precision and few articles, the tests above run it."""
+    """Run what `make demo` runs; the tests above run it with one precision and few articles."""
     shown = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True)
     assert "examples/demo/demo.sh" in shown.stdout
     environment = os.environ | {"PYTHON": sys.executable, "WORK": str(tmp_path / "demo")}
@@ -168,7 +168,7 @@ def test_numbers_come_with_commands_that_run_from_a_checkout():
 
 
 def test_quoted_messages_are_those_of_the_code():
-    """Of the first column of docs/troubleshooting.md; `…` stands for what differs, and interfaces spell options."""
+    """Look at the first column of docs/troubleshooting.md; `…` stands for words that differ from case to case."""
     rows = re.findall(r"^\| `([^`]+)`", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
     known = (ROOT / "Makefile").read_text() + "".join(map(strings_of, (ROOT / "opt_trt").rglob("*.py")))
     pieces = [(row, piece.strip()) for row in rows for piece in re.split(r"…|--\w+", row) if len(piece.strip()) > 3]

@@ -1,4 +1,4 @@
-"""What passes between pipeline stages, and what stages compute of it, with mailboxes in place of MPI."""
+"""Pipeline stages hand on hidden states and compute with them; queues stand in for MPI."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ RULES = st.builds(Scheduling, st.sampled_from(POLICIES), st.none() | st.integers
 def test_any_workload_ends_within_the_limits(
     prompts: list[tuple[int, int, int]], batch: int, tokens: int, blocks: int, rules: Scheduling, data: st.DataObject
 ) -> None:
-    """Where a decoder begins steps early, what it wrote for a token that is not wanted is not seen."""
+    """A decoder that begins steps early may write for a token that is not wanted: nothing reads that."""
     early = data.draw(st.booleans())
     pool = BlockPool(blocks, PrefixIndex(4) if rules.enable_block_reuse else None)
     of = scheduler(limits=(batch, tokens), pool=pool, scheduling=rules, begins_early=early)
