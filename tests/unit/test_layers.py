@@ -35,7 +35,7 @@ LAYERS = (
     ("backends.inductor.decoder",),
     ("backends.inductor.profiler",),
     ("backends.inductor.builder",),
-    ("backends.inductor", "backends.trtllm"),
+    ("backends.inductor", "backends.tensorrt", "backends.trtllm"),
     ("backends",),
     ("text",),
     ("convert", "run", "evaluate", "describe"),

@@ -1,0 +1,1 @@
+"""TensorRT engines, built with the library's own network API."""
