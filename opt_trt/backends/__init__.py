@@ -44,8 +44,11 @@ class Backend(Protocol):
         """Return the properties of this machine that an engine built here depends on; none if none can be built."""
         ...
 
-    def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
-        """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead."""
+    def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
+        """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead.
+
+        Return what to print once the engine is in its place: a reader of stdout that has gone must not undo the build.
+        """
         ...
 
     def open(self, opening: Opening, ranks: Ranks) -> Session:

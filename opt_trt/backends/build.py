@@ -29,9 +29,10 @@ def build(config: BuildConfig) -> None:
         backend.build(checkpoint, config, out)
         return
     with atomic_directory(out, owned=OWNED) as temporary:
-        backend.build(checkpoint, config, temporary)
+        report = backend.build(checkpoint, config, temporary)
     if not config.talks:
         return
+    print(report, end="")
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
     engine = shlex.quote(str(out))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from opt_trt.backends.checksums import changed, changed_samples
 from opt_trt.checkpoint.reader import open_rank_file
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
@@ -52,6 +53,8 @@ class EngineConfig:
     plugin_library: str
     tactics: dict[str, list[str]]
     checkpoint: str  # fingerprint of the checkpoint it was built from
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name; none in an engine of 0.1.0
+    samples: dict[str, str] = field(default_factory=dict)  # of the weights, by name
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,15 +145,24 @@ def rank_metadata(config: EngineConfig, rank: int) -> dict[str, str]:
 
 
 def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
-    """Refuse the weights of another engine or of another rank."""
-    path, expected = engine_dir / WEIGHTS.format(rank=rank), rank_metadata(config, rank)
+    """Refuse files that are missing or damaged, and the weights of another engine or of another rank."""
+    weights, expected = WEIGHTS.format(rank=rank), rank_metadata(config, rank)
+    code = [name for name in (PROGRAMS.format(rank=rank), config.plugin_library) if name]
+    for name in (*code, weights):
+        if not (engine_dir / name).is_file():
+            raise UserError(f"expected {engine_dir / name}, found no such file; {REBUILD.format(engine=engine_dir)}")
     with _opened(engine_dir, rank) as file:
         found = file.metadata() or {}
     if wrong := [name for name, value in expected.items() if found.get(name) != value]:
         name = wrong[-1]
         raise UserError(
-            f"{path} is of {name} {found.get(name)}, {engine_dir / CONFIG} of {name} {expected[name]}; "
+            f"{engine_dir / weights} is of {name} {found.get(name)}, {engine_dir / CONFIG} of {name} {expected[name]}; "
             f"copy all files of one engine, or {REBUILD.format(engine=engine_dir)}"
+        )
+    damaged = changed(engine_dir, config.files, code) or changed_samples(engine_dir, config.samples, [weights])
+    if damaged:
+        raise UserError(
+            f"{engine_dir / damaged[0]} is not as it was built; copy it again, or {REBUILD.format(engine=engine_dir)}"
         )
 
 

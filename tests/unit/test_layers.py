@@ -29,6 +29,7 @@ LAYERS = (
     ("runtime.sequence",),
     ("runtime.admission", "runtime.sampling", "runtime.scheduling"),
     ("runtime",),
+    ("backends.checksums",),
     ("backends.engine",),
     ("backends.identity",),
     ("backends.inductor.compiler",),

@@ -22,8 +22,11 @@ from opt_trt.errors import UserError, spelled
 BUILDER = ("-m", "tensorrt_llm.commands.build")
 
 
-def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
-    """Let TensorRT-LLM write its engine into the empty directory `out`; a dry run prints the call instead."""
+def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
+    """Let TensorRT-LLM write its engine into the empty directory `out`; a dry run prints the call instead.
+
+    Return nothing to print: its builder has printed.
+    """
     refuse_given(config, REFUSED)
     version = _version(config)
     release = known_release(version)
@@ -33,13 +36,14 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     if config.dry_run:
         print(f"TensorRT-LLM {version} would build {checkpoint.config.mapping.world_size} rank(s) with")
         print(shlex.join(("python", *BUILDER, *flags)))
-        return
+        return ""
     ranks = checkpoint.config.mapping.world_size
     code, lines = run_builder((sys.executable, *BUILDER, *flags), ranks, config.talks)
     wanted = [CONFIG, *(PROGRAMS.format(rank=rank) for rank in range(ranks))]
     lacking = [name for name in wanted if not (out / name).is_file()]
     if code != 0 or lacking:
         raise explain([*lines, *(f"{name} was not written" for name in lacking * (code == 0))], code, version)
+    return ""
 
 
 def _version(config: BuildConfig) -> str:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from opt_trt import LLM
 from opt_trt.api import engines, llm
@@ -24,7 +26,12 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._decoders import SumDecoder
+from tests.unit._engines import write_engine
 from tests.unit._models import Model
+
+
+# An engine of TensorRT-LLM, which checks its files when it is opened.
+CONFIG = {"version": "1.2.1", "pretrained_config": {}, "build_config": {}}
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[BuildCo
         checkpoint = read_config(config.checkpoint_dir)
         asked.append((config, checkpoint.dtype, checkpoint.quant_algo))
         Path(config.output_dir).mkdir()
-        (Path(config.output_dir) / "config.json").write_text(json.dumps({"build_config": {}}))
+        (Path(config.output_dir) / "config.json").write_text(json.dumps(CONFIG))
 
     monkeypatch.setattr(engines, "build", build)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -64,16 +71,43 @@ def test_options_reach_converter_and_builder(model: Path, built: list) -> None:
     assert (built[1][0].max_batch_size, built[1][0].max_seq_len, built[1][0].max_num_tokens) == (3, 9, 8192)
 
 
-@pytest.mark.parametrize("change", ["options", "contents", "place"])
+@pytest.mark.parametrize("change", ["options", "times", "contents", "place"])
 def test_what_changes_the_engine_makes_another(model: Path, built: list, change: str) -> None:
     first, options = engine_of(model, LlmOptions()), LlmOptions()
     if change == "options":
         options = LlmOptions(quantization="int8")
-    elif change == "contents":
+    elif change == "times":
         os.utime(model / "model.safetensors", ns=(1, 1))
+    elif change == "contents":
+        train(model)
     else:
         model = Model().write(model.parent / "other")
     assert engine_of(model, options) != first and len(built) == 2
+
+
+def train(model: Path) -> None:
+    """Change all weights, but neither the sizes nor the times of files, as archives of another model may have them."""
+    times = {file: os.stat(file).st_mtime_ns for file in model.iterdir()}
+    tensors = {name: torch.randn_like(tensor) for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    for file, ns in times.items():
+        os.utime(file, ns=(ns, ns))
+
+
+def test_a_damaged_engine_is_made_again(
+    model: Path, built: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(config: BuildConfig) -> None:
+        built.append(config)
+        write_engine(Path(config.output_dir))
+
+    monkeypatch.setattr(engines, "build", write)
+    engine = engine_of(model, LlmOptions())
+    assert engine_of(model, LlmOptions()) == engine and len(built) == 1
+    (engine / "rank0.engine").write_bytes(b"")
+    capsys.readouterr()
+    assert engine_of(model, LlmOptions()) == engine and len(built) == 2
+    assert "rank0.engine is not as it was built: making it again" in capsys.readouterr().err
 
 
 def test_what_does_not_change_the_engine_makes_none(model: Path, built: list) -> None:
