@@ -148,9 +148,6 @@ def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
     """Refuse files that are missing or damaged, and the weights of another engine or of another rank."""
     weights, expected = WEIGHTS.format(rank=rank), rank_metadata(config, rank)
     code = [name for name in (PROGRAMS.format(rank=rank), config.plugin_library) if name]
-    for name in (*code, weights):
-        if not (engine_dir / name).is_file():
-            raise UserError(f"expected {engine_dir / name}, found no such file; {REBUILD.format(engine=engine_dir)}")
     with _opened(engine_dir, rank) as file:
         found = file.metadata() or {}
     if wrong := [name for name, value in expected.items() if found.get(name) != value]:
@@ -159,6 +156,9 @@ def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
             f"{engine_dir / weights} is of {name} {found.get(name)}, {engine_dir / CONFIG} of {name} {expected[name]}; "
             f"copy all files of one engine, or {REBUILD.format(engine=engine_dir)}"
         )
+    for name in code:
+        if not (engine_dir / name).is_file():
+            raise UserError(f"expected {engine_dir / name}, found no such file; {REBUILD.format(engine=engine_dir)}")
     damaged = changed(engine_dir, config.files, code) or changed_samples(engine_dir, config.samples, [weights])
     if damaged:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from opt_trt.backends.checksums import changed
 from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
 from opt_trt.backends.identity import TENSORRT, identify
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, read_config
@@ -61,7 +62,11 @@ def _list_engine(directory: Path, rank: int | None) -> Listing:
         return _list_tensorrt(directory, rank)
     engine = read_engine_config(directory)
     groups = [_engine_group(directory, engine, r) for r in _ranks(directory, engine.pretrained_config, rank)]
-    return Listing("engine", engine_header(engine) | _on_disk(directory), engine.to_dict(), tuple(groups))
+    of_rank = [name for name in engine.files if rank is None or name.startswith((f"rank{rank}.", "opt_trt_"))]
+    damaged = tuple(changed(directory, engine.files, of_rank))
+    contents = f"not as built: {', '.join(damaged)}" if damaged else "as built" if of_rank else "without checksums"
+    header = engine_header(engine) | _on_disk(directory) | {"contents": contents}
+    return Listing("engine", header, engine.to_dict(), tuple(groups), damaged)
 
 
 def _list_tensorrt(directory: Path, rank: int | None) -> Listing:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from opt_trt.errors import UserError
@@ -23,16 +24,41 @@ def keep(root: Path, name: str, make: Callable[[Path], object]) -> list[Path]:
     `root` holds code that is executed, so nobody else may write there: `UserError` says how to mend that. A directory
     with a missing, changed or additional file is made again. Others that need it wait until it is made.
     """
-    trusted(root)
-    directory = root / name
+    with _locked(root, name) as directory:
+        if not is_whole(directory):
+            _make(directory, make)
+    return sorted(file for file in directory.iterdir() if file.name != CHECKSUMS)
+
+
+def replace_kept(root: Path, name: str, make: Callable[[Path], object]) -> None:
+    """Make the directory `root/name` anew, as `keep` does if it is damaged."""
+    with _locked(root, name) as directory:
+        _make(directory, make)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Put the files of a directory into another one, as further names of the same files where that is possible."""
+    for file in source.iterdir():
+        if file.is_file() and file.name != CHECKSUMS:
+            try:
+                os.link(file, target / file.name)
+            except OSError:  # another file system
+                shutil.copy2(file, target)
+
+
+@contextmanager
+def _locked(root: Path, name: str) -> Iterator[Path]:
+    directory = trusted(root) / name
     directory.parent.mkdir(parents=True, exist_ok=True)
     with locked_file(directory.with_name(f".{directory.name}.lock")):
-        if not is_whole(directory):
-            shutil.rmtree(directory, ignore_errors=True)
-            with atomic_directory(directory, marker=CHECKSUMS, owned=("*",)) as temporary:
-                make(temporary)
-                (temporary / CHECKSUMS).write_text(_lines(temporary))
-    return sorted(file for file in directory.iterdir() if file.name != CHECKSUMS)
+        yield directory
+
+
+def _make(directory: Path, make: Callable[[Path], object]) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    with atomic_directory(directory, marker=CHECKSUMS, owned=("*",)) as temporary:
+        make(temporary)
+        (temporary / CHECKSUMS).write_text(_lines(temporary))
 
 
 def is_whole(directory: Path) -> bool:

@@ -26,9 +26,8 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._decoders import SumDecoder
-from tests.unit._engines import write_engine
 from tests.unit._models import Model
-
+from tests.unit._whole_engine import write_engine
 
 # An engine of TensorRT-LLM, which checks its files when it is opened.
 CONFIG = {"version": "1.2.1", "pretrained_config": {}, "build_config": {}}

@@ -59,6 +59,6 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_pat
 def test_the_places_are_named_if_none_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "COMMON_PLACES", ())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a b"))
-    with pytest.raises(scratch.UserError, match="no space or quote in its path, found none among .*; set TMPDIR"):
-        with scratch_directory(tmp_path / "not there"):
-            pytest.fail("never entered")
+    said = r"no space or quote in its path, found none among .*; set TMPDIR"
+    with pytest.raises(scratch.UserError, match=said), scratch_directory(tmp_path / "not there"):
+        pytest.fail("never entered")

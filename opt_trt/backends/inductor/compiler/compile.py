@@ -31,7 +31,7 @@ from opt_trt.backends.inductor.compiler.turns import Turns
 from opt_trt.graph import decoder, embedding, programs
 from opt_trt.graph.programs import ProgramSpec
 from opt_trt.host.environment import environment
-from opt_trt.host.kept import keep, trusted
+from opt_trt.host.kept import copy_files, is_whole, keep, replace_kept, trusted
 from opt_trt.host.scratch import is_plain, scratch_directory
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.collectives import native_group as collectives
@@ -42,6 +42,7 @@ from opt_trt.plugins.ops import cpu as plugin_ops
 from opt_trt.plugins.ops import plan
 from opt_trt.quant import nibbles
 
+HEADERS = "headers"
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
 # Line tables serve profilers and take a tenth of the compiler's time. Only newer torch has the option.
 if hasattr(aot_inductor, "enable_line_tables"):
@@ -54,6 +55,7 @@ def open_inductor(compilation: Compilation, cache: Path) -> Iterator[Inductor]:
     turns = Turns()
     with (
         scratch_directory(trusted(cache)) as work_dir,
+        kept_headers(cache, work_dir / HEADERS),
         _configured(compilation, work_dir, turns),
         ThreadPoolExecutor() as pool,
     ):
@@ -62,6 +64,21 @@ def open_inductor(compilation: Compilation, cache: Path) -> Iterator[Inductor]:
         except BaseException:
             turns.end()
             raise
+
+
+@contextmanager
+def kept_headers(cache: Path, headers: Path) -> Iterator[None]:
+    """Fill a directory with the precompiled headers of earlier builds, and keep those of a build that succeeds.
+
+    One takes eight seconds to compile and 100 MB. A damaged one would end every later build.
+    """
+    kept = cache / HEADERS
+    headers.mkdir()
+    if is_whole(kept):
+        copy_files(kept, headers)
+    yield
+    if {file.name for file in headers.iterdir() if file.is_file()} - {file.name for file in kept.glob("*")}:
+        replace_kept(cache, HEADERS, lambda directory: copy_files(headers, directory))
 
 
 @contextmanager
@@ -75,7 +92,7 @@ def _configured(compilation: Compilation, work_dir: Path, turns: Turns) -> Itera
         with nullcontext() if shared else turns.compiler():
             build(builder)
 
-    headers = work_dir / "headers"  # torch would leave precompiled ones of 100 MB each in /tmp
+    headers = work_dir / HEADERS
     codecache._precompile_header.cache_clear()  # it remembers paths of headers, which have gone with an earlier build
     with (
         environment("TORCHINDUCTOR_CACHE_DIR", str(work_dir)),

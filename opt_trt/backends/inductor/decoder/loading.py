@@ -24,7 +24,7 @@ from opt_trt.graph.programs import stage_programs
 from opt_trt.host.environment import environment
 from opt_trt.host.scratch import scratch_directory
 
-WRONG_INPUTS = "input_handles"  # is in the error of a program that was given another type or shape than it takes
+WRONG_INPUTS = ("input_handles", "inputs vector size")  # in the error of a program that was given other inputs
 PlaceWeight = Callable[[torch.Tensor], torch.Tensor]  # a stored weight → the weight where programs read it
 
 
@@ -103,10 +103,13 @@ class Program:
         try:
             return self._loader.boxed_run(inputs)[0]
         except RuntimeError as error:
-            if WRONG_INPUTS not in str(error):
+            if not any(words in str(error) for words in WRONG_INPUTS):
                 raise
             again = REBUILD.format(engine=self._package.parent)
-            raise UserError(f"{self._package} and the weights beside it do not fit together; {again}") from error
+            told = str(error).splitlines()[0]
+            raise UserError(
+                f"{self._package} and the weights beside it do not fit together ({told}); {again}"
+            ) from error
 
 
 @functools.cache
