@@ -22,7 +22,8 @@ from opt_trt.config.runtime_flags import EMBEDDED, check_embedded
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
 from opt_trt.version import __version__
-from tests._processes import run, run_python, start_python
+from tests._processes import ROOT, run, run_python, start_python
+from tests.unit._models import Model
 
 REQUIRED = {
     ConvertConfig: ["--model_dir", "m"],
@@ -354,3 +355,19 @@ def test_what_a_terminal_cannot_show_is_escaped_and_nothing_is_lost():
     result = run_python("-c", code, environment={"PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["0", r"caf\xe9 \u2019 \udce9 end"]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_command_works_without_standard_streams(closed, tmp_path):
+    model = Model().write(tmp_path / "model")
+    words = f"{sys.executable} convert_checkpoint.py --model_dir {model} --output_dir {tmp_path / 'c'} {closed}"
+    assert run("sh", "-c", words).returncode == 0
+    assert (tmp_path / "c" / "config.json").is_file()
+
+
+def test_a_deleted_current_directory_is_named(tmp_path):
+    words = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} -P {ROOT / 'build.py'} --checkpoint_dir c"
+    result = run("sh", "-c", words, environment={"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 2
+    said = "error: the current directory has been deleted; change to another one, and run the command again\n"
+    assert result.stderr == said

@@ -63,7 +63,9 @@ def test_a_changed_file_is_named(tmp_path: Path, name: str, damage: object) -> N
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     write_engine(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=f"expected {tmp_path / name}, found (no such file|nothing there); build it again here"):
+    with pytest.raises(
+        UserError, match=f"expected {tmp_path / name}, found (no such file|nothing there); build it again here"
+    ):
         check_rank(tmp_path, read_engine_config(tmp_path), 0)
 
 
