@@ -68,15 +68,15 @@ def _job(checkpoint: Checkpoint, config: BuildConfig, plan: EnginePlan, out: Pat
 
 
 def _describe(checkpoint: Checkpoint, plan: EnginePlan, named: str) -> EngineConfig:
-    """Return the engine's `config.json`; `capabilities` are the GPUs that it runs on."""
+    """Return the engine's `config.json`; `capabilities` are the GPUs that it runs on, such as `8.9 12.0`."""
     gpu = visible_gpu()
-    sms = plan.target_sms or ((gpu.capability.replace(".", ""),) if gpu else ())
+    capabilities = [f"{sm // 10}.{sm % 10}" for sm in plan.target_sms] or ([gpu.capability] if gpu else [])
     library, _, release = named.partition(" ")
     return EngineConfig(
         pretrained_config=plan.model,
         build_config=plan.limits,
         backend="tensorrt",
-        device={"type": "cuda", "library": library, "version": release, "capabilities": " ".join(map(str, sms))},
+        device={"type": "cuda", "library": library, "version": release, "capabilities": " ".join(capabilities)},
         plugin_library="",
         tactics={},
         checkpoint=fingerprint(checkpoint.directory),
