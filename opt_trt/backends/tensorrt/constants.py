@@ -1,0 +1,115 @@
+"""A checkpoint's tensors as constants of a network: floating, int8 with a scale per channel, int4 with scales of groups."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from opt_trt.backends.tensorrt.library import Library
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.checkpoint.weight_only import integers, quantize_table
+from opt_trt.errors import UserError
+from opt_trt.quant import ALGORITHMS
+from opt_trt.quant.mode import QuantMode
+
+TYPES = {
+    torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16", torch.int8: "INT8", torch.int32: "INT32",
+}  # fmt: skip
+GROUPS = (128, 64, 32, 16)  # numbers of input features that can share a scale of int4, the best first
+
+
+def data_type(library: Library, dtype: torch.dtype) -> Any:
+    """Return the library's name of a dtype."""
+    return getattr(library.DataType, TYPES[dtype])
+
+
+class Constants:
+    """The constants of a network. The builder reads their memory until the build ends: keep this object so long."""
+
+    def __init__(self, library: Library, network: Any) -> None:
+        self._library, self._network = library, network
+        self.kept: dict[str, torch.Tensor] = {}  # by the name of the constant; int4 as bytes
+
+    def add(self, name: str, tensor: torch.Tensor) -> Any:
+        """Add a tensor, which is not copied."""
+        return self._add(name, tensor.shape, tensor.contiguous(), data_type(self._library, tensor.dtype))
+
+    def add_quantized(self, name: str, q: torch.Tensor, scale: torch.Tensor, mode: QuantMode) -> Any:
+        """Add integers `[..., out, in]`, given in int8, with scales `[out]`; they have the scale's type when they are read.
+
+        Scales of int4 are repeated for every group of input features, because the library would write a weight that has
+        one scale per channel to memory, in the wide type, at every step.
+        """
+        scale = torch.where(scale == 0, 1, scale)  # of a channel of zeros; the library does not allow the scale 0
+        if mode.bits == 8:
+            stored, axis = self.add(name, q), q.ndim - 2
+        else:
+            groups = q.shape[-1] // group_size(name, q.shape[-1])
+            stored, axis = self._add(name, q.shape, pack_int4(q), self._library.DataType.INT4), None
+            scale = scale[:, None].expand(*q.shape[:-1], groups)
+        layer = self._network.add_dequantize(
+            stored, self.add(f"{name}.scale", scale), data_type(self._library, scale.dtype)
+        )
+        layer.name = f"{name}.dequantize"
+        if axis is not None:
+            layer.axis = axis
+        return layer.get_output(0)
+
+    def _add(self, name: str, shape: torch.Size, tensor: torch.Tensor, kind: Any) -> Any:
+        self.kept[name] = tensor
+        weights = self._library.Weights(kind, tensor.data_ptr(), math.prod(shape))
+        layer = self._network.add_constant(tuple(shape), weights)
+        layer.name = layer.get_output(0).name = name
+        return layer.get_output(0)
+
+
+class ModelConstants:
+    """The tensors of a rank of a checkpoint as constants, in the model's type when they are read."""
+
+    def __init__(self, constants: Constants, checkpoint: Checkpoint, head_mode: QuantMode | None = None) -> None:
+        self._constants, self._checkpoint, self._head_mode = constants, checkpoint, head_mode
+        self._dtype: torch.dtype = getattr(torch, checkpoint.config.dtype)
+        algorithm = checkpoint.config.quant_algo
+        self._mode = None if algorithm is None else ALGORITHMS[algorithm]
+
+    def table(self, name: str) -> Any:
+        """Add a table `[rows, E]`."""
+        return self._constants.add(name, self._checkpoint.tensor(name))
+
+    def vector(self, name: str, rank: int) -> Any:
+        """Add a vector `[n]` as `[1, ..., n]` with `rank` axes."""
+        return self._constants.add(name, self._checkpoint.tensor(name).view(*[1] * (rank - 1), -1))
+
+    def linear(self, name: str) -> Any:
+        """Add the weight of a layer's product as `[1, out, in]`."""
+        if self._mode is None:
+            return self._constants.add(name, self._checkpoint.tensor(name)[None])
+        q, scale = integers(self._checkpoint, name)
+        return self._constants.add_quantized(name, q[None], scale, self._mode)
+
+    def head(self, name: str, vocabulary: tuple[str, Any]) -> Any:
+        """Add the head's weight `[V, E]`, or return the constant of the vocabulary if it has the same values."""
+        weight, (table_name, table) = self._checkpoint.tensor(name), vocabulary
+        if self._head_mode is not None:
+            q, scale = quantize_table(weight, self._head_mode)
+            return self._constants.add_quantized(name, q, scale.to(self._dtype), self._head_mode)
+        return table if torch.equal(weight, self._checkpoint.tensor(table_name)) else self._constants.add(name, weight)
+
+
+def group_size(name: str, in_features: int) -> int:
+    """Return how many input features of an int4 weight share a scale; `UserError` if no number fits."""
+    for group in GROUPS:
+        if in_features % group == 0:
+            return group
+    raise UserError(
+        f"backend tensorrt: expected int4 weights whose input features are a multiple of {GROUPS[-1]}, found "
+        f"{in_features} in {name}; convert the model with --weight_only_precision int8"
+    )
+
+
+def pack_int4(q: torch.Tensor) -> torch.Tensor:
+    """Pack int4 values, given as int8, into bytes: two's complement, the first of two in the low bits."""
+    low, high = (q & 15).to(torch.uint8).view(-1, 2).unbind(1)
+    return low | high << 4
