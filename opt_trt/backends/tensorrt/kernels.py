@@ -102,7 +102,9 @@ class KernelTable:
         """Return the most kernels that one layer has."""
         starts = [next(self._starts(profile, layer), None) for layer in range(self.num_layers)]
         ends = [*starts[1:], self._end(profile)]
-        return max((end - start for start, end in zip(starts, ends, strict=True) if start is not None and end), default=0)
+        return max(
+            (end - start for start, end in zip(starts, ends, strict=True) if start is not None and end), default=0
+        )
 
     def _starts(self, profile: int, layer: int) -> Iterator[int]:
         """Yield the place of the kernel that computes keys: what the one that appends them reads."""
@@ -147,4 +149,8 @@ def _value(found: re.Match[str]) -> Value:
 
 
 def _numbers(messages: Sequence[str], label: str) -> list[int]:
-    return [int(number) for m in messages if (number := m.removeprefix(label).removesuffix(" bytes")) != m and number.isdigit()]
+    return [
+        int(number)
+        for m in messages
+        if (number := m.removeprefix(label).removesuffix(" bytes")) != m and number.isdigit()
+    ]

@@ -20,6 +20,7 @@ from opt_trt.backends.tensorrt.bindings import (
     WRITE_INDICES,
     EngineShape,
 )
+from opt_trt.backends.tensorrt.engine_shape import engine_shape
 from opt_trt.step import DecoderSpec, StepInputs
 
 
@@ -46,8 +47,9 @@ class SlotSpec(DecoderSpec):
         return self.shape.capacity - 1
 
 
-def slot_spec(config: EngineConfig, shape: EngineShape, device: str) -> SlotSpec:
+def slot_spec(config: EngineConfig, device: str) -> SlotSpec:
     """Describe an engine to a session."""
+    shape = engine_shape(config.pretrained_config, config.build_config)
     plain = engine_spec(config, 2 * config.pretrained_config.num_hidden_layers, device)
     own = {"tokens_per_block": plain.max_seq_len, "draws": True, "shape": shape}
     return SlotSpec(**(vars(plain) | own))
