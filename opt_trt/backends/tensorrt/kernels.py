@@ -7,7 +7,8 @@ The log is no interface. TensorRT-RTX 1.7 prints, with detailed profiling, one m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_trt.backends.tensorrt.bindings import GENERATION, PROMPT, WANTED, cache_names, cache_output
@@ -98,27 +99,20 @@ class KernelTable:
         """Return the number of kernels that write weights in a wider type, at every step."""
         return sum(kernel.widens for kernel in self.of(profile))
 
+    def layers(self, profile: int) -> dict[int, int]:
+        """Return the layer of every kernel of a profile by its place; those before and behind all layers are left out.
+
+        A layer begins with the product that makes its queries, keys and values.
+        """
+        kernels = self.of(profile)
+        starts = [start for layer in range(self.num_layers) for start in _starts(kernels, layer)]
+        ends = [*starts[1:], _end(kernels)]
+        ranges = enumerate(zip(starts, ends, strict=True))
+        return {place: layer for layer, (start, end) in ranges for place in range(start, end)}
+
     def a_layer(self, profile: int) -> int:
         """Return the most kernels that one layer has."""
-        starts = [next(self._starts(profile, layer), None) for layer in range(self.num_layers)]
-        ends = [*starts[1:], self._end(profile)]
-        return max(
-            (end - start for start, end in zip(starts, ends, strict=True) if start is not None and end), default=0
-        )
-
-    def _starts(self, profile: int, layer: int) -> Iterator[int]:
-        """Yield the place of the kernel that computes keys: what the one that appends them reads."""
-        kernels = self.of(profile)
-        for place, kernel in enumerate(kernels):
-            if kernel.appends(layer):
-                read = {value.name for value in kernel.inputs}
-                yield max((i for i in range(place) if read & {v.name for v in kernels[i].outputs}), default=place)
-
-    def _end(self, profile: int) -> int:
-        """Return the place of the first kernel behind the layers: it chooses the tokens whose logits are wanted."""
-        kernels = self.of(profile)
-        wanted = (i for i, kernel in enumerate(kernels) if WANTED in {value.name for value in kernel.inputs})
-        return next(wanted, len(kernels))
+        return max(Counter(self.layers(profile).values()).values(), default=0)
 
 
 def read_kernels(messages: Sequence[str], num_layers: int) -> KernelTable | None:
@@ -137,6 +131,21 @@ def read_kernels(messages: Sequence[str], num_layers: int) -> KernelTable | None
     return KernelTable(num_layers, kernels, tuple(map(_value, BINDING.finditer(io))), activations, weights[0])
 
 
+def _starts(kernels: Sequence[Kernel], layer: int) -> list[int]:
+    """Return the place of the kernel from which the one that appends a layer's keys has them; none if none appends."""
+    for place, kernel in enumerate(kernels):
+        if kernel.appends(layer):
+            read = {value.name for value in kernel.inputs}
+            return [max((i for i in range(place) if read & {v.name for v in kernels[i].outputs}), default=place)]
+    return []
+
+
+def _end(kernels: Sequence[Kernel]) -> int:
+    """Return the place of the first kernel behind the layers: it chooses the tokens whose logits are wanted."""
+    wanted = (place for place, kernel in enumerate(kernels) if WANTED in {value.name for value in kernel.inputs})
+    return next(wanted, len(kernels))
+
+
 def _kernel(row: re.Match[str]) -> Kernel | None:
     profile = PROFILE.search(row["name"])
     parts = (tuple(map(_value, VALUE.finditer(row[part]))) for part in ("inputs", "constants", "outputs"))
@@ -149,8 +158,4 @@ def _value(found: re.Match[str]) -> Value:
 
 
 def _numbers(messages: Sequence[str], label: str) -> list[int]:
-    return [
-        int(number)
-        for m in messages
-        if (number := m.removeprefix(label).removesuffix(" bytes")) != m and number.isdigit()
-    ]
+    return [int(number) for m in messages if (number := m.removeprefix(label).removesuffix(" bytes")) != m and number.isdigit()]
