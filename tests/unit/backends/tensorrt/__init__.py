@@ -1,1 +1,1 @@
-"""Tests of the backend `tensorrt`, without a GPU."""
+"""Unit tests of `opt_trt/backends/tensorrt`."""
