@@ -1,7 +1,7 @@
 """The contract between network and decoder: names, types and shapes of an engine's inputs and outputs.
 
-`B` rows are sequences, `S` their new tokens, `L` the tokens whose logits are wanted; `H` heads of size `D`, `C` the tokens a
-cache has room for, `E` the hidden size, `V` the vocabulary.
+`B` rows are sequences, `S` their new tokens, `L` the tokens whose logits are wanted; `H` heads of size `D`, `C` the
+tokens a cache has room for, `E` the hidden size, `V` the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LOGITS = "logits"  # fp32 or fp16 [L, V]
 HIDDEN = "hidden"  # of the model's type [L, E], behind the last norm (and projection), from which logits are computed
 
 Tensors = Mapping[str, torch.Tensor]
-# A profile, the four inputs above and the caches, all by name → LOGITS and HIDDEN. New keys and values are written into the
-# caches in place. An engine on a GPU and the interpreter of the tests are two of these.
+# A profile, the four inputs above and the caches, all by name → LOGITS and HIDDEN. New keys and values are written into
+# the caches in place. An engine on a GPU and the interpreter of the tests are two of these.
 Run = Callable[[int, Tensors, Tensors], Tensors]
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as constants of a network: floating, int8 with a scale per channel, int4 with scales of groups."""
+"""A checkpoint's tensors as constants of a network: floating, int8 by channel, int4 by group."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Constants:
         return self._add(name, tensor.shape, tensor.contiguous(), data_type(self._library, tensor.dtype))
 
     def add_quantized(self, name: str, q: torch.Tensor, scale: torch.Tensor, mode: QuantMode) -> Any:
-        """Add integers `[..., out, in]`, given in int8, with scales `[out]`; they have the scale's type when they are read.
+        """Add integers `[..., out, in]`, given in int8, with scales `[out]`, whose type they have when they are read.
 
         Scales of int4 are repeated for every group of input features, because the library would write a weight that has
         one scale per channel to memory, in the wide type, at every step.
@@ -52,7 +52,7 @@ class Constants:
         layer = self._network.add_dequantize(
             stored, self.add(f"{name}.scale", scale), data_type(self._library, scale.dtype)
         )
-        layer.name = f"{name}.dequantize"
+        layer.name = layer.get_output(0).name = f"{name}.wide"
         if axis is not None:
             layer.axis = axis
         return layer.get_output(0)

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 
 from opt_trt.backends.tensorrt.bindings import (
-    GENERATION, INPUT_IDS, POSITION_IDS, PROMPT, WANTED, WRITE_INDICES, EngineShape, cache_names,
+    GENERATION,
+    INPUT_IDS,
+    POSITION_IDS,
+    PROMPT,
+    WANTED,
+    WRITE_INDICES,
+    EngineShape,
+    cache_names,
 )  # fmt: skip
 from opt_trt.backends.tensorrt.constants import data_type
 from opt_trt.backends.tensorrt.library import Library
@@ -40,7 +47,7 @@ def profile_ranges(shape: EngineShape) -> dict[int, dict[str, Range]]:
 
 
 def add_inputs(library: Library, network: Any, table: dict[str, tuple[torch.dtype, Dimensions]]) -> dict[str, Any]:
-    """Add the inputs of the table. Without the names of dimensions the compiler would copy every cache at every step."""
+    """Add the inputs of a table. Without names of dimensions the compiler would copy every cache at every step."""
     inputs = {}
     for name, (dtype, dimensions) in table.items():
         lengths = tuple(DYNAMIC if isinstance(length, str) else length for length in dimensions)

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from opt_trt.backends.tensorrt.bindings import (
-    HIDDEN, INPUT_IDS, LOGITS, POSITION_IDS, WANTED, WRITE_INDICES, EngineShape, cache_output, layer_caches,
+    HIDDEN,
+    INPUT_IDS,
+    LOGITS,
+    POSITION_IDS,
+    WANTED,
+    WRITE_INDICES,
+    EngineShape,
+    cache_output,
+    layer_caches,
 )  # fmt: skip
 from opt_trt.backends.tensorrt.constants import Constants, ModelConstants
 from opt_trt.backends.tensorrt.inputs import add_inputs, input_table
@@ -23,7 +31,7 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.model.config import ModelConfig
 from opt_trt.quant.mode import QuantMode
 
-MASKED = {torch.float16: -1e4, torch.bfloat16: -1e30, torch.float32: -1e30}  # the score of a key that must not be seen
+MASKED = {torch.float16: -1e4, torch.bfloat16: -1e30, torch.float32: -1e30}  # the score of an unseen key
 VOCABULARY, POSITIONS, HEAD = (
     "transformer.vocab_embedding.weight", "transformer.position_embedding.weight", "lm_head.weight"
 )  # fmt: skip
@@ -59,7 +67,7 @@ class _Shared:
 
     seen: Any  # bool [B, 1, S, C]: whether a token sees a key
     masked: Any  # the score of other keys
-    query_scale: Any
+    query_scale: Any  # in fp32: a rounded one would change all scores alike
     parts: tuple[Any, ...]  # the places of queries, keys and values in their common product
 
 
@@ -97,7 +105,7 @@ class _Decoder:
         return _Shared(
             seen=ops.less("seen", keys, limit),
             masked=ops.constant("masked", torch.full((1, 1, 1, 1), masked, dtype=self._dtype)),
-            query_scale=ops.constant("query_scale", torch.full((1, 1, 1, 1), scale, dtype=self._dtype)),
+            query_scale=ops.constant("query_scale", torch.full((1, 1, 1, 1), scale)),
             parts=tuple(ops.constant(f"part_{n}", torch.tensor([n], dtype=torch.int32)) for n in range(3)),
         )
 
@@ -124,10 +132,14 @@ class _Decoder:
             for part, place in zip(("query", "key", "value"), shared.parts, strict=True)
         )
         keys, values = (self._append(name, x) for name, x in zip(layer_caches(layer), (key, value), strict=True))
-        scores = ops.matmul("scores", ops.multiply("query.scaled", query, shared.query_scale), keys)
+        scores = ops.matmul("scores", self._scaled(ops, query, shared.query_scale), keys)
         weights = ops.softmax("weights", ops.select("masked", shared.seen, scores, shared.masked), axis=3)
         context = ops.matmul("context", weights, values, transpose_y=False)
         return ops.reshape("joined", context, (0, 0, heads * head_size), before=HEADS_FIRST)
+
+    def _scaled(self, ops: Primitives, query: Any, scale: Any) -> Any:
+        wide = ops.multiply("query.scaled", ops.cast("query.wide", query, torch.float32), scale)
+        return ops.cast("query.rounded", wide, self._dtype)
 
     def _append(self, cache: str, x: Any) -> Any:
         """Return a cache with new rows, which is also an output of the network."""

@@ -52,7 +52,7 @@ class Primitives:
     def reshape(
         self, name: str, x: Any, shape: Sequence[int], before: Sequence[int] = (), after: Sequence[int] = ()
     ) -> Any:
-        """Return `x`, its axes permuted by `before`, in another shape (0: an axis keeps its length), permuted by `after`."""
+        """Permute axes by `before`, take another shape (0: an axis keeps its length), permute axes by `after`."""
         layer = self._network.add_shuffle(x)
         layer.reshape_dims = tuple(shape)
         if before:
