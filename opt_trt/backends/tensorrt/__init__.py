@@ -36,5 +36,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:
-    """Open a session on an engine that this backend built."""
-    raise NotImplementedError
+    """Open a session on an engine that this backend built; see `open_session.open_session`."""
+    from opt_trt.backends.tensorrt.open_session import open_session  # building needs none of it
+
+    return open_session(opening, ranks)
