@@ -16,6 +16,7 @@ from opt_trt.backends.tensorrt.bindings import Tensors
 from opt_trt.backends.tensorrt.inputs import Dimensions, Range
 
 WIDE = torch.float32
+AllReduce = Callable[[torch.Tensor], torch.Tensor]  # a rank's tensor → the sum of those of all ranks
 CLASSES = {
     "MATRIX_MULTIPLY": "IMatrixMultiplyLayer", "KV_CACHE_UPDATE": "IKVCacheUpdateLayer", "SOFTMAX": "ISoftMaxLayer",
     "ELEMENTWISE": "IElementWiseLayer", "DIST_COLLECTIVE": "IDistCollectiveLayer",
@@ -166,7 +167,7 @@ class Interpreter:
         constants: Mapping[str, torch.Tensor],
         table: Mapping[str, tuple[torch.dtype, Dimensions]],
         profiles: Mapping[int, Mapping[str, Range]],
-        all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        all_reduce: AllReduce | None = None,
     ) -> None:
         """Read a network; `constants` have the values that it does not give back: those of bf16 and int4.
 

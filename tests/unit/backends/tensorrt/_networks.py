@@ -31,7 +31,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.model.config import ModelConfig
 from opt_trt.quant import MODES
-from tests.unit.backends.tensorrt._interpreter import Interpreter
+from tests.unit.backends.tensorrt._interpreter import AllReduce, Interpreter
 
 needs_library = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 SIZES: dict[str, Any] = {
@@ -78,7 +78,7 @@ def interpreted(
     checkpoint: Checkpoint,
     shape: EngineShape = SHAPE,
     edit: Callable[[Any], None] = lambda network: None,
-    all_reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    all_reduce: AllReduce | None = None,
     **options: Any,
 ) -> Interpreter:
     """Return the `Run` of a checkpoint's network after an edit."""

@@ -10,10 +10,11 @@ from threading import Barrier
 import pytest
 import torch
 
-from opt_trt.backends.tensorrt.bindings import HIDDEN, LOGITS, Tensors
+from opt_trt.backends.tensorrt.bindings import HIDDEN, LOGITS, Run, Tensors
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.errors import UserError
 from opt_trt.quant import MODES
+from tests.unit.backends.tensorrt._interpreter import AllReduce
 from tests.unit.backends.tensorrt._networks import (
     POST_NORM,
     PROJECTED,
@@ -29,8 +30,8 @@ from tests.unit.backends.tensorrt._networks import (
 pytestmark = needs_library
 
 KINDS = {"pre-norm": {}, "post-norm": POST_NORM, "projected": PROJECTED}
-# Logits have a standard deviation of about 0.5. In fp32 sums are in another order; in fp16 and bf16 some 30 tensors on the
-# way to the logits are rounded, to 11 and 8 bits. Found: 5e-7, 1.4e-3, 1.2e-2.
+# Logits have a standard deviation of about 0.5. In fp32 sums are in another order; in fp16 and bf16 some 30 tensors on
+# the way to the logits are rounded, to 11 and 8 bits. Found: 5e-7, 1.4e-3, 1.2e-2.
 TOLERANCE = {"float32": 5e-6, "float16": 5e-3, "bfloat16": 4e-2}
 
 
@@ -53,7 +54,7 @@ def _sizes(hidden: int, heads: int, ffn: int, **others: object) -> dict[str, obj
     return {"hidden_size": hidden, "word_embed_proj_dim": hidden, "num_attention_heads": heads, "ffn_dim": ffn} | others
 
 
-# Heads of 12, 20, 80 and 128; one head; odd vocabularies and feed-forward sizes; groups of 16 to 128; the other activation.
+# Heads of 12, 20, 80 and 128; one head; odd vocabularies and feed-forward sizes; groups of 16 to 128; gelu.
 SHAPES = {
     "one head": (_sizes(16, 1, 16, vocab_size=3), "int4"),
     "heads of 12": (_sizes(36, 3, 50, vocab_size=37), "int8"),
@@ -113,9 +114,7 @@ def test_the_hidden_output_is_what_the_head_multiplies(models, tmp_path, kind):
 class TwoRanks:
     """`Run` of two ranks in two threads, each with half of the heads; sums and logits are exchanged."""
 
-    def __init__(
-        self, open_rank: Callable[[int, Callable[[torch.Tensor], torch.Tensor]], Callable[..., Tensors]]
-    ) -> None:
+    def __init__(self, open_rank: Callable[[int, AllReduce], Run]) -> None:
         self._barrier, self._parts = Barrier(2), [torch.empty(0)] * 2
         self._ranks = [open_rank(rank, lambda x, rank=rank: self._total(rank, x)) for rank in range(2)]
 
