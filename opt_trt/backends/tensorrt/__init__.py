@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opt_trt.backends.tensorrt import library
+from opt_trt.backends.tensorrt import library, open_session
 from opt_trt.backends.tensorrt.library import missing
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
@@ -37,4 +37,4 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 def open(opening: Opening, ranks: Ranks) -> Session:
     """Open a session on an engine that this backend built."""
-    raise NotImplementedError
+    return open_session.open_session(opening, ranks)

@@ -13,9 +13,9 @@ import torch
 from transformers import OPTForCausalLM
 
 from opt_trt.backends.engine import EngineConfig, Limits
-from opt_trt.backends.tensorrt import engine_file, open_session
+from opt_trt.backends.tensorrt import deserialize, open_session
 from opt_trt.backends.tensorrt.bindings import GENERATION, PROMPT, WANTED
-from opt_trt.backends.tensorrt.engine_file import PROBLEMS, LastError
+from opt_trt.backends.tensorrt.deserialize import PROBLEMS, LastError
 from opt_trt.backends.tensorrt.engine_shape import engine_shape
 from opt_trt.backends.tensorrt.open_session import Machine, open_slots
 from opt_trt.config.runtime_flags import RuntimeOptions
@@ -304,4 +304,4 @@ def test_the_library_itself_calls_a_damaged_engine_damaged(tmp_path) -> None:
     (tmp_path / "rank0.engine").write_bytes(b"no engine" * 1000)
     said = LastError()
     with pytest.raises(UserError, match=r"rank0\.engine is damaged or no engine; .*\(MALFORMED_ENGINE\)$"):
-        engine_file.deserialize(library, engine_file.create_runtime(library, said), said, tmp_path / "rank0.engine")
+        deserialize.deserialize(library, deserialize.create_runtime(library, said), said, tmp_path / "rank0.engine")
