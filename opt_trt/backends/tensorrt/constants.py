@@ -99,14 +99,17 @@ class ModelConstants:
 
 
 def group_size(name: str, in_features: int) -> int:
-    """Return how many input features of an int4 weight share a scale; `UserError` if no number fits."""
-    for group in GROUPS:
-        if in_features % group == 0:
-            return group
-    raise UserError(
-        f"backend tensorrt: expected int4 weights whose input features are a multiple of {GROUPS[-1]}, found "
-        f"{in_features} in {name}; convert the model with --weight_only_precision int8"
-    )
+    """Return how many input features of an int4 weight share a scale; `UserError` if no number fits.
+
+    There are at least two groups where that is possible: a single one would be a scale per channel again.
+    """
+    fitting = [group for group in GROUPS if in_features % group == 0]
+    if not fitting:
+        raise UserError(
+            f"backend tensorrt: expected int4 weights whose input features are a multiple of {GROUPS[-1]}, found "
+            f"{in_features} in {name}; convert the model with --weight_only_precision int8"
+        )
+    return next((group for group in fitting if group < in_features), fitting[0])
 
 
 def pack_int4(q: torch.Tensor) -> torch.Tensor:

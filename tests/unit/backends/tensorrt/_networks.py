@@ -136,9 +136,9 @@ class Steps:
 
 
 def worst_error(run: Run, config: ModelConfig, model: OPTForCausalLM, shape: EngineShape = SHAPE) -> float:
-    """Return the largest difference of logits to transformers': a prompt in two chunks, another one, generation of both.
+    """Return the largest difference of logits to transformers'; NaN counts as infinite.
 
-    The sequences lie in slots 3 and 1 of 4. NaN counts as infinite.
+    Steps are a prompt in two chunks, another prompt, then generation of both, in slots 3 and 1 of 4.
     """
     generator = torch.Generator().manual_seed(5)
     first, second = (torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in (30, 18))
