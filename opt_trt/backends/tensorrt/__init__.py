@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opt_trt.backends.tensorrt import library, open_session
+from opt_trt.backends.tensorrt import library
 from opt_trt.backends.tensorrt.library import missing
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
@@ -36,5 +36,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:
-    """Open a session on an engine that this backend built."""
-    return open_session.open_session(opening, ranks)
+    """Open a session on an engine that this backend built; see `open_session.open_session`."""
+    from opt_trt.backends.tensorrt.open_session import open_session  # building needs none of it
+
+    return open_session(opening, ranks)

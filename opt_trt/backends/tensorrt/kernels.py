@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opt_trt.backends.tensorrt.bindings import GENERATION, PROMPT, WANTED, cache_names, cache_output
+from opt_trt.backends.tensorrt.bindings import (
+    GENERATION, INPUT_IDS, POSITION_IDS, PROMPT, WANTED, WRITE_INDICES, cache_names, cache_output,
+)  # fmt: skip
 
 LAYERS_MESSAGE = "Layers:"
 ROW = re.compile(
@@ -24,8 +26,9 @@ BINDING = re.compile(
 )
 PROFILE = re.compile(r"_myl(\d+)(_\d+)?$")  # the end of a kernel's name: its profile, and its place there
 OF_PROFILE = re.compile(r" \[profile \d+\]")  # the mark that names of tensors carry in every profile but the first
-ON_HOST = "shape_call"  # computes sizes, on the CPU
+NO_KERNELS = ("shape_call", "signal", "wait")  # what computes sizes on the CPU, and what orders streams
 ATTENTION = "_mha"  # part of the names of fused attention kernels
+STEP_INPUTS = frozenset((INPUT_IDS, POSITION_IDS, WRITE_INDICES))
 NARROW = ("Int8", "Int4")
 ACTIVATIONS, WEIGHTS = "Total Activation Memory: ", "Total Weights Memory: "  # … bytes; the first once a profile
 
@@ -59,6 +62,10 @@ class Kernel:
         """True if it writes whole weights in a wider type: nothing that it writes depends on the tokens."""
         narrow = any(value.dtype in NARROW and len(value.shape) > 1 for value in self.constants)
         return narrow and all(-1 not in value.shape for value in self.outputs)
+
+    def reads_only(self, names: frozenset[str]) -> bool:
+        """Return True if it reads some of these tensors, and constants, and nothing else."""
+        return bool(self.inputs) and {value.name for value in self.inputs} <= names
 
     def appends(self, layer: int) -> bool:
         """Return True if it writes new keys into the cache of a layer."""
@@ -100,15 +107,17 @@ class KernelTable:
         return sum(kernel.widens for kernel in self.of(profile))
 
     def layers(self, profile: int) -> dict[int, int]:
-        """Return the layer of every kernel of a profile by its place; those before and behind all layers are left out.
+        """Return the layer of every kernel of a profile by its place.
 
-        A layer begins with the product that makes its queries, keys and values.
+        A layer begins with the product that makes its queries, keys and values. Kernels before and behind all layers
+        are left out, and those between them that read inputs alone: they run once for all layers.
         """
         kernels = self.of(profile)
         starts = [start for layer in range(self.num_layers) for start in _starts(kernels, layer)]
         ends = [*starts[1:], _end(kernels)]
         ranges = enumerate(zip(starts, ends, strict=True))
-        return {place: layer for layer, (start, end) in ranges for place in range(start, end)}
+        shared = {place for place, kernel in enumerate(kernels) if kernel.reads_only(STEP_INPUTS)}
+        return {place: layer for layer, (start, end) in ranges for place in range(start, end) if place not in shared}
 
     def a_layer(self, profile: int) -> int:
         """Return the most kernels that one layer has."""
@@ -124,7 +133,7 @@ def read_kernels(messages: Sequence[str], num_layers: int) -> KernelTable | None
     weights = _numbers(messages, WEIGHTS)
     if not lines or not all(rows) or not weights:
         return None
-    kernels = tuple(kernel for row in rows if row and row["kind"] != ON_HOST and (kernel := _kernel(row)))
+    kernels = tuple(kernel for row in rows if row and row["kind"] not in NO_KERNELS and (kernel := _kernel(row)))
     activations = tuple(_numbers(messages, ACTIVATIONS))
     if {kernel.profile for kernel in kernels} != {PROMPT, GENERATION} or len(activations) != 2:
         return None
