@@ -104,7 +104,10 @@ class DecoderSpec:
 class Decoder(Protocol):
     """A forward pass that is ready to run; it owns weights and programs, but not the KV cache."""
 
-    spec: DecoderSpec
+    @property
+    def spec(self) -> DecoderSpec:
+        """The facts that a session needs."""
+        ...
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """Append the step's keys and values to `kv_cache` (one tensor per layer) and return the requested outputs."""
