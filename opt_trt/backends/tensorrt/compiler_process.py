@@ -23,7 +23,7 @@ from opt_trt.host.progress import Bar
 COMMAND = (sys.executable, "-P", "-m", "opt_trt.backends.tensorrt.compile")
 TICK_SECONDS = 0.1
 # glibc gives memory of this size back to the system when it is freed; else a fifth of the peak is memory of the past.
-FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 PIPE_BYTES = 1 << 16
 SHOWN = ("ERROR", "INTERNAL_ERROR", "WARNING")
 
