@@ -45,7 +45,7 @@ class ReferenceDecoder:
 
     def __init__(self, model_dir: Path, work: Path, max_batch_size: int = 16) -> None:
         convert(ConvertConfig(model_dir=str(model_dir), output_dir=str(work), dtype="float32", log_level="warning"))
-        self.config = config = read_config(work)
+        config = read_config(work)
         tensors = load_file(work / "rank0.safetensors")
         ops = ReferenceOps()
         self._embedding, self._layer, self._head = Embedding(config, ops), Layer(config, ops), Head(config, ops)

@@ -18,7 +18,7 @@ from opt_trt.backends.tensorrt.bindings import (
     Tensors,
     cache_output,
 )
-from opt_trt.backends.tensorrt.engine_file import LastError
+from opt_trt.backends.tensorrt.deserialize import LastError
 from opt_trt.backends.tensorrt.library import Library, version
 from opt_trt.backends.tensorrt.runtime_cache import RuntimeCache
 from opt_trt.config.runtime_flags import RuntimeOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends.engine import EngineConfig, read_engine_config
-from opt_trt.backends.tensorrt.engine_file import LastError, create_runtime, deserialize
+from opt_trt.backends.tensorrt.deserialize import LastError, create_runtime, deserialize
 from opt_trt.backends.tensorrt.execution import EngineRun, Turn, create_contexts, gpu_turn, set_weight_budget
 from opt_trt.backends.tensorrt.library import Library, load_library, version
 from opt_trt.backends.tensorrt.runtime_cache import runtime_cache

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 
 from opt_trt.backends.tensorrt.bindings import (
-    GENERATION,
     HIDDEN,
     INPUT_IDS,
     LOGITS,
-    PROMPT,
     WANTED,
     EngineShape,
     Run,
@@ -30,6 +28,7 @@ from opt_trt.backends.tensorrt.inputs import input_table, profile_ranges
 from opt_trt.model.config import ModelConfig
 
 CONTENT = b"an engine of the stand-in"
+STREAM = 7  # the stream that every run must be given
 NAMES = {torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16"}
 VALIDITY = Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
 BITS = IntEnum(
@@ -194,8 +193,3 @@ class Context:
         count = torch.Size(shape).numel() * dtype.itemsize
         memory = (ctypes.c_byte * count).from_address(self._addresses[name])
         return torch.frombuffer(memory, dtype=dtype).view(shape)
-
-
-STREAM = 7  # the stream that every run must be given
-
-__all__ = ["BITS", "CONTENT", "GENERATION", "PROMPT", "STREAM", "VALIDITY", "StandIn"]
