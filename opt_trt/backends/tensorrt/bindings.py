@@ -6,7 +6,6 @@ tokens a cache has room for, `E` the hidden size, `V` the vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,8 +19,6 @@ WRITE_INDICES = "write_indices"  # int32 [B], the row of the cache that takes a 
 WANTED = "wanted"  # int32 [L], indices into the B * S new tokens
 LOGITS = "logits"  # fp32 or fp16 [L, V]
 HIDDEN = "hidden"  # of the model's type [L, E], behind the last norm (and projection), from which logits are computed
-
-ALIGNMENT = 256  # bytes; the library refuses other addresses
 
 Tensors = Mapping[str, torch.Tensor]
 # A profile, the four inputs above and the caches, all by name → LOGITS and HIDDEN. New keys and values are written into
@@ -42,16 +39,6 @@ def layer_caches(layer: int) -> tuple[str, str]:
 def cache_output(name: str) -> str:
     """Return the output that is the cache `name` after the step; it lies at the same address."""
     return f"{name}_out"
-
-
-def cache_capacity(max_seq_len: int, token_bytes: int) -> int:
-    """Return C for sequences of up to `max_seq_len` tokens and one row for idle writes.
-
-    `token_bytes` is what the keys of a token take in a layer, H * D values. Caches of each slot begin at addresses that
-    are multiples of `ALIGNMENT`, so C is rounded up.
-    """
-    step = ALIGNMENT // math.gcd(ALIGNMENT, token_bytes)
-    return (max_seq_len + step) // step * step
 
 
 @dataclass(frozen=True)

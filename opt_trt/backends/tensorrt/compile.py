@@ -77,7 +77,8 @@ def compile_rank(job: Job, send: Send) -> None:
     network = create_network(library, builder)
     checkpoint, shape = Checkpoint(job.checkpoint_dir, job.rank), EngineShape(**job.shape)
     mode = MODES[job.lm_head_precision] if job.lm_head_precision else None
-    constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode)
+    directory = Path(job.plan).parent
+    constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode, directory)
     if job.lists_network:
         send(network=[_describe(network.get_layer(number)) for number in range(network.num_layers)])
     config = builder.create_builder_config()

@@ -22,6 +22,8 @@ from opt_trt.host.progress import Bar
 
 COMMAND = (sys.executable, "-P", "-m", "opt_trt.backends.tensorrt.compile")
 TICK_SECONDS = 0.1
+# glibc gives memory of this size back to the system when it is freed; else a fifth of the peak is memory of the past.
+FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
 PIPE_BYTES = 1 << 16
 SHOWN = ("ERROR", "INTERNAL_ERROR", "WARNING")
 
@@ -93,7 +95,7 @@ def _started(words: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     It is in a session of its own, so that a terminal's Ctrl-C reaches this process alone.
     """
     root = str(Path(__file__).parents[3])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    environment = FREED | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     with deferred_interrupts():
         process = subprocess.Popen(
             (*COMMAND, str(os.getpid())), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,

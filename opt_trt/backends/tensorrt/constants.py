@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +24,23 @@ TYPES = {
 GROUPS = (128, 64, 32, 16)  # numbers of input features that can share a scale of int4, the best first
 
 
+IN_MEMORY = 1 << 20  # bytes: larger arrays that are not in the checkpoint go to a file
+
+
 def data_type(library: Library, dtype: torch.dtype) -> Any:
     """Return the library's name of a dtype."""
     return getattr(library.DataType, TYPES[dtype])
 
 
 class Constants:
-    """The constants of a network. The builder reads their memory until the build ends: keep this object so long."""
+    """The constants of a network. The builder reads their memory until the build ends: keep this object so long.
 
-    def __init__(self, library: Library, network: Any) -> None:
-        self._library, self._network = library, network
+    Arrays that the checkpoint does not hold lie in files without a name in `directory` (None: that of temporary files),
+    which the system may write out instead of keeping them in memory. `OSError` if the disk is full.
+    """
+
+    def __init__(self, library: Library, network: Any, directory: Path | None = None) -> None:
+        self._library, self._network, self._directory = library, network, directory
         self.kept: dict[str, torch.Tensor] = {}  # by the name of the constant; int4 as bytes
 
     def add(self, name: str, tensor: torch.Tensor) -> Any:
@@ -44,10 +55,10 @@ class Constants:
         """
         scale = torch.where(scale == 0, 1, scale)  # of a channel of zeros; the library does not allow the scale 0
         if mode.bits == 8:
-            stored, axis = self.add(name, q), q.ndim - 2
+            stored, axis = self.add(name, self._mapped(q)), q.ndim - 2
         else:
             groups = q.shape[-1] // group_size(name, q.shape[-1])
-            stored, axis = self._add(name, q.shape, pack_int4(q), self._library.DataType.INT4), None
+            stored, axis = self._add(name, q.shape, self._mapped(pack_int4(q)), self._library.DataType.INT4), None
             scale = scale[:, None].expand(*q.shape[:-1], groups)
         layer = self._network.add_dequantize(
             stored, self.add(f"{name}.scale", scale), data_type(self._library, scale.dtype)
@@ -56,6 +67,15 @@ class Constants:
         if axis is not None:
             layer.axis = axis
         return layer.get_output(0)
+
+    def _mapped(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor's copy in a file, which goes when the copy goes; a small tensor is returned as it is."""
+        if tensor.nbytes < IN_MEMORY:
+            return tensor
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            os.posix_fallocate(file.fileno(), 0, tensor.nbytes)  # or a full disk would end the process at a write
+            memory = mmap.mmap(file.fileno(), tensor.nbytes)
+        return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
     def _add(self, name: str, shape: torch.Size, tensor: torch.Tensor, kind: Any) -> Any:
         self.kept[name] = tensor

@@ -69,7 +69,9 @@ def kernel_lines(table: KernelTable | None, is_detailed: bool) -> list[str]:
     """Return the lines about an engine's kernels: a line a phase, what is not as wished, and if detailed every kernel."""
     if table is None:
         return [UNREADABLE]
-    head = f"{'phase':<12}{'kernels':>8}{'a layer':>9}{'attention fused':>17}{'caches copied':>15}{'weights widened':>17}"
+    head = (
+        f"{'phase':<12}{'kernels':>8}{'a layer':>9}{'attention fused':>17}{'caches copied':>15}{'weights widened':>17}"
+    )
     lines = [f"{head}{'activations':>15}"]
     for profile, phase in PHASES.items():
         fused = f"{table.fused(profile)} of {table.num_layers}"

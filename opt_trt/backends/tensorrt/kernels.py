@@ -167,4 +167,8 @@ def _value(found: re.Match[str]) -> Value:
 
 
 def _numbers(messages: Sequence[str], label: str) -> list[int]:
-    return [int(number) for m in messages if (number := m.removeprefix(label).removesuffix(" bytes")) != m and number.isdigit()]
+    return [
+        int(number)
+        for m in messages
+        if (number := m.removeprefix(label).removesuffix(" bytes")) != m and number.isdigit()
+    ]

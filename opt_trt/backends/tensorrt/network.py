@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,12 +46,14 @@ def add_decoder(
     shape: EngineShape,
     logits_dtype: str = "float32",
     head_mode: QuantMode | None = None,
+    directory: Path | None = None,
 ) -> Constants:
     """Add a rank's decoder to an empty network. Its constants must live until the network is built.
 
-    `head_mode` quantizes the head; without it the head is as the checkpoint has it.
+    `head_mode` quantizes the head; without it the head is as the checkpoint has it. `directory` is where constants that
+    the checkpoint does not hold lie; they have no names there.
     """
-    constants = Constants(library, network)
+    constants = Constants(library, network, directory)
     model = ModelConstants(constants, checkpoint, head_mode)
     inputs = add_inputs(library, network, input_table(checkpoint.config, shape))
     decoder = _Decoder(checkpoint.config, model, Primitives(library, network, constants), inputs)

@@ -16,9 +16,10 @@ from opt_trt.backends.tensorrt.bindings import Tensors
 from opt_trt.backends.tensorrt.inputs import Dimensions, Range
 
 WIDE = torch.float32
+AllReduce = Callable[[torch.Tensor], torch.Tensor]  # a rank's tensor → the sum of those of all ranks
 CLASSES = {
     "MATRIX_MULTIPLY": "IMatrixMultiplyLayer", "KV_CACHE_UPDATE": "IKVCacheUpdateLayer", "SOFTMAX": "ISoftMaxLayer",
-    "ELEMENTWISE": "IElementWiseLayer",
+    "ELEMENTWISE": "IElementWiseLayer", "DIST_COLLECTIVE": "IDistCollectiveLayer",
 }  # fmt: skip
 TORCH = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8, "INT4": torch.int8,
@@ -166,9 +167,15 @@ class Interpreter:
         constants: Mapping[str, torch.Tensor],
         table: Mapping[str, tuple[torch.dtype, Dimensions]],
         profiles: Mapping[int, Mapping[str, Range]],
+        all_reduce: AllReduce | None = None,
     ) -> None:
-        """Read a network; `constants` have the values that it does not give back: those of bf16 and int4."""
+        """Read a network; `constants` have the values that it does not give back: those of bf16 and int4.
+
+        `all_reduce` adds up a tensor over ranks.
+        """
+        self._functions = FUNCTIONS | {"DIST_COLLECTIVE": lambda layer, x: all_reduce(x)}
         self._network, self._table, self._profiles = network, table, profiles
+        self._constants = constants  # the network computes shapes from the memory of its constants
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         _check_inputs(inputs, table)
         self._outputs = [network.get_output(i).name for i in range(network.num_outputs)]
@@ -178,7 +185,7 @@ class Interpreter:
             if node.kind == "CONSTANT":
                 self._fixed[node.output] = _checked(node, _constant(node, constants))
             elif self._fixed.keys() >= set(node.inputs):
-                self._fixed[node.output] = _compute(node, self._fixed)
+                self._fixed[node.output] = self._compute(node, self._fixed)
             else:
                 self._nodes.append(node)
 
@@ -188,8 +195,11 @@ class Interpreter:
         _check_feeds(given, self._table, self._profiles[profile])
         values = {**self._fixed, **given}
         for node in self._nodes:
-            values[node.output] = _compute(node, values)
+            values[node.output] = self._compute(node, values)
         return {name: values[name] for name in self._outputs if name.removesuffix("_out") not in caches}
+
+    def _compute(self, node: _Node, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return _checked(node, self._functions[node.kind](node.layer, *[values[name] for name in node.inputs]))
 
 
 def _check_inputs(inputs: Sequence[Any], table: Mapping[str, tuple[torch.dtype, Dimensions]]) -> None:
@@ -215,10 +225,6 @@ def _check_feeds(
             else:
                 assert found.setdefault(wanted, length) == length, (name, wanted, found[wanted], length)
                 assert ranges[wanted][0] <= length <= ranges[wanted][2], (name, wanted, length, ranges[wanted])
-
-
-def _compute(node: _Node, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return _checked(node, FUNCTIONS[node.kind](node.layer, *[values[name] for name in node.inputs]))
 
 
 def _checked(node: _Node, result: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.model.config import ModelConfig
 from opt_trt.quant import MODES
-from tests.unit.backends.tensorrt._interpreter import Interpreter
+from tests.unit.backends.tensorrt._interpreter import AllReduce, Interpreter
 
 needs_library = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 SIZES: dict[str, Any] = {
@@ -44,12 +44,15 @@ PAD = 1
 SHAPE = EngineShape(slots=4, capacity=48, most_tokens=32, usual_tokens=8)
 
 
-def save_model(directory: Path, std: float = 0.25, **sizes: Any) -> Path:
-    """Write a random OPT with sharp attention and logits of a standard deviation of about 1."""
+def save_model(
+    directory: Path, std: float = 0.25, weights: Mapping[str, torch.Tensor] | None = None, **sizes: Any
+) -> Path:
+    """Write a random OPT with some given weights; `std` is large enough for attention to differ from a mean."""
     torch.manual_seed(3)
     model = OPTForCausalLM(OPTConfig(**(SIZES | sizes)))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
+    model.load_state_dict(weights or {}, strict=False)
     model.save_pretrained(directory)
     return directory
 
@@ -75,23 +78,29 @@ def interpreted(
     checkpoint: Checkpoint,
     shape: EngineShape = SHAPE,
     edit: Callable[[Any], None] = lambda network: None,
+    all_reduce: AllReduce | None = None,
     **options: Any,
 ) -> Interpreter:
     """Return the `Run` of a checkpoint's network after an edit."""
     network, constants = make_network(checkpoint, shape, **options)
     edit(network)
     table = input_table(checkpoint.config, shape)
-    return Interpreter(load_library(), network, constants.kept, table, profile_ranges(shape))
+    return Interpreter(load_library(), network, constants.kept, table, profile_ranges(shape), all_reduce)
 
 
-def reference_model(model_dir: Path, dtype: str, mode: str | None = None) -> OPTForCausalLM:
-    """Return transformers' model in fp32, its weights rounded, and the linears of layers quantized, as by `convert`."""
+def reference_model(
+    model_dir: Path, dtype: str, mode: str | None = None, head_mode: str | None = None
+) -> OPTForCausalLM:
+    """Return transformers' model in fp32 with rounded weights; linears of layers and the head may be quantized."""
     model, kind = OPTForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval(), getattr(torch, dtype)
     for name, parameter in model.named_parameters():
         value = parameter.data.to(kind)
         if mode is not None and ".layers." in name and value.ndim == 2:
             value = MODES[mode].dequantize(*MODES[mode].quantize(value)).to(kind)
         parameter.data = value.float()
+    if head_mode is not None:
+        head = MODES[head_mode].dequantize(*MODES[head_mode].quantize(model.lm_head.weight.data))
+        model.lm_head.weight = torch.nn.Parameter(head)
     return model
 
 
