@@ -49,8 +49,8 @@ $(VENV)/demo.ready: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/test.ready: requirements-dev.txt $(VENV)/demo.ready
-	$(PY) -m pip install --quiet -r requirements-dev.txt
+$(VENV)/test.ready: requirements-dev.txt requirements-tensorrt.txt $(VENV)/demo.ready
+	$(PY) -m pip install --quiet -r requirements-dev.txt -r requirements-tensorrt.txt
 	@touch $@
 
 setup: $(VENV)/test.ready
