@@ -127,7 +127,12 @@ def _shared() -> str:
     for title, _ in TOPICS:
         chosen = [row for row in rows if topics.get(row.field.name) == title]
         parts += [f"### {title}\n", flag_table(chosen)]
-    parts += [paragraph("What our own engines, on a CPU or with CUDA, and those of the backend `tensorrt` answer to these flags:"), _runtime_table(run)]
+    parts += [
+        paragraph(
+            "What our own engines, on a CPU or with CUDA, and those of the backend `tensorrt` answer to these flags:"
+        ),
+        _runtime_table(run),
+    ]
     common = {n: r for n, r in _refusals(run).items() if _refusals(summarize).get(n) is r}
     return "\n".join((*parts, *_refused(common, "run and summarize refuse")))
 

@@ -51,5 +51,9 @@ class TensorRtOptions:
     weight_streaming: bool = flag(False, "keep weights in host memory and stream them", group=GROUP)
     fast_build: bool = flag(False, "build faster, run a little slower", group=GROUP)
     enable_debug_output: bool = flag(False, "keep outputs of all layers", group=GROUP)
-    visualize_network: str | None = flag(None, "directory for a description of the network: ONNX of tensorrt_llm, lists of layers and kernels of tensorrt", group=GROUP)
+    visualize_network: str | None = flag(
+        None,
+        "directory for a description of the network: ONNX of tensorrt_llm, lists of layers and kernels of tensorrt",
+        group=GROUP,
+    )
     monitor_memory: bool = flag(False, "say how much memory the build took", group=GROUP)

@@ -48,7 +48,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     def make(name: str) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name) / "checkpoint"
-            convert(ConvertConfig(model_dir=str(DEMO), output_dir=str(made[name]), log_level="error", **PRECISIONS[name]))
+            convert(
+                ConvertConfig(model_dir=str(DEMO), output_dir=str(made[name]), log_level="error", **PRECISIONS[name])
+            )
         return made[name]
 
     return make
@@ -78,7 +80,8 @@ def logs(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> 
     """Return a function from a name in `BUILDS` to the log of that build. One process makes all of them."""
     directory = tmp_path_factory.mktemp("builds")
     jobs = {
-        name: asdict(job_of(checkpoints(precision), directory / "plan", sms)) for name, (precision, sms) in BUILDS.items()
+        name: asdict(job_of(checkpoints(precision), directory / "plan", sms))
+        for name, (precision, sms) in BUILDS.items()
     }
     (directory / "jobs.json").write_text(json.dumps(jobs))
     done = run_python("-m", "tests.tensorrt._many_builds", directory, timeout=240)

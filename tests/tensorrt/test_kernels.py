@@ -34,7 +34,9 @@ def test_a_generation_step_copies_no_cache(table):
     assert table.copies(GENERATION) == 0
 
 
-@pytest.mark.parametrize("table", [name for name in GOOD if name[:4] in ("int8", "int4") and "75" not in name], indirect=True)
+@pytest.mark.parametrize(
+    "table", [name for name in GOOD if name[:4] in ("int8", "int4") and "75" not in name], indirect=True
+)
 def test_integer_weights_are_read_inside_the_products_of_a_generation_step(table):
     assert table.widened(GENERATION) == 0
     narrow = [k for k in table.of(GENERATION) if any(v.dtype in ("Int8", "Int4") for v in k.constants)]

@@ -39,7 +39,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         print("\n".join(plan_lines(plan, memory, named, config.output_dir)))
         return
     needed = memory.weights + memory.code
-    check_space(out, needed)
+    check_space(Path(config.output_dir), needed)
     with explain_full_disk(out, needed):
         compiled = run_compiler(_job(checkpoint, config, plan, out, is_rtx), config.talks)
         engine = _describe(checkpoint, plan, named)

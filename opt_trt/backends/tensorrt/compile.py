@@ -26,7 +26,11 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.errors import EXIT_USER_ERROR, UserError
 from opt_trt.quant import MODES
 
+LIBC = ctypes.CDLL(None)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LARGE_BLOCK = 1 << 17  # bytes
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+NO_DRIVER = "cudaError 35"  # follows every other error where there is no GPU
 FAST = 1  # the optimization level of --fast_build
 Send = Callable[..., None]
 
@@ -72,6 +76,7 @@ def main() -> None:
 def compile_rank(job: Job, send: Send) -> None:
     """Write the plan of a rank; `UserError` with the library's last error, `OSError` where the file cannot be written."""
     library = load_library()
+    _return_memory_early()
     log = _logger(library, send, job.is_verbose)
     builder = library.Builder(log)
     network = create_network(library, builder)
@@ -96,6 +101,17 @@ def compile_rank(job: Job, send: Send) -> None:
     if job.output_timing_cache:
         Path(job.output_timing_cache).write_bytes(bytes(config.get_timing_cache().serialize()))
     send(done={"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+
+
+def _return_memory_early() -> None:
+    """Let large blocks go back to the system when they are freed: compiling frees much that writing needs again."""
+    LIBC.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+    LIBC.mallopt(M_TRIM_THRESHOLD, LARGE_BLOCK)
+
+
+def later_error(known: str, message: str) -> str:
+    """Return the one of two errors that says why a build failed, as one line; `message` came later."""
+    return known if known and NO_DRIVER in message else " ".join(message.split())
 
 
 def configure(library: Library, config: Any, job: Job) -> None:
@@ -132,7 +148,7 @@ def _logger(library: Library, send: Send, is_verbose: bool) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                self.last_error = " ".join(message.split())
+                self.last_error = later_error(self.last_error, message)
             if is_verbose or severity != library.ILogger.VERBOSE or message.startswith(LAYERS_MESSAGE):
                 send(log=[severity.name, message])
 
@@ -149,6 +165,7 @@ def _writer(library: Library, file: BinaryIO) -> Any:
 
         def write(self, data: bytes) -> int:
             written, view = 0, memoryview(data)
+            LIBC.malloc_trim(0)  # compiling has left free memory; the library now needs other memory to write
             try:
                 while self.error is None and written < len(view):
                     written += file.write(view[written:])
@@ -170,7 +187,7 @@ def _describe(layer: Any) -> str:
 
 def _die_with(parent: int) -> None:
     """Let the kernel kill this process as soon as its parent has ended, whatever ended that."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
         os.kill(os.getpid(), signal.SIGKILL)
 

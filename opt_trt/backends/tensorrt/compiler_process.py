@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from opt_trt.backends.tensorrt.compile import Job
+from opt_trt.backends.tensorrt.compile import Job, later_error
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.progress import Bar
@@ -25,7 +25,7 @@ TICK_SECONDS = 0.1
 # glibc gives memory of this size back to the system when it is freed; else a fifth of the peak is memory of the past.
 FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 PIPE_BYTES = 1 << 16
-SHOWN = ("ERROR", "INTERNAL_ERROR", "WARNING")
+ERRORS = ("ERROR", "INTERNAL_ERROR")
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Compiled:
         if "log" in event:
             severity, text = event["log"]
             self.messages.append(text)
-            if severity in SHOWN[:2]:
-                self.last_error = " ".join(text.split())
+            if severity in ERRORS:
+                self.last_error = later_error(self.last_error, text)
         elif "refused" in event:
             self.problem = UserError(event["refused"])
         elif "failed" in event:

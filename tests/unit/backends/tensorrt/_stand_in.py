@@ -51,6 +51,7 @@ class StandIn:
     validity: Any = VALIDITY.VALID
     bits: int = 0
     streamable: int = 0
+    content: bytes = CONTENT  # of the file of an engine
     fails: str = ""  # what an engine that cannot be opened reports
     contexts: dict[int, Context] = field(default_factory=dict)  # by profile
     engine: Engine | None = None
@@ -78,7 +79,7 @@ class StandIn:
         return runtime
 
     def _open(self, logger: Any, content: bytes) -> Engine | None:
-        if self.fails or content != CONTENT:
+        if self.fails or content != self.content:
             logger.log(self.ILogger.Severity.ERROR, self.fails or "not an engine")
             logger.log(self.ILogger.Severity.WARNING, "said later")
             return None

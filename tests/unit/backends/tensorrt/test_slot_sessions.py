@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import OPTForCausalLM
 
 from opt_trt.backends.tensorrt.slot_decoder import SlotDecoder
 from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.in_flight import generate, stream
-from opt_trt.runtime.request import Request, Result
+from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import DecoderSession
 from tests.unit._beams import assert_equal, transformers_beams
 from tests.unit._contrastive import assert_same_or_tie, contrastive_search
 from tests.unit._reference_decoder import ReferenceDecoder
 from tests.unit.backends.tensorrt._networks import (
-    POST_NORM,
-    PROJECTED,
     make_checkpoint,
     needs_library,
     reference_logits,
     reference_model,
     save_model,
 )
-from tests.unit.backends.tensorrt._slot_sessions import interpreted_decoder, slot_session
+from tests.unit.backends.tensorrt._slot_sessions import (
+    NORMS,
+    TOLERANCE,
+    WHOLE,
+    assert_close,
+    interpreted_decoder,
+    prompts,
+    slot_session,
+)
 
 pytestmark = needs_library
 
-NORMS = {"pre-norm": {}, "post-norm": POST_NORM, "projected": PROJECTED}
-# Logits have a standard deviation of 1. fp32: sums in another order. fp16 and bf16: two layers of rounded tensors.
-TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 1e-1}
 WEIGHTS = (None, "int8", "int4")
 SAMPLED = {
     ("pre-norm", "float32", None), ("projected", "float16", None), ("post-norm", "bfloat16", "int8"),
@@ -46,7 +48,6 @@ GRID = [
     pytest.param(*case, marks=() if case in SAMPLED else pytest.mark.slow)
     for case in product(NORMS, TOLERANCE, WEIGHTS)
 ]
-LENGTHS = (20, 1, 5, 33, 2, 7, 40)
 NEW_TOKENS = 12
 
 
@@ -77,28 +78,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     return make
 
 
-def prompts(lengths: Sequence[int] = LENGTHS) -> list[tuple[int, ...]]:
-    generator = torch.Generator().manual_seed(5)
-    return [tuple(torch.randint(3, 61, (n,), generator=generator).tolist()) for n in lengths]
-
-
-def assert_close(result: Result, oracle: OPTForCausalLM, tolerance: float) -> None:
-    """Compare all logits; a token may differ from the largest logit's if that was no more than a tie."""
-    expected = reference_logits(oracle, result.prompt_ids + result.output_ids)
-    found = torch.cat((result.context_logits, result.generation_logits[1:]))
-    torch.testing.assert_close(found, expected[: len(found)], atol=tolerance, rtol=0)
-    rows = expected[len(result.prompt_ids) - 1 : len(found)]
-    taken = rows.gather(1, torch.tensor(result.output_ids)[:, None])[:, 0]
-    assert (rows.amax(1) - taken).max() <= 2 * tolerance
-
-
 @pytest.mark.parametrize(("norm", "dtype", "weights"), GRID)
 def test_ids_and_logits_equal_those_of_transformers(models, norm, dtype, weights) -> None:
     """Seven ragged prompts on five slots: some wait, slots are reused, chunks of 7 run beside generation."""
     model = models(norm, dtype, weights)
     of = slot_session(model.decoder, scheduling=Scheduling(context_chunk_size=7))
-    whole = {"return_context_logits": True, "return_generation_logits": True}
-    results = generate(of, [Request(prompt, NEW_TOKENS, **whole) for prompt in prompts()])
+    results = generate(of, [Request(prompt, NEW_TOKENS, **WHOLE) for prompt in prompts()])
     for result in results:
         assert_close(result, model.oracle, TOLERANCE[dtype])
     greedy = generate(of, [Request(prompt, NEW_TOKENS) for prompt in prompts()])  # tokens chosen where logits lie
