@@ -150,8 +150,8 @@ def _failure(code: int, said: str, last_error: str) -> Exception:
         )
     if code < 0:
         return UserError(
-            f"the TensorRT builder crashed ({signal.Signals(-code).name}): {words}; {spelled('log_level')} verbose shows "
-            "its log"
+            f"the TensorRT builder crashed ({signal.Signals(-code).name}): {words}; {spelled('log_level')} verbose "
+            "shows its log"
         )
     if "MemoryError" in words or "bad_alloc" in words:
         return UserError(f"the TensorRT builder ran out of memory ({words}); build where more is free")
