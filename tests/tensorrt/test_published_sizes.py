@@ -6,8 +6,8 @@ import time
 from dataclasses import asdict
 
 import pytest
-
 from models import random_model
+
 from opt_trt.backends.tensorrt.bindings import GENERATION
 from opt_trt.backends.tensorrt.compiler_process import run_compiler
 from opt_trt.backends.tensorrt.engine_memory import engine_memory
@@ -20,7 +20,11 @@ from opt_trt.convert.convert import convert
 from tests.tensorrt.conftest import job_of
 
 MOST_SECONDS = {"opt-125m": 30, "opt-350m": 60}
-WEIGHTS = {"float16": {}, "int8": {"use_weight_only": True}, "int4": {"use_weight_only": True, "weight_only_precision": "int4"}}  # fmt: skip
+WEIGHTS = {
+    "float16": {},
+    "int8": {"use_weight_only": True},
+    "int4": {"use_weight_only": True, "weight_only_precision": "int4"},
+}
 
 
 def most_bytes(weights: int) -> float:

@@ -26,7 +26,7 @@ NOT_INSTALLED = "tensorrt_rtx (not installed)"
 
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
-    """Write `config.json` and the plan of the rank into the empty directory `out`; a dry run prints what it would do."""
+    """Write `config.json` and the plan of the rank into the empty directory `out`; a dry run prints the plan alone."""
     library = None if config.dry_run and missing() else load_library()
     is_rtx = library is None or chooses_gpus(library)
     plan = plan_engine(checkpoint.config, config, is_rtx)

@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def compile_rank(job: Job, send: Send) -> None:
-    """Write the plan of a rank; `UserError` with the library's last error, `OSError` where the file cannot be written."""
+    """Write the plan of a rank; `UserError` has the library's last error, `OSError` is of the file."""
     library = load_library()
     _return_memory_early()
     log = _logger(library, send, job.is_verbose)
@@ -141,7 +141,7 @@ def _capability(library: Library, sm: int) -> Any:
 def _logger(library: Library, send: Send, is_verbose: bool) -> Any:
     """Return a logger that reports what a build is judged by, and keeps the last error. It must not raise."""
 
-    class Log(library.ILogger):  # type: ignore[misc, name-defined]  # the library has no types
+    class Log(library.ILogger):  # type: ignore[misc]  # the library has no types
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.last_error = ""
@@ -158,7 +158,7 @@ def _logger(library: Library, send: Send, is_verbose: bool) -> Any:
 def _writer(library: Library, file: BinaryIO) -> Any:
     """Return a stream for the plan. The library loses exceptions, so the first one is kept."""
 
-    class Writer(library.IStreamWriter):  # type: ignore[misc, name-defined]
+    class Writer(library.IStreamWriter):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IStreamWriter.__init__(self)
             self.error: OSError | None = None

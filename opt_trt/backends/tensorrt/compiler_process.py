@@ -23,7 +23,7 @@ from opt_trt.host.progress import Bar
 COMMAND = (sys.executable, "-P", "-m", "opt_trt.backends.tensorrt.compile")
 TICK_SECONDS = 0.1
 # glibc gives memory of this size back to the system when it is freed; else a fifth of the peak is memory of the past.
-FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 PIPE_BYTES = 1 << 16
 ERRORS = ("ERROR", "INTERNAL_ERROR")
 
@@ -150,8 +150,8 @@ def _failure(code: int, said: str, last_error: str) -> Exception:
         )
     if code < 0:
         return UserError(
-            f"the TensorRT builder crashed ({signal.Signals(-code).name}): {words}; {spelled('log_level')} verbose shows "
-            "its log"
+            f"the TensorRT builder crashed ({signal.Signals(-code).name}): {words}; {spelled('log_level')} verbose "
+            "shows its log"
         )
     if "MemoryError" in words or "bad_alloc" in words:
         return UserError(f"the TensorRT builder ran out of memory ({words}); build where more is free")

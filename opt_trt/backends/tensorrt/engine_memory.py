@@ -13,6 +13,7 @@ from opt_trt.checkpoint.spec import packed_mode
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
 from opt_trt.quant import ALGORITHMS, MODES
+from opt_trt.quant.mode import QuantMode
 
 CODE_PER_LAYER = 1_400_000  # bytes of a layer's kernels, of both profiles, as builds of TensorRT-RTX 1.7 have them
 SCRATCH = 8 * 2**20  # bytes of every profile, however small
@@ -52,7 +53,8 @@ def engine_memory(checkpoint: Checkpoint, plan: EnginePlan) -> EngineMemory:
 def stored_bytes(checkpoint: Checkpoint, lm_head_precision: str | None) -> int:
     """Return the bytes of all weights in the engine. A head that is the vocabulary's table is counted once."""
     model = checkpoint.config
-    modes = dict.fromkeys(filter(is_linear, checkpoint.spec), ALGORITHMS.get(model.quant_algo or ""))
+    linears = filter(is_linear, checkpoint.spec)
+    modes: dict[str, QuantMode | None] = dict.fromkeys(linears, ALGORITHMS.get(model.quant_algo or ""))
     modes[HEAD] = MODES[lm_head_precision] if lm_head_precision else None
     tied = checkpoint.spec.get(HEAD) == checkpoint.spec.get(VOCABULARY) and not lm_head_precision
     total = 0.0
@@ -68,7 +70,7 @@ def stored_bytes(checkpoint: Checkpoint, lm_head_precision: str | None) -> int:
 
 
 def _activations(model: ModelConfig, tokens: int, scores: int) -> int:
-    """Return the bytes of a step: queries, keys and values beside the widest hidden state, and attention's scores twice."""
+    """Return the bytes of a step: queries, keys, values and the widest hidden state, and attention's scores twice."""
     features = 3 * model.hidden_size + model.intermediate_size
     return SCRATCH + tokens * (features + 2 * scores) * _itemsize(model)
 

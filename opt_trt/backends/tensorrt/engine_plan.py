@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from opt_trt.backends.engine import Limits
@@ -10,7 +9,7 @@ from opt_trt.backends.tensorrt.bindings import EngineShape
 from opt_trt.backends.tensorrt.engine_shape import engine_shape, most_slots
 from opt_trt.config.backend_answers import ANSWERS, EMBEDDED, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.config.flags import Refusal, refuse_given
+from opt_trt.config.flags import refuse_given
 from opt_trt.errors import UserError, spelled
 from opt_trt.model.config import ModelConfig
 
@@ -47,15 +46,15 @@ class EnginePlan:
 
 def plan_engine(model: ModelConfig, config: BuildConfig, is_rtx: bool) -> EnginePlan:
     """Return what `config` asks for; `UserError` names what TensorRT-RTX, or else TensorRT, cannot build."""
-    refused: Mapping[str, Refusal] = ANSWERS["tensorrt"] | (RTX_ANSWERS if is_rtx else PROPER_ANSWERS)
-    refuse_given(config, refused)
+    for refused in (ANSWERS["tensorrt"], RTX_ANSWERS if is_rtx else PROPER_ANSWERS):
+        refuse_given(config, refused)
     _check_model(model, config)
     limits = _limits(model, config)
     shape = engine_shape(model, limits, config.opt_num_tokens)
     if shape.usual_tokens > shape.most_tokens:
         raise UserError(
-            f"{spelled('opt_num_tokens')} {shape.usual_tokens} is more than the {shape.most_tokens} tokens that a prompt "
-            "has in one step; give at most as many"
+            f"{spelled('opt_num_tokens')} {shape.usual_tokens} is more than the {shape.most_tokens} tokens that a "
+            "prompt has in one step; give at most as many"
         )
     return EnginePlan(
         model=replace(model, logits_dtype=config.logits_dtype or model.logits_dtype),
@@ -86,8 +85,8 @@ def _check_model(model: ModelConfig, config: BuildConfig) -> None:
     mapping = model.mapping
     if mapping.world_size > 1:
         raise UserError(
-            f"{config.checkpoint_dir} has tp_size {mapping.tp_size} and pp_size {mapping.pp_size}, and TensorRT engines "
-            f"of this version have one rank; convert with {spelled('tp_size')} 1 {spelled('pp_size')} 1, or {EMBEDDED}"
+            f"{config.checkpoint_dir} has tp_size {mapping.tp_size} and pp_size {mapping.pp_size}, and TensorRT "
+            f"engines of this version have one rank; convert with {spelled('tp_size')} 1 {spelled('pp_size')} 1, or {EMBEDDED}"
         )
 
 

@@ -38,7 +38,8 @@ def plan_lines(plan: EnginePlan, memory: EngineMemory, library: str, output_dir:
         ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}, weights "
                   f"{model.quant_algo or model.dtype}"),
         ("head", limits.lm_head_precision or model.dtype),
-        ("limits", f"{limits.max_batch_size} sequences, prompt {limits.max_input_len}, total {limits.max_seq_len} tokens"),
+        ("limits", f"{limits.max_batch_size} sequences, prompt {limits.max_input_len}, total {limits.max_seq_len} "
+                   "tokens"),
         ("prompts", f"up to {shape.most_tokens} tokens at a time, kernels for {shape.usual_tokens}"),
         ("engine", f"about {(memory.weights + memory.code) / MIB:.1f} MiB: weights {memory.weights / MIB:.1f}, code "
                    f"{memory.code / MIB:.1f}"),
@@ -66,7 +67,7 @@ def judgements(table: KernelTable) -> list[Judgement]:
 
 
 def kernel_lines(table: KernelTable | None, is_detailed: bool) -> list[str]:
-    """Return the lines about an engine's kernels: a line a phase, what is not as wished, and if detailed every kernel."""
+    """Return the lines about kernels: a line a phase, what is not as wished, and if detailed every kernel."""
     if table is None:
         return [UNREADABLE]
     head = (

@@ -1,7 +1,7 @@
 """The kernels of a finished engine, read from the builder's log: a proof that needs no GPU.
 
-The log is no interface. TensorRT-RTX 1.7 prints, with detailed profiling, one message `Layers:` that lists every kernel.
-`read_kernels` returns None for any other text.
+The log is no interface. TensorRT-RTX 1.7 prints, with detailed profiling, one message `Layers:` that lists every
+kernel. `read_kernels` returns None for any other text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_trt.backends.tensorrt.bindings import (
-    GENERATION, INPUT_IDS, POSITION_IDS, PROMPT, WANTED, WRITE_INDICES, cache_names, cache_output,
+    GENERATION,
+    INPUT_IDS,
+    POSITION_IDS,
+    PROMPT,
+    WANTED,
+    WRITE_INDICES,
+    cache_names,
+    cache_output,
 )  # fmt: skip
 
 LAYERS_MESSAGE = "Layers:"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from opt_trt.backends.tensorrt.constants import group_size, pack_int4
+from opt_trt.backends.tensorrt.constants import filled, group_size, pack_int4
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.errors import UserError
+from opt_trt.quant import MODES
 from tests.unit.backends.tensorrt._networks import make_checkpoint, make_network, needs_library, save_model
 
 PACKINGS: dict[str, dict[str, Any]] = {
@@ -77,6 +78,29 @@ def test_a_channel_of_zeros_has_the_scale_1_and_integers_0(tmp_path, mode, shape
     constants = constants_of(make_checkpoint(model_dir, tmp_path / "checkpoint", "float16", mode))
     torch.testing.assert_close(constants[f"{DENSE}.scale"], torch.ones(shape, dtype=torch.float16))
     assert not constants[DENSE].any()
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (4, 3)), (1, (2, 4))])
+def test_weights_are_filled_up_with_zeros(axis, shape):
+    weight = filled(torch.ones(2, 3), axis, 4)
+    assert weight.shape == shape and weight[:2, :3].all() and weight.sum() == 6
+
+
+def test_a_weight_of_a_fitting_size_is_not_copied():
+    weight = torch.ones(8, 3)
+    assert filled(weight, 0, 4) is weight
+
+
+@needs_library
+def test_only_quantized_weights_are_filled_up(tmp_path):
+    model_dir = save_model(tmp_path / "model", ffn_dim=37)
+    plain = constants_of(make_checkpoint(model_dir, tmp_path / "plain", "float16"))
+    narrow = constants_of(make_checkpoint(model_dir, tmp_path / "narrow", "float16", "int8"), head_mode=MODES["int8"])
+    fc, proj = "transformer.layers.0.mlp.fc", "transformer.layers.0.mlp.proj"
+    sizes = [[tuple(found[f"{name}.weight"].shape[1:]) for name in (fc, proj)] for found in (plain, narrow)]
+    assert sizes == [[(37, 32), (32, 37)], [(48, 32), (32, 48)]]
+    assert [found[f"{fc}.bias"].shape[-1] for found in (plain, narrow)] == [37, 48]
+    assert narrow[HEAD].shape == (64, 32)  # 61 logits
 
 
 @needs_library
