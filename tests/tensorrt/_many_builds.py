@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from opt_trt.backends.tensorrt.compile import Job, compile_rank
+from opt_trt.backends.tensorrt.compile_rank import Job, compile_rank
 from opt_trt.backends.tensorrt.library import load_library
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from opt_trt.backends.tensorrt.bindings import EngineShape
-from opt_trt.backends.tensorrt.compile import Job
+from opt_trt.backends.tensorrt.compile_rank import Job
 from opt_trt.backends.tensorrt.library import missing
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert

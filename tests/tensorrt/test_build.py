@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from opt_trt.backends.tensorrt.compile import configure
+from opt_trt.backends.tensorrt.compile_rank import configure
 from opt_trt.backends.tensorrt.compiler_process import Compiled
 from opt_trt.backends.tensorrt.library import load_library
 from tests._commands import run_command
@@ -62,7 +62,7 @@ def builders(parent: int | None = None) -> list[int]:
             command = status.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if words[0] != "Z" and int(words[1]) == (parent or os.getpid()) and b"tensorrt.compile" in command:
+        if words[0] != "Z" and int(words[1]) == (parent or os.getpid()) and b"tensorrt.compile_rank" in command:
             found.append(int(status.parent.name))
     return found
 

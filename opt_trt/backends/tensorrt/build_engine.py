@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS, EngineConfig
-from opt_trt.backends.tensorrt.compile import Job
+from opt_trt.backends.tensorrt.compile_rank import Job
 from opt_trt.backends.tensorrt.compiler_process import Compiled, run_compiler
 from opt_trt.backends.tensorrt.engine_memory import engine_memory
 from opt_trt.backends.tensorrt.engine_plan import EnginePlan, plan_engine

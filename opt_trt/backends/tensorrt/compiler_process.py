@@ -15,15 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from opt_trt.backends.tensorrt.compile import Job, later_error
+from opt_trt.backends.tensorrt.compile_rank import Job, later_error
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.progress import Bar
 
-COMMAND = (sys.executable, "-P", "-m", "opt_trt.backends.tensorrt.compile")
+COMMAND = (sys.executable, "-P", "-m", "opt_trt.backends.tensorrt.compile_rank")
 TICK_SECONDS = 0.1
-# glibc gives memory of this size back to the system when it is freed; else a fifth of the peak is memory of the past.
-FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 PIPE_BYTES = 1 << 16
 ERRORS = ("ERROR", "INTERNAL_ERROR")
 
@@ -41,7 +39,7 @@ class Compiled:
     last_error: str = ""
 
     def take(self, event: dict[str, Any]) -> None:
-        """Note an event of `compile`."""
+        """Note an event of `compile_rank`."""
         if "log" in event:
             severity, text = event["log"]
             self.messages.append(text)
@@ -95,7 +93,7 @@ def _started(words: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     It is in a session of its own, so that a terminal's Ctrl-C reaches this process alone.
     """
     root = str(Path(__file__).parents[3])
-    environment = FREED | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     with deferred_interrupts():
         process = subprocess.Popen(
             (*COMMAND, str(os.getpid())), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from opt_trt.backends.tensorrt import compiler_process
-from opt_trt.backends.tensorrt.compile import Job, later_error
+from opt_trt.backends.tensorrt.compile_rank import Job, later_error
 from opt_trt.backends.tensorrt.compiler_process import Compiled, run_compiler
 from opt_trt.errors import UserError
 
