@@ -50,14 +50,14 @@ def test_a_scale_of_int4_is_shared_by_the_largest_group_that_leaves_two(in_featu
     assert group_size("weight", in_features) == group
 
 
-def test_int4_without_a_group_is_refused_with_what_to_do():
-    with pytest.raises(
-        UserError, match=r"multiple of 16, found 72 in mlp\.proj\.weight; .*--weight_only_precision int8"
-    ):
-        group_size("mlp.proj.weight", 72)
+@pytest.mark.parametrize(
+    ("name", "advice"), [("layers.0.mlp.proj.weight", "convert the model"), (HEAD, "give --lm_head_precision")]
+)
+def test_int4_without_a_group_is_refused_with_what_to_do(name, advice):
+    with pytest.raises(UserError, match=rf"multiple of 16, found 72 in {name}; {advice}.* int8"):
+        group_size(name, 72)
 
 
-@needs_library
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_every_packing_of_a_checkpoint_gives_the_same_constants(model_dir, tmp_path, mode):
     found = {}
