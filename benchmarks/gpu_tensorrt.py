@@ -34,7 +34,7 @@ def build_engine(model: Path, weights: str, slots: int, root: Path) -> Path:
     """Build an engine of fp16 activations."""
     quantized = {"use_weight_only": True, "weight_only_precision": weights, "defer_quantization": True}
     flags = quantized if weights != "float16" else {}
-    checkpoint, engine = root / f"{weights}-checkpoint", root / f"{weights}-engine"
+    checkpoint, engine = root / weights / "checkpoint", root / weights / "engine"
     convert(ConvertConfig(model_dir=str(model), output_dir=str(checkpoint), dtype="float16", **flags))
     limits = {"max_batch_size": slots, "max_input_len": POSITIONS // 2, "max_seq_len": POSITIONS}
     build(BuildConfig(checkpoint_dir=str(checkpoint), output_dir=str(engine), backend="tensorrt", **limits))

@@ -115,7 +115,7 @@ def test_nibbles_of_int4_weights_are_read_in_our_order(opened, model_dir):
     expected = reference_logits(reference_model(model_dir, "float16", "int4"), result.prompt_ids)
     swapped = reference_logits(swap_nibbles(reference_model(model_dir, "float16", "int4")), result.prompt_ids)
     errors = [float((result.context_logits - logits).abs().max()) for logits in (expected, swapped)]
-    print(f"measured: largest error with the low nibble first {errors[0]:.4g}, with the high nibble first {errors[1]:.4g}")
+    print(f"measured: largest error with the low nibble first {errors[0]:.4g}, with the high one first {errors[1]:.4g}")
     assert errors[0] < TOLERANCE["float16"] * expected.abs().max(), errors
     assert errors[1] > 10 * errors[0], "the test cannot tell one order from the other"
 

@@ -157,6 +157,12 @@ def test_every_step_names_files_that_are_there() -> None:
     assert gpu_day.AT_ONCE.rpartition("::")[2] in (gpu_day.ROOT / gpu_day.TENSORRT_TESTS).read_text()
 
 
+def test_the_page_about_gpus_lists_the_steps() -> None:
+    page = (gpu_day.ROOT / "docs" / "gpu.md").read_text()
+    rows = [f"| {step.name} | {step.limit_s:.0f} | {step.proves} |" for step in STEPS]
+    assert sorted(rows, key=page.index) == rows
+
+
 def test_a_machine_without_a_gpu_skips_all_steps_and_says_why(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     facts = look_around(tmp_path)
