@@ -89,6 +89,7 @@ class DecoderSpec:
     device: str = "cpu"  # where the decoder computes and its KV cache lies: "cpu" or "cuda"
     sharers: int | None = None  # the number of ranks that share the device's memory; None: all ranks of this host
     draws: bool = False  # whether it takes `StepInputs.draws`
+    block_option: str = "tokens_per_block"  # the build option by which blocks become smaller
     begins_early: bool = False  # whether it begins steps early, if sequences have the blocks for them
 
     def kv_block_bytes(self) -> int:

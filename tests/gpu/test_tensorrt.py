@@ -75,7 +75,7 @@ def test_the_library_says_at_once_whether_this_gpu_runs_an_engine(engine_of):
     validity, bits = runtime.get_engine_validity((engine / "rank0.engine").read_bytes()[:4096])
     problems = [name for name, bit in library.EngineInvalidityDiagnostics.__members__.items() if bits & int(bit)]
     built, gpu = read_engine_config(engine).device["capabilities"].split(), visible_gpu()
-    print(f"{gpu}: {validity.name} {problems}, an engine for {built}")
+    print(f"measured: {gpu}: {validity.name} {problems}, an engine for {built}")
     assert (validity.name != "INVALID") == (gpu.capability in built), (gpu, validity.name, problems, built)
 
 
@@ -115,7 +115,7 @@ def test_nibbles_of_int4_weights_are_read_in_our_order(opened, model_dir):
     expected = reference_logits(reference_model(model_dir, "float16", "int4"), result.prompt_ids)
     swapped = reference_logits(swap_nibbles(reference_model(model_dir, "float16", "int4")), result.prompt_ids)
     errors = [float((result.context_logits - logits).abs().max()) for logits in (expected, swapped)]
-    print(f"largest error with the low nibble first {errors[0]:.4g}, with the high nibble first {errors[1]:.4g}")
+    print(f"measured: largest error with the low nibble first {errors[0]:.4g}, with the high one first {errors[1]:.4g}")
     assert errors[0] < TOLERANCE["float16"] * expected.abs().max(), errors
     assert errors[1] > 10 * errors[0], "the test cannot tell one order from the other"
 
@@ -163,7 +163,7 @@ def test_kernels_are_compiled_once(opened, monkeypatch, tmp_path):
         start = time.perf_counter()
         found += [result.output_ids for result in generate(opened(), [Request(prompts()[1], 4)])]
         seconds += [time.perf_counter() - start]
-    print(f"opened and answered in {seconds[0]:.2f} s, with kept kernels in {seconds[1]:.2f} s")
+    print(f"measured: opened and answered in {seconds[0]:.2f} s, with kept kernels in {seconds[1]:.2f} s")
     assert found[0] == found[1]
     assert len(list(tmp_path.rglob("*.kernels"))) == tensorrt_compiles()
 
@@ -186,7 +186,7 @@ def test_summaries_of_the_demo_are_those_of_transformers(opened):
     articles = (DEMO / "test.jsonl").read_text().splitlines()[:32]
     tokenizer = load_tokenizer(str(DEMO / "model"))
     texts = [f"{json.loads(line)['article']} TL;DR:" for line in articles]
-    requests = [Request(tuple(tokenizer(text)["input_ids"][-200:]), 20) for text in texts]
+    requests = [Request(tokenizer.encode(text, 200), 20) for text in texts]
     oracle = OPTForCausalLM.from_pretrained(DEMO / "model", dtype=torch.float32).eval()
     same = 0
     for result in generate(opened("float16", None, DEMO / "model"), requests):

@@ -14,14 +14,19 @@ import torch
 from opt_trt.backends.tensorrt.library import Library
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.weight_only import integers, quantize_table
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.quant import ALGORITHMS
 from opt_trt.quant.mode import QuantMode
 
 TYPES = {
     torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16", torch.int8: "INT8", torch.int32: "INT32",
 }  # fmt: skip
+HEAD = "lm_head.weight"
 GROUPS = (128, 64, 32, 16)  # numbers of input features that can share a scale of int4, the best first
+# The compiler widens quantized weights of other sizes at every step. Features within an MLP are filled up with zeros,
+# and so are the rows of a head, whose logits are cut off again.
+MLP_STEP, HEAD_STEP = 16, 8
+MLP_FEATURES = {"mlp.fc.weight": 0, "mlp.fc.bias": 0, "mlp.proj.weight": 1}  # the axis of these, by the end of a name
 
 
 IN_MEMORY = 1 << 20  # bytes: larger arrays that are not in the checkpoint go to a file
@@ -94,28 +99,49 @@ class ModelConstants:
         algorithm = checkpoint.config.quant_algo
         self._mode = None if algorithm is None else ALGORITHMS[algorithm]
 
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of logits of the rank."""
+        return self._checkpoint.spec[HEAD].shape[0]
+
     def table(self, name: str) -> Any:
         """Add a table `[rows, E]`."""
         return self._constants.add(name, self._checkpoint.tensor(name))
 
     def vector(self, name: str, rank: int) -> Any:
         """Add a vector `[n]` as `[1, ..., n]` with `rank` axes."""
-        return self._constants.add(name, self._checkpoint.tensor(name).view(*[1] * (rank - 1), -1))
+        vector = self._filled_mlp(name, self._checkpoint.tensor(name))
+        return self._constants.add(name, vector.view(*[1] * (rank - 1), -1))
 
     def linear(self, name: str) -> Any:
         """Add the weight of a layer's product as `[1, out, in]`."""
         if self._mode is None:
             return self._constants.add(name, self._checkpoint.tensor(name)[None])
         q, scale = integers(self._checkpoint, name)
-        return self._constants.add_quantized(name, q[None], scale, self._mode)
+        q = self._filled_mlp(name, q)
+        return self._constants.add_quantized(name, q[None], filled(scale, 0, len(q)), self._mode)
 
-    def head(self, name: str, vocabulary: tuple[str, Any]) -> Any:
-        """Add the head's weight `[V, E]`, or return the constant of the vocabulary if it has the same values."""
-        weight, (table_name, table) = self._checkpoint.tensor(name), vocabulary
+    def head(self, vocabulary: tuple[str, Any]) -> Any:
+        """Add the head's weight `[V, E]`, or return the constant of the vocabulary if it has the same values.
+
+        A quantized head has rows of zeros up to a multiple of `HEAD_STEP`.
+        """
+        weight, (table_name, table) = self._checkpoint.tensor(HEAD), vocabulary
         if self._head_mode is not None:
-            q, scale = quantize_table(weight, self._head_mode)
-            return self._constants.add_quantized(name, q, scale.to(self._dtype), self._head_mode)
-        return table if torch.equal(weight, self._checkpoint.tensor(table_name)) else self._constants.add(name, weight)
+            q, scale = (filled(part, 0, HEAD_STEP) for part in quantize_table(weight, self._head_mode))
+            return self._constants.add_quantized(HEAD, q, scale.to(self._dtype), self._head_mode)
+        return table if torch.equal(weight, self._checkpoint.tensor(table_name)) else self._constants.add(HEAD, weight)
+
+    def _filled_mlp(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        axis = next((axis for end, axis in MLP_FEATURES.items() if name.endswith(end)), None)
+        return tensor if axis is None or self._mode is None else filled(tensor, axis, MLP_STEP)
+
+
+def filled(tensor: torch.Tensor, axis: int, step: int) -> torch.Tensor:
+    """Return a tensor with zeros at the end of an axis, up to a multiple of `step`."""
+    lacking = -tensor.shape[axis] % step
+    zeros = torch.zeros_like(tensor.narrow(axis, 0, 1)).repeat_interleave(lacking, axis)
+    return torch.cat((tensor, zeros), axis) if lacking else tensor
 
 
 def group_size(name: str, in_features: int) -> int:
@@ -125,9 +151,10 @@ def group_size(name: str, in_features: int) -> int:
     """
     fitting = [group for group in GROUPS if in_features % group == 0]
     if not fitting:
+        advice = f"give {spelled('lm_head_precision')} int8" if name == HEAD else "convert the model to int8"
         raise UserError(
             f"backend tensorrt: expected int4 weights whose input features are a multiple of {GROUPS[-1]}, found "
-            f"{in_features} in {name}; convert the model with --weight_only_precision int8"
+            f"{in_features} in {name}; {advice}"
         )
     return next((group for group in fitting if group < in_features), fitting[0])
 

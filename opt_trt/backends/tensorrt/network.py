@@ -33,9 +33,7 @@ from opt_trt.model.config import ModelConfig
 from opt_trt.quant.mode import QuantMode
 
 MASKED = {torch.float16: -1e4, torch.bfloat16: -1e30, torch.float32: -1e30}  # the score of an unseen key
-VOCABULARY, POSITIONS, HEAD = (
-    "transformer.vocab_embedding.weight", "transformer.position_embedding.weight", "lm_head.weight"
-)  # fmt: skip
+VOCABULARY, POSITIONS = "transformer.vocab_embedding.weight", "transformer.position_embedding.weight"
 HEADS_FIRST = (0, 2, 1, 3)  # [B, S, H, D] → [B, H, S, D], and back
 
 
@@ -89,7 +87,8 @@ class _Decoder:
         for layer in range(self._config.num_hidden_layers):
             x = self._layer(layer, x, shared)
         hidden, ops = self._wanted(x), self._ops.within("head")
-        logits = ops.matmul("product", hidden, self._model.head(HEAD, (VOCABULARY, vocabulary)))
+        logits = ops.matmul("product", hidden, self._model.head((VOCABULARY, vocabulary)))
+        logits = ops.first_columns("cut", logits, self._model.vocabulary_size)
         return {LOGITS: ops.cast("rounded", logits, logits_dtype), HIDDEN: hidden} | self._caches
 
     def _embedding(self, vocabulary: Any) -> Any:

@@ -49,6 +49,14 @@ class Primitives:
         """Return the slices of `x` along an axis that `indices`, of any shape, name."""
         return self._named(name, self._network.add_gather(x, indices, axis))
 
+    def first_columns(self, name: str, x: Any, count: int) -> Any:
+        """Return the first columns of a matrix, which may be all."""
+        if x.shape[1] == count:
+            return x
+        layer = self._network.add_slice(x, (0,), (count,), (1,))
+        layer.set_input(5, self.constant(f"{name}.axes", torch.tensor([1], dtype=torch.int32)))
+        return self._named(name, layer)
+
     def reshape(
         self, name: str, x: Any, shape: Sequence[int], before: Sequence[int] = (), after: Sequence[int] = ()
     ) -> Any:

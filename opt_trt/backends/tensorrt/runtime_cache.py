@@ -14,7 +14,7 @@ from opt_trt.host.cache import cache_dir
 class RuntimeCache:
     """A file of compiled kernels. A library that compiles nothing on the GPU has none: nothing is done.
 
-    The library itself refuses a file of another GPU, driver or release; then it compiles anew, and the file is replaced.
+    The library itself refuses a file of another GPU, driver or release; it compiles anew, and the file is replaced.
     """
 
     def __init__(self, path: Path) -> None:

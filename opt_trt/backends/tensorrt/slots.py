@@ -51,7 +51,7 @@ def slot_spec(config: EngineConfig, device: str) -> SlotSpec:
     """Describe an engine to a session."""
     shape = engine_shape(config.pretrained_config, config.build_config)
     plain = engine_spec(config, 2 * config.pretrained_config.num_hidden_layers, device)
-    own = {"tokens_per_block": plain.max_seq_len, "draws": True, "shape": shape}
+    own = {"tokens_per_block": plain.max_seq_len, "block_option": "max_seq_len", "draws": True, "shape": shape}
     return SlotSpec(**(vars(plain) | own))
 
 

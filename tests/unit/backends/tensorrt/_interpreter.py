@@ -58,6 +58,13 @@ def _shuffle(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return x.permute(*tuple(layer.second_transpose)[: x.ndim])
 
 
+def _slice(layer: Any, x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    for axis, start, length, stride in zip(axes.tolist(), layer.start, layer.shape, layer.stride, strict=True):
+        assert stride == 1, layer.name
+        x = x.narrow(axis, start, length)
+    return x
+
+
 def _unsqueeze(layer: Any, x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     for axis in sorted(axes.tolist()):
         x = x.unsqueeze(axis)
@@ -117,7 +124,7 @@ def _append(layer: Any, cache: torch.Tensor, x: torch.Tensor, write_indices: tor
 
 
 FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
-    "ELEMENTWISE": _elementwise, "MATRIX_MULTIPLY": _matmul, "GATHER": _gather, "SHUFFLE": _shuffle,
+    "ELEMENTWISE": _elementwise, "MATRIX_MULTIPLY": _matmul, "GATHER": _gather, "SHUFFLE": _shuffle, "SLICE": _slice,
     "UNSQUEEZE": _unsqueeze, "NORMALIZATION": _normalization, "SOFTMAX": _softmax, "SELECT": _select,
     "ACTIVATION": _activation, "DEQUANTIZE": _dequantize, "CAST": _cast, "KV_CACHE_UPDATE": _append,
 }  # fmt: skip

@@ -60,6 +60,7 @@ SHAPES = {
     "heads of 12": (_sizes(36, 3, 50, vocab_size=37), "int8"),
     "heads of 20": (_sizes(80, 4, 208, vocab_size=101), "int4"),
     "heads of 80": (_sizes(160, 2, 333), "int8"),
+    "an odd mlp in int4": (_sizes(32, 2, 37), "int4"),
     "heads of 128": (_sizes(256, 2, 96, num_hidden_layers=1), "int4"),
     "untied head": ({"tie_word_embeddings": False}, None),
     "untied head of a projected model": (PROJECTED | {"tie_word_embeddings": False}, "int8"),
@@ -77,9 +78,9 @@ def test_models_of_all_sizes_compute_logits_of_transformers(tmp_path, name):
 
 
 def test_int4_with_features_that_no_group_divides_is_refused_by_name(tmp_path):
-    model_dir = save_model(tmp_path / "model", **_sizes(32, 2, 40))
+    model_dir = save_model(tmp_path / "model", **_sizes(36, 3, 48))
     checkpoint = make_checkpoint(model_dir, tmp_path / "checkpoint", "float16", "int4")
-    with pytest.raises(UserError, match=r"multiple of 16, found 40 in transformer\.layers\.0\.mlp\.proj\.weight"):
+    with pytest.raises(UserError, match=r"multiple of 16, found 36 in transformer\.layers\.0\.attention\.qkv\.weight"):
         interpreted(checkpoint)
 
 

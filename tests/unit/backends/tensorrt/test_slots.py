@@ -25,9 +25,10 @@ from opt_trt.backends.tensorrt.slot_decoder import ALIGNED, FeedBuffer, SlotDeco
 from opt_trt.backends.tensorrt.slots import SlotSpec, begun, cut, rows_for, slot_spec
 from opt_trt.config.sampling import GREEDY, Sampling
 from opt_trt.config.scheduling import Scheduling
+from opt_trt.errors import UserError
 from opt_trt.runtime.in_flight import generate, stream
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit, pool_blocks
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.step import StepInputs
 from tests.unit._arrivals import REQUESTS, require_expected_outputs
@@ -103,6 +104,11 @@ def test_a_sequence_has_one_slot_and_idle_rows_write_behind_the_longest() -> Non
     of = session(max_tokens=MOST_TOKENS + 1)
     assert [tuple(cache.shape) for cache in of.executor.kv_cache] == [(2, 2, spec.shape.capacity, 4)] * 4
     assert spec.kv_block_bytes() == sum(cache[0].nbytes for cache in of.executor.kv_cache)
+
+
+def test_memory_that_holds_no_slot_is_refused_with_what_makes_slots_smaller() -> None:
+    with pytest.raises(UserError, match=r"at least one block of .* or build with a smaller --max_seq_len$"):
+        pool_blocks(spec_of(), KvCacheLimit(), free_bytes=0)
 
 
 def answers(of: DecoderSession, new_tokens: int = 8) -> None:
