@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -66,6 +66,15 @@ def job_of(checkpoint: Path, plan: Path, target_sms: list[int], **changes: objec
     return Job(**values | changes)
 
 
+def build_all(jobs: Mapping[str, Job], directory: Path) -> dict[str, list[str]]:
+    """Return the log of each build, by its name. One process makes all of them."""
+    (directory / "jobs.json").write_text(json.dumps({name: asdict(job) for name, job in jobs.items()}))
+    done = run_python("-m", "tests.tensorrt._many_builds", directory, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads((directory / "logs.json").read_text())
+    return found
+
+
 # The builds whose kernels are checked: a precision, and the SMs of one engine.
 BUILDS = {
     **{f"{name} {sm}": (name, [sm]) for name in ("fp32", "fp16", "bf16", "int8", "int4") for sm in (80, 89, 120)},
@@ -77,14 +86,8 @@ BUILDS = {
 
 @pytest.fixture(scope="session")
 def logs(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logs]:
-    """Return a function from a name in `BUILDS` to the log of that build. One process makes all of them."""
+    """Return a function from a name in `BUILDS` to the log of that build."""
     directory = tmp_path_factory.mktemp("builds")
-    jobs = {
-        name: asdict(job_of(checkpoints(precision), directory / "plan", sms))
-        for name, (precision, sms) in BUILDS.items()
-    }
-    (directory / "jobs.json").write_text(json.dumps(jobs))
-    done = run_python("-m", "tests.tensorrt._many_builds", directory, timeout=240)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((directory / "logs.json").read_text())
+    jobs = {name: job_of(checkpoints(precision), directory / "plan", sms) for name, (precision, sms) in BUILDS.items()}
+    found = build_all(jobs, directory)
     yield lambda name: found[name]

@@ -14,7 +14,7 @@ import torch
 from opt_trt.backends.tensorrt.library import Library
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.weight_only import integers, quantize_table
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, spelled
 from opt_trt.quant import ALGORITHMS
 from opt_trt.quant.mode import QuantMode
 
@@ -151,9 +151,10 @@ def group_size(name: str, in_features: int) -> int:
     """
     fitting = [group for group in GROUPS if in_features % group == 0]
     if not fitting:
+        advice = f"give {spelled('lm_head_precision')} int8" if name == HEAD else "convert the model to int8"
         raise UserError(
             f"backend tensorrt: expected int4 weights whose input features are a multiple of {GROUPS[-1]}, found "
-            f"{in_features} in {name}; convert the model with --weight_only_precision int8"
+            f"{in_features} in {name}; {advice}"
         )
     return next((group for group in fitting if group < in_features), fitting[0])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from opt_trt.backends.tensorrt import constants
 from opt_trt.backends.tensorrt.constants import filled, group_size, pack_int4
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.errors import UserError
@@ -48,14 +50,14 @@ def test_a_scale_of_int4_is_shared_by_the_largest_group_that_leaves_two(in_featu
     assert group_size("weight", in_features) == group
 
 
-def test_int4_without_a_group_is_refused_with_what_to_do():
-    with pytest.raises(
-        UserError, match=r"multiple of 16, found 72 in mlp\.proj\.weight; .*--weight_only_precision int8"
-    ):
-        group_size("mlp.proj.weight", 72)
+@pytest.mark.parametrize(
+    ("name", "advice"), [("layers.0.mlp.proj.weight", "convert the model"), (HEAD, "give --lm_head_precision")]
+)
+def test_int4_without_a_group_is_refused_with_what_to_do(name, advice):
+    with pytest.raises(UserError, match=rf"multiple of 16, found 72 in {name}; {advice}.* int8"):
+        group_size(name, 72)
 
 
-@needs_library
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_every_packing_of_a_checkpoint_gives_the_same_constants(model_dir, tmp_path, mode):
     found = {}
@@ -75,9 +77,9 @@ def test_a_channel_of_zeros_has_the_scale_1_and_integers_0(tmp_path, mode, shape
     weights = {"model.decoder.layers.0.self_attn.out_proj.weight": torch.zeros(64, 64)}
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 1}
     model_dir = save_model(tmp_path / "model", weights=weights, **sizes)
-    constants = constants_of(make_checkpoint(model_dir, tmp_path / "checkpoint", "float16", mode))
-    torch.testing.assert_close(constants[f"{DENSE}.scale"], torch.ones(shape, dtype=torch.float16))
-    assert not constants[DENSE].any()
+    found = constants_of(make_checkpoint(model_dir, tmp_path / "checkpoint", "float16", mode))
+    torch.testing.assert_close(found[f"{DENSE}.scale"], torch.ones(shape, dtype=torch.float16))
+    assert not found[DENSE].any()
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(0, (4, 3)), (1, (2, 4))])
@@ -111,6 +113,38 @@ def test_a_head_equal_to_the_vocabulary_is_stored_once(model_dir, tmp_path):
 @needs_library
 def test_a_head_of_its_own_is_stored_beside_the_vocabulary(tmp_path):
     model_dir = save_model(tmp_path / "model", tie_word_embeddings=False)
-    constants = constants_of(make_checkpoint(model_dir, tmp_path / "checkpoint", "bfloat16"))
-    assert constants[HEAD].shape == constants[VOCABULARY].shape
-    assert not torch.equal(constants[HEAD], constants[VOCABULARY])
+    found = constants_of(make_checkpoint(model_dir, tmp_path / "checkpoint", "bfloat16"))
+    assert found[HEAD].shape == found[VOCABULARY].shape
+    assert not torch.equal(found[HEAD], found[VOCABULARY])
+
+
+@needs_library
+def test_converted_weights_lie_in_files_without_a_name(model_dir, tmp_path, monkeypatch):
+    checkpoint = make_checkpoint(model_dir, tmp_path / "checkpoint", "float16", "int4")
+    expected = constants_of(checkpoint)
+    monkeypatch.setattr(constants, "IN_MEMORY", 0)
+    directory = tmp_path / "work"
+    directory.mkdir()
+    found = constants_of(checkpoint, directory=directory)
+    assert not list(directory.iterdir())
+    assert _mapped_files(directory) == 4  # the linears of one layer
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    del found
+    assert not _mapped_files(directory)
+
+
+def _mapped_files(directory: Path) -> int:
+    """Return how many deleted files of a directory this process has in its memory."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(str(directory) in line and line.endswith("(deleted)") for line in lines)
+
+
+@needs_library
+def test_a_full_disk_is_an_error_before_anything_is_written(model_dir, tmp_path, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(constants, "IN_MEMORY", 0)
+    monkeypatch.setattr(constants.os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        constants_of(make_checkpoint(model_dir, tmp_path / "checkpoint", "float16", "int8"))
