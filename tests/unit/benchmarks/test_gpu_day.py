@@ -120,7 +120,7 @@ def test_the_exit_code_tells_passed_from_failed_and_from_nothing(results, code) 
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_outcomes_of_tests_are_counted(tmp_path, workers) -> None:
     files = "tests/unit/test_errors.py" + " tests/gpu/test_graphs.py" * workers  # skipped, all three
     outcome = run_step(proof("a", "b", files, 120, "", is_parallel=True), 120, tmp_path / "log", workers)
