@@ -86,7 +86,8 @@ def _check_model(model: ModelConfig, config: BuildConfig) -> None:
     if mapping.world_size > 1:
         raise UserError(
             f"{config.checkpoint_dir} has tp_size {mapping.tp_size} and pp_size {mapping.pp_size}, and TensorRT "
-            f"engines of this version have one rank; convert with {spelled('tp_size')} 1 {spelled('pp_size')} 1, or {EMBEDDED}"
+            f"engines of this version have one rank; convert with {spelled('tp_size')} 1 {spelled('pp_size')} 1, or "
+            f"{EMBEDDED}"
         )
 
 
