@@ -89,6 +89,7 @@ class DecoderSpec:
     device: str = "cpu"  # where the decoder computes and its KV cache lies: "cpu" or "cuda"
     sharers: int | None = None  # the number of ranks that share the device's memory; None: all ranks of this host
     draws: bool = False  # whether it takes `StepInputs.draws`
+    block_option: str = "tokens_per_block"  # the build option by which blocks become smaller
     begins_early: bool = False  # whether it begins steps early, if sequences have the blocks for them
 
     def kv_block_bytes(self) -> int:
@@ -104,7 +105,10 @@ class DecoderSpec:
 class Decoder(Protocol):
     """A forward pass that is ready to run; it owns weights and programs, but not the KV cache."""
 
-    spec: DecoderSpec
+    @property
+    def spec(self) -> DecoderSpec:
+        """The facts that a session needs."""
+        ...
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """Append the step's keys and values to `kv_cache` (one tensor per layer) and return the requested outputs."""

@@ -44,7 +44,7 @@ def _choose(config: BuildConfig) -> str:
     """Return the backend to build with; a dry run of a named backend needs nothing of it installed."""
     if config.dry_run and config.backend != "auto":
         return config.backend
-    chosen = choose_backend(config.backend)
+    chosen = choose_backend(config.backend, config.device)
     if chosen.passed_over and config.talks:
         print(f"backend {chosen.name} ({chosen.passed_over})")
     return chosen.name

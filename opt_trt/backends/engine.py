@@ -18,6 +18,7 @@ from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.json_file import check_types, read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cuda.gpu import Gpu
+from opt_trt.step import DecoderSpec
 from opt_trt.version import __version__
 
 CONFIG, PROGRAMS, WEIGHTS = "config.json", "rank{rank}.engine", "rank{rank}.weights.safetensors"
@@ -103,6 +104,28 @@ def read_engine_config(engine_dir: Path) -> EngineConfig:
             f"{path} was written by another version of opt_trt ({error}); {REBUILD.format(engine=engine_dir)}"
         ) from error
     return config
+
+
+def engine_spec(config: EngineConfig, num_layers: int, device: str) -> DecoderSpec:
+    """Describe a rank of `num_layers` layers on a device, `cpu` or `cuda`, to a session."""
+    model, limits = config.pretrained_config, config.build_config
+    return DecoderSpec(
+        num_layers=num_layers,
+        num_heads=model.local_heads,
+        head_size=model.head_size,
+        vocab_size=model.vocab_size,
+        kv_dtype=getattr(torch, model.dtype),
+        tokens_per_block=limits.tokens_per_block,
+        max_batch_size=limits.max_batch_size,
+        max_input_len=limits.max_input_len,
+        max_seq_len=limits.max_seq_len,
+        max_num_tokens=limits.max_num_tokens,
+        gather_context_logits=limits.gather_context_logits,
+        gather_generation_logits=limits.gather_generation_logits,
+        end_id=model.eos_token_id,
+        pad_id=model.pad_token_id,
+        device=device,
+    )
 
 
 def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import fields
 import pytest
 
 from opt_trt.cli import Terminated, build_parser, parse, run_main
+from opt_trt.config.backend_answers import ANSWERS, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.describe_flags import DescribeConfig
@@ -80,7 +81,7 @@ def test_reasons_give_no_advice_for_dropping_the_flag_to_follow():
         *REFUSALS,
         *(
             (None, name, refusal)
-            for table in (*EMBEDDED.values(), BuildConfig.EMBEDDED)
+            for table in (*EMBEDDED.values(), *ANSWERS.values(), RTX_ANSWERS, PROPER_ANSWERS)
             for name, refusal in table.items()
         ),
     ]

@@ -28,7 +28,12 @@ Run = Callable[[int, Tensors, Tensors], Tensors]
 
 def cache_names(num_layers: int) -> list[str]:
     """Return the inputs that are caches, `[B, H, C, D]` of the model's type: keys and values of each layer in turn."""
-    return [f"{kind}_cache_{layer}" for layer in range(num_layers) for kind in ("key", "value")]
+    return [name for layer in range(num_layers) for name in layer_caches(layer)]
+
+
+def layer_caches(layer: int) -> tuple[str, str]:
+    """Return the inputs that are the caches of a layer's keys and of its values."""
+    return f"key_cache_{layer}", f"value_cache_{layer}"
 
 
 def cache_output(name: str) -> str:

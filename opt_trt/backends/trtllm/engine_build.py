@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS
-from opt_trt.backends.trtllm.builder_flags import REFUSED, builder_flags
+from opt_trt.backends.trtllm.builder_flags import builder_flags
 from opt_trt.backends.trtllm.failures import explain
 from opt_trt.backends.trtllm.preflight import check
 from opt_trt.backends.trtllm.process import run_builder
 from opt_trt.backends.trtllm.release import NEWEST, installed_version, known_release, visible_sm
 from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.backend_answers import ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import refuse_given
 from opt_trt.errors import UserError, spelled
@@ -27,7 +28,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
 
     Return nothing to print: its builder has printed.
     """
-    refuse_given(config, REFUSED)
+    refuse_given(config, ANSWERS["tensorrt_llm"])
     version = _version(config)
     release = known_release(version)
     check(checkpoint, config, release, visible_sm())
