@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from weakref import finalize
 
 import torch
@@ -125,6 +125,12 @@ class LLM:
     def close(self) -> None:
         """End the thread and free the engine's memory; requests in flight fail. Closing twice does nothing."""
         self._finalizer()
+
+    def __reduce__(self) -> NoReturn:
+        raise UserError(
+            "an LLM cannot be copied or pickled: it holds a thread and the memory of an engine; "
+            "share it between threads, or open LLM(...) in the other process"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from opt_trt.api.wording import in_python
 from opt_trt.config.field_types import check_field_types
-from opt_trt.config.sampling import BEAM_OPTIONS, FILTERS, Sampling
+from opt_trt.config.sampling import BEAM_OPTIONS, FILTERS, Sampling, check_number_of_outputs
 from opt_trt.config.sampling_options import TokenOptions
 from opt_trt.errors import UserError
 
@@ -55,6 +55,8 @@ class SamplingParams(TokenOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, found {value}")
+        with in_python():
+            check_number_of_outputs("n", self.n)
         self._check_beams()
         with in_python():
             chosen = self.of_sequence(0, ())

@@ -12,7 +12,7 @@ import torch
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
 from opt_trt.api.wording import in_python
 from opt_trt.config.field_types import check_field_types
-from opt_trt.config.sampling import FILTERS, Sampling
+from opt_trt.config.sampling import FILTERS, Sampling, check_number_of_outputs
 from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
@@ -100,6 +100,7 @@ def _refuse_contradictions(options: TensorOptions) -> None:
 
 
 def _check_number_of_outputs(options: TensorOptions) -> None:
+    check_number_of_outputs("num_return_sequences", options.num_return_sequences)
     most = math.inf if options.do_sample else options.num_beams
     if not 1 <= options.num_return_sequences <= max(1, most):
         raise UserError(

@@ -147,3 +147,10 @@ FILTERS: dict[str, tuple[float, ...]] = {name: row.neutral for name, row in _of_
 SHARES = tuple(name for name in FILTERS if name not in ("temperature", "top_k"))  # they keep tokens by probability
 
 GREEDY = Sampling()
+MOST_OUTPUTS = 16_384  # of one prompt; vLLM's limit. Each takes 2.6 KB while it waits
+
+
+def check_number_of_outputs(name: str, number: int) -> None:
+    """Refuse more outputs of a prompt than `MOST_OUTPUTS`; `name` is the option's."""
+    if number > MOST_OUTPUTS:
+        raise UserError(f"{spelled(name)} must be at most {MOST_OUTPUTS}, found {number}")

@@ -26,6 +26,17 @@ class RequestFailed(UserError):
         self.index = index
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type[RequestFailed], tuple[int, str]]:
+        return type(self), (self.index, self.problem)
+
+
+def blamed(index: int, error: Exception) -> RequestFailed:
+    """Return the error of a request by which something raised that no check foresaw."""
+    if isinstance(error, RequestFailed):
+        return error
+    reason = error.text if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return RequestFailed(index, f"failed: {reason}")
+
 
 @dataclass(frozen=True)
 class Request:

@@ -58,6 +58,7 @@ class TokenSequence:
     request: Request
     events: deque[TokenEvent] | None = None  # receives its tokens as they come
     is_watched: bool = False  # its tokens are waited for one by one, not as a whole output
+    caller: object = None  # callers take turns when their sequences wait
     blocks: tuple[int, ...] = ()
     num_cached: int = 0  # tokens in the KV cache
     reserved: int = 0  # blocks it is sure to get, including those it has; 0 if it may have to start over
@@ -132,7 +133,7 @@ class TokenSequence:
             self.finish_reason = "length"
 
     def fail(self, error: BaseException) -> None:
-        """Finish without a token. `RequestFailed` fails this sequence only, other errors all sequences in flight."""
+        """Finish without a token. `RequestFailed` is this sequence's own error, others are those of a whole step."""
         self.finish_reason, self.error = "failed", error
 
 

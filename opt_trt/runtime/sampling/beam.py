@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.runtime.sampling import log_probs
-from opt_trt.runtime.sampling.choose import no_token_left, require_numbers
+from opt_trt.runtime.sampling.choose import no_number, no_token_left
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
@@ -36,7 +36,7 @@ class BeamSearch:
         """Return the beams of the next step, by logits fp32 `[num_beams, V]` (`[1, V]` after the prompt).
 
         Their `blocks` and `num_cached` are those of the beam they extend, whose keys and values they share. The leader
-        gets a finish reason when the search is over, or fails when every token is banned.
+        gets a finish reason when the search is over, or fails: every token is banned or the best score is no number.
         """
         width = self._sampling.num_beams
         if len(beams) == 1:
@@ -45,7 +45,9 @@ class BeamSearch:
         if scores[0] == -torch.inf:
             self._leader.fail(no_token_left(beams[0]))
             return []
-        require_numbers(scores[:1].tolist())
+        if not scores[0].isfinite():
+            self._leader.fail(no_number(self._leader, scores[0].item()))
+            return []
         candidates = [beams[parent].fork() for parent in parents]
         for candidate, token_id in zip(candidates, token_ids, strict=True):
             candidate.accept(token_id)

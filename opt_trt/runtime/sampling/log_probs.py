@@ -15,7 +15,8 @@ def record(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[To
 
     `logits` are fp32 `[S, V]`, `token_ids` are the new tokens, int64 `[S]`.
     """
-    asked = [(row, s) for row, s in enumerate(sequences) if s.request.sampling.log_probs is not None]
+    given = (pair for pair in enumerate(sequences) if pair[1].error is None)  # others have no new token
+    asked = [(row, s) for row, s in given if s.request.sampling.log_probs is not None]
     if not asked:
         return
     rows = torch.tensor([row for row, _ in asked])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import e, log
 from pathlib import Path
@@ -282,3 +284,30 @@ def test_a_forked_process_is_told_to_open_the_engine_itself() -> None:
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert llm.generate([1, 3], GREEDY)[0].outputs[0].token_ids  # the parent goes on
+
+
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_llm_says_why_it_cannot_be_copied(copies: Callable[[object], object]) -> None:
+    with sums() as llm, pytest.raises(UserError, match=r"an LLM cannot be copied or pickled: .* open LLM"):
+        copies(llm)
+
+
+AT_EXIT = """
+import atexit
+
+def last():
+    try:
+        llm.generate([1])
+    except UserError as error:
+        print(error)
+
+atexit.register(last)  # before all others: called after the engine is closed
+from opt_trt import UserError
+from tests.unit._llms import sums
+llm = sums()
+"""
+
+
+def test_at_the_end_of_the_program_the_engine_is_closed_by_name() -> None:
+    done = run_python("-c", AT_EXIT)
+    assert (done.returncode, done.stdout) == (0, "the engine is closed: open it again\n"), done.stderr
