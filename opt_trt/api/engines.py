@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from opt_trt.backends import machine
 from opt_trt.backends.build import build
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.config.llm_options import BUILDING, CONVERTING, LlmOptions
+from opt_trt.config.llm_options import AUTO, BUILDING, CONVERTING, LlmOptions
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.host.cache import cache_dir
@@ -34,9 +35,10 @@ def engine_of(model: Path, options: LlmOptions) -> Path:
         raise UserError(f"expected a model in {model}, found no such directory; hubs are not read: give a local copy")
     keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     if "build_config" in keys:
-        _refuse(options, CONVERTING + BUILDING, f"{model} is an engine")
+        _refuse(_with_dtype(options, {}), CONVERTING + BUILDING, f"{model} is an engine")
         return model
     is_checkpoint = "architecture" in keys
+    options = _with_dtype(options, {} if is_checkpoint else keys)
     if is_checkpoint:
         _refuse(options, CONVERTING, f"{model} is a checkpoint")
     engine = cache_dir() / "engines" / _fingerprint(model, options)
@@ -44,6 +46,14 @@ def engine_of(model: Path, options: LlmOptions) -> Path:
         if not engine.is_dir():
             _make(model, is_checkpoint, options, engine)
     return engine
+
+
+def _with_dtype(options: LlmOptions, keys: Mapping[str, Any]) -> LlmOptions:
+    """Replace "auto" by bfloat16 if that is the type of the model's weights, else by the default."""
+    if options.dtype != AUTO:
+        return options
+    own = keys.get("dtype", keys.get("torch_dtype"))
+    return replace(options, dtype="bfloat16" if own == "bfloat16" else None)
 
 
 def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:

@@ -15,6 +15,9 @@ KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "min_length": "min_tokens",
     "random_seed": "seed",
     "num_beams": "best_of",
+    "allowed_ids": "allowed_token_ids",
+    "log_probs": "logprobs",
+    "prompt_log_probs": "prompt_logprobs",
 }
 
 

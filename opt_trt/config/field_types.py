@@ -17,6 +17,8 @@ from typing import Any
 
 from opt_trt.errors import UserError, spelled
 
+LONGEST_SHOWN = 100  # characters
+
 
 class WrongType(Exception):
     """A value does not have the declared type."""
@@ -33,8 +35,16 @@ def check_field_types(config: Any) -> None:
         try:
             object.__setattr__(config, f.name, converted(hints[f.name], value))
         except WrongType:
-            text = f"{spelled(f.name)} must be {described(hints[f.name])}, found {value!r}"
+            text = f"{spelled(f.name)} must be {described(hints[f.name])}, found {shown(value)}"
             raise UserError(text) from None
+
+
+def shown(value: object) -> str:
+    """Return a value for the text of an error, which is one line whatever the value is."""
+    text = repr(value)
+    if len(text) > LONGEST_SHOWN or "\n" in text:
+        return f"{type(value).__name__} of {len(text)} characters" if isinstance(value, str) else type(value).__name__
+    return text
 
 
 def converted(hint: Any, value: Any) -> Any:

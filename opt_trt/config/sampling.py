@@ -21,9 +21,11 @@ class Sampling(SamplingOptions):
     """
 
     bad_words: tuple[tuple[int, ...], ...] = option((), Kind.BAN)  # sequences of ids that must not be generated
+    allowed_ids: tuple[int, ...] = option((), Kind.BAN)  # the only ids that may be generated; () is all
     logit_bias: tuple[tuple[int, float], ...] = option((), Kind.BIAS)  # added to the logit of an id; -inf bans it
     sequence: int = option(0, Kind.OTHER)  # one of several sequences of a prompt: each has random numbers of its own
     log_probs: int | None = option(None, Kind.OTHER)  # report the log-probability of each new token and of so many more
+    prompt_log_probs: int | None = option(None, Kind.OTHER)  # the same of the prompt's tokens
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -57,7 +59,7 @@ class Sampling(SamplingOptions):
     @property
     def token_ids(self) -> tuple[int, ...]:
         """All token ids that the options name."""
-        return (*(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
+        return (*self.allowed_ids, *(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
 
     def _check_ranges(self) -> None:
         for name, row in OPTIONS.items():
@@ -68,8 +70,11 @@ class Sampling(SamplingOptions):
             raise UserError(
                 f"{spelled('temperature')} must be 0 (greedy) or from {SMALL:g} to {LARGE:g}, found {self.temperature}"
             )
-        if self.log_probs is not None and self.log_probs < 0:
-            raise UserError(f"log_probs must be the number of alternatives, 0 or more, found {self.log_probs}")
+        for name in ("log_probs", "prompt_log_probs"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(
+                    f"{spelled(name)} must be the number of alternatives, 0 or more, found {getattr(self, name)}"
+                )
         if () in self.bad_words:
             raise UserError("bad_words has a word without tokens; drop it")
         if not all(bias <= LARGE for _, bias in self.logit_bias):

@@ -80,6 +80,9 @@ class Generation:
         self._scheduler.advance(chunks)
         split_hidden(outputs.hidden, chunks)
         logits, sequences = split_logits(outputs.logits, chunks)
+        for chunk in chunks:
+            if chunk.has_context_logits:
+                log_probs.record_prompt(chunk.sequence, chunk.start)
         rows_of: dict[TokenSequence, list[int]] = {}  # the sequence that stands for a request → the request's rows
         for row, sequence in enumerate(sequences):
             rows_of.setdefault(sequence.leader or sequence, []).append(row)
@@ -149,13 +152,17 @@ def _chosen(logits: torch.Tensor, sequences: Sequence[TokenSequence], token_ids:
 def event_of(sequence: TokenSequence) -> TokenEvent:
     """Return the newest token of a sequence that was stepped."""
     newest = sequence.log_probs[-1] if sequence.log_probs else None
-    return TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop, newest)
+    event = TokenEvent(sequence.index, sequence.output_ids[-1], sequence.finish_reason, sequence.stop, newest)
+    if sequence.prompt_log_probs and len(sequence.output_ids) == 1:
+        return replace(event, prompt_log_probs=tuple(sequence.prompt_log_probs))
+    return event
 
 
 def events_of(beam: Result) -> list[TokenEvent]:
     """Return the tokens of a finished beam as if they had come one by one."""
     explained = beam.log_probs or (None,) * len(beam.output_ids)
     events = [TokenEvent(0, i, None, None, token) for i, token in zip(beam.output_ids, explained, strict=True)]
+    events[0] = replace(events[0], prompt_log_probs=beam.prompt_log_probs)
     return [*events[:-1], replace(events[-1], finish_reason=beam.finish_reason)]
 
 
@@ -164,7 +171,8 @@ def result_of(sequence: TokenSequence) -> Result:
     if not sequence.hypotheses:
         return _single_result(sequence)
     beams = tuple(replace(_single_result(h.sequence), score=h.score) for h in sequence.hypotheses)
-    best = replace(beams[0], context_logits=_single_result(sequence).context_logits)  # the prompt's, once
+    whole = _single_result(sequence)  # of the prompt, once
+    best = replace(beams[0], context_logits=whole.context_logits, prompt_log_probs=whole.prompt_log_probs)
     return replace(best, beams=(best, *beams[1:]))
 
 
@@ -177,6 +185,7 @@ def _single_result(sequence: TokenSequence) -> Result:
         finish_reason=sequence.finish_reason,
         stop=sequence.stop,
         log_probs=tuple(sequence.log_probs),
+        prompt_log_probs=tuple(sequence.prompt_log_probs),
         context_logits=torch.cat(context) if context else None,
         generation_logits=torch.stack(generation) if generation else None,
     )

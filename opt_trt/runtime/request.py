@@ -92,6 +92,7 @@ class TokenLogProbs:
 
     log_prob: float
     top: tuple[tuple[int, float], ...] = ()  # ids and log-probabilities of the most likely tokens, best first
+    rank: int | None = None  # the place of the token, 1 for the most likely one; None if the engine does not tell
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Result:
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
     stop: Stop | None = None  # the stop word, if that ended the output
     log_probs: tuple[TokenLogProbs, ...] = ()  # one for each new token, if requested
+    prompt_log_probs: tuple[TokenLogProbs, ...] = ()  # one for each prompt token but the first, if requested
     score: float | None = None  # the number that a beam was ranked by
     beams: tuple[Result, ...] = ()  # results without beams of their own
 
@@ -127,3 +129,4 @@ class TokenEvent:
     finish_reason: FinishReason | None
     stop: Stop | None = None
     log_probs: TokenLogProbs | None = None  # if requested
+    prompt_log_probs: tuple[TokenLogProbs, ...] = ()  # of the request's first token, if requested

@@ -67,6 +67,7 @@ class TokenSequence:
     error: BaseException | None = None  # why it cannot go on; the step that sets this gave it no token
     stop: Stop | None = None
     log_probs: list[TokenLogProbs] = field(default_factory=list)
+    prompt_log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: list[torch.Tensor] = field(default_factory=list)  # one part per step of the context phase
     generation_logits: list[torch.Tensor] = field(default_factory=list)
     hidden: list[torch.Tensor] = field(default_factory=list)  # states `[n, E]` of the tokens of each step, if needed

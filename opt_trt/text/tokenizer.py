@@ -40,6 +40,11 @@ class Tokenizer:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
 
+    @property
+    def of_transformers(self) -> PreTrainedTokenizerBase:
+        """The same tokenizer, as transformers has it."""
+        return self._tokenizer
+
     def encode(self, text: str, max_length: int) -> tuple[int, ...]:
         """Return at most `max_length` ids: the `</s>` if there is one, then the end of the text (cut on the left)."""
         ids = self.encode_word(text)
