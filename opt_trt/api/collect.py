@@ -64,6 +64,11 @@ class OutputListener:
         self._began = None
 
 
+def token_ids(update: OutputUpdate) -> list[int]:
+    """Return the tokens of an update."""
+    return [] if isinstance(update.content, Exception) else [event.token_id for event in update.content]
+
+
 def with_listeners(prompts: Sequence[PromptRequests], send: Send, whole: bool) -> list[tuple[Request, OutputListener]]:
     """Pair every request with a listener of its outputs, whose positions count the outputs of all prompts."""
     sizes = [(request, prompt.num_beams) for prompt in prompts for request in prompt.requests]

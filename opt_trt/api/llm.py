@@ -10,20 +10,21 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 from weakref import finalize
 
 import torch
 
 from opt_trt.api.call_arguments import Params, Prompt, as_list, read_call
-from opt_trt.api.collect import OutputCollector, OutputUpdate, Send, with_listeners
+from opt_trt.api.collect import OutputCollector, OutputUpdate, Send, token_ids, with_listeners
 from opt_trt.api.engines import engine_of
 from opt_trt.api.llm_keywords import LlmKeywords
 from opt_trt.api.not_offered import not_offered
 from opt_trt.api.outputs import RequestOutput
 from opt_trt.api.pending import CTRL_C_SECONDS, PendingOutput
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory
-from opt_trt.api.tensors import join_rows, row_requests, tensor_options
+from opt_trt.api.tensor_call import GeneratedIds, Streamer, TensorCall, read_tensor_call
+from opt_trt.api.tensors import join_rows, row_requests
 from opt_trt.api.wording import in_python
 from opt_trt.backends import follow_leader, open_engine
 from opt_trt.config.field_types import shown
@@ -43,8 +44,9 @@ class LLM:
     """An OPT that continues prompts: `LLM("path/to/model", dtype="float16").generate("The mayor")`.
 
     The model is an engine directory, a TensorRT-LLM checkpoint or an original model. An engine of the last two is built
-    in `~/.cache/opt_trt/engines` on first use. Options are those of `LlmOptions`. Requests of all callers share one
-    batch, which a thread computes until `close()` or the end of the `with` block. Mistakes raise `UserError`.
+    in `~/.cache/opt_trt/engines` on first use. Options are those of `LlmOptions`; vLLM's and TensorRT-LLM's names for
+    them are taken. Requests of all callers share one batch, which a thread computes until `close()` or the end of the
+    `with` block. Mistakes raise `UserError`.
 
     Under mpirun, only rank 0 returns from the constructor. The other ranks compute their part of the engine until rank
     0 closes it, and then exit.
@@ -107,20 +109,42 @@ class LLM:
             named = requests if request_id is None else replace(requests, request_id=str(request_id))
             return PendingOutput(self._worker, named, streaming)
 
+    @overload
     def generate_ids(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
-    ) -> torch.Tensor:
+        self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None,
+        streamer: Streamer | None = None, return_dict_in_generate: Literal[False] = False, **options: Any,
+    ) -> torch.Tensor: ...  # fmt: skip
+
+    @overload
+    def generate_ids(
+        self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None,
+        streamer: Streamer | None = None, *, return_dict_in_generate: Literal[True], **options: Any,
+    ) -> GeneratedIds: ...  # fmt: skip
+
+    def generate_ids(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        generation_config: Any = None,
+        streamer: Streamer | None = None,
+        return_dict_in_generate: bool = False,
+        **options: Any,
+    ) -> torch.Tensor | GeneratedIds:
         """Return what transformers' `model.generate` does: int64 `[rows, prompt + longest output]`, prompts included.
 
-        `input_ids` is int `[rows, tokens]`, with short prompts padded on the left. Without `attention_mask` the pad id
-        is padding. Finished rows are filled with the pad id. Options are those of `TensorOptions`, greedy by default.
+        `input_ids` is int `[rows, tokens]`, a tensor, an array or lists, with short prompts padded on the left. Without
+        `attention_mask` the pad id is padding. Finished rows are filled with the pad id. Options are those of
+        `TensorOptions`, greedy by default; `generation_config` gives those that are not given by name. A `streamer`
+        gets the tokens of a single row as they come. `return_dict_in_generate=True` returns `GeneratedIds`.
         """
         with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens", num_beams="num_beams"):
-            chosen = tensor_options(options, self._factory.session.spec)
-            rows = row_requests(input_ids, attention_mask, chosen, self._factory)
-            collector = self._collect(rows)
+            spec = self._factory.session.spec
+            call = read_tensor_call(input_ids, attention_mask, generation_config, streamer, options, spec)
+            rows = row_requests(call.input_ids, call.attention_mask, call.options, self._factory)
+            collector = self._collect(rows) if call.streamer is None else self._stream(call, rows)
         outputs = [output.token_ids for row in range(len(rows)) for output in collector.output(row).outputs]
-        return join_rows(input_ids, outputs, chosen)
+        ids = join_rows(call.input_ids, outputs, call.options)
+        return GeneratedIds(ids) if return_dict_in_generate else ids
 
     @property
     def tokenizer(self) -> Any:
@@ -165,17 +189,37 @@ class LLM:
         self._worker = Worker(session)
         self._finalizer = finalize(self, _end, self._worker, session)
 
-    def _collect(self, prompts: Sequence[PromptRequests], shows_progress: bool = True) -> OutputCollector:
-        """Submit requests and wait until all outputs are finished; a progress bar counts them."""
+    def _stream(self, call: TensorCall, rows: Sequence[PromptRequests]) -> OutputCollector:
+        """Submit the request of a single row, and give its tokens to the streamer as they come."""
+        assert call.streamer is not None
+        put = call.streamer.put
+        put(call.input_ids.cpu())
+        collector = self._collect(rows, False, lambda update: [put(torch.tensor([i])) for i in token_ids(update)])
+        call.streamer.end()
+        return collector
+
+    def _collect(
+        self,
+        prompts: Sequence[PromptRequests],
+        shows_progress: bool = True,
+        follow: Callable[[OutputUpdate], object] | None = None,
+    ) -> OutputCollector:
+        """Submit requests and wait until all outputs are finished; a progress bar counts them.
+
+        `follow` gets the tokens of each output as they come.
+        """
         arrived, collector = SimpleQueue[OutputUpdate](), OutputCollector(prompts)
         hidden = None if shows_progress else True  # None hides it off a terminal
         bar = Bar(total=collector.num_missing, unit="output", disable=hidden, delay=QUIET_SECONDS, leave=False)
-        with bar, self._in_flight(prompts, arrived.put, whole=True):
+        with bar, self._in_flight(prompts, arrived.put, whole=follow is None):
             while collector.num_missing:
                 try:
-                    collector.add(arrived.get(timeout=CTRL_C_SECONDS))
+                    update = arrived.get(timeout=CTRL_C_SECONDS)
                 except Empty:
                     continue
+                collector.add(update)
+                if follow is not None:
+                    follow(update)
                 bar.update()
         return collector
 

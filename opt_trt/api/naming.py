@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
 from opt_trt.config.other_names import OtherName, understood
@@ -25,6 +26,7 @@ def _taking(described: type, plain: Callable[..., None], names: Mapping[str, Oth
     face = described.__name__
     defaults = {f.name: f.default for f in fields(described)}
 
+    @wraps(plain)
     def __init__(self: Any, *positional: Any, **given: Any) -> None:
         if positional:
             raise UserError(

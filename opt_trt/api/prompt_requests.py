@@ -53,6 +53,10 @@ class RequestFactory:
                 self.session.check(request, index)
         return [replace(prompt, request_id=str(next(self.numbers))) for prompt in made]
 
+    def stopping_at(self, words: str | Sequence[str] | None) -> StopWords | None:
+        """Return stop words that are strings."""
+        return self._stop_words(SamplingParams(stop=words), self.tokenizer) if words else None
+
     def _of_prompt(self, index: int, prompt: Prompt, params: SamplingParams) -> PromptRequests:
         given = text_or_ids(index, prompt)
         text = given if isinstance(given, str) else None

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
-from opt_trt.api.wording import in_python
 from opt_trt.config.field_types import check_field_types
 from opt_trt.config.sampling import FILTERS, Sampling, check_number_of_outputs
 from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
@@ -29,12 +28,13 @@ EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # trans
 
 @dataclass(frozen=True, kw_only=True)
 class TensorOptions(CommonOptions):
-    """Options of `generate_ids`, with transformers' names and defaults; the length limit counts new tokens only.
+    """Options of `generate_ids`, with transformers' names and defaults.
 
-    Further options, such as penalties, are those of `CommonOptions`.
+    Further options, such as penalties, are those of `CommonOptions`. `max_length` and `min_length`, which count the
+    prompt, too, are understood.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int  # default: 20, or fewer where the engine takes no more
     eos_token_id: int | None  # default: the model's; None never ends early
     pad_token_id: int  # default: the model's
     do_sample: bool = False
@@ -45,6 +45,7 @@ class TensorOptions(CommonOptions):
     num_beams: int = 1
     early_stopping: bool | str = False
     num_return_sequences: int = 1
+    stop_strings: str | Sequence[str] | None = None  # end a row, which keeps them
     seed: int | None = None  # seed of the tokens drawn; transformers has one seed for all calls
 
     @property
@@ -67,15 +68,9 @@ class TensorOptions(CommonOptions):
 
 
 def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions:
-    """Return the options that keyword arguments give; a `UserError` names what is unknown, missing or idle."""
-    known = [f.name for f in fields(TensorOptions)]
-    if unknown := [name for name in given if name not in known]:
-        raise UserError(f"generate_ids has no option {unknown[0]}; known are {', '.join(known)}")
-    if "max_new_tokens" not in given:
-        raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
+    """Return the options that keyword arguments give; a `UserError` names what is idle or of another type."""
     options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
-    with in_python():
-        check_field_types(options)
+    check_field_types(options)
     _refuse_contradictions(options)
     _check_number_of_outputs(options)
     return options
@@ -116,7 +111,8 @@ def row_requests(
     rows = []
     for row, ids in enumerate(_prompts(input_ids, _mask(input_ids, attention_mask, options))):
         chosen = options.sampling(factory.seeds.getrandbits(32))
-        request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen)
+        stops = factory.stopping_at(options.stop_strings)
+        request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen, stop_words=stops)
         factory.session.check(request, row)
         if options.num_beams == 1:
             rows.append(PromptRequests(None, one_per_output(request, options.num_return_sequences)))
@@ -131,7 +127,7 @@ def join_rows(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], options
     new = torch.full((len(outputs), max(map(len, outputs), default=0)), options.pad_token_id)
     for row, ids in zip(new, outputs, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    return torch.cat((prompts.long(), new), dim=1)
+    return torch.cat((prompts.long(), new.to(prompts.device)), dim=1)
 
 
 def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions) -> torch.Tensor:
@@ -139,7 +135,7 @@ def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options:
 
     Without `attention_mask` that is everywhere but at the pad id, unless the pad id is the end id as well.
     """
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
+    if input_ids.ndim != 2:
         raise UserError(
             f"input_ids must be integers of shape [rows, tokens], found {input_ids.dtype} of {tuple(input_ids.shape)}"
         )

@@ -85,6 +85,8 @@ CHOSEN: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "beam_search_diversity_rate": ({"num_beams": 2, "beam_search_diversity_rate": 0.5},
                                    {"beam_search_diversity_rate": 0.5}, {"beam_search_diversity_rate": 0.5}),
     "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4}, REFUSED, REFUSED),
+    "allowed_ids": ({"allowed_ids": (5, 9)}, REFUSED, REFUSED),
+    "prompt_log_probs": ({"prompt_log_probs": 1}, REFUSED, REFUSED),
     "log_probs": ({"log_probs": 0}, {"output_log_probs": True, "output_cum_log_probs": True}, REFUSED),
     "sequence": ({"top_k": 9, "sequence": 1}, {"top_k": 9}, REFUSED),  # with the first: see below
 }  # fmt: skip
