@@ -21,6 +21,7 @@ class TextPrompt(TypedDict, total=False):
 
 Prompt = str | Sequence[int] | TextPrompt | Mapping[str, Any]
 Params = SamplingParams | Mapping[str, Any]
+SURELY = 2**31  # ids below need no closer look
 KINDS = "text, token ids, a dictionary with one of the two, or a list of these"
 TURNS = "callers take turns; call generate for what is urgent first"
 
@@ -112,7 +113,7 @@ def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:
     """Return whether this is a sequence of token ids, which may be empty."""
     if not isinstance(prompt, list | tuple):
         return False
-    return all(type(token_id) is int or _is_integer(token_id) for token_id in prompt)
+    return all((type(token_id) is int and 0 <= token_id < SURELY) or _is_integer(token_id) for token_id in prompt)
 
 
 def _is_integer(value: object) -> bool:

@@ -28,4 +28,4 @@ def in_python(**more: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(error.render(lambda name: names.get(name, name))) from error
+        raise error.as_spelled(lambda name: names.get(name, name)) from error

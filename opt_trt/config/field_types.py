@@ -18,6 +18,7 @@ from typing import Any
 from opt_trt.errors import UserError, spelled
 
 LONGEST_SHOWN = 100  # characters
+MOST_BITS = 63  # of an integer: tensors hold no larger one
 
 
 class WrongType(Exception):
@@ -41,6 +42,8 @@ def check_field_types(config: Any) -> None:
 
 def shown(value: object) -> str:
     """Return a value for the text of an error, which is one line whatever the value is."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:  # Python refuses to print some thousand digits
+        return f"one of {value.bit_length()} bits"
     text = repr(value)
     if len(text) > LONGEST_SHOWN or "\n" in text:
         return f"{type(value).__name__} of {len(text)} characters" if isinstance(value, str) else type(value).__name__
@@ -97,16 +100,24 @@ def _integer(value: Any) -> int:
     if isinstance(scalar, bool) or not hasattr(scalar, "__index__"):
         raise WrongType
     try:
-        return operator.index(scalar)
+        number = operator.index(scalar)
     except TypeError as error:  # a tensor of floats, or of several elements
         raise WrongType from error
+    if number.bit_length() > MOST_BITS:
+        raise WrongType
+    return number
 
 
 def _number(value: Any) -> float:
     scalar = _plain(value)
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise WrongType
-    return scalar if isinstance(scalar, int | float) else float(scalar)
+    if isinstance(scalar, int) and scalar.bit_length() > MOST_BITS:
+        raise WrongType
+    try:
+        return scalar if isinstance(scalar, int | float) else float(scalar)
+    except OverflowError as error:  # a fraction of large numbers
+        raise WrongType from error
 
 
 def _plain(value: Any) -> Any:

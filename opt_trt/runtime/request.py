@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,10 @@ class RequestFailed(UserError):
         super().__init__(f"prompt {index} {problem}")
         self.index = index
         self.problem = problem
+
+    def as_spelled(self, spell: Callable[[str], str]) -> RequestFailed:
+        """See `UserError.as_spelled`."""
+        return RequestFailed(self.index, UserError(self.problem).render(spell))
 
     def __reduce__(self) -> tuple[type[RequestFailed], tuple[int, str]]:
         return type(self), (self.index, self.problem)
