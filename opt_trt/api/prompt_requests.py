@@ -106,5 +106,5 @@ class RequestFactory:
 def one_per_output(request: Request, number: int) -> tuple[Request, ...]:
     """Return `number` requests like this one, each with its own random numbers; the first tells of the prompt."""
     others = replace(request, sampling=replace(request.sampling, prompt_log_probs=None), return_context_logits=False)
-    rest = (replace(others, sampling=replace(others.sampling, sequence=one)) for one in range(1, number))
+    rest = (replace(others, sampling=others.sampling.for_output(one)) for one in range(1, number))
     return (request, *rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +34,12 @@ class Sampling(SamplingOptions):
         self._check_candidates()
         self._check_contradictions()
         self._check_beams()
+
+    def for_output(self, number: int) -> Sampling:
+        """Return the same options for another output of the prompt; thousands of them are not checked again."""
+        other = copy(self)
+        object.__setattr__(other, "sequence", number)
+        return other
 
     @property
     def draws(self) -> bool:
