@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from random import Random
 from typing import TypeGuard
 
@@ -14,8 +13,8 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.stopping import StopWords
-from opt_trt.text.output import Detokenizer
 from opt_trt.text.tokenizer import Tokenizer
+from opt_trt.text.words import banned_with_and_without_space, stop_words
 
 Prompt = str | Sequence[int]
 
@@ -64,10 +63,9 @@ class RequestFactory:
         request = Request(
             ids,
             max_new_tokens=most if params.max_tokens is None else params.max_tokens,
-            end_id=None if params.ignore_eos else self.session.spec.end_id,
             stop_words=self._stop_words(params, tokenizer),
             sampling=sampling,
-        )
+        ).ending_at(() if params.ignore_eos else self.session.spec.end_ids)
         if params.use_beam_search:
             return PromptRequests(text, (request,), tokenizer, num_beams=params.n)
         return PromptRequests(text, one_per_output(request, params.n), tokenizer)
@@ -80,15 +78,16 @@ class RequestFactory:
         return tuple(prompt)
 
     def _stop_words(self, params: SamplingParams, tokenizer: Tokenizer | None) -> StopWords | None:
-        if not (params.stop_strings or params.stop_token_ids):
-            return None
-        spellings = tuple(self._needed("a stop string").encode_word(word) for word in params.stop_strings)
-        ids = tuple((token_id,) for token_id in params.stop_token_ids or ())
-        detokenizer = None if tokenizer is None else partial(Detokenizer, tokenizer)
-        return StopWords(ids, params.stop_strings, detokenizer, spellings)
+        ids = [(token_id,) for token_id in params.stop_token_ids or ()]
+        if tokenizer is None:
+            if params.stop_strings:
+                self._needed("a stop string")
+            return StopWords(tuple(ids)) if ids else None
+        return stop_words(params.stop_strings, tokenizer, ids)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        return tuple(self._needed("a bad word").encode_word(word) for word in params.bad_words or ())
+        words = (params.bad_words,) if isinstance(params.bad_words, str) else params.bad_words or ()
+        return banned_with_and_without_space(words, self._needed("a bad word")) if words else ()
 
     def _needed(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

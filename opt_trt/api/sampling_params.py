@@ -42,7 +42,7 @@ class SamplingParams(TokenOptions):
     seed: int | None = None  # None: the LLM draws another seed for each request
     stop: str | Sequence[str] | None = None  # strings that end an output and are left out of its text
     stop_token_ids: Sequence[int] | None = None  # ids that end an output
-    bad_words: Sequence[str] | None = None  # never generated, as the tokenizer cuts them (" London" with its space)
+    bad_words: str | Sequence[str] | None = None  # never generated, with or without a space before them
     logit_bias: Mapping[int, float] | None = None  # added to the logit of an id; -inf bans it
     ignore_eos: bool = False
     logprobs: int | None = None  # report the log-probability of each new token and of that many most likely ones

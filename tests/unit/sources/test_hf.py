@@ -336,7 +336,9 @@ def test_a_header_that_lies_about_its_length_is_named(tmp_path: Path) -> None:
         ("word_embed_proj_dim", -1, "word_embed_proj_dim, an integer of at least 1, found -1"),
         ("num_attention_heads", 3, "16 cannot be divided into 3 equal parts"),
         ("do_layer_norm_before", "yes", "do_layer_norm_before of type bool, found 'yes'"),
-        ("eos_token_id", [2, 3], r"eos_token_id of type int, found [2, 3]"),
+        ("eos_token_id", "2", r"eos_token_id of type int, found '2'"),
+        ("eos_token_id", [2, "3"], r"eos_token_id, an integer, several or null, found [2, '3']"),
+        ("eos_token_id", [2, True], r"eos_token_id, an integer, several or null, found [2, True]"),
     ],
 )
 def test_a_config_that_is_not_this_opt_is_named(tmp_path: Path, key: str, value: Any, says: str) -> None:
