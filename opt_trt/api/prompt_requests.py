@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -54,7 +53,7 @@ class RequestFactory:
 
     def _of_prompt(self, index: int, prompt: Prompt, params: SamplingParams) -> PromptRequests:
         text = prompt if isinstance(prompt, str) else None
-        ids = self._ids(index, prompt)
+        ids = self._ids(index, prompt, params.add_special_tokens)
         tokenizer = self.tokenizer
         if tokenizer is not None and not params.skip_special_tokens:
             tokenizer = tokenizer.verbatim()
@@ -70,9 +69,9 @@ class RequestFactory:
             return PromptRequests(text, (request,), tokenizer, num_beams=params.n)
         return PromptRequests(text, one_per_output(request, params.n), tokenizer)
 
-    def _ids(self, index: int, prompt: Prompt) -> tuple[int, ...]:
+    def _ids(self, index: int, prompt: Prompt, add_special_tokens: bool) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return self._needed("a prompt of text").encode(prompt, sys.maxsize)
+            return self._needed("a prompt of text").encode_whole(prompt, add_special_tokens)
         if not is_ids(prompt):
             raise UserError(f"prompt {index} must be text or a list of token ids, found {type(prompt).__name__}")
         return tuple(prompt)

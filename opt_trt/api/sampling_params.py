@@ -47,6 +47,7 @@ class SamplingParams(TokenOptions):
     ignore_eos: bool = False
     logprobs: int | None = None  # report the log-probability of each new token and of that many most likely ones
     skip_special_tokens: bool = True  # leave them out of the text
+    add_special_tokens: bool = True  # put the begin token before a prompt of text, unless its tokenizer says not to
 
     def __post_init__(self) -> None:
         with in_python():

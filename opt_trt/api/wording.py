@@ -15,6 +15,7 @@ KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "min_length": "min_tokens",
     "random_seed": "seed",
     "num_beams": "best_of",
+    "no_add_special_tokens": "add_special_tokens=False",
 }
 
 

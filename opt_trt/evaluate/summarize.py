@@ -17,6 +17,7 @@ from opt_trt.evaluate.gate import Gate, check_gates
 from opt_trt.evaluate.measure import MeasurePlan, measure
 from opt_trt.evaluate.prompts import Sample, Selection, select_samples
 from opt_trt.evaluate.report import Report, write_json, write_summaries
+from opt_trt.evaluate.rouge import counts_words, unseen_warning
 from opt_trt.evaluate.scores import score
 from opt_trt.evaluate.summarizer import Demand, Summarizer
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -47,9 +48,14 @@ def summarize(config: SummarizeConfig) -> None:
     _show_one(summarizers, samples[0], tokenizer, say)
     report = _measure(config, summarizers, samples, tokenizer)
     print(report.table())
+    references = [sample.article.highlights for sample in samples]
+    if warning := unseen_warning(references):
+        print(f"WARNING: {warning}", file=sys.stderr)
     if config.output_dir is not None:
         _write(config, report)
     if gates is not None:
+        if not any(map(counts_words, references)):
+            raise UserError("the gate scored nothing: ROUGE counts words of a-z and 0-9, and no reference has any")
         engines = [report.scores[name] for name in config.engine_names()]
         check_gates(gates, engines, report.scores.get("hf"))
         say("the accuracy gate passed")

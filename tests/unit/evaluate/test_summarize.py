@@ -219,6 +219,15 @@ def test_articles_draw_with_random_numbers_of_their_own(run: Run) -> None:
     assert all(seeds[request.prompt_ids] == request.sampling.random_seed for request in requests)
 
 
+def test_the_gate_refuses_to_judge_references_without_a_word(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"article": f"the tale of number {n}", "highlights": "Мэр открыл мост"} for n in range(5)]
+    monkeypatch.setattr("tests.unit.evaluate.test_summarize.ROWS", rows)
+    assert run("--test_trt_llm", "--check_accuracy") == 2
+    assert "WARNING: ROUGE counts no word in 5 of 5 references (it knows a-z and 0-9)\n" in run.err
+    assert "error: the gate scored nothing" in run.err
+    assert run("--test_trt_llm") == 0 and "WARNING: ROUGE counts no word" in run.err
+
+
 def test_articles_that_are_cut_are_counted(run: Run) -> None:
     assert run("--test_trt_llm", "--max_input_length", "27") == 0
     assert "5 of 5 articles are cut to their last 27 tokens (--max_input_length)\n" in run.err
