@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import count
 from random import Random
 
@@ -15,8 +13,8 @@ from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.stopping import StopWords
-from opt_trt.text.output import Detokenizer
 from opt_trt.text.tokenizer import Tokenizer
+from opt_trt.text.words import banned_with_and_without_space, stop_words
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class RequestFactory:
     def _of_prompt(self, index: int, prompt: Prompt, params: SamplingParams) -> PromptRequests:
         given = text_or_ids(index, prompt)
         text = given if isinstance(given, str) else None
-        ids = self._ids(given, params.truncate_prompt_tokens)
+        ids = self._ids(given, params)
         tokenizer = self.tokenizer
         if tokenizer is not None and not params.skip_special_tokens:
             tokenizer = tokenizer.verbatim()
@@ -69,33 +67,38 @@ class RequestFactory:
         request = Request(
             ids,
             max_new_tokens=most if params.max_tokens is None else params.max_tokens,
-            end_id=None if params.ignore_eos else self.session.spec.end_id,
             stop_words=self._stop_words(params, tokenizer),
             sampling=sampling,
             return_context_logits=params.prompt_logprobs is not None,
-        )
+        ).ending_at(() if params.ignore_eos else self.session.spec.end_ids)
         shown, keeps_stop = tokenizer if params.detokenize else None, params.include_stop_str_in_output
         if params.use_beam_search:
             return PromptRequests(text, (request,), shown, num_beams=params.n, keeps_stop=keeps_stop)
         return PromptRequests(text, one_per_output(request, params.n), shown, keeps_stop=keeps_stop)
 
-    def _ids(self, prompt: str | tuple[int, ...], most: int | None) -> tuple[int, ...]:
-        """Return the ids of a prompt, or the last `most` of them; -1 are as many as the engine takes."""
-        longest = sys.maxsize if most is None else self.session.spec.max_input_len if most == -1 else most
-        if isinstance(prompt, str):
-            return self._needed("a prompt of text").encode(prompt, longest)
-        return prompt[-longest:]
+    def _ids(self, prompt: str | tuple[int, ...], params: SamplingParams) -> tuple[int, ...]:
+        """Return the ids of a prompt, or as many of the last as `truncate_prompt_tokens` says."""
+        most = params.truncate_prompt_tokens
+        longest = self.session.spec.max_input_len if most == -1 else most
+        if not isinstance(prompt, str):
+            return prompt if longest is None else prompt[-longest:]
+        tokenizer = self._needed("a prompt of text")
+        ids = tokenizer.encode_whole(prompt, params.add_special_tokens)
+        if longest is None:
+            return ids
+        return tokenizer.cut(ids, longest) if params.add_special_tokens else ids[-longest:]
 
     def _stop_words(self, params: SamplingParams, tokenizer: Tokenizer | None) -> StopWords | None:
-        if not (params.stop_strings or params.stop_token_ids):
-            return None
-        spellings = tuple(self._needed("a stop string").encode_word(word) for word in params.stop_strings)
-        ids = tuple((token_id,) for token_id in params.stop_token_ids or ())
-        detokenizer = None if tokenizer is None else partial(Detokenizer, tokenizer)
-        return StopWords(ids, params.stop_strings, detokenizer, spellings)
+        ids = [(token_id,) for token_id in params.stop_token_ids or ()]
+        if tokenizer is None:
+            if params.stop_strings:
+                self._needed("a stop string")
+            return StopWords(tuple(ids)) if ids else None
+        return stop_words(params.stop_strings, tokenizer, ids)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        return tuple(self._needed("a bad word").encode_word(word) for word in params.bad_words or ())
+        words = (params.bad_words,) if isinstance(params.bad_words, str) else params.bad_words or ()
+        return banned_with_and_without_space(words, self._needed("a bad word")) if words else ()
 
     def _needed(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
         top_logprobs: InitVar[int | None] = None
         return_perf_metrics: InitVar[bool] = False
         exclude_input_from_output: InitVar[bool] = True
-        add_special_tokens: InitVar[bool] = True
         spaces_between_special_tokens: InitVar[bool] = True
         output_kind: InitVar[object] = None
         skip_clone: InitVar[bool] = False
@@ -90,7 +89,7 @@ class SamplingParams(TokenOptions, OtherNames):
     seed: int | None = None  # None: the LLM draws another seed for each request
     stop: str | Sequence[str] | None = None  # strings that end an output and are left out of its text
     stop_token_ids: Sequence[int] | None = None  # ids that end an output
-    bad_words: Sequence[str] | None = None  # never generated, as the tokenizer cuts them (" London" with its space)
+    bad_words: str | Sequence[str] | None = None  # never generated, with or without a space before them
     logit_bias: Mapping[int, float] | None = None  # added to the logit of an id; -inf bans it
     ignore_eos: bool = False
     logprobs: int | None = None  # report the log-probability of each new token and of that many most likely ones
@@ -102,6 +101,7 @@ class SamplingParams(TokenOptions, OtherNames):
     skip_special_tokens: bool = True  # leave them out of the text
     detokenize: bool = True  # False: outputs have token ids and no text
     include_stop_str_in_output: bool = False  # leave the stop word that ended an output in its text
+    add_special_tokens: bool = True  # put the begin token before a prompt of text, unless its tokenizer says not to
 
     def clone(self, **changes: Any) -> SamplingParams:
         """Return the same parameters with some changes: parameters themselves do not change."""

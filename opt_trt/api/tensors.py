@@ -11,7 +11,7 @@ import torch
 
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
 from opt_trt.config.field_types import check_field_types
-from opt_trt.config.sampling import FILTERS, Sampling, check_number_of_outputs
+from opt_trt.config.sampling import FILTERS, Sampling, check_number_of_outputs, of_its_own
 from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
@@ -35,7 +35,7 @@ class TensorOptions(CommonOptions):
     """
 
     max_new_tokens: int  # default: 20, or fewer where the engine takes no more
-    eos_token_id: int | None  # default: the model's; None never ends early
+    eos_token_id: int | Sequence[int] | None  # any of them ends a row; default: the model's; None never ends early
     pad_token_id: int  # default: the model's
     do_sample: bool = False
     top_k: int = 50
@@ -46,7 +46,7 @@ class TensorOptions(CommonOptions):
     early_stopping: bool | str = False
     num_return_sequences: int = 1
     stop_strings: str | Sequence[str] | None = None  # end a row, which keeps them
-    seed: int | None = None  # seed of the tokens drawn; transformers has one seed for all calls
+    seed: int | None = None  # of the tokens drawn, in each row others; transformers has one seed for all calls
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -54,7 +54,13 @@ class TensorOptions(CommonOptions):
         ways = {DRAWING: self.do_sample, SEARCHING: self.num_beams != 1, CONTRASTIVE: self.penalty_alpha != 0}
         return next((names for names, asked in ways.items() if asked), ())
 
-    def sampling(self, seed: int) -> Sampling:
+    def end_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """Return the tokens that end a row; others, such as transformers' -1 for none, never occur."""
+        given = self.eos_token_id
+        ids = [given] if isinstance(given, int) else given or ()
+        return tuple(token_id for token_id in ids if 0 <= token_id < vocab_size)
+
+    def sampling(self, row: int, seed: int) -> Sampling:
         """Return how the tokens of a row's first output are chosen; `seed` is used where the user gave none."""
         idle = {*DRAWING, *SEARCHING, *CONTRASTIVE}.difference(self.choosing)
         given = {f.name: getattr(self, f.name) for f in fields(CommonOptions)}
@@ -62,18 +68,22 @@ class TensorOptions(CommonOptions):
         return Sampling(
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
-            random_seed=seed if self.seed is None else self.seed,
+            random_seed=seed if self.seed is None else of_its_own(self.seed, row) if self.do_sample else self.seed,
             **{name: value for name, value in given.items() if name not in idle},
         )
 
 
 def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions:
     """Return the options that keyword arguments give; a `UserError` names what is idle or of another type."""
-    options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
+    options = TensorOptions(**_defaults(spec) | dict(given))
     check_field_types(options)
     _refuse_contradictions(options)
     _check_number_of_outputs(options)
     return options
+
+
+def _defaults(spec: DecoderSpec) -> dict[str, Any]:
+    return {"eos_token_id": spec.end_ids, "pad_token_id": spec.pad_id}
 
 
 def _refuse_contradictions(options: TensorOptions) -> None:
@@ -108,11 +118,11 @@ def row_requests(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions, factory: RequestFactory
 ) -> list[PromptRequests]:
     """Return checked requests for the rows of a tensor."""
-    rows = []
+    rows, ends = [], options.end_ids(factory.session.spec.vocab_size)
     for row, ids in enumerate(_prompts(input_ids, _mask(input_ids, attention_mask, options))):
-        chosen = options.sampling(factory.seeds.getrandbits(32))
+        chosen = options.sampling(row, factory.seeds.getrandbits(32))
         stops = factory.stopping_at(options.stop_strings)
-        request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen, stop_words=stops)
+        request = Request(ids, options.max_new_tokens, sampling=chosen, stop_words=stops).ending_at(ends)
         factory.session.check(request, row)
         if options.num_beams == 1:
             rows.append(PromptRequests(None, one_per_output(request, options.num_return_sequences)))
@@ -140,7 +150,7 @@ def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options:
             f"input_ids must be integers of shape [rows, tokens], found {input_ids.dtype} of {tuple(input_ids.shape)}"
         )
     if attention_mask is None:
-        plain = options.pad_token_id == options.eos_token_id
+        plain = options.pad_token_id in options.end_ids(options.pad_token_id + 1)
         return torch.ones_like(input_ids, dtype=torch.bool) if plain else input_ids != options.pad_token_id
     if attention_mask.shape != input_ids.shape:
         raise UserError(

@@ -18,6 +18,7 @@ KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "allowed_ids": "allowed_token_ids",
     "log_probs": "logprobs",
     "prompt_log_probs": "prompt_logprobs",
+    "no_add_special_tokens": "add_special_tokens=False",
 }
 
 

@@ -57,7 +57,7 @@ class EngineConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         first = ("version", "pretrained_config", "build_config")
-        values = asdict(self)
+        values = asdict(self) | {"pretrained_config": self.pretrained_config.to_dict()}
         return seal({name: values[name] for name in (*first, *(n for n in values if n not in first))})
 
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ import math
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from random import Random
 
 from opt_trt.config.field_types import check_field_types
 from opt_trt.config.sampling_options import LARGE, SMALL, Kind, Option, SamplingOptions, option, options_of
@@ -141,6 +142,11 @@ class Sampling(SamplingOptions):
         """Return the first filter other than `top_k` that is given."""
         given = (name for name, neutral in FILTERS.items() if getattr(self, name) not in neutral)
         return next((name for name in given if name != "top_k"), None)
+
+
+def of_its_own(seed: int, what: object) -> int:
+    """Return the seed of one of several things that share a seed, told apart by `what`; 0 keeps the seed itself."""
+    return Random(f"{seed}/{what}").getrandbits(32) if what != 0 else seed
 
 
 def _of_kinds(*kinds: Kind) -> dict[str, Option]:

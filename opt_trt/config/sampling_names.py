@@ -49,7 +49,6 @@ SAMPLING_NAMES: dict[str, OtherName] = {
     "return_encoder_output": refused("OPT has no encoder"),
     "return_perf_metrics": happens(ANY),  # outputs always have them
     "exclude_input_from_output": happens(True, way="outputs have new tokens only; the prompt is in prompt_token_ids"),
-    "add_special_tokens": happens(True, way="give token ids: text gets the model's first token in front"),
     "embedding_bias": refused("give logit_bias"),
     "apply_batched_logits_processor": refused(LOGITS),
     "top_p_min": refused("top_p does not change from token to token"),

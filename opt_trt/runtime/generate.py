@@ -186,6 +186,10 @@ def _single_result(sequence: TokenSequence) -> Result:
         stop=sequence.stop,
         log_probs=tuple(sequence.log_probs),
         prompt_log_probs=tuple(sequence.prompt_log_probs),
-        context_logits=torch.cat(context) if context else None,
+        context_logits=_joined(context) if context else None,
         generation_logits=torch.stack(generation) if generation else None,
     )
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

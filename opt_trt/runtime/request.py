@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -47,7 +47,8 @@ def blamed(index: int, error: Exception) -> RequestFailed:
 class Request:
     """A prompt to be continued by at most `max_new_tokens` tokens, chosen as `sampling` says.
 
-    `end_id` is looked for in new tokens only (OPT begins a prompt with the token that ends it); None never ends early.
+    End ids are looked for in new tokens only (OPT begins a prompt with the token that ends it); without any, only the
+    length ends it. `end_id` is the one that TensorRT-LLM leaves out of its outputs.
     """
 
     prompt_ids: tuple[int, ...]
@@ -57,6 +58,17 @@ class Request:
     return_generation_logits: bool = False
     sampling: Sampling = GREEDY
     stop_words: StopWords | None = None
+    further_end_ids: tuple[int, ...] = ()
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end the output; it keeps the one that did."""
+        return self.further_end_ids if self.end_id is None else (self.end_id, *self.further_end_ids)
+
+    def ending_at(self, end_ids: Sequence[int]) -> Request:
+        """Return the same request with other end ids."""
+        first = end_ids[0] if end_ids else None
+        return replace(self, end_id=first, further_end_ids=tuple(end_ids[1:]))
 
     @cached_property
     def is_plain(self) -> bool:

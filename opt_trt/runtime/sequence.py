@@ -125,12 +125,13 @@ class TokenSequence:
     def accept(self, token_id: int) -> None:
         """Take a new token. The end id, a stop word, or the last token requested finishes the sequence."""
         self.output_ids.append(token_id)
-        self.stop = self._stop_watch.look(self.output_ids) if self._stop_watch else None
-        if token_id == self.request.end_id:
+        is_last = len(self.output_ids) >= self.request.max_new_tokens
+        self.stop = self._stop_watch.look(self.output_ids, is_last) if self._stop_watch else None
+        if token_id in self.request.end_ids and len(self.output_ids) > self.request.sampling.min_length:
             self.finish_reason, self.stop = "end_id", None
         elif self.stop is not None:
             self.finish_reason = "stop_words"
-        elif len(self.output_ids) >= self.request.max_new_tokens:
+        elif is_last:
             self.finish_reason = "length"
 
     def fail(self, error: BaseException) -> None:

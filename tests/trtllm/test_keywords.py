@@ -233,6 +233,16 @@ def test_stop_words_are_told_as_ids_where_they_may_end_early(double: Double) -> 
     assert (result.output_ids, result.finish_reason) == ((4, 8, 16), "stop_words")
 
 
+def test_further_end_ids_are_told_as_stop_words(double: Double) -> None:
+    requests = [Request((1, 3), 6).ending_at((49, 16)), Request((1, 3), 6).ending_at((8, 16))]
+    results = generate(double.open(), requests)
+    calls = double.seen.calls
+    assert [(call["end_id"], call["stop_words_list"]) for call in calls] == [(49, [[[16]]]), (8, [[[16]]])]
+    assert [(result.output_ids, result.finish_reason) for result in results] == [
+        ((4, 8, 16), "end_id"), ((4, 8), "end_id"),
+    ]  # fmt: skip
+
+
 def test_stop_words_that_may_come_too_early_are_kept_here(double: Double) -> None:
     request = Request((1, 3), 6, sampling=replace(GREEDY, min_length=4), stop_words=StopWords(ids=((16,), (14,))))
     [result] = generate(double.open(), [request])

@@ -19,10 +19,10 @@ class BeamSearch:
     """The state of one request's search; `leader` is the sequence that computed its prompt.
 
     A candidate is a beam with one more token. Its score is the sum of its log-probabilities after penalties and bans.
-    A step takes the best `2 * num_beams` candidates. Those that end are finished if they are among the best
-    `num_beams`. Of the others, the best `num_beams` continue. Candidates are ranked by score +
-    `beam_search_diversity_rate` * (place of the beam they extend, 0 for the best), as in TensorRT-LLM. The second term
-    does not become part of the score.
+    A step takes the best `2 * num_beams` candidates, or `num_beams` more for each end id but the first. Those that end
+    are finished if they are among the best `num_beams`. Of the others, the best `num_beams` continue. Candidates are
+    ranked by score + `beam_search_diversity_rate` * (place of the beam they extend, 0 for the best), as in
+    TensorRT-LLM. The second term does not become part of the score.
     """
 
     def __init__(self, leader: TokenSequence) -> None:
@@ -65,7 +65,7 @@ class BeamSearch:
     def _best(self, logits: torch.Tensor, beams: Sequence[TokenSequence]) -> tuple[torch.Tensor, list[int], list[int]]:
         """Return the best candidates, best first.
 
-        They are given as scores fp32 `[2 * num_beams]`, the beams they extend and their token ids.
+        They are given as scores fp32 `[2 * num_beams]` or more, the beams they extend and their token ids.
         """
         vocab_size = logits.shape[1]
         scores = logits.log_softmax(-1)
@@ -75,7 +75,8 @@ class BeamSearch:
         ranks = scores
         if self._sampling.beam_search_diversity_rate:
             ranks = scores + self._sampling.beam_search_diversity_rate * torch.arange(len(beams)).unsqueeze(1)
-        places = ranks.flatten().topk(min(2 * len(beams), ranks.numel())).indices
+        count = len(beams) * (1 + max(1, len(self._leader.request.end_ids)))
+        places = ranks.flatten().topk(min(count, ranks.numel())).indices
         best = scores.flatten()[places]
         return best, (places // vocab_size).tolist(), (places % vocab_size).tolist()
 

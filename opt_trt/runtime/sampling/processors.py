@@ -103,8 +103,7 @@ def _word_ends(history: list[int], words: Sequence[tuple[int, ...]]) -> list[int
 
 
 def _early_end(sequence: TokenSequence) -> list[int]:
-    end_id = sequence.request.end_id
-    return [] if end_id is None or len(sequence.output_ids) >= sequence.request.sampling.min_length else [end_id]
+    return [] if len(sequence.output_ids) >= sequence.request.sampling.min_length else [*sequence.request.end_ids]
 
 
 # In the order of application.

@@ -236,6 +236,7 @@ def test_max_tokens_none_fills_the_engine() -> None:
         ({"stop": ["xyz", "de"]}, "c", "cde", "de"),
         ({"stop_token_ids": ids_of("e")}, "cd", "cde", ids_of("e")[0]),
         ({"stop": "z", "stop_token_ids": ids_of("d")}, "c", "cd", ids_of("d")[0]),
+        ({"stop": ["x", "cd"], "bad_words": "e"}, "", "cd", "cd"),
     ],
 )
 def test_what_stops_an_output_is_in_its_ids_and_not_in_its_text(
@@ -295,6 +296,40 @@ def test_bans_and_penalties_reach_the_sampler(llm: LLM, params: dict) -> None:
     given = {"temperature": 0, "max_tokens": 2} | params
     given["logit_bias"] = {x: 5.0} | given.get("logit_bias", {})  # what comes next has a logit of 9
     assert llm.generate("ba", SamplingParams(**given))[0].outputs[0].text == "xy"
+
+
+def test_a_stop_word_may_be_a_special_token_that_is_not_shown(llm: LLM) -> None:
+    [b] = ids_of("b")
+    for params in ({"stop": "<pad>"}, {"stop": ["x", "b<pad>"]}, {"stop": "<pad>", "skip_special_tokens": False}):
+        given = SamplingParams(temperature=0, max_tokens=6, logit_bias={1: 50.0, b: 99.0}, bad_words=["bb"], **params)
+        [output] = llm.generate("a", given)[0].outputs
+        stop = params["stop"] if isinstance(params["stop"], str) else "b<pad>"
+        assert (output.token_ids, output.finish_reason, output.stop_reason) == ([b, 1], "stop", stop)
+        assert output.text == ("" if "b" in stop else "b")
+
+
+def test_the_model_may_have_several_end_ids(tmp_path: Path) -> None:
+    [c, e] = ids_of("ce")
+    decoder = NextLetter(replace(SPEC, end_token_ids=(e, 2)))
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path))
+    with LLM.over(DecoderSession(decoder, KvCacheLimit()), tokenizer) as llm:
+        [output] = llm.generate("ab", SamplingParams(temperature=0, max_tokens=5))[0].outputs
+        assert (output.text, output.token_ids[-1], output.finish_reason) == ("cd", e, "stop")
+        assert output.stop_reason is None
+        [output] = llm.generate("ab", SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))[0].outputs
+        assert output.text == "cdefg"
+        assert llm.generate_ids(torch.tensor([[2, c]]), max_new_tokens=9).tolist() == [[2, c, *ids_of("de")]]
+
+
+def test_a_begin_token_is_needed_for_text_that_begins_with_one(tmp_path: Path) -> None:
+    directory = write_tokenizer(tmp_path, bos_token=None)
+    greedy = {"temperature": 0, "max_tokens": 2}
+    with LLM.over(DecoderSession(NextLetter(SPEC), KvCacheLimit()), load_tokenizer(directory)) as llm:
+        assert llm.generate([[*ids_of("a")]], SamplingParams(**greedy))[0].outputs[0].text == "bc"
+        plain = SamplingParams(add_special_tokens=False, **greedy)
+        assert llm.generate("a", plain)[0].prompt_token_ids == [*ids_of("a")]
+        with pytest.raises(UserError, match=r"names no bos_token .* give add_special_tokens=False"):
+            llm.generate("a", SamplingParams(**greedy))
 
 
 def test_special_tokens_are_shown_when_asked_for(llm: LLM) -> None:
@@ -388,6 +423,9 @@ def test_an_engine_nobody_holds_is_closed() -> None:
         ([None], {}, "prompt 0 must be text or a list of token ids, found NoneType"),
         ("a", {"max_tokens": 2, "min_tokens": 3}, "at least 3 and at most 2 new tokens; lower min_tokens or raise max"),
         ("a", {"stop": [""]}, "an empty stop word"),
+        ("a", {"bad_words": ""}, "bad_words has a word without tokens"),
+        ("a\udce9", {}, r"expected text, found '.udce9' at character 1"),
+        ("a", {"stop": "\ud800"}, r"expected text, found '.ud800' at character 0"),
         ("a", {"stop_token_ids": [999]}, "stops at token id 999"),
     ],
 )

@@ -211,3 +211,39 @@ def test_stop_strings_end_a_row_and_stay_in_it(tmp_path: Path) -> None:
     with letters(tmp_path) as llm:
         ids = llm.generate_ids([[*ids_of("ab")]], stop_strings=["de", "zz"], max_new_tokens=9)
         assert ids.tolist() == [[*ids_of("abcde")]]
+
+
+@pytest.mark.parametrize("ends", [[14], [2, 14], (14, 5), torch.tensor([14, 99]), 14])
+def test_any_of_several_end_ids_ends_a_row(ends: object) -> None:
+    with sums() as llm:
+        out = llm.generate_ids(PADDED, max_new_tokens=4, eos_token_id=ends)
+    assert out.tolist()[1] == [4, 5, 6, 15, 14, 1, 1]
+
+
+@pytest.mark.parametrize("none", [None, [], -1, 99])
+def test_ids_that_never_occur_end_nothing_and_ban_nothing(none: object) -> None:
+    with sums() as llm:
+        out = llm.generate_ids(PADDED, max_new_tokens=4, min_new_tokens=2, eos_token_id=none)
+    assert out.tolist() == [[1, 1, 3, 3, 6, 12, 8], [4, 5, 6, 15, 14, 12, 8]]
+
+
+def test_min_new_tokens_bans_every_end_id() -> None:
+    with sums() as llm:
+        out = llm.generate_ids(PADDED[1:], max_new_tokens=3, min_new_tokens=3, eos_token_id=[15, 14])
+    assert not {14, 15} & set(out[0, 3:].tolist())
+
+
+def test_a_pad_id_among_the_end_ids_is_no_padding_in_prompts() -> None:
+    with sums() as llm:
+        out = llm.generate_ids(torch.tensor([[2, 3]]), max_new_tokens=3, pad_token_id=2, eos_token_id=[9, 2])
+    assert out.tolist() == [[2, 3, 5, 10, 4]]
+
+
+def test_equal_rows_draw_tokens_of_their_own_by_one_seed() -> None:
+    drawn = {"max_new_tokens": 5, "do_sample": True, "eos_token_id": None, "seed": 3}
+    with sums() as llm:
+        rows = llm.generate_ids(torch.tensor([[4, 5, 6]] * 4), **drawn)
+        one = llm.generate_ids(torch.tensor([[4, 5, 6]]), **drawn)
+        again = llm.generate_ids(torch.tensor([[4, 5, 6]] * 4), **drawn)
+    assert len({tuple(row) for row in rows.tolist()}) == 4
+    assert torch.equal(rows[:1], one) and torch.equal(rows, again)

@@ -117,5 +117,6 @@ def decoder_spec(forward: RankForward) -> DecoderSpec:
         gather_generation_logits=limits.gather_generation_logits,
         end_id=model.eos_token_id,
         pad_id=model.pad_token_id,
+        end_token_ids=model.end_token_ids,
         device=forward.model.device.type,
     )

@@ -57,14 +57,14 @@ def transformers_beams(oracle: OPTForCausalLM, request: Request) -> list[tuple[I
     with torch.inference_mode():
         out = oracle.generate(
             torch.tensor([request.prompt_ids]), attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
-            max_new_tokens=request.max_new_tokens, eos_token_id=request.end_id, pad_token_id=1, do_sample=False,
+            max_new_tokens=request.max_new_tokens, eos_token_id=list(request.end_ids) or None, pad_token_id=1, do_sample=False,
             num_beams=sampling.num_beams, num_return_sequences=sampling.num_beams,
             length_penalty=sampling.length_penalty, early_stopping=EARLY_STOPPING[sampling.early_stopping],
             repetition_penalty=sampling.repetition_penalty, no_repeat_ngram_size=sampling.no_repeat_ngram_size,
             min_new_tokens=sampling.min_length or None, return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
     rows = [row[len(request.prompt_ids) :].tolist() for row in out.sequences]
-    ends = [row.index(request.end_id) + 1 if request.end_id in row else len(row) for row in rows]
+    ends = [next((n for n, i in enumerate(row, start=1) if i in request.end_ids), len(row)) for row in rows]
     return [(tuple(r[:n]), s) for r, n, s in zip(rows, ends, out.sequences_scores.tolist(), strict=True)]
 
 
@@ -262,3 +262,16 @@ def test_cancelling_takes_all_beams_back() -> None:
     of.in_flight.cancel(leader)
     assert (of._pool.num_free, of.in_flight._scheduler.running) == (of._pool.num_blocks, [])
     assert leader.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("early_stopping", [0, 1, 2])
+def test_several_end_ids_end_beams_as_in_transformers(models, early_stopping: int) -> None:
+    oracle, decoder = models("pre-norm")
+    for width, prompt in zip((2, 3, 4), random_prompts((4, 7, 5), seed=3), strict=True):
+        of = DecoderSession(decoder, KvCacheLimit())
+        beams = generate(of, [Request(prompt, 5, sampling=Sampling(num_beams=width))])[0].beams
+        ends = tuple(dict.fromkeys(i for beam in beams for i in beam.output_ids[2:]))
+        assert len(ends) > 1
+        request = Request(prompt, 9, sampling=Sampling(num_beams=width, early_stopping=early_stopping))
+        request = request.ending_at(ends)
+        assert_equal(generate(of, [request])[0], transformers_beams(oracle, request))
