@@ -18,7 +18,7 @@ from typing import Any
 from opt_trt.errors import UserError, spelled
 
 LONGEST_SHOWN = 100  # characters
-MOST_BITS = 63  # of an integer: tensors hold no larger one
+MOST_BITS = 1000  # of an integer: a larger one fits no float, and Python may refuse to print it
 
 
 class WrongType(Exception):
@@ -42,7 +42,7 @@ def check_field_types(config: Any) -> None:
 
 def shown(value: object) -> str:
     """Return a value for the text of an error, which is one line whatever the value is."""
-    if isinstance(value, int) and value.bit_length() > MOST_BITS:  # Python refuses to print some thousand digits
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
         return f"one of {value.bit_length()} bits"
     text = repr(value)
     if len(text) > LONGEST_SHOWN or "\n" in text:

@@ -73,7 +73,7 @@ BAD = [
     ([[1]], {"top_p": float("nan")}), ([[1]], {"n": 10**6}), ([[1]], {"logit_bias": {99: 1.0}}),
     ([[1]], {"logit_bias": {3: float("nan")}}), ([[1]], {"stop": ["x"]}), ([[1]], {"seed": 1.5}),
     ([[1]], {"repetition_penalty": float("inf")}), ([[1]], {"stop_token_ids": [99]}), ([[1] * 40], {}),
-    ([[1]], {"seed": 10**5000}), ([[10**5000]], {}), ([[1]], {"top_k": 10**30}), ([[1]], {"temperature": 10**400}),
+    ([[1]], {"seed": 10**5000}), ([[10**5000]], {}), ([[1]], {"top_k": 10**400}), ([[1]], {"temperature": 10**400}),
     ([[1]], {"max_tokens": 10**9}), ([[1]], {"n": 3, "use_beam_search": True, "best_of": 9}), ([[1, CURSED]], {}),
     ([[1]], {"temperature": 0, "logit_bias": {i: -float("inf") for i in range(16)}}),
 ]  # fmt: skip
