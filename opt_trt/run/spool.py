@@ -39,7 +39,7 @@ class Spool:
     """A nameless file in a directory, to which arrays are added."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = TemporaryFile(dir=directory)
+        self._file = TemporaryFile(dir=directory)  # noqa: SIM115  # it ends with the spool
         self._end = 0
 
     def keep(self, values: torch.Tensor) -> Spooled:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from opt_trt.runtime.request import Result
-from opt_trt.runtime.stopping import HALF_CHARACTER, Stop, StopWords
+from opt_trt.runtime.stopping import Stop, StopWords
+from opt_trt.runtime.text_search import HALF_CHARACTER
 from opt_trt.text.tokenizer import Decodes
 
 CONTEXT = 4  # ids kept from before: by these, decoders know whether a space belongs in front of the next one

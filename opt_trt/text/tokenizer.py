@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.errors import UserError, spelled
 from opt_trt.text.settled import Settling, settling_of
+from opt_trt.text.special import SpecialTokens, forget_invented, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the files of one of these groups must exist
-
-# The files that may name special tokens which are not in the vocabulary.
-NAMING_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 
 
 class Decodes(Protocol):
@@ -94,11 +91,11 @@ class Tokenizer:
 
     def hides(self, text: str) -> bool:
         """Return whether a text names special tokens, which are left out of decoded texts."""
-        return self._skip_special_tokens and self._special.search(text) is not None
+        return self._skip_special_tokens and self._special.named.search(text) is not None
 
     def hide(self, text: str) -> str:
         """Return a text without the names of special tokens."""
-        return self._special.sub("", text)
+        return self._special.named.sub("", text)
 
     @property
     def _begin(self) -> tuple[int, ...]:
@@ -114,19 +111,12 @@ class Tokenizer:
         return Tokenizer(self._tokenizer, self._prefix, skip_special_tokens=False)
 
     @cached_property
-    def _special_tokens(self) -> dict[int, str]:
-        """The special tokens by their ids."""
-        added = self._tokenizer.added_tokens_decoder
-        return {i: token.content for i, token in added.items() if token.special}
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        longest_first = sorted(self._special_tokens.values(), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")  # the latter matches nothing
+    def _special(self) -> SpecialTokens:
+        return special_tokens(self._tokenizer)
 
     @cached_property
     def _settling(self) -> Settling:
-        hidden = frozenset(self._special_tokens) if self._skip_special_tokens else frozenset[int]()
+        hidden = self._special.ids if self._skip_special_tokens else frozenset[int]()
         return settling_of(getattr(self._tokenizer, "backend_tokenizer", None), hidden)
 
 
@@ -155,27 +145,10 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UserError(f"the tokenizer in {directory} cannot be read ({reason[0]}); fetch its files again") from error
-    _forget_invented(tokenizer, directory)
+    forget_invented(tokenizer, directory)
     if not add_special_tokens or not _adds_bos(directory):
         return Tokenizer(tokenizer, ())
     return Tokenizer(tokenizer, None if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,))
-
-
-def _forget_invented(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Drop special tokens that no file names: transformers makes up tokens for which the model has no row."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    for name in ("bos_token", "eos_token", "pad_token"):
-        token = getattr(tokenizer, name)
-        is_known = backend is None or token is None or backend.model.token_to_id(token) is not None
-        if not (is_known or any(_names(directory / file, token) for file in NAMING_FILES)):
-            setattr(tokenizer, name, None)
-
-
-def _names(path: Path, token: str) -> bool:
-    if not path.is_file():
-        return False
-    text = path.read_text(encoding="utf-8")
-    return token in text or json.dumps(token)[1:-1] in text
 
 
 def _check_files(directory: Path) -> None:
