@@ -20,7 +20,8 @@ def transformers_beams(oracle: OPTForCausalLM, request: Request) -> list[tuple[I
     with torch.inference_mode():
         out = oracle.generate(
             torch.tensor([request.prompt_ids]), attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
-            max_new_tokens=request.max_new_tokens, eos_token_id=list(request.end_ids) or None, pad_token_id=1, do_sample=False,
+            max_new_tokens=request.max_new_tokens, eos_token_id=list(request.end_ids) or None, pad_token_id=1,
+            do_sample=False,
             num_beams=sampling.num_beams, num_return_sequences=sampling.num_beams,
             length_penalty=sampling.length_penalty, early_stopping=EARLY_STOPPING[sampling.early_stopping],
             repetition_penalty=sampling.repetition_penalty, no_repeat_ngram_size=sampling.no_repeat_ngram_size,
