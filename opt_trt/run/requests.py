@@ -88,7 +88,8 @@ def _prompts(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | None) 
 def _room(config: RunConfig, spec: DecoderSpec) -> int:
     """Return the longest prompt that the engine takes beside the output asked for."""
     assert config.max_output_len is not None  # checked by RunConfig
-    return max(1, min(spec.max_input_len, spec.max_seq_len - config.max_output_len))
+    room = spec.max_seq_len - config.max_output_len
+    return min(spec.max_input_len, room) if room > 0 else spec.max_input_len  # without room, the request is refused
 
 
 def _last(ids: Ids, max_length: int) -> Ids:
