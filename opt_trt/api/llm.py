@@ -32,6 +32,7 @@ from opt_trt.runtime.session import Session
 from opt_trt.runtime.worker import Worker
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
+from opt_trt.runtime.world.cores import use_threads
 from opt_trt.text.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
 
 # How often a waiting caller looks for Ctrl-C: one that arrives just before the wait, or in another thread, does not end
@@ -54,6 +55,7 @@ class LLM:
         with in_python():
             chosen = llm_options(options)
             limit = KvCacheLimit(chosen.max_tokens_in_paged_kv_cache, chosen.kv_cache_free_gpu_memory_fraction)
+            use_threads(current_world(os.environ), chosen.threads)
             _require_leader(current_world(os.environ))
             tokenizer = _tokenizer(Path(model), chosen)
             session = open_engine(engine_of(Path(model), chosen), limit, chosen.scheduling())

@@ -20,6 +20,8 @@ RENAMED = {  # vLLM's names, and TensorRT-LLM's names, which are used here
     "max_num_batched_tokens": "max_num_tokens",
     "gpu_memory_utilization": "kv_cache_free_gpu_memory_fraction",
     "enable_prefix_caching": "kv_cache_enable_block_reuse",
+    "num_threads": "threads",
+    "intra_threads": "threads",
 }
 
 
@@ -40,6 +42,7 @@ class LlmOptions:
     scheduler_policy: str = Scheduling.policy  # or "max_utilization": start over the newest when the cache is full
     context_chunk_size: int | None = None  # most prompt tokens in a step in which others generate
     tensor_parallel_size: int = 1  # must be 1: engines of several ranks are built by commands
+    threads: int | None = None  # that compute, torch's too; default: what cores, affinity and a quota allow
     seed: int = 0  # seed of the seeds of requests that have none
 
     def __post_init__(self) -> None:
@@ -47,7 +50,7 @@ class LlmOptions:
             if getattr(self, name) not in allowed:
                 known = ", ".join(repr(choice) for choice in allowed[1:])
                 raise UserError(f"{name} must be {known} or None, found {getattr(self, name)!r}")
-        for name in (*BUILDING, "context_chunk_size"):
+        for name in (*BUILDING, "context_chunk_size", "threads"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UserError(f"{name} must be at least 1, found {value!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, ThreadFlags, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.sampling_options import SamplingOptions, options_of
@@ -58,7 +58,7 @@ class TextFlags:
 
 
 @dataclass(frozen=True)
-class SessionConfig(SamplingOptions, TextFlags, Logged):
+class SessionConfig(SamplingOptions, TextFlags, ThreadFlags, Logged):
     """The flags that both scripts have."""
 
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
@@ -110,6 +110,7 @@ class SessionConfig(SamplingOptions, TextFlags, Logged):
         self.sampling()
         self.scheduling()
         self.runtime_options()
+        self.check_threads()
         if self.max_input_length < 1:
             raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
         if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:

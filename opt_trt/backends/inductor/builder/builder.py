@@ -23,6 +23,7 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.cpu_quota import threads_line
 from opt_trt.host.progress import Progress
 from opt_trt.host.workers import for_each
 from opt_trt.model.config import ModelConfig
@@ -69,6 +70,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         for note in compiled.notes:
             print(note)
         if config.profiling_verbosity == "detailed" and compiled.library:
+            print(threads_line(torch.get_num_threads()))
             print(_profile(out, model.mapping.world_size), end="")
 
 
