@@ -162,6 +162,8 @@ class BuildConfig(TensorRtOptions, ThreadFlags, Logged):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, found {value}")
+        if self.retime and self.input_timing_cache:
+            raise UserError("--retime reads no timings, found --input_timing_cache beside it; drop one of the two")
         if None not in (self.max_seq_len, self.max_output_len):
             raise UserError("--max_output_len is --max_seq_len less the prompt: give one of the two")
         if self.context_fmha == "enable" and self.gpt_attention_plugin == "disable":

@@ -76,8 +76,12 @@ def timings_of(
     run_of: Callable[[Tactic], Callable[[], torch.Tensor]],
     reasons: Mapping[Tactic, str | None],
     cache: TimingCache,
+    is_doubted: bool = False,
 ) -> list[Timing]:
-    """Return the time of every tactic that no reason keeps out, each checked against the reference when it is timed."""
+    """Return the time of every tactic that no reason keeps out, each checked against the reference when it is timed.
+
+    Times that are doubted are measured again.
+    """
     runs = {tactic.name: run_of(tactic) for tactic, reason in reasons.items() if reason is None}
     tolerance = {tactic.name: tactic.tolerance for tactic in reasons}
 
@@ -91,7 +95,7 @@ def timings_of(
 
         return check
 
-    times = cache.measure(problem, runs, prepare)
+    times = cache.measure(problem, runs, prepare, is_doubted)
     return [Timing(tactic, times.get(tactic.name), reason) for tactic, reason in reasons.items()]
 
 

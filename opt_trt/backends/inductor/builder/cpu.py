@@ -24,6 +24,7 @@ from opt_trt.plugins.native.library import NativeLibrary, compile_library
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
 from opt_trt.plugins.tune.cpu import tune
+from opt_trt.plugins.tune.noise import BusyMachine, computing_us
 from opt_trt.plugins.tune.policy import Policy
 from opt_trt.plugins.tune.rounding import product_errors
 
@@ -89,5 +90,7 @@ def choose_tactics(
         context_int8=config.context_int8,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
-    with timings(config, device) as cache:
-        return tune(model, library.operators(), policy, cache)
+    operators = library.operators()
+    busy = BusyMachine(lambda: operators.resting_threads() > 0, computing_us)
+    with timings(config, device, busy=busy) as cache:
+        return tune(model, operators, policy, cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Protocol
 from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
+from opt_trt.errors import spelled
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
-from opt_trt.plugins.tune.timing import Clock, TimingCache, wall_us
+from opt_trt.plugins.tune.noise import BusyMachine, Clock
+from opt_trt.plugins.tune.timing import TimingCache, wall_us
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,24 @@ class Target(TargetDescription, Protocol):
 
 
 @contextmanager
-def timings(config: BuildConfig, device: str, clock: Clock = wall_us) -> Iterator[TimingCache]:
+def timings(
+    config: BuildConfig, device: str, clock: Clock = wall_us, busy: BusyMachine | None = None
+) -> Iterator[TimingCache]:
     """Open the timing cache to tune with, and save it with the new times.
 
-    It is the file that the flags name, or else the user's own. The user's own is updated only if it was read.
+    It is the file that the flags name, or else the user's own. The user's own is updated only if it was read, or if all
+    is timed anew, and never with times of a busy machine.
     """
     own = cache_dir() / "timing.cache"
     earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
-    cache = TimingCache.load(device, earlier, clock)
+    cache = TimingCache.load(device, None if config.retime else earlier, clock, busy)
     yield cache
     cache.save(Path(config.output_timing_cache))
     if earlier == own:
-        cache.join(own).save(own)
+        cache.join(own, config.retime).save(own)
+    if cache.spoilt:
+        print(
+            f"WARNING: other programs used this machine while {len(cache.spoilt)} of {len(cache.times)} problems were "
+            "timed: their tactics were chosen by the time that one thread computes, and their timings are not kept; "
+            f"on a quiet machine, build again with {spelled('retime')}", file=sys.stderr,
+        )  # fmt: skip
