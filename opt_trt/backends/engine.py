@@ -52,6 +52,7 @@ class EngineConfig:
     plugin_library: str
     tactics: dict[str, list[str]]
     checkpoint: str  # fingerprint of the checkpoint it was built from
+    tactic_us: dict[str, list[float]] = field(default_factory=dict)  # by site and bucket, of engines for CPUs
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:

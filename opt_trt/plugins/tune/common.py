@@ -107,3 +107,12 @@ def table_lines(
         TunedProblem(*problem, bucket, tuple(row), winner)
         for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)
     ]
+
+
+def chosen_us(tuned: Sequence[TunedProblem]) -> dict[str, list[float]]:
+    """Return the times of the winners in µs, by site, in the order of its buckets."""
+    times: dict[str, list[float]] = {}
+    for line in tuned:
+        elapsed = {timing.tactic: timing.elapsed_us or 0.0 for timing in line.timings}
+        times.setdefault(line.site, []).append(round(elapsed[line.winner], 1))
+    return times

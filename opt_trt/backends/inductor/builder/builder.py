@@ -32,6 +32,7 @@ from opt_trt.plugins.cuda.gpu import target_gpu, visible_gpu
 from opt_trt.plugins.native.library import find_compiler
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import winners
+from opt_trt.plugins.tune.common import chosen_us
 
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
@@ -59,6 +60,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
             plugin_library=compiled.library.name if compiled.library else "",
             tactics=winners(compiled.plan.choices()),
             checkpoint=fingerprint(checkpoint.directory),
+            tactic_us=chosen_us(compiled.tuned) if compiled.library else {},
         )
         _write_weights(ranks, compiled.plan, engine, config.workers, out)
         progress.done()

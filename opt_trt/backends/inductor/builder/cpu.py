@@ -69,7 +69,7 @@ def device_of(isa: Isa, plan: TacticPlan) -> dict[str, str]:
     flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
     return {
         "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
-        "torch": torch.__version__,
+        "torch": torch.__version__, "threads": str(torch.get_num_threads()),
     }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from typing import Protocol
 from opt_trt.backends.inductor.builder.limits import ResolvedLimits
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.errors import spelled
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
 from opt_trt.plugins.ops.plan import TacticPlan
@@ -85,5 +84,5 @@ def timings(
         print(
             f"WARNING: other programs used this machine while {len(cache.spoilt)} of {len(cache.times)} problems were "
             "timed: their tactics were chosen by the time that one thread computes, and their timings are not kept; "
-            f"on a quiet machine, build again with {spelled('retime')}", file=sys.stderr,
+            "on a quiet machine, build again with --retime", file=sys.stderr,
         )  # fmt: skip
