@@ -44,6 +44,11 @@ def tune(
     return TacticPlan(problems, choices, attention_choice), table + lines
 
 
+def num_problems(config: ModelConfig) -> int:
+    """Return how many problems `tune` times, if no time is doubted."""
+    return len(common.gemm_problems(config)) * (len(BUCKETS) + 1) + len(PHASES)
+
+
 def _tune_gemm(
     problem: GemmProblem, operators: Operators, policy: Policy, cache: TimingCache
 ) -> tuple[Choice, list[TunedProblem]]:

@@ -42,6 +42,8 @@ class TimingCache:
     clock: Clock = wall_us
     busy: BusyMachine | None = None  # None if other programs do not disturb the clock
     spoilt: set[str] = field(default_factory=set)  # the keys that were timed on a busy machine
+    settled: frozenset[str] = frozenset()  # the keys whose times are taken as they are
+    measured: Callable[[], None] = lambda: None  # called when a problem's times are known
 
     @classmethod
     def load(
@@ -86,13 +88,14 @@ class TimingCache:
         """Return the times of all candidates, from the cache if it has all of them: those were checked when timed.
 
         `prepare` is called before any candidate is timed. It returns the check of their results. Times that are doubted
-        are measured again, as on a busy machine.
+        are measured again, as on a busy machine, unless they are settled.
         """
         key = f"{self.device} | {problem}"
         row = self.times.get(key, {})
-        if is_doubted or not candidates.keys() <= row.keys():
+        if (is_doubted and key not in self.settled) or not candidates.keys() <= row.keys():
             row = row | self._timed(key, candidates, prepare(), is_doubted)
             self.times[key] = row
+        self.measured()
         return {name: row[name] for name in candidates}
 
     def _timed(

@@ -221,6 +221,12 @@ def test_doubted_times_are_measured_again_although_they_are_cached():
     assert cache.measure("p", {"x": lambda: None}, lambda: nothing, is_doubted=True) == {"x": 5.0}
 
 
+def test_settled_times_are_not_doubted():
+    cache = Disturbed(()).cache()
+    cache.times["d | p"], cache.settled = {"x": 1.0}, frozenset({"d | p"})
+    assert cache.measure("p", {"x": lambda: None}, lambda: nothing, is_doubted=True) == {"x": 1.0}
+
+
 @pytest.mark.parametrize(
     ("times_us", "doubtful"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from opt_trt.plugins.cpu.isa import Isa
 from opt_trt.plugins.native.library import NativeLibrary, compile_library
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
-from opt_trt.plugins.tune.cpu import tune
+from opt_trt.plugins.tune.cpu import num_problems, tune
 from opt_trt.plugins.tune.noise import BusyMachine, computing_us
 from opt_trt.plugins.tune.policy import Policy
 from opt_trt.plugins.tune.rounding import product_errors
@@ -54,8 +54,9 @@ class CpuTarget:
             programs = submit_embedding(ranks[0], compiling, compilers)
             library = compiling.result()
             progress.done()
+            progress.count(num_problems(limits.model))
             with compilers.turns.quiet():
-                plan, tuned = choose_tactics(limits.model, config, library, self.isa)
+                plan, tuned = choose_tactics(limits.model, config, library, self.isa, progress.part_done)
             progress.done()
             programs |= submit_decoder(ranks, (plan, library), compilers, limits)
             files = {name: compiled.result() for name, compiled in programs.items()}
@@ -74,9 +75,16 @@ def device_of(isa: Isa, plan: TacticPlan) -> dict[str, str]:
 
 
 def choose_tactics(
-    model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
+    model: ModelConfig,
+    config: BuildConfig,
+    library: NativeLibrary,
+    isa: Isa,
+    measured: Callable[[], None] = lambda: None,
 ) -> tuple[TacticPlan, list[TunedProblem]]:
-    """Time the tactics that the flags admit; return the winners, and the table of how they were found."""
+    """Time the tactics that the flags admit; return the winners, and the table of how they were found.
+
+    `measured` is called after each problem.
+    """
     policy = Policy(
         gemm=config.gemm_plugin != "disable",
         attention=config.gpt_attention_plugin != "disable",
@@ -93,4 +101,5 @@ def choose_tactics(
     operators = library.operators()
     busy = BusyMachine(lambda: operators.resting_threads() > 0, computing_us)
     with timings(config, device, busy=busy) as cache:
+        cache.measured = measured
         return tune(model, operators, policy, cache)

@@ -76,13 +76,15 @@ def timings(
     own = cache_dir() / "timing.cache"
     earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
     cache = TimingCache.load(device, None if config.retime else earlier, clock, busy)
+    if config.input_timing_cache:  # with the same file, builds choose the same tactics
+        cache.settled = frozenset(cache.times)
     yield cache
     cache.save(Path(config.output_timing_cache))
     if earlier == own:
         cache.join(own, config.retime).save(own)
     if cache.spoilt:
         print(
-            f"WARNING: other programs used this machine while {len(cache.spoilt)} of {len(cache.times)} problems were "
+            f"WARNING: other programs used this machine while {len(cache.spoilt)} problems were "
             "timed: their tactics were chosen by the time that one thread computes, and their timings are not kept; "
             "on a quiet machine, build again with --retime", file=sys.stderr,
         )  # fmt: skip
