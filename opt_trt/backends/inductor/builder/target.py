@@ -20,6 +20,12 @@ from opt_trt.plugins.tune.noise import BusyMachine, Clock
 from opt_trt.plugins.tune.timing import TimingCache, wall_us
 
 
+SPOILT = (
+    "WARNING: other programs used this machine while {problems} timed: the tactics were chosen by the time that one "
+    "thread computes, and their timings are not kept; on a quiet machine, build again with --retime"
+)
+
+
 @dataclass(frozen=True)
 class Compiled:
     """Tactics and programs of an engine; the plan says how weights are laid out."""
@@ -82,9 +88,5 @@ def timings(
     cache.save(Path(config.output_timing_cache))
     if earlier == own:
         cache.join(own, config.retime).save(own)
-    if cache.spoilt:
-        print(
-            f"WARNING: other programs used this machine while {len(cache.spoilt)} problems were "
-            "timed: their tactics were chosen by the time that one thread computes, and their timings are not kept; "
-            "on a quiet machine, build again with --retime", file=sys.stderr,
-        )  # fmt: skip
+    if spoilt := len(cache.spoilt):
+        print(SPOILT.format(problems="1 problem was" if spoilt == 1 else f"{spoilt} problems were"), file=sys.stderr)
