@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.build import build
