@@ -16,7 +16,7 @@
 namespace opt_trt {
 
 constexpr int64_t kSpinNs = 200'000;               // between jobs, before a helper sleeps
-constexpr int64_t kInterruptedNs = 200'000;        // between two looks at the clock: another thread had the core
+constexpr int64_t kInterruptedNs = 500'000;        // between two looks at the clock: another thread had the core
 constexpr int64_t kShiftNs = 500'000;              // of part-time work: with 2 ms a tenth of the shifts was interrupted
 constexpr int64_t kBreakNs = 500'000;              // between two shifts
 constexpr int64_t kBreaksForWait = 20;             // times what the caller had to wait: it loses a twentieth at most
@@ -126,25 +126,26 @@ class alignas(64) Helper {
   void share_core() {
     const int64_t now = now_ns();
     shift_end_ = now;
-    if (is_part_time_.exchange(true)) return;
-    if (now - returned_ > kLatestTrialNs) until_trial_ = kFirstTrialNs;
-    next_trial_ = now + until_trial_;
+    if (!is_part_time_.exchange(true)) next_trial_ = now + until_trial_;
   }
 
-  // Stay away for a while, then begin a shift, or return for good if a trial is due and succeeds.
+  // Stay away for a while, then begin a shift, or return for good if a trial is due and succeeds. If no job comes, sleep
+  // after a trial: the program may be idle for long.
   void take_break(uint32_t seen) {
     const uint32_t before = number_.value.load();
     state_.store(kAway);
-    do {
-      stay_on(number_.core.load(std::memory_order_relaxed));
+    for (bool is_tried = false, goes_on = true; goes_on;) {
+      keep_off(number_.core.load(std::memory_order_relaxed));
       stay_away(std::max(kBreakNs, owed_ns_.exchange(0)));
-      if (now_ns() >= next_trial_) try_core();
-    } while (is_part_time() && sched_getcpu() == number_.core.load(std::memory_order_relaxed) &&
-             number_.value.load() != before);
+      if (now_ns() >= next_trial_) is_tried = true, try_core();
+      goes_on = is_part_time() && (number_.value.load() == before ? !is_tried : is_on_callers_core());
+    }
     shift_end_ = now_ns() + kShiftNs;
     state_.store(kAwake);
-    if (number_.value.load() == before) sleep(seen);  // no job came meanwhile: the program may be idle for long
+    if (number_.value.load() == before) sleep(seen);
   }
+
+  bool is_on_callers_core() const { return sched_getcpu() == number_.core.load(std::memory_order_relaxed); }
 
   // Sleep, whatever happens.
   void stay_away(int64_t ns) {
@@ -153,19 +154,21 @@ class alignas(64) Helper {
   }
 
   // Keep off a core, or none if it is -1: the scheduler would wake this thread there and interrupt the caller.
-  void stay_on(int other_than) {
-    if (other_than == avoided_ || (other_than >= 0 && CPU_COUNT(&cores_) < 2)) return;
+  void keep_off(int core) {
+    if (core == avoided_) return;
     cpu_set_t allowed = cores_;
-    if (other_than >= 0) CPU_CLR(other_than, &allowed);
-    if (CPU_COUNT(&allowed) > 0 && !sched_setaffinity(0, sizeof(allowed), &allowed)) avoided_ = other_than;
+    if (core >= 0) CPU_CLR(core, &allowed);
+    if (CPU_COUNT(&allowed) > 0 && !sched_setaffinity(0, sizeof(allowed), &allowed)) avoided_ = core;
   }
 
   void try_core() {
     if (is_core_free()) {
       is_part_time_.store(false);
-      stay_on(-1);
-      returned_ = now_ns();
-    } else stay_away(kTrialNs);  // the scheduler lets others make up for the time of the trial
+      keep_off(-1);
+      until_trial_ = kFirstTrialNs;
+      return;
+    }
+    stay_away(kTrialNs);  // the scheduler lets others make up for the time of the trial
     until_trial_ = std::min(2 * until_trial_, kLatestTrialNs);
     next_trial_ = now_ns() + until_trial_;
   }
@@ -174,7 +177,7 @@ class alignas(64) Helper {
   bool is_core_free() const {
     const int64_t started = now_ns();
     for (int64_t before = started; before - started < kTrialNs;) {
-      if (sched_getcpu() == number_.core.load(std::memory_order_relaxed)) return false;
+      if (is_on_callers_core()) return false;
       for (int i = 0; i < kLooks; ++i) pause();
       const int64_t now = now_ns();
       if (now - before > kInterruptedNs) return false;
@@ -193,7 +196,7 @@ class alignas(64) Helper {
   std::atomic<int64_t> owed_ns_{0};  // of breaks, because the caller had to wait
   cpu_set_t cores_{};
   int avoided_ = -1;
-  int64_t shift_end_ = 0, next_trial_ = 0, until_trial_ = kFirstTrialNs, returned_ = 0;
+  int64_t shift_end_ = 0, next_trial_ = 0, until_trial_ = kFirstTrialNs;
 };
 
 }  // namespace opt_trt

@@ -19,7 +19,7 @@ from opt_trt.errors import UserError
 from opt_trt.plugins.tune.noise import BusyMachine, Clock, is_steady
 
 ROUNDS = 7
-ATTEMPTS = 2  # to find the machine quiet
+ATTEMPTS, BETWEEN_ATTEMPTS_S = 3, 0.05  # to find the machine quiet: most disturbances are short
 BUDGET_S = 0.25
 LONG_US = 20_000.0  # a shorter first run may have been slow because caches were cold
 Result = TypeVar("Result")
@@ -42,6 +42,7 @@ class TimingCache:
     clock: Clock = wall_us
     busy: BusyMachine | None = None  # None if other programs do not disturb the clock
     spoilt: set[str] = field(default_factory=set)  # the keys that were timed on a busy machine
+    num_timed: int = 0  # problems, since the file was read
     settled: frozenset[str] = frozenset()  # the keys whose times are taken as they are
     measured: Callable[[], None] = lambda: None  # called when a problem's times are known
 
@@ -101,11 +102,13 @@ class TimingCache:
     def _timed(
         self, key: str, candidates: Mapping[str, Callable[[], Result]], check: Check[Result], is_doubted: bool
     ) -> dict[str, float]:
-        """Time once, a second time if the machine was busy, and with its own clock if it still is."""
+        """Time again while the machine is busy, and with its own clock if it stays so."""
+        self.num_timed += 1
         for _ in range(0 if is_doubted else ATTEMPTS):
             samples = sample_interleaved(candidates, check, self.clock)
             if self.busy is None or (is_steady(samples) and not self.busy.is_busy()):
                 return _least(samples)
+            time.sleep(BETWEEN_ATTEMPTS_S)
         assert self.busy is not None, f"{key}: times of this clock are not doubted"
         self.spoilt.add(key)
         return _least(sample_interleaved(candidates, check, self.busy.clock))

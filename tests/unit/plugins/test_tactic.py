@@ -14,7 +14,7 @@ from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.tune.cpu import affordable, representatives
 from opt_trt.plugins.tune.noise import BusyMachine, computing_us, falls
-from opt_trt.plugins.tune.timing import ROUNDS, TimingCache, time_interleaved
+from opt_trt.plugins.tune.timing import ATTEMPTS, ROUNDS, TimingCache, time_interleaved
 
 A1, A2, B = Tactic("a1", "a"), Tactic("a2", "a"), Tactic("b", "b")
 
@@ -191,8 +191,8 @@ SPREAD = (9.0, *(1.0, 9.0) * (ROUNDS // 2), 9.0)
     [
         (STEADY, False, 1.0, False),
         (SPREAD + STEADY, False, 1.0, False),
-        (SPREAD + SPREAD, False, 5.0, True),
-        (STEADY + STEADY, True, 5.0, True),
+        (SPREAD * ATTEMPTS, False, 5.0, True),
+        (STEADY * ATTEMPTS, True, 5.0, True),
     ],
 )
 def test_times_that_spread_are_measured_again_and_then_by_another_clock(times_us, busy, expected, spoilt):
@@ -202,7 +202,7 @@ def test_times_that_spread_are_measured_again_and_then_by_another_clock(times_us
 
 
 def test_times_of_a_busy_machine_are_not_kept(tmp_path):
-    cache = Disturbed(SPREAD + SPREAD).cache()
+    cache = Disturbed(SPREAD * ATTEMPTS).cache()
     cache.measure("p", {"x": lambda: None}, lambda: nothing)
     cache.times["d | q"] = {"x": 2.0}
     cache.join(tmp_path / "timing.cache").save(tmp_path / "timing.cache")

@@ -20,6 +20,7 @@ from opt_trt.plugins.tune.noise import BusyMachine, Clock
 from opt_trt.plugins.tune.timing import TimingCache, wall_us
 
 
+MOST_SPOILT = 0.1  # of the problems, without a word: every machine is disturbed now and then
 SPOILT = (
     "WARNING: other programs used this machine while {problems} timed: the tactics were chosen by the time that one "
     "thread computes, and their timings are not kept; on a quiet machine, build again with --retime"
@@ -88,5 +89,5 @@ def timings(
     cache.save(Path(config.output_timing_cache))
     if earlier == own:
         cache.join(own, config.retime).save(own)
-    if spoilt := len(cache.spoilt):
+    if (spoilt := len(cache.spoilt)) > MOST_SPOILT * cache.num_timed:
         print(SPOILT.format(problems="1 problem was" if spoilt == 1 else f"{spoilt} problems were"), file=sys.stderr)

@@ -48,6 +48,7 @@ def test_timings_of_a_busy_machine_are_named_and_stay_out_of_the_users(
     with target.timings(config(tmp_path), "d") as cache:
         cache.times["d | q"] = {"x": 1.0}
         cache.spoilt.add("d | q")
+        cache.num_timed = 5
     assert TimingCache.load("d", own).times == KEPT
     [line] = capsys.readouterr().err.splitlines()
     assert "while 1 problem was timed" in line and "build again with --retime" in line
@@ -60,3 +61,12 @@ def test_times_of_a_file_that_was_given_are_settled(own: Path, tmp_path: Path) -
         assert cache.settled == {"d | p"}
     with target.timings(config(tmp_path), "d") as cache:
         assert cache.settled == frozenset()
+
+
+def test_a_few_spoilt_timings_are_not_worth_a_line(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with target.timings(config(tmp_path), "d") as cache:
+        cache.spoilt.add("d | q")
+        cache.num_timed = 37
+    assert capsys.readouterr().err == ""
