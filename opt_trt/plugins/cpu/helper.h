@@ -16,13 +16,14 @@
 namespace opt_trt {
 
 constexpr int64_t kSpinNs = 200'000;               // between jobs, before a helper sleeps
-constexpr int64_t kInterruptedNs = 500'000;        // between two looks at the clock: another thread had the core
+constexpr int64_t kInterruptedNs = 200'000;        // between two looks at the clock: another thread had the core
 constexpr int64_t kShiftNs = 500'000;              // of part-time work: with 2 ms a tenth of the shifts was interrupted
 constexpr int64_t kBreakNs = 500'000;              // between two shifts
 constexpr int64_t kBreaksForWait = 20;             // times what the caller had to wait: it loses a twentieth at most
 constexpr int64_t kTrialNs = 10'000'000;           // longer than Linux lets a thread run before it runs another one
-constexpr int64_t kFirstTrialNs = 20'000'000;      // from the first shift; doubled with each trial that fails
+constexpr int64_t kFirstTrialNs = 20'000'000;      // from the first shift; doubled with each trial
 constexpr int64_t kLatestTrialNs = 1'280'000'000;
+constexpr int64_t kFreeNs = 200'000'000;           // a core that was free for so long was not shared before
 constexpr int kLooks = 32;                         // at the current job, between two looks at the clock
 
 // The number of the current job: odd while helpers may join it, even while there is none.
@@ -89,6 +90,7 @@ class alignas(64) Helper {
       joined_.store(seen);  // sequentially consistent, like the load: the caller sees it, or it sees the job closed
       if (number_.value.load() == seen) work_(team_, slot_);
       joined_.store(0);
+      if (is_shift_over()) seen = 0;  // it may join the same job again
       if (is_late_.load()) {
         wake(joined_);
         is_late_.store(false);
@@ -126,11 +128,13 @@ class alignas(64) Helper {
   void share_core() {
     const int64_t now = now_ns();
     shift_end_ = now;
-    if (!is_part_time_.exchange(true)) next_trial_ = now + until_trial_;
+    if (is_part_time_.exchange(true)) return;
+    if (now - returned_ > kFreeNs) until_trial_ = kFirstTrialNs;
+    next_trial_ = now + until_trial_;
   }
 
-  // Stay away for a while, then begin a shift, or return for good if a trial is due and succeeds. If no job comes, sleep
-  // after a trial: the program may be idle for long.
+  // Stay away for a while, then begin a shift, or return for good if a trial is due and succeeds. If there is no job,
+  // sleep after a trial: the program may be idle for long.
   void take_break(uint32_t seen) {
     const uint32_t before = number_.value.load();
     state_.store(kAway);
@@ -138,12 +142,15 @@ class alignas(64) Helper {
       keep_off(number_.core.load(std::memory_order_relaxed));
       stay_away(std::max(kBreakNs, owed_ns_.exchange(0)));
       if (now_ns() >= next_trial_) is_tried = true, try_core();
-      goes_on = is_part_time() && (number_.value.load() == before ? !is_tried : is_on_callers_core());
+      goes_on = is_part_time() && (is_idle(before) ? !is_tried : is_on_callers_core());
     }
     shift_end_ = now_ns() + kShiftNs;
     state_.store(kAwake);
-    if (number_.value.load() == before) sleep(seen);
+    if (is_idle(before)) sleep(seen);
   }
+
+  // Return whether there is no job, and was none since a look at the number.
+  bool is_idle(uint32_t before) const { return number_.value.load() == before && !JobNumber::is_open(before); }
 
   bool is_on_callers_core() const { return sched_getcpu() == number_.core.load(std::memory_order_relaxed); }
 
@@ -165,10 +172,8 @@ class alignas(64) Helper {
     if (is_core_free()) {
       is_part_time_.store(false);
       keep_off(-1);
-      until_trial_ = kFirstTrialNs;
-      return;
-    }
-    stay_away(kTrialNs);  // the scheduler lets others make up for the time of the trial
+      returned_ = now_ns();
+    } else stay_away(kTrialNs);  // the scheduler lets others make up for the time of the trial
     until_trial_ = std::min(2 * until_trial_, kLatestTrialNs);
     next_trial_ = now_ns() + until_trial_;
   }
@@ -196,7 +201,7 @@ class alignas(64) Helper {
   std::atomic<int64_t> owed_ns_{0};  // of breaks, because the caller had to wait
   cpu_set_t cores_{};
   int avoided_ = -1;
-  int64_t shift_end_ = 0, next_trial_ = 0, until_trial_ = kFirstTrialNs;
+  int64_t shift_end_ = 0, next_trial_ = 0, until_trial_ = kFirstTrialNs, returned_ = 0;
 };
 
 }  // namespace opt_trt
