@@ -66,18 +66,18 @@ bool others_compute_what_a_late_helper_has_before_it() {
   return each_once(64, 2, 1000);
 }
 
-// A helper that kept the caller waiting works part time, and helps again.
-bool a_late_helper_works_part_time_and_returns() {
+// A helper that kept the caller waiting rests, and comes back.
+bool a_late_helper_rests_and_returns() {
   const auto caller = std::this_thread::get_id();
-  std::atomic<bool> is_late = true, was_part_time = false;
+  std::atomic<bool> is_late = true, has_rested = false;
   std::atomic<int> returned = 0;
   for (const int64_t end = opt_trt::now_ns() + 60'000'000'000; !returned && opt_trt::now_ns() < end;) {
     team().for_each(2, 2, [&](int64_t) {
       if (std::this_thread::get_id() == caller) return;
-      if (was_part_time) ++returned;
+      if (has_rested) ++returned;
       for (const int64_t e = opt_trt::now_ns() + 3'000'000; is_late && opt_trt::now_ns() < e;) opt_trt::pause();
     });
-    if (team().part_time()) was_part_time = true, is_late = false;
+    if (team().resting()) has_rested = true, is_late = false;
   }
   return returned > 0;
 }
@@ -95,7 +95,7 @@ bool a_forked_child_computes() {
 const struct { const char* name; bool (*holds)(); } kClaims[] = {
     CLAIM(every_piece_is_computed_once), CLAIM(a_job_within_a_piece_is_computed),
     CLAIM(jobs_of_several_threads_are_computed), CLAIM(an_exception_reaches_the_caller),
-    CLAIM(others_compute_what_a_late_helper_has_before_it), CLAIM(a_late_helper_works_part_time_and_returns),
+    CLAIM(others_compute_what_a_late_helper_has_before_it), CLAIM(a_late_helper_rests_and_returns),
     CLAIM(a_forked_child_computes)};
 
 }  // namespace

@@ -1,9 +1,7 @@
-// A thread that helps with jobs, and works part time while other programs use its core.
+// A thread that helps with jobs, and stays away while other programs use its core.
 //
 // A helper spins between jobs, then sleeps. If it was kept from running while it spun, or kept the caller waiting, its
-// core is shared. Then it works in shifts that are shorter than what the scheduler gives a thread at once, and sleeps
-// between them, away from the caller's core. Now and then it spins for a while on trial: if nothing interrupts it, the
-// core is free again.
+// core is shared: it rests, longer each time. Then it spins for a while on trial, and returns if nothing interrupts it.
 #pragma once
 #include <pthread.h>
 #include <sched.h>
@@ -15,16 +13,12 @@
 
 namespace opt_trt {
 
-constexpr int64_t kSpinNs = 200'000;               // between jobs, before a helper sleeps
-constexpr int64_t kInterruptedNs = 200'000;        // between two looks at the clock: another thread had the core
-constexpr int64_t kShiftNs = 500'000;              // of part-time work: with 2 ms a tenth of the shifts was interrupted
-constexpr int64_t kBreakNs = 500'000;              // between two shifts
-constexpr int64_t kBreaksForWait = 20;             // times what the caller had to wait: it loses a twentieth at most
-constexpr int64_t kTrialNs = 10'000'000;           // longer than Linux lets a thread run before it runs another one
-constexpr int64_t kFirstTrialNs = 20'000'000;      // from the first shift; doubled with each trial
-constexpr int64_t kLatestTrialNs = 1'280'000'000;
-constexpr int64_t kFreeNs = 200'000'000;           // a core that was free for so long was not shared before
-constexpr int kLooks = 32;                         // at the current job, between two looks at the clock
+constexpr int64_t kSpinNs = 200'000;              // between jobs, before a helper sleeps
+constexpr int64_t kInterruptedNs = 200'000;       // between two looks at the clock: another thread had the core
+constexpr int64_t kTrialNs = 10'000'000;          // longer than Linux lets a thread run before it runs another one
+constexpr int64_t kShortestRestNs = 20'000'000;   // doubled with each trial that fails
+constexpr int64_t kLongestRestNs = 1'280'000'000;
+constexpr int kLooks = 32;                        // at the current job, between two looks at the clock
 
 // The number of the current job: odd while helpers may join it, even while there is none.
 struct alignas(64) JobNumber {
@@ -37,7 +31,7 @@ struct alignas(64) JobNumber {
 
 class alignas(64) Helper {
  public:
-  // `work(team, slot)` computes pieces of the current job.
+  // `work(team, slot)` computes pieces of the job that `number` counts.
   using Work = void (*)(void* team, int64_t slot);
   Helper(JobNumber& number, Work work, void* team, int64_t slot)
       : number_(number), work_(work), team_(team), slot_(slot) {}
@@ -57,11 +51,7 @@ class alignas(64) Helper {
     return done;
   }
 
-  bool is_away() const { return state_.load(std::memory_order_relaxed) == kAway; }
-  bool is_part_time() const { return is_part_time_.load(std::memory_order_relaxed); }
-
-  // Return whether the helper should leave its pieces to others; it asks this itself.
-  bool is_shift_over() const { return is_part_time() && now_ns() >= shift_end_; }
+  bool is_resting() const { return state_.load(std::memory_order_relaxed) == kResting; }
 
   // Wake it if it sleeps, after a job was opened.
   void call() {
@@ -72,29 +62,25 @@ class alignas(64) Helper {
   // Return whether the helper has joined a job that was closed and has not left it.
   bool is_in(uint32_t job) const { return joined_.load() == job; }
 
-  // Sleep until the helper has left a job.
+  // Sleep until the helper has left a job; it keeps others waiting, so it rests after it.
   void await_late(uint32_t job) {
-    const int64_t began = now_ns();
     is_late_.store(true);
     while (is_in(job)) sleep_while(joined_, job);
-    owed_ns_.fetch_add(kBreaksForWait * (now_ns() - began));
   }
 
  private:
-  enum State : uint32_t { kAwake, kAsleep, kAway };
+  enum State : uint32_t { kAwake, kAsleep, kResting };
 
   void live() {
-    sched_getaffinity(0, sizeof(cores_), &cores_);
     for (uint32_t seen = 0;;) {
       seen = next_job(seen);
       joined_.store(seen);  // sequentially consistent, like the load: the caller sees it, or it sees the job closed
       if (number_.value.load() == seen) work_(team_, slot_);
       joined_.store(0);
-      if (is_shift_over()) seen = 0;  // it may join the same job again
       if (is_late_.load()) {
         wake(joined_);
         is_late_.store(false);
-        share_core();
+        rest();
       }
     }
   }
@@ -103,16 +89,14 @@ class alignas(64) Helper {
 
   // Return the number of an open job other than `seen`.
   uint32_t next_job(uint32_t seen) {
-    if (is_shift_over()) take_break(seen);
     int64_t started = now_ns();
     for (int64_t before = started, now;; before = now) {
       for (int i = 0; i < kLooks; ++i, pause())
         if (const uint32_t job = number_.value.load(std::memory_order_acquire); is_new(job, seen)) return job;
       now = now_ns();
       const bool is_interrupted = now - before > kInterruptedNs, is_wanted = slot_ < number_.width.load();
-      if (!is_interrupted && !is_shift_over() && is_wanted && now - started < kSpinNs) continue;
-      if (is_interrupted) share_core();
-      if (is_part_time() && is_wanted) take_break(seen);
+      if (!is_interrupted && is_wanted && now - started < kSpinNs) continue;
+      if (is_interrupted) rest();
       else sleep(seen);
       started = now = now_ns();
     }
@@ -124,65 +108,27 @@ class alignas(64) Helper {
     state_.store(kAwake);
   }
 
-  // Work part time from now on.
-  void share_core() {
+  // Stay away until a trial succeeds, or until no job came during a whole rest.
+  void rest() {
+    state_.store(kResting);
     const int64_t now = now_ns();
-    shift_end_ = now;
-    if (is_part_time_.exchange(true)) return;
-    if (now - returned_ > kFreeNs) until_trial_ = kFirstTrialNs;
-    next_trial_ = now + until_trial_;
-  }
-
-  // Stay away for a while, then begin a shift, or return for good if a trial is due and succeeds. If there is no job,
-  // sleep after a trial: the program may be idle for long.
-  void take_break(uint32_t seen) {
-    const uint32_t before = number_.value.load();
-    state_.store(kAway);
-    for (bool is_tried = false, goes_on = true; goes_on;) {
-      keep_off(number_.core.load(std::memory_order_relaxed));
-      stay_away(std::max(kBreakNs, owed_ns_.exchange(0)));
-      if (now_ns() >= next_trial_) is_tried = true, try_core();
-      goes_on = is_part_time() && (is_idle(before) ? !is_tried : is_on_callers_core());
+    if (now - returned_ > kLongestRestNs) rest_ns_ = kShortestRestNs;
+    for (bool is_free = false; !is_free;) {
+      const uint32_t before = number_.value.load();
+      const int64_t end = now_ns() + rest_ns_;
+      for (int64_t left = rest_ns_; left > 0; left = end - now_ns()) sleep_while(state_, kResting, left);
+      is_free = number_.value.load() == before || on_trial();
+      rest_ns_ = std::min(2 * rest_ns_, kLongestRestNs);
     }
-    shift_end_ = now_ns() + kShiftNs;
+    returned_ = now_ns();
     state_.store(kAwake);
-    if (is_idle(before)) sleep(seen);
-  }
-
-  // Return whether there is no job, and was none since a look at the number.
-  bool is_idle(uint32_t before) const { return number_.value.load() == before && !JobNumber::is_open(before); }
-
-  bool is_on_callers_core() const { return sched_getcpu() == number_.core.load(std::memory_order_relaxed); }
-
-  // Sleep, whatever happens.
-  void stay_away(int64_t ns) {
-    const int64_t end = now_ns() + ns;
-    for (int64_t left = ns; left > 0; left = end - now_ns()) sleep_while(state_, kAway, left);
-  }
-
-  // Keep off a core, or none if it is -1: the scheduler would wake this thread there and interrupt the caller.
-  void keep_off(int core) {
-    if (core == avoided_) return;
-    cpu_set_t allowed = cores_;
-    if (core >= 0) CPU_CLR(core, &allowed);
-    if (CPU_COUNT(&allowed) > 0 && !sched_setaffinity(0, sizeof(allowed), &allowed)) avoided_ = core;
-  }
-
-  void try_core() {
-    if (is_core_free()) {
-      is_part_time_.store(false);
-      keep_off(-1);
-      returned_ = now_ns();
-    } else stay_away(kTrialNs);  // the scheduler lets others make up for the time of the trial
-    until_trial_ = std::min(2 * until_trial_, kLatestTrialNs);
-    next_trial_ = now_ns() + until_trial_;
   }
 
   // Spin, and return whether this thread had a core for itself.
-  bool is_core_free() const {
+  bool on_trial() const {
     const int64_t started = now_ns();
     for (int64_t before = started; before - started < kTrialNs;) {
-      if (is_on_callers_core()) return false;
+      if (sched_getcpu() == number_.core.load(std::memory_order_relaxed)) return false;
       for (int i = 0; i < kLooks; ++i) pause();
       const int64_t now = now_ns();
       if (now - before > kInterruptedNs) return false;
@@ -197,11 +143,8 @@ class alignas(64) Helper {
   const int64_t slot_;
   std::atomic<uint32_t> state_{kAwake};
   std::atomic<uint32_t> joined_{0};  // the job that it computes, 0 for none
-  std::atomic<bool> is_late_{false}, is_part_time_{false};
-  std::atomic<int64_t> owed_ns_{0};  // of breaks, because the caller had to wait
-  cpu_set_t cores_{};
-  int avoided_ = -1;
-  int64_t shift_end_ = 0, next_trial_ = 0, until_trial_ = kFirstTrialNs, returned_ = 0;
+  std::atomic<bool> is_late_{false};
+  int64_t rest_ns_ = kShortestRestNs, returned_ = 0;
 };
 
 }  // namespace opt_trt

@@ -69,6 +69,6 @@ class Operators(Protocol):
         """Read all words of `data` and return their sum modulo 2^32."""
         ...
 
-    def part_time_threads(self) -> int:
-        """Return how many threads of the team work part time, because other programs use their cores."""
+    def resting_threads(self) -> int:
+        """Return how many threads of the team stay away, because other programs use their cores."""
         ...

@@ -24,9 +24,9 @@ class Team {
     return team;
   }
 
-  // Return how many threads work part time at the moment, because other programs use their cores.
-  int64_t part_time() const {
-    return std::count_if(helpers_.begin(), helpers_.end(), [](const auto& helper) { return helper->is_part_time(); });
+  // Return how many threads stay away at the moment, because other programs use their cores.
+  int64_t resting() const {
+    return std::count_if(helpers_.begin(), helpers_.end(), [](const auto& helper) { return helper->is_resting(); });
   }
 
   // Call work(i) for all i < count, in any order and in up to `width` threads; throw the first exception of a piece. A job
@@ -94,9 +94,9 @@ class Team {
     for (auto& helper : helpers_) await(*helper, number, patience);  // also one that came though it was not called
   }
 
-  // Divide the pieces evenly among the caller and the helpers that are not away; return whether there are such helpers.
+  // Divide the pieces evenly among the caller and the helpers that do not rest; return whether there are such helpers.
   bool hand_out(uint32_t count) {
-    const auto helps = [&](int64_t slot) { return slot == 0 || !helpers_[slot - 1]->is_away(); };
+    const auto helps = [&](int64_t slot) { return slot == 0 || !helpers_[slot - 1]->is_resting(); };
     uint64_t takers = 0, taker = 0;
     std::vector<char>& helping = helping_;
     helping.assign(job_.wanted, 0);
@@ -109,14 +109,11 @@ class Team {
     return takers > 1;
   }
 
-  // Compute pieces until none is left, or a helper's shift is over: the slot's own, then half of those of another one.
+  // Compute pieces until none is left: first the slot's own, then half of those of another one.
   void take_part(int64_t slot) {
     if (slot >= job_.wanted) return;
     do {
-      for (Range piece; (piece = pieces_[slot].take_first()).count();) {
-        call(piece.first);
-        if (slot && helpers_[slot - 1]->is_shift_over()) return;
-      }
+      for (Range piece; (piece = pieces_[slot].take_first()).count();) call(piece.first);
     } while (take_others(slot));
   }
 

@@ -99,7 +99,7 @@ def choose_tactics(
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
     operators = library.operators()
-    busy = BusyMachine(lambda: operators.part_time_threads() > 0, computing_us)
+    busy = BusyMachine(lambda: operators.resting_threads() > 0, computing_us)
     with timings(config, device, busy=busy) as cache:
         cache.measured = measured
         return tune(model, operators, policy, cache)
