@@ -21,7 +21,7 @@ from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
-from opt_trt.runtime.world.cores import share_cores
+from opt_trt.runtime.world.cores import allowed_threads, share_cores, warn_of_cut
 from opt_trt.version import __version__
 
 
@@ -36,6 +36,9 @@ class Command:
 
     def start(self, config: object, world: World) -> None:
         """Run the command. With several processes, rank 0 runs it, and the others compute their part of engines."""
+        threads = getattr(config, "threads", None)
+        warn_of_cut(threads, allowed_threads(world))
+        share_cores(world, os.environ, threads)
         if world.size > 1 and not self.runs_engines:
             raise UserError(f"{self.entry} takes one process, {world.size} were started; run it without mpirun")
         if world.size > 1:
@@ -86,7 +89,6 @@ def usage() -> str:
 def run_command(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit; `argv` defaults to the arguments of the process."""
     command, world = COMMANDS[name], current_world(os.environ)
-    share_cores(world, os.environ)
     run_main(lambda config: command.start(config, world), command.config_class, argv)
 
 

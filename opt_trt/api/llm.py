@@ -37,6 +37,7 @@ from opt_trt.runtime.session import Session
 from opt_trt.runtime.worker import Worker
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
+from opt_trt.runtime.world.cores import use_threads
 from opt_trt.text.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
 
 
@@ -57,6 +58,7 @@ class LLM:
             path, given = directory("model", model), directory("tokenizer", tokenizer) if tokenizer else None
             chosen = llm_options({"tokenizer": given, **options})
             limit = KvCacheLimit(chosen.max_tokens_in_paged_kv_cache, chosen.kv_cache_free_gpu_memory_fraction)
+            use_threads(current_world(os.environ), chosen.threads)
             _require_leader(current_world(os.environ))
             text = _tokenizer(Path(path), chosen)
             session = open_engine(engine_of(Path(path), chosen), limit, chosen.scheduling())

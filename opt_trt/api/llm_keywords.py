@@ -32,6 +32,9 @@ class LlmKeywords(TypedDict, total=False):
     max_num_batched_tokens: int | None
     gpu_memory_utilization: float
     enable_prefix_caching: bool | None
+    threads: int | None
+    num_threads: int | None
+    intra_threads: int | None
     trust_remote_code: bool
     enforce_eager: bool | None
     disable_log_stats: bool

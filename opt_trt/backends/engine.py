@@ -56,6 +56,7 @@ class EngineConfig:
     checkpoint: str  # fingerprint of the checkpoint it was built from
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name; none in an engine of 0.1.0
     samples: dict[str, str] = field(default_factory=dict)  # of the weights, by name
+    tactic_us: dict[str, list[float]] = field(default_factory=dict)  # by site and bucket, of engines for CPUs
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:

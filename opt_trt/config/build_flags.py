@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from opt_trt.config.convert_flags import PRECISIONS
-from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, ThreadFlags, flag
 from opt_trt.config.tensorrt_flags import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
 
@@ -25,7 +25,7 @@ LEFT = "newer releases of TensorRT-LLM do not have this option"
 
 
 @dataclass(frozen=True)
-class BuildConfig(TensorRtOptions, Logged):
+class BuildConfig(TensorRtOptions, ThreadFlags, Logged):
     """Compile a TensorRT-LLM checkpoint into an engine for this machine."""
 
     checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
@@ -97,6 +97,7 @@ class BuildConfig(TensorRtOptions, Logged):
         "what is printed: the chosen tactics; all tactics, and a profile of a step; nothing",
         choices=("layer_names_only", "detailed", "none"),
     )
+    retime: bool = flag(False, "time all tactics anew, and replace the timings that this user's earlier builds kept")
     workers: int = flag(1, "ranks whose weights are written at the same time; each holds one tensor in memory")
     dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
@@ -161,10 +162,13 @@ class BuildConfig(TensorRtOptions, Logged):
     def __post_init__(self) -> None:
         if self.checkpoint_dir is None:
             raise UserError("--checkpoint_dir is required: a directory written by convert_checkpoint.py")
+        self.check_threads()
         for name in SIZES:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, found {value}")
+        if self.retime and self.input_timing_cache:
+            raise UserError("--retime reads no timings, found --input_timing_cache beside it; drop one of the two")
         if None not in (self.max_seq_len, self.max_output_len):
             raise UserError("--max_output_len is --max_seq_len less the prompt: give one of the two")
         if self.context_fmha == "enable" and self.gpt_attention_plugin == "disable":

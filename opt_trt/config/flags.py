@@ -87,3 +87,18 @@ def _typed(value: Any) -> str:
 def flag(default: Any, help: str, **how: Any) -> Any:
     """Return a dataclass field that is also a flag: `max_batch_size: int = flag(8, "sequences in one step")`."""
     return field(default=default, metadata={"flag": Flag(help, **how)})
+
+
+@dataclass(frozen=True)
+class ThreadFlags:
+    """The flag of commands that compute on a CPU."""
+
+    threads: int | None = flag(
+        None, "threads that compute; default: OMP_NUM_THREADS, or as many as cores, affinity and a container's quota "
+        "allow", aliases=("num_threads", "intra_threads"),
+    )  # fmt: skip
+
+    def check_threads(self) -> None:
+        """Raise `UserError` if there is no thread."""
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"{spelled('threads')} must be at least 1, found {self.threads}")

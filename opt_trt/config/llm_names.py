@@ -25,6 +25,8 @@ LLM_NAMES: dict[str, OtherName] = {
     "max_num_batched_tokens": called("max_num_tokens"),
     "gpu_memory_utilization": called("kv_cache_free_gpu_memory_fraction"),
     "enable_prefix_caching": called("kv_cache_enable_block_reuse"),
+    "num_threads": called("threads"),  # of llama.cpp and CTranslate2
+    "intra_threads": called("threads"),
     "trust_remote_code": happens(ANY),  # code of a model's directory is never run, and OPT needs none
     "enforce_eager": happens(ANY),
     "disable_log_stats": happens(True, way="statistics are not logged; outputs have `metrics`"),

@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 UNSET = {"seed": 0, "tensor_parallel_size": 1}  # for which others say None
 CONVERTING = ("dtype", "quantization")
 BUILDING = ("device", "max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "gather_context_logits")
-COUNTS = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "context_chunk_size")
+COUNTS = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "context_chunk_size", "threads")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class LlmOptions:
     scheduler_policy: str = Scheduling.policy  # or "max_utilization": start over the newest when the cache is full
     context_chunk_size: int | None = None  # most prompt tokens in a step in which others generate
     tensor_parallel_size: int = 1  # must be 1: engines of several ranks are built by commands
+    threads: int | None = None  # that compute, torch's too; default: what cores, affinity and a quota allow
     seed: int = 0  # seed of the seeds of requests that have none
 
     def __post_init__(self) -> None:

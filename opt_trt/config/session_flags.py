@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, flag
+from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, ThreadFlags, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import Sampling
 from opt_trt.config.sampling_options import SamplingOptions, options_of
@@ -63,7 +63,7 @@ class TextFlags:
 
 
 @dataclass(frozen=True)
-class SessionConfig(SamplingOptions, TextFlags, Logged):
+class SessionConfig(SamplingOptions, TextFlags, ThreadFlags, Logged):
     """The flags that both scripts have."""
 
     max_tokens_in_paged_kv_cache: int | None = flag(None, "size of the KV cache in tokens")
@@ -115,6 +115,7 @@ class SessionConfig(SamplingOptions, TextFlags, Logged):
         self.sampling()
         self.scheduling()
         self.runtime_options()
+        self.check_threads()
         if self.end_id is not None and len(self.end_id) > 1 and NEVER_ENDS in self.end_id:
             raise UserError(f"--end_id {NEVER_ENDS} stands for no token at all; give it alone")
         if self.max_input_length is not None and self.max_input_length < 1:

@@ -19,6 +19,7 @@ PLAIN: dict[str, tuple[type, ...]] = {
     "dict[str, Any]": (dict,),
     "Mapping": (dict,),
     "dict[str, str]": (dict,),
+    "dict[str, list[float]]": (dict,),
 }
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from opt_trt.host.cgroup import groups_of, read_limit
+
 CGROUP_FILES = (  # limit, usage: version 2, version 1
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-CGROUP_ROOTS = {"": "sys/fs/cgroup", "memory": "sys/fs/cgroup/memory"}  # controller → where it is mounted
 
 
 def free_bytes(device: str) -> int:
@@ -42,35 +43,15 @@ def address_space_left() -> float:
 
 def _cgroup_headrooms(root: Path) -> list[int]:
     """Return the bytes left under each memory limit of this process; page cache that can be dropped counts as left."""
-    try:
-        memberships = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    found = []
-    for membership in memberships:  # hierarchy:controllers:path
-        _, controllers, path = membership.split(":", 2)
-        for controller in set(controllers.split(",")) & CGROUP_ROOTS.keys():
-            mount = root / CGROUP_ROOTS[controller]
-            group = mount / path.lstrip("/")
-            parents = [p for p in (group, *group.parents) if p.is_relative_to(mount)]
-            found += [room for p in parents if (room := _headroom(p)) is not None]
-    return found
+    return [room for group in groups_of("memory", root) if (room := _headroom(group)) is not None]
 
 
 def _headroom(group: Path) -> int | None:
     for limit_name, usage_name in CGROUP_FILES:
-        limit, usage = _read_number(group / limit_name), _read_number(group / usage_name)
+        limit, usage = read_limit(group / limit_name), read_limit(group / usage_name)
         if limit is not None and usage is not None:
             return limit - usage + _inactive_file_bytes(group)
     return None
-
-
-def _read_number(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None  # "max" is no limit
 
 
 def _inactive_file_bytes(group: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Upper bounds of the buckets of packed tokens in a step; one more bucket is open.
 BUCKETS = (1, 4, 8, 16, 64, 256)
@@ -38,6 +38,10 @@ class Timing:
     tactic: Tactic
     elapsed_us: float | None
     reason: str | None = None
+
+    def times(self, factor: float) -> Timing:
+        """Return the timing of a problem that is so many times as large."""
+        return self if self.elapsed_us is None else replace(self, elapsed_us=self.elapsed_us * factor)
 
 
 @dataclass(frozen=True)

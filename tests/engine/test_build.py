@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from opt_trt.backends import open_engine
 from opt_trt.backends.build import build
@@ -53,7 +54,7 @@ def test_a_rebuild_of_the_same_shapes_compiles_nothing(checkpoint, tmp_path, mon
     build_here(checkpoint, tmp_path / "first")
     monkeypatch.setattr("opt_trt.backends.inductor.compiler.compile.compile_program", None)
     monkeypatch.setattr("opt_trt.plugins.native.library._compile", None)
-    build_here(checkpoint, tmp_path / "second")
+    build_here(checkpoint, tmp_path / "second", input_timing_cache=str(tmp_path / "model.cache"))
     assert (tmp_path / "second" / "rank0.engine").is_file()
 
 
@@ -171,6 +172,7 @@ def test_profiling_verbosity_says_how_much_of_the_table_is_printed(
 def test_a_detailed_build_profiles_a_step(checkpoint, tmp_path, capsys):
     build_here(checkpoint, tmp_path / "e", profiling_verbosity="detailed")
     lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"threads: {torch.get_num_threads()}, of ") for line in lines)
     table = lines[next(i for i, line in enumerate(lines) if line.startswith("operation")) :]
     rows = {line.split()[0]: line for line in table}
     tactics = read_engine_config(tmp_path / "e").tactics

@@ -133,10 +133,10 @@ def test_ids_outside_the_vocabulary_never_reach_a_program(open_session):
             generate(session, [Request((5, bad), 1)])
 
 
-def test_loops_take_their_thread_count_at_run_time(engine):
+def test_loops_of_programs_never_meet_the_threads_of_openmp(engine):
     source = generated_sources(engine, "layer") + generated_sources(engine, "embedding")
-    assert "#pragma omp parallel" in source
-    assert "num_threads(" not in source
+    assert "for(int64_t" in source
+    assert "#pragma omp parallel" not in source
 
 
 def test_a_loader_is_made_once_per_package_and_program(engine):

@@ -3,12 +3,12 @@
 // A piece of work is some heads of a sequence with a run of its queries, or with a part of the keys of a single query.
 // Sums are fp32, whatever type the cache stores.
 #pragma once
-#include <omp.h>
-
+#include "../cpu/threads.h"
 #include "tactics.h"
 
 namespace opt_trt {
 
+constexpr int64_t kAppendedAtOnce = 16;  // tokens
 constexpr int64_t kPiecesPerThread = 2;  // of work, at least, so that threads share it evenly
 
 struct Work {
@@ -39,7 +39,7 @@ inline int64_t num_parts(const Attention& a, int64_t s) { return (a.kv_lens[s] +
 // Divide every sequence's queries into pieces for the threads, long pieces first to balance them. A piece of a single
 // query has several heads. If that leaves too few pieces, its keys are divided too.
 inline std::vector<Work> divide(const Attention& a, Parts& parts) {
-  const int64_t rows = a.sequences * a.heads, wanted = kPiecesPerThread * omp_get_max_threads();
+  const int64_t rows = a.sequences * a.heads, wanted = kPiecesPerThread * num_threads();
   const int64_t most = std::clamp<int64_t>(rows / wanted, 1, kHeads), groups = (a.heads + most - 1) / most;
   const int64_t group = (a.heads + groups - 1) / groups;  // heads of a piece, as equal as possible
   std::vector<Work> work;
@@ -92,29 +92,19 @@ void run_attention(const Attention& a, AttentionKernel several) {
   Parts parts{a.head_size};
   const std::vector<Work> work = divide(a, parts);
   const bool generation = a.tokens == a.sequences;
-#pragma omp parallel
-  {
-    Scratch scratch;
-    if (!generation) {
-#pragma omp for schedule(static)
-      for (int64_t t = 0; t < a.tokens; ++t) append<C>(a, t, 0, a.heads);
-    }
-#pragma omp for schedule(dynamic) nowait
-    for (size_t i = 0; i < work.size(); ++i) {
-      const Work& w = work[i];
-      if (generation) append_newest<C>(a, w);
-      const AttentionKernel attend = a.queries(w.sequence) == 1 ? attend_unfused<C> : several;
-      if (w.part >= 0) attend_one_part<C>(a, w, parts, scratch);
-      else attend(a, w.sequence, w.heads, w.first, w.count, scratch);
-    }
-    if (parts.count) {
-#pragma omp barrier
-#pragma omp for schedule(static) collapse(2)
-      for (int64_t s = 0; s < a.sequences; ++s)
-        for (int64_t h = 0; h < a.heads; ++h)
-          if (parts.first[s] >= 0) merge_parts(a, s, h, parts);
-    }
-  }
+  if (!generation) for_each(a.tokens, kAppendedAtOnce, [&](int64_t t) { append<C>(a, t, 0, a.heads); });
+  for_each(int64_t(work.size()), [&](int64_t i) {
+    static thread_local Scratch scratch;
+    const Work& w = work[i];
+    if (generation) append_newest<C>(a, w);
+    const AttentionKernel attend = a.queries(w.sequence) == 1 ? attend_unfused<C> : several;
+    if (w.part >= 0) attend_one_part<C>(a, w, parts, scratch);
+    else attend(a, w.sequence, w.heads, w.first, w.count, scratch);
+  });
+  if (parts.count)
+    for_each(a.sequences * a.heads, a.heads, [&](int64_t i) {
+      if (parts.first[i / a.heads] >= 0) merge_parts(a, i / a.heads, i % a.heads, parts);
+    });
 }
 
 }  // namespace opt_trt

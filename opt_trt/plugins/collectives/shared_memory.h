@@ -16,6 +16,7 @@
 #include <atomic>
 #include <optional>
 
+#include "../cpu/waiting.h"
 #include "group.h"
 
 namespace opt_trt {
@@ -24,12 +25,6 @@ constexpr int64_t kOneBarrier = 16384;  // up to so many floats every rank sums 
 constexpr int kYields = 1000;           // before a rank sleeps; each takes about 1 µs
 constexpr long kSleepNs = 20'000'000;   // between checks that the others still run
 constexpr double kGraceS = 5;           // after a rank has ended, for its launcher to end all ranks and say why
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 struct alignas(64) RankState {  // the state of one rank that the others read, on its own cache line
   std::atomic<uint32_t> arrived;   // barriers that it has reached

@@ -68,3 +68,7 @@ class Operators(Protocol):
     def sum_words(self, data: Tensor) -> int:
         """Read all words of `data` and return their sum modulo 2^32."""
         ...
+
+    def resting_threads(self) -> int:
+        """Return how many threads of the team stay away, because other programs use their cores."""
+        ...

@@ -105,20 +105,15 @@ inline TokenPairs kept_pairs(int64_t count) {
 
 template <typename Form, typename W, int TOKENS, int GROUPS>
 void multiply_blocks(const Gemm& g) {
-  const int64_t groups = g.groups(), panels = groups / GROUPS, blocks = num_groups(g.k), rounded = blocks * g.tokens;
+  const int64_t blocks = num_groups(g.k), rounded = blocks * g.tokens;
   const TokenPairs x = kept_pairs(rounded);
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rounded; ++i) {
-      const int64_t token = i / blocks, block = i % blocks, k = block * kBlock;
-      Form::round(g.x + token * g.k + k, g.k - k, x.from(block * g.tokens + token));
-    }
-#pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) block_panel<Form, W, TOKENS, GROUPS>(g, x, p * GROUPS);
-#pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) block_panel<Form, W, TOKENS, 1>(g, x, group);
-  }
+  for_each(rounded, kRoundedAtOnce, [&](int64_t i) {
+    const int64_t token = i / blocks, block = i % blocks, k = block * kBlock;
+    Form::round(g.x + token * g.k + k, g.k - k, x.from(block * g.tokens + token));
+  });
+  for_each_panel<GROUPS>(
+      g.groups(), [&](int64_t group) { block_panel<Form, W, TOKENS, GROUPS>(g, x, group); },
+      [&](int64_t group) { block_panel<Form, W, TOKENS, 1>(g, x, group); });
 }
 
 template <typename Form, typename W, int TOKENS, int GROUPS>

@@ -151,24 +151,17 @@ void fixed_panel(const Gemm& g, const FixedPoint& x, int64_t group, int64_t toke
 
 template <typename W, int PARTS, int TOKENS, int GROUPS>
 void multiply_fixed(const Gemm& g) {
-  const int64_t groups = g.groups(), panels = groups / GROUPS;
   const int64_t k_groups = num_groups(g.k), rounded = k_groups * g.tokens;
   const FixedPoint x = kept_activations(rounded, PARTS);
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rounded; ++i) {
-      const int64_t token = i / k_groups, group = i % k_groups, k = group * kGroup;
-      const Span tile = tile_of(token, g.tokens, TOKENS);
-      const int64_t at = tile.first * k_groups + group * tile.count + token - tile.first;
-      round_group<PARTS>(
-          g.x + token * g.k + k, g.k - k, x.parts + at * PARTS * kGroup, x.scales + at, x.totals + at);
-    }
-#pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) fixed_panel<W, PARTS, TOKENS, GROUPS>(g, x, p * GROUPS);
-#pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) fixed_panel<W, PARTS, TOKENS, 1>(g, x, group);
-  }
+  for_each(rounded, kRoundedAtOnce, [&](int64_t i) {
+    const int64_t token = i / k_groups, group = i % k_groups, k = group * kGroup;
+    const Span tile = tile_of(token, g.tokens, TOKENS);
+    const int64_t at = tile.first * k_groups + group * tile.count + token - tile.first;
+    round_group<PARTS>(g.x + token * g.k + k, g.k - k, x.parts + at * PARTS * kGroup, x.scales + at, x.totals + at);
+  });
+  for_each_panel<GROUPS>(
+      g.groups(), [&](int64_t group) { fixed_panel<W, PARTS, TOKENS, GROUPS>(g, x, group); },
+      [&](int64_t group) { fixed_panel<W, PARTS, TOKENS, 1>(g, x, group); });
 }
 
 template <typename W, int PARTS, int TOKENS, int GROUPS>

@@ -5,6 +5,7 @@
 namespace opt_trt {
 
 constexpr int64_t kGroup = 128;  // features that share a scale
+constexpr int64_t kRoundedAtOnce = 64;  // groups of activations: a microsecond of work
 
 constexpr int64_t num_groups(int64_t k) { return (k + kGroup - 1) / kGroup; }
 

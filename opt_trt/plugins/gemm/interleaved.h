@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cpu/simd.h"
+#include "../cpu/threads.h"
 
 namespace opt_trt {
 
@@ -152,17 +153,21 @@ void panel(const Gemm& g, int64_t group, int64_t token = 0) {
   if constexpr (TOKENS > 1) panel<W, TOKENS / 2, GROUPS>(g, group, token);
 }
 
+// Call `whole` for the first group of every panel, and `single` for each group that is left over.
+template <int GROUPS, typename Whole, typename Single>
+void for_each_panel(int64_t groups, const Whole& whole, const Single& single) {
+  const int64_t panels = groups / GROUPS, rest = panels * GROUPS;
+  for_each(panels + groups - rest, [&](int64_t i) {
+    if (i < panels) whole(i * GROUPS);
+    else single(rest + i - panels);
+  });
+}
+
 template <typename W, int TOKENS, int GROUPS>
 void multiply(const Gemm& g) {
-  const int64_t groups = g.groups();
-  const int64_t panels = groups / GROUPS;
-#pragma omp parallel
-  {
-#pragma omp for schedule(static) nowait
-    for (int64_t p = 0; p < panels; ++p) panel<W, TOKENS, GROUPS>(g, p * GROUPS);
-#pragma omp for schedule(static) nowait
-    for (int64_t group = panels * GROUPS; group < groups; ++group) panel<W, TOKENS, 1>(g, group);
-  }
+  for_each_panel<GROUPS>(
+      g.groups(), [&](int64_t group) { panel<W, TOKENS, GROUPS>(g, group); },
+      [&](int64_t group) { panel<W, TOKENS, 1>(g, group); });
 }
 
 template <typename W, int TOKENS, int GROUPS>

@@ -25,7 +25,7 @@ from opt_trt.plugins.cpu.operators import Operators
 
 PLUGINS = Path(__file__).parents[1]
 SOURCE = PLUGINS / "native" / "register.cpp"  # it includes every header
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden")
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fvisibility=hidden")
 
 
 _T = "AtenTensorHandle"

@@ -183,6 +183,9 @@ int64_t record(Tensor events, bool on) {
   return found;
 }
 
+// Return how many threads of the team stay away, because other programs use their cores.
+int64_t resting_threads() { return opt_trt::Team::of_process().resting(); }
+
 // Return the sum of all words of fp32 storage, as integers modulo 2^32.
 int64_t sum_words(Tensor data) {
   constexpr int64_t unit = opt_trt::kStreams * opt_trt::kLanes;
@@ -248,6 +251,7 @@ STABLE_TORCH_LIBRARY(OPT_TRT_NAMESPACE, m) {
   m.def("gemm_tactic(str name) -> int");
   m.def("attention_tactic(str name) -> int");
   m.def("record(Tensor events, bool on) -> int");
+  m.def("resting_threads() -> int");
   m.def("sum_words(Tensor data) -> int");
   m.def("join_shared_memory(Tensor memory, int ranks, int rank, float timeout_s, int spins) -> int");
   m.def("join_mpi(Tensor mpi, int ranks, float timeout_s) -> int");
@@ -270,6 +274,7 @@ STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(OPT_TRT_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("gemm_tactic", TORCH_BOX(&gemm_tactic));
   m.impl("attention_tactic", TORCH_BOX(&attention_tactic));
+  m.impl("resting_threads", TORCH_BOX(&resting_threads));
 }
 
 // The functions that compiled programs call by name, without the dispatcher, which takes 4 µs a call. Their names

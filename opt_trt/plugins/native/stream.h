@@ -9,9 +9,8 @@ constexpr int kStreams = 8;  // fewer streams use less of a core's bandwidth, mo
 // Return the sum of 32-bit words modulo 2^32; `count` is a multiple of kStreams × 16 lanes.
 inline uint32_t sum_words(const uint32_t* words, int64_t count) {
   const int64_t rows = count / (kStreams * kLanes);  // of each stream
-  uint32_t total = 0;
-#pragma omp parallel for schedule(static) reduction(+ : total)
-  for (int64_t part = 0; part < rows / 1024 + 1; ++part) {  // 64 KB of each stream, as in the panels of a product
+  std::atomic<uint32_t> total = 0;
+  for_each(rows / 1024 + 1, [&](int64_t part) {  // 64 KB of each stream, as in the panels of a product
     const int64_t first = part * 1024, last = first + 1024 < rows ? first + 1024 : rows;
     uvec sum[kStreams] = {};
     const uint32_t* panel = words + first * kStreams * kLanes;
@@ -23,9 +22,11 @@ inline uint32_t sum_words(const uint32_t* words, int64_t count) {
         sum[s] += load(p);
       }
     }
+    uint32_t of_part = 0;
     for (const uvec& lanes : sum)
-      for (int64_t i = 0; i < kLanes; ++i) total += lanes[i];
-  }
+      for (int64_t i = 0; i < kLanes; ++i) of_part += lanes[i];
+    total += of_part;
+  });
   return total;
 }
 

@@ -3,10 +3,11 @@
 #include <cmath>
 
 #include "../cpu/simd.h"
+#include "../cpu/threads.h"
 
 namespace opt_trt {
 
-constexpr int64_t kWorthThreads = 1 << 15;  // numbers: they take longer than it takes to synchronize threads
+constexpr int64_t kAtOnce = 1 << 14;  // numbers that a thread normalizes: fewer take as long as threads take to meet
 
 struct LayerNorm {
   const float *x, *weight, *bias;  // [T, E], [E], [E]
@@ -39,8 +40,7 @@ inline void normalize(const LayerNorm& n, int64_t t) {
 }
 
 inline void run_layer_norm(const LayerNorm& n) {
-#pragma omp parallel for schedule(static) if (n.tokens * n.features >= kWorthThreads)
-  for (int64_t t = 0; t < n.tokens; ++t) normalize(n, t);
+  for_each(n.tokens, std::max<int64_t>(kAtOnce / n.features, 1), [&](int64_t t) { normalize(n, t); });
 }
 
 }  // namespace opt_trt

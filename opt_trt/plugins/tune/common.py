@@ -76,8 +76,12 @@ def timings_of(
     run_of: Callable[[Tactic], Callable[[], torch.Tensor]],
     reasons: Mapping[Tactic, str | None],
     cache: TimingCache,
+    is_doubted: bool = False,
 ) -> list[Timing]:
-    """Return the time of every tactic that no reason keeps out, each checked against the reference when it is timed."""
+    """Return the time of every tactic that no reason keeps out, each checked against the reference when it is timed.
+
+    Times that are doubted are measured again.
+    """
     runs = {tactic.name: run_of(tactic) for tactic, reason in reasons.items() if reason is None}
     tolerance = {tactic.name: tactic.tolerance for tactic in reasons}
 
@@ -91,7 +95,7 @@ def timings_of(
 
         return check
 
-    times = cache.measure(problem, runs, prepare)
+    times = cache.measure(problem, runs, prepare, is_doubted)
     return [Timing(tactic, times.get(tactic.name), reason) for tactic, reason in reasons.items()]
 
 
@@ -103,3 +107,12 @@ def table_lines(
         TunedProblem(*problem, bucket, tuple(row), winner)
         for bucket, row, winner in zip(buckets, rows, choice.tactics, strict=True)
     ]
+
+
+def chosen_us(tuned: Sequence[TunedProblem]) -> dict[str, list[float]]:
+    """Return the times of the winners in µs, by site, in the order of its buckets."""
+    times: dict[str, list[float]] = {}
+    for line in tuned:
+        elapsed = {timing.tactic: timing.elapsed_us or 0.0 for timing in line.timings}
+        times.setdefault(line.site, []).append(round(elapsed[line.winner], 1))
+    return times

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -85,7 +85,7 @@ def _tune_gemm(
         reference = functools.partial(trials.gemm_reference, problem, call)
         reasons = {tactic: _gemm_reason(tactic, problem, bound, policy) for tactic in gemm.TACTICS}
         row = common.timings_of(f"{problem.key()} tokens={tokens}", reference, run_of, reasons, bench.cache)
-        rows.append([_per_product(timing, copies) for timing in row])
+        rows.append([timing.times(1 / copies) for timing in row])
     choice = choose(rows, [1.0] * len(rows))
     return choice, common.table_lines((problem.site, problem.weight_type), _bucket_names(bounds), rows, choice)
 
@@ -148,11 +148,6 @@ def _copies(problem: GemmProblem, bench: TuningBench) -> int:
     n, stored = padded.packed_shape(problem)
     nbytes = n * stored * STORED[problem.weight_type].itemsize
     return max(1, min(MOST_COPIES, -(-bench.cold_bytes // nbytes)))
-
-
-def _per_product(timing: Timing, copies: int) -> Timing:
-    """Return the time of one of several products that were timed together."""
-    return timing if timing.elapsed_us is None else replace(timing, elapsed_us=timing.elapsed_us / copies)
 
 
 def _bucket_names(bounds: Sequence[Bound]) -> list[str]:

@@ -7,12 +7,14 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from opt_trt.errors import UserError
 from opt_trt.plugins.gemm.problem import GemmProblem
 from opt_trt.plugins.tactic import BUCKETS, Tactic, Timing, bucket_weights, choose
 from opt_trt.plugins.tune.cpu import affordable, representatives
-from opt_trt.plugins.tune.timing import TimingCache, time_interleaved
+from opt_trt.plugins.tune.noise import BusyMachine, computing_us, falls
+from opt_trt.plugins.tune.timing import ATTEMPTS, ROUNDS, TimingCache, time_interleaved
 
 A1, A2, B = Tactic("a1", "a"), Tactic("a2", "a"), Tactic("b", "b")
 
@@ -162,3 +164,85 @@ def test_a_product_whose_bucket_takes_long_is_timed_in_part(n, k, tokens, timed)
     problem = GemmProblem("head", n, k, "float16", "float16", False, False)
     part = affordable(problem, tokens)
     assert part == replace(problem, n=timed)
+
+
+class Disturbed:
+    """A machine on which calls take the given times, one after another, by its usual clock, and 5 µs by the other."""
+
+    def __init__(self, times_us, busy=False):
+        self.times_us, self.busy = iter(times_us), busy
+
+    def cache(self):
+        return TimingCache("d", clock=self.usual, busy=BusyMachine(lambda: self.busy, self.other))
+
+    def usual(self, run):
+        return next(self.times_us), run()
+
+    def other(self, run):
+        return 5.0, run()
+
+
+STEADY = (9.0, *(1.0,) * ROUNDS)  # the first call of a candidate takes longer
+SPREAD = (9.0, *(1.0, 9.0) * (ROUNDS // 2), 9.0)
+
+
+@pytest.mark.parametrize(
+    ("times_us", "busy", "expected", "spoilt"),
+    [
+        (STEADY, False, 1.0, False),
+        (SPREAD + STEADY, False, 1.0, False),
+        (SPREAD * ATTEMPTS, False, 5.0, True),
+        (STEADY * ATTEMPTS, True, 5.0, True),
+    ],
+)
+def test_times_that_spread_are_measured_again_and_then_by_another_clock(times_us, busy, expected, spoilt):
+    cache = Disturbed(times_us, busy).cache()
+    assert cache.measure("p", {"x": lambda: None}, lambda: nothing) == {"x": expected}
+    assert cache.spoilt == ({"d | p"} if spoilt else set())
+
+
+def test_times_of_a_busy_machine_are_not_kept(tmp_path):
+    cache = Disturbed(SPREAD * ATTEMPTS).cache()
+    cache.measure("p", {"x": lambda: None}, lambda: nothing)
+    cache.times["d | q"] = {"x": 2.0}
+    cache.join(tmp_path / "timing.cache").save(tmp_path / "timing.cache")
+    assert TimingCache.load("d", tmp_path / "timing.cache").times == {"d | q": {"x": 2.0}}
+
+
+def test_times_that_are_measured_anew_replace_those_of_the_file(tmp_path):
+    TimingCache("d", {"d | p": {"x": 300.0, "y": 1.0}}).save(tmp_path / "timing.cache")
+    TimingCache("d", {"d | p": {"x": 16.0}}).join(tmp_path / "timing.cache", True).save(tmp_path / "timing.cache")
+    assert TimingCache.load("d", tmp_path / "timing.cache").times == {"d | p": {"x": 16.0, "y": 1.0}}
+
+
+def test_doubted_times_are_measured_again_although_they_are_cached():
+    cache = Disturbed(STEADY).cache()
+    cache.measure("p", {"x": lambda: None}, lambda: nothing)
+    assert cache.measure("p", {"x": lambda: None}, lambda: nothing, is_doubted=True) == {"x": 5.0}
+
+
+def test_settled_times_are_not_doubted():
+    cache = Disturbed(()).cache()
+    cache.times["d | p"], cache.settled = {"x": 1.0}, frozenset({"d | p"})
+    assert cache.measure("p", {"x": lambda: None}, lambda: nothing, is_doubted=True) == {"x": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("times_us", "doubtful"),
+    [
+        ((22192.0, 15586.0, 10097.0), True),
+        ((5663.0, 12418.0, 11758.0, 7310.0), True),
+        ((75.4, 70.9, 82.9), False),
+        ((1.0, 2.0, 3.0), False),
+        ((), False),
+    ],
+)
+def test_times_that_fall_as_tokens_grow_are_doubted(times_us, doubtful):
+    assert falls(times_us) == doubtful
+
+
+def test_the_time_of_one_thread_leaves_out_what_it_waits():
+    threads = []
+    elapsed_us, _ = computing_us(lambda: (threads.append(torch.get_num_threads()), time.sleep(0.2)))
+    assert threads == [1]
+    assert elapsed_us < 200_000

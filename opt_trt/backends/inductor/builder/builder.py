@@ -25,6 +25,7 @@ from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.cpu_quota import threads_line
 from opt_trt.host.progress import Progress
 from opt_trt.host.workers import for_each
 from opt_trt.model.config import ModelConfig
@@ -33,6 +34,7 @@ from opt_trt.plugins.cuda.gpu import target_gpu, visible_gpu
 from opt_trt.plugins.native.library import find_compiler
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import winners
+from opt_trt.plugins.tune.common import chosen_us
 
 
 def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
@@ -61,6 +63,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
             plugin_library=compiled.library.name if compiled.library else "",
             tactics=winners(compiled.plan.choices()),
             checkpoint=fingerprint(checkpoint.directory),
+            tactic_us=chosen_us(compiled.tuned) if compiled.library else {},
         )
         _write_weights(ranks, compiled.plan, engine, config.workers, out)
         progress.done()
@@ -75,7 +78,7 @@ def _report(compiled: Compiled, config: BuildConfig, out: Path, ranks: int) -> s
     """Return the chosen tactics, and with `detailed` the profile of a step."""
     notes = "".join(f"{note}\n" for note in compiled.notes)
     is_profiled = config.profiling_verbosity == "detailed" and compiled.library
-    profile = _profile(out, ranks) if is_profiled else ""
+    profile = f"{threads_line(torch.get_num_threads())}\n{_profile(out, ranks)}" if is_profiled else ""
     return tactic_table(compiled.tuned, config.profiling_verbosity) + notes + profile
 
 

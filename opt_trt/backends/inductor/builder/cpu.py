@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ from opt_trt.plugins.cpu.isa import Isa
 from opt_trt.plugins.native.library import NativeLibrary, compile_library
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
-from opt_trt.plugins.tune.cpu import tune
+from opt_trt.plugins.tune.cpu import num_problems, tune
+from opt_trt.plugins.tune.noise import BusyMachine, computing_us
 from opt_trt.plugins.tune.policy import Policy
 from opt_trt.plugins.tune.rounding import product_errors
 
@@ -53,8 +54,9 @@ class CpuTarget:
             programs = submit_embedding(ranks[0], compiling, compilers)
             library = compiling.result()
             progress.done()
+            progress.count(num_problems(limits.model))
             with compilers.turns.quiet():
-                plan, tuned = choose_tactics(limits.model, config, library, self.isa)
+                plan, tuned = choose_tactics(limits.model, config, library, self.isa, progress.part_done)
             progress.done()
             programs |= submit_decoder(ranks, (plan, library), compilers, limits)
             files = {name: compiled.result() for name, compiled in programs.items()}
@@ -68,14 +70,21 @@ def device_of(isa: Isa, plan: TacticPlan) -> dict[str, str]:
     flags = isa.needs | {tactic.needs for tactic in chosen if tactic.needs}
     return {
         "type": "cpu", "isa": isa.name, "march": isa.march, "flags": " ".join(sorted(flags)),
-        "torch": torch.__version__,
+        "torch": torch.__version__, "threads": str(torch.get_num_threads()),
     }  # fmt: skip
 
 
 def choose_tactics(
-    model: ModelConfig, config: BuildConfig, library: NativeLibrary, isa: Isa
+    model: ModelConfig,
+    config: BuildConfig,
+    library: NativeLibrary,
+    isa: Isa,
+    measured: Callable[[], None] = lambda: None,
 ) -> tuple[TacticPlan, list[TunedProblem]]:
-    """Time the tactics that the flags admit; return the winners, and the table of how they were found."""
+    """Time the tactics that the flags admit; return the winners, and the table of how they were found.
+
+    `measured` is called after each problem.
+    """
     policy = Policy(
         gemm=config.gemm_plugin != "disable",
         attention=config.gpt_attention_plugin != "disable",
@@ -89,5 +98,8 @@ def choose_tactics(
         context_int8=config.context_int8,
     )
     device = f"{library.namespace} {isa.name} threads={torch.get_num_threads()}"
-    with timings(config, device) as cache:
-        return tune(model, library.operators(), policy, cache)
+    operators = library.operators()
+    busy = BusyMachine(lambda: operators.resting_threads() > 0, computing_us)
+    with timings(config, device, busy=busy) as cache:
+        cache.measured = measured
+        return tune(model, operators, policy, cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,14 @@ from opt_trt.host.cache import cache_dir
 from opt_trt.host.progress import Progress
 from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tune.common import TunedProblem
-from opt_trt.plugins.tune.timing import Clock, TimingCache, wall_us
+from opt_trt.plugins.tune.noise import BusyMachine, Clock
+from opt_trt.plugins.tune.timing import TimingCache, wall_us
+
+MOST_SPOILT = 0.1  # of the problems, without a word: every machine is disturbed now and then
+SPOILT = (
+    "WARNING: other programs used this machine while {problems} timed: the tactics were chosen by the time that one "
+    "thread computes, and their timings are not kept; on a quiet machine, build again with --retime"
+)
 
 
 @dataclass(frozen=True)
@@ -63,15 +71,22 @@ class Target(TargetDescription, Protocol):
 
 
 @contextmanager
-def timings(config: BuildConfig, device: str, clock: Clock = wall_us) -> Iterator[TimingCache]:
+def timings(
+    config: BuildConfig, device: str, clock: Clock = wall_us, busy: BusyMachine | None = None
+) -> Iterator[TimingCache]:
     """Open the timing cache to tune with, and save it with the new times.
 
-    It is the file that the flags name, or else the user's own. The user's own is updated only if it was read.
+    It is the file that the flags name, or else the user's own. The user's own is updated only if it was read, or if all
+    is timed anew, and never with times of a busy machine.
     """
     own = cache_dir() / "timing.cache"
     earlier = Path(config.input_timing_cache) if config.input_timing_cache else own
-    cache = TimingCache.load(device, earlier, clock)
+    cache = TimingCache.load(device, None if config.retime else earlier, clock, busy)
+    if config.input_timing_cache:  # with the same file, builds choose the same tactics
+        cache.settled = frozenset(cache.times)
     yield cache
     cache.save(Path(config.output_timing_cache))
     if earlier == own:
-        cache.join(own).save(own)
+        cache.join(own, config.retime).save(own)
+    if (spoilt := len(cache.spoilt)) > MOST_SPOILT * cache.num_timed:
+        print(SPOILT.format(problems="1 problem was" if spoilt == 1 else f"{spoilt} problems were"), file=sys.stderr)

@@ -1,6 +1,7 @@
 """Configure Inductor for a device, and keep it from probing this machine.
 
-- Loops of a CPU get their thread count at run time (`dynamic_threads`): a build with one thread would stay serial.
+- Loops of a CPU have one thread. They are short beside the kernels, whose threads (`plugins/cpu/team.h`) would share
+  cores with those of OpenMP.
 - The instruction set is given, not probed: probing takes seconds and would find that of the builder, not that of the
   target. `cpp.simdlen` alone would still use what the builder's processor has beyond it (VNNI, bf16).
 - CUDA's headers are searched in more places than torch searches: it takes the home of the first compiler on the path.
@@ -50,12 +51,12 @@ VECTORS = {512: _Avx512(), 256: cpu_vec_isa.VecAVX2(), 1: cpu_vec_isa.invalid_ve
 def for_cpu(isa: Isa) -> Compilation:
     """Configure for an instruction set."""
     options = {
-        "cpp.dynamic_threads": True,
+        "cpp.threads": 1,
         "cpp.simdlen": isa.vector_bits,
         "cpp.march": isa.march,
         "cpp.vec_isa_ok": True,
     }
-    return Compilation(f"{isa.march} {isa.vector_bits}", options, lambda: _vectors_of(isa))
+    return Compilation(f"{isa.march} {isa.vector_bits} 1 thread", options, lambda: _vectors_of(isa))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from opt_trt.backends.inductor.decoder.loading import load_rank
 from opt_trt.backends.inductor.decoder.pipeline import gather_outputs, micro_batches, run_stage
 from opt_trt.backends.inductor.decoder.rank_forward import RankForward, decoder_spec
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
+from opt_trt.backends.inductor.decoder.step_watch import watch_of
 from opt_trt.errors import UserError
 from opt_trt.graph.programs import stage_programs
 from opt_trt.model.mapping import Mapping
@@ -30,10 +32,14 @@ class CompiledDecoder:
 
     def __init__(self, forward: RankForward) -> None:
         self.forward, self.spec = forward, decoder_spec(forward)
+        self._watch = watch_of(forward.config, forward.rank)
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """See `Decoder.step`."""
-        return self.forward.step_outputs(self.forward.run(inputs, kv_cache), inputs)
+        began = time.perf_counter()
+        outputs = self.forward.run(inputs, kv_cache)
+        self._watch.observe(began, time.perf_counter(), inputs)
+        return self.forward.step_outputs(outputs, inputs)
 
 
 class StageDecoder:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
-from opt_trt.runtime.world import World
-from opt_trt.runtime.world.cores import SPIN_COUNT, share_cores
+from opt_trt.runtime.world import World, cores
+from opt_trt.runtime.world.cores import SPIN_COUNT, share_cores, use_threads, warn_of_cut
 
 
 class Host:
@@ -24,10 +25,14 @@ class Host:
         self.own = set(cores)
 
 
-def share(monkeypatch: pytest.MonkeyPatch, host: Host, world: World, **environ: str) -> str | None:
+def share(
+    monkeypatch: pytest.MonkeyPatch, host: Host, world: World, threads: int | None = None, quota: float | None = None,
+    **environ: str,
+) -> str | None:  # fmt: skip
     monkeypatch.setattr(os, "sched_getaffinity", host.affinity)
     monkeypatch.setattr(os, "sched_setaffinity", host.set_affinity)
-    share_cores(world, environ)
+    monkeypatch.setattr(cores, "cpu_quota", lambda root: quota)
+    share_cores(world, environ, threads)
     return environ.get("OMP_NUM_THREADS")
 
 
@@ -65,3 +70,54 @@ def test_threads_sleep_soon_unless_the_user_says_how_long_they_spin() -> None:
 
 def test_a_world_of_one_uses_what_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share(monkeypatch, Host({0}, {0}), World()) is None
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(0.3, "1"), (1.0, "1"), (2.5, "2"), (8.0, None), (64.0, None)])
+def test_a_quota_below_the_cores_limits_the_threads(
+    monkeypatch: pytest.MonkeyPatch, quota: float, threads: str | None
+) -> None:
+    eight = set(range(8))
+    assert share(monkeypatch, Host(eight, eight), World(), quota=quota) == threads
+
+
+def test_ranks_of_a_host_share_its_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    eight = set(range(8))
+    assert share(monkeypatch, Host(eight, eight), World(0, 2, 0, 2), quota=4.0) == "2"
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(1, "1"), (3, "3"), (100, "8")])
+def test_threads_that_are_asked_for_are_used_unless_they_cannot_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, asked: int, threads: str
+) -> None:
+    eight = set(range(8))
+    assert share(monkeypatch, Host(eight, eight), World(), threads=asked, OMP_NUM_THREADS="5") == threads
+
+
+def test_the_user_is_told_of_threads_that_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_cut(None, 2)
+    warn_of_cut(2, 2)
+    assert capsys.readouterr().err == ""
+    warn_of_cut(8, 2)
+    assert "8 threads were asked for; 2 can run here at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("threads", "quota", "environ", "expected"),
+    [(None, None, None, 4), (2, None, None, 2), (None, 1.0, None, 1), (None, 1.0, "3", 3), (9, None, "3", 8)],
+)
+def test_torch_that_is_loaded_already_gets_the_number(
+    monkeypatch: pytest.MonkeyPatch, threads: int | None, quota: float | None, environ: str | None, expected: int
+) -> None:
+    host = Host(set(range(8)), set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", host.affinity)
+    monkeypatch.setattr(cores, "cpu_quota", lambda root: quota)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environ is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environ)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        use_threads(World(), threads)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
