@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from opt_trt.backends.identity import TENSORRT, identify
 from opt_trt.checkpoint.fingerprint import sample
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.config.llm_options import BUILDING, CONVERTING, LlmOptions
+from opt_trt.config.llm_options import AUTO, BUILDING, CONVERTING, LlmOptions
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.host.cache import cache_dir
@@ -36,9 +38,10 @@ def engine_of(model: Path, options: LlmOptions) -> Path:
         raise UserError(f"expected a model in {model}, found no such directory; hubs are not read: give a local copy")
     keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     if "build_config" in keys:
-        _refuse(options, CONVERTING + BUILDING, f"{model} is an engine")
+        _refuse(_with_dtype(options, {}), CONVERTING + BUILDING, f"{model} is an engine")
         return model
     is_checkpoint = "architecture" in keys
+    options = _with_dtype(options, {} if is_checkpoint else keys)
     if is_checkpoint:
         _refuse(options, CONVERTING, f"{model} is a checkpoint")
     engine = trusted(cache_dir()) / "engines" / _fingerprint(model, options)
@@ -61,6 +64,14 @@ def _is_whole(engine: Path) -> bool:
         shutil.rmtree(engine, ignore_errors=True)
         return False
     return True
+
+
+def _with_dtype(options: LlmOptions, keys: Mapping[str, Any]) -> LlmOptions:
+    """Replace "auto" by bfloat16 if that is the type of the model's weights, else by the default."""
+    if options.dtype != AUTO:
+        return options
+    own = keys.get("dtype", keys.get("torch_dtype"))
+    return replace(options, dtype="bfloat16" if own == "bfloat16" else None)
 
 
 def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:

@@ -61,7 +61,7 @@ class EngineConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         first = ("version", "pretrained_config", "build_config")
-        values = asdict(self)
+        values = asdict(self) | {"pretrained_config": self.pretrained_config.to_dict()}
         return seal({name: values[name] for name in (*first, *(n for n in values if n not in first))})
 
     def fingerprint(self) -> str:
@@ -124,6 +124,7 @@ def engine_spec(config: EngineConfig, num_layers: int, device: str) -> DecoderSp
         gather_generation_logits=limits.gather_generation_logits,
         end_id=model.eos_token_id,
         pad_id=model.pad_token_id,
+        end_token_ids=model.end_token_ids,
         device=device,
     )
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 from opt_trt.errors import UserError, spelled
 
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
 TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
+
+# Other names of types, by which people and other programs call them.
+DTYPE_SPELLINGS = MappingProxyType({
+    "fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16",
+})  # fmt: skip
 
 
 class Logged:

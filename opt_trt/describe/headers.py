@@ -76,7 +76,8 @@ def _norms(config: ModelConfig | OptConfig) -> str:
 
 
 def _tokens(config: ModelConfig | OptConfig) -> str:
-    return f"bos {config.bos_token_id}, eos {config.eos_token_id}, pad {config.pad_token_id}"
+    ends = (config.eos_token_id,) if config.end_token_ids is None else config.end_token_ids
+    return f"bos {config.bos_token_id}, eos {' '.join(map(str, ends)) or 'none'}, pad {config.pad_token_id}"
 
 
 def _quantization(config: ModelConfig) -> str:

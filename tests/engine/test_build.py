@@ -209,7 +209,7 @@ def test_the_backend_is_recorded_and_an_unknown_one_is_refused(checkpoint, tmp_p
     assert build_here(checkpoint, tmp_path / "e", backend="inductor")["backend"] == "inductor"
     values = json.loads((tmp_path / "e" / "config.json").read_text())
     (tmp_path / "e" / "config.json").write_text(json.dumps(seal(values | {"backend": "abacus"})))
-    with pytest.raises(UserError, match="was built by backend 'abacus', known are tensorrt_llm, inductor"):
+    with pytest.raises(UserError, match="was built by backend 'abacus', known are tensorrt_llm, tensorrt, inductor"):
         open_engine(tmp_path / "e", LIMIT)
 
 

@@ -20,14 +20,15 @@ def transformers_beams(oracle: OPTForCausalLM, request: Request) -> list[tuple[I
     with torch.inference_mode():
         out = oracle.generate(
             torch.tensor([request.prompt_ids]), attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
-            max_new_tokens=request.max_new_tokens, eos_token_id=request.end_id, pad_token_id=1, do_sample=False,
+            max_new_tokens=request.max_new_tokens, eos_token_id=list(request.end_ids) or None, pad_token_id=1,
+            do_sample=False,
             num_beams=sampling.num_beams, num_return_sequences=sampling.num_beams,
             length_penalty=sampling.length_penalty, early_stopping=EARLY_STOPPING[sampling.early_stopping],
             repetition_penalty=sampling.repetition_penalty, no_repeat_ngram_size=sampling.no_repeat_ngram_size,
             min_new_tokens=sampling.min_length or None, return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
     rows = [row[len(request.prompt_ids) :].tolist() for row in out.sequences]
-    ends = [row.index(request.end_id) + 1 if request.end_id in row else len(row) for row in rows]
+    ends = [next((n for n, i in enumerate(row, start=1) if i in request.end_ids), len(row)) for row in rows]
     return [(tuple(r[:n]), s) for r, n, s in zip(rows, ends, out.sequences_scores.tolist(), strict=True)]
 
 

@@ -235,3 +235,16 @@ def test_cancelling_takes_all_beams_back() -> None:
     of.in_flight.cancel(leader)
     assert (of._pool.num_free, of.in_flight._scheduler.running) == (of._pool.num_blocks, [])
     assert leader.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("early_stopping", [0, 1, 2])
+def test_several_end_ids_end_beams_as_in_transformers(models, early_stopping: int) -> None:
+    oracle, decoder = models("pre-norm")
+    for width, prompt in zip((2, 3, 4), random_prompts((4, 7, 5), seed=3), strict=True):
+        of = DecoderSession(decoder, KvCacheLimit())
+        beams = generate(of, [Request(prompt, 5, sampling=Sampling(num_beams=width))])[0].beams
+        ends = tuple(dict.fromkeys(i for beam in beams for i in beam.output_ids[2:]))
+        assert len(ends) > 1
+        request = Request(prompt, 9, sampling=Sampling(num_beams=width, early_stopping=early_stopping))
+        request = request.ending_at(ends)
+        assert_equal(generate(of, [request])[0], transformers_beams(oracle, request))
