@@ -89,6 +89,7 @@ def test_an_engine_says_what_it_is_and_what_it_runs_on(build, tmp_path):
     assert [line.split()[1:3] for line in lines if line.startswith("generation ")] == [
         ["40", "9"]
     ]  # four layers, four kernels beside them
+    assert "\nnext, on a GPU of compute capability 8.0, 8.6, 8.9, 12.0, 12.1: python run.py " in said
     assert "note: " not in said and "memory of the build: " in said
     code, said = run_command("describe", tmp_path / "engine")
     assert code == 0 and f"backend tensorrt for cuda 8.0 8.6 8.9 12.0 12.1, {config['device']['library']} 1." in said

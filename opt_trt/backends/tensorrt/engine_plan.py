@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from opt_trt.backends.engine import Limits
 from opt_trt.backends.tensorrt.bindings import EngineShape
+from opt_trt.backends.tensorrt.constants import HEAD, group_size
 from opt_trt.backends.tensorrt.engine_shape import engine_shape, most_slots
 from opt_trt.config.backend_answers import ANSWERS, EMBEDDED, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.build_flags import BuildConfig
@@ -15,6 +16,7 @@ from opt_trt.model.config import ModelConfig
 
 KNOWN_SMS = (75, 80, 86, 89, 120, 121)  # the targets of TensorRT-RTX 1.7
 TURING = 75
+QKV = "transformer.layers.0.attention.qkv.weight"
 LEAST_FUSED_HEADS = 4
 BUILDER_FLAGS = {"weight_streaming": "WEIGHT_STREAMING", "weight_sparsity": "SPARSE_WEIGHTS"}  # the library's names
 
@@ -49,6 +51,8 @@ def plan_engine(model: ModelConfig, config: BuildConfig, is_rtx: bool) -> Engine
     for refused in (ANSWERS["tensorrt"], RTX_ANSWERS if is_rtx else PROPER_ANSWERS):
         refuse_given(config, refused)
     _check_model(model, config)
+    targets = _targets(model, config) if is_rtx else ()
+    _check_groups(model, config.lm_head_precision)
     limits = _limits(model, config)
     shape = engine_shape(model, limits, config.opt_num_tokens)
     if shape.usual_tokens > shape.most_tokens:
@@ -60,7 +64,7 @@ def plan_engine(model: ModelConfig, config: BuildConfig, is_rtx: bool) -> Engine
         model=replace(model, logits_dtype=config.logits_dtype or model.logits_dtype),
         limits=limits,
         shape=shape,
-        target_sms=_targets(model, config) if is_rtx else (),
+        target_sms=targets,
         builder_flags=tuple(flag for name, flag in BUILDER_FLAGS.items() if getattr(config, name)),
         asked_slots=config.max_batch_size,
     )
@@ -89,6 +93,13 @@ def _check_model(model: ModelConfig, config: BuildConfig) -> None:
             f"engines of this version have one rank; convert with {spelled('tp_size')} 1 {spelled('pp_size')} 1, or "
             f"{EMBEDDED}"
         )
+
+
+def _check_groups(model: ModelConfig, lm_head_precision: str | None) -> None:
+    """Refuse int4 weights that no group fits; features within an MLP are filled up, so that one always does."""
+    precisions = {QKV: model.quant_algo == "W4A16", HEAD: lm_head_precision == "int4"}
+    for name in (name for name, is_int4 in precisions.items() if is_int4):
+        group_size(name, model.hidden_size)
 
 
 def _targets(model: ModelConfig, config: BuildConfig) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -19,9 +20,12 @@ NEEDED = {
 }
 
 
-def load_library() -> Library:
-    """Import the first library that can build our networks; `UserError` if there is none, see `missing`."""
-    library, problem = _find()
+def load_library(first: str | None = None) -> Library:
+    """Import a library that can build our networks: the module `first` if that can, else the first one of `MODULES`.
+
+    `UserError` if there is none, see `missing`.
+    """
+    library, problem = _find(sorted(MODULES, key=lambda module: module != first))
     if problem is not None:
         raise UserError(f"backend tensorrt: {problem}")
     return library
@@ -64,10 +68,10 @@ def lacking(library: Library) -> list[str]:
     ]
 
 
-def _find() -> tuple[Library, str | None]:
+def _find(modules: Sequence[str] = MODULES) -> tuple[Library, str | None]:
     """Return the library, or why there is none."""
     problems = []
-    for module in MODULES:
+    for module in modules:
         try:
             library = import_module(module)
         except ModuleNotFoundError as error:

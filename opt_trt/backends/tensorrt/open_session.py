@@ -69,7 +69,7 @@ def this_machine(engine_dir: Path, config: EngineConfig) -> Machine:
             f"{', '.join(capabilities)}, {found}; run it on such a GPU, or build an engine for this machine with "
             f"{spelled('backend')} inductor"
         )
-    library = load_library()
+    library = load_library(built.get("library"))  # both may be installed
     if library.__name__ != built.get("library"):
         raise UserError(
             f"{engine_dir} was built by {built.get('library')} {built.get('version')}, found {version(library)}; "

@@ -127,6 +127,18 @@ def test_several_ranks_are_refused_by_name():
         plan(model=replace(MODEL, mapping=Mapping(world_size=2, tp_size=2)))
 
 
+@pytest.mark.parametrize(
+    ("values", "flags", "name"),
+    [
+        ({"quantization": {"quant_algo": "W4A16"}}, (), r"transformer\.layers\.0\.attention\.qkv\.weight; convert"),
+        ({}, ("--lm_head_precision", "int4"), r"lm_head\.weight; give --lm_head_precision int8"),
+    ],
+)
+def test_int4_that_no_group_divides_is_refused_before_anything_is_built(values, flags, name):
+    with pytest.raises(UserError, match=rf"multiple of 16, found 40 in {name}"):
+        plan(*flags, model=replace(MODEL, hidden_size=40, **values))
+
+
 def test_fewer_than_four_heads_are_built_with_a_warning():
     assert plan(model=replace(MODEL, num_attention_heads=2)).warnings == [
         "TensorRT fuses attention of 4 heads or more, this model has 2"

@@ -263,7 +263,7 @@ def test_without_a_gpu_of_its_kind_an_engine_names_both_and_what_to_do(made, mon
 
 def test_the_library_must_be_the_one_that_built_the_engine(made, monkeypatch) -> None:
     monkeypatch.setattr(open_session, "visible_gpu", lambda: GPU)
-    monkeypatch.setattr(open_session, "load_library", lambda: made.library(compiles=False))
+    monkeypatch.setattr(open_session, "load_library", lambda _: made.library(compiles=False))
     with pytest.raises(
         UserError, match=r"was built by tensorrt_rtx 1\.7\.1\.116, found tensorrt 1\.7\.1\.116; install"
     ):

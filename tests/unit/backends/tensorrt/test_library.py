@@ -49,6 +49,14 @@ def test_the_rtx_library_is_taken_before_the_other(installed):
     assert library.version(other) == "tensorrt 10.16"
 
 
+def test_an_engine_gets_the_library_that_built_it_if_both_are_installed(installed):
+    rtx, other = stand_in("tensorrt_rtx", "1.7"), stand_in("tensorrt", "10.16")
+    installed(tensorrt_rtx=rtx, tensorrt=other)
+    assert library.load_library("tensorrt") is other and library.load_library("tensorrt_rtx") is rtx
+    installed(tensorrt_rtx=rtx)
+    assert library.load_library("tensorrt") is rtx  # whose name the session then compares
+
+
 def test_a_library_that_is_too_old_is_named_with_what_it_lacks(installed):
     installed(tensorrt=stand_in("tensorrt", "10.14.1", without="add_kv_cache_update"))
     assert library.missing() == (
