@@ -20,6 +20,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.host.cache import cache_dir
+from opt_trt.host.kept import is_whole
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -368,8 +369,8 @@ def test_an_interrupted_build_leaves_nothing(checkpoint, tmp_path, stop):
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
 
 
-def test_an_interrupt_while_programs_compile_ends_the_compilers_and_leaves_no_program(checkpoint, tmp_path):
-    """SIGTERM reaches build.py alone, not the compilers, of which several run."""
+def test_an_interrupt_while_programs_compile_ends_the_compilers_and_leaves_whole_programs(checkpoint, tmp_path):
+    """SIGTERM reaches build.py alone, not the compilers, of which several run; one may have ended before it."""
     build_here(checkpoint, tmp_path / "before")  # its plugin library and its timings are used
     cache = tmp_path / "cache"
     shutil.copytree(cache_dir(), cache / "opt_trt", ignore=shutil.ignore_patterns("programs"))
@@ -382,7 +383,8 @@ def test_an_interrupt_while_programs_compile_ends_the_compilers_and_leaves_no_pr
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in errors
     assert compilers_of(process.pid) == []
-    assert [p for p in (cache / "opt_trt" / "programs").iterdir() if p.suffix != ".lock"] == []
+    kept = [p for p in (cache / "opt_trt" / "programs").iterdir() if p.suffix != ".lock"]
+    assert len(kept) < 3 and all(is_whole(program) for program in kept)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["before", "cache", "model.cache"]
 
 

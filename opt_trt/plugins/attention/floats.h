@@ -40,7 +40,7 @@ struct Floats {
       for (int j = 0; j < GROUPS; ++j) right[j] = load(f.right + p * f.right_stride + j * kLanes);
       for (int i = 0; i < QUERIES; ++i) {
         const vec left = splat(f.left[i * f.left_stride + p]);
-        for (int j = 0; j < GROUPS; ++j) sum[i][j] += left * right[j];
+        for (int j = 0; j < GROUPS; ++j) add_product(sum[i][j], left, right[j]);
       }
     }
     for (int i = 0; i < QUERIES; ++i)

@@ -38,7 +38,7 @@ vec dots(const float* q, const C* k, const C* next, int64_t count, int64_t size)
     for (int64_t j = 0; j < kKeys; ++j) some[j] = splat(0.0f);  // GCC would write `= {}` to memory
     fetch(next + first * size, kKeys, size);
     for (int64_t d = 0; d + kLanes <= size; d += kLanes)
-      for (int64_t j = 0; j < kKeys; ++j) some[j] += load(q + d) * load(key(first + j) + d);
+      for (int64_t j = 0; j < kKeys; ++j) add_product(some[j], load(q + d), load(key(first + j) + d));
     std::copy(some, some + kKeys, total + first);
   }
   const vec whole = sums(total);
@@ -57,7 +57,7 @@ void add_values(float* out, const float* weight, const C* v, const C* next, int6
   for (int i = 0; i < N; ++i) total[i] = load(out + i * kLanes);
   for (int64_t j = 0; j < count; ++j) {
     fetch(next + j * size, 1, N * kLanes);
-    for (int i = 0; i < N; ++i) total[i] += splat(weight[j]) * load(v + j * size + i * kLanes);
+    for (int i = 0; i < N; ++i) add_product(total[i], splat(weight[j]), load(v + j * size + i * kLanes));
   }
   for (int i = 0; i < N; ++i) store(out + i * kLanes, total[i]);
 }

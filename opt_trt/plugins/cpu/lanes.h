@@ -79,6 +79,8 @@ To convert(From from) { return __builtin_convertvector(from, To); }
 
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
+inline void add_product(vec& sum, vec a, vec b) { sum += a * b; }
+
 template <template <int, int> typename Order, int S>
 vec reordered(vec a, vec b) { return shuffled<Order<S, kPartLanes>>(a, b); }
 
@@ -153,6 +155,17 @@ vec reordered(const vec& a, const vec& b) {
     }
   }
   return result;
+}
+
+// Add a product and round once. GCC 12 sometimes rounds twice where it may, so that results depended on the tile.
+inline void add_product(vec& sum, const vec& a, const vec& b) {
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX2__)
+    sum.parts[i] = (Part<float>)_mm256_fmadd_ps((__m256)a.parts[i], (__m256)b.parts[i], (__m256)sum.parts[i]);
+#else
+    sum.parts[i] += a.parts[i] * b.parts[i];
+#endif
+  }
 }
 
 // Load part by part: all at once would be copied through memory.

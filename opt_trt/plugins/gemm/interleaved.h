@@ -129,7 +129,7 @@ inline void accumulate(
   for (int s = 0; s < STEPS; ++s)
     for (int i = 0; i < TOKENS; ++i) {
       const vec value = splat(x[i * g.k + row * kSteps<W> + s]);
-      for (int j = 0; j < GROUPS; ++j) total[i][j] += value * w[j][s];
+      for (int j = 0; j < GROUPS; ++j) add_product(total[i][j], value, w[j][s]);
     }
 }
 
