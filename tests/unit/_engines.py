@@ -25,8 +25,7 @@ def write_engine_config(directory: Path) -> EngineConfig:
         "device": {},
         "tactics": {},
     }
-    config = EngineConfig(
-        **{f.name: values.get(f.name, {} if f.name in ("files", "samples", "tactic_us") else "") for f in fields(EngineConfig)}
-    )
+    tables = ("files", "samples", "tactic_us")
+    config = EngineConfig(**{f.name: values.get(f.name, {} if f.name in tables else "") for f in fields(EngineConfig)})
     (directory / "config.json").write_text(json.dumps(config.to_dict()))
     return config
