@@ -14,7 +14,7 @@ from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, join_names, listed_source
-from opt_trt.sources.stored import Loaded, Stored, contiguous_stride
+from opt_trt.sources.stored import Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,7 +36,7 @@ def open_source(directory: Path) -> ListedSource:
     return listed_source(config, named, directory)
 
 
-def list_weights(directory: Path) -> list[Stored | Loaded]:
+def list_weights(directory: Path) -> list[Stored]:
     """List the tensors of the weight files; prefer safetensors to `.bin`, and one file to several."""
     for name, (list_file, indexed) in LAYOUTS.items():
         path = directory / name
@@ -52,10 +52,10 @@ def list_weights(directory: Path) -> list[Stored | Loaded]:
     raise UserError(f"{directory} has no weights: expected one of {', '.join(LAYOUTS)}; fetch them into it")
 
 
-def _list_shards(index: Path, list_file: Callable[[Path], list[Stored | Loaded]]) -> list[Stored | Loaded]:
+def _list_shards(index: Path, list_file: Callable[[Path], list[Stored]]) -> list[Stored]:
     """List the tensors of all files in an index; refuse a file that lacks tensors which the index lists for it."""
     weight_map = _read_index(index)
-    tensors: list[Stored | Loaded] = []
+    tensors: list[Stored] = []
     for name in sorted({str(value) for value in weight_map.values()}):
         path = index.parent / name
         if Path(name).name != name or not path.exists():
@@ -83,12 +83,12 @@ def _refuse_two_models(path: Path) -> None:
         raise UserError(f"{path.parent} has {path.name} and {index.name}, which names other files; remove one model")
 
 
-def _list_safetensors(path: Path) -> list[Stored | Loaded]:
+def _list_safetensors(path: Path) -> list[Stored]:
     """List the tensors of a safetensors file: dtype and shape from its header, places from the order of the offsets."""
     try:
         with safe_open(path, framework="numpy") as file, path.open("rb") as raw:
             offset = 8 + int.from_bytes(raw.read(8), "little")
-            tensors: list[Stored | Loaded] = []
+            tensors: list[Stored] = []
             for key in file.offset_keys():
                 part = file.get_slice(key)
                 shape, code = tuple(part.get_shape()), part.get_dtype()
@@ -112,7 +112,7 @@ def refuse_pointer(path: Path) -> None:
                 )
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], list[Stored | Loaded]], bool]] = {  # in order of preference
+LAYOUTS: dict[str, tuple[Callable[[Path], list[Stored]], bool]] = {  # in order of preference
     "model.safetensors": (_list_safetensors, False),
     "model.safetensors.index.json": (_list_safetensors, True),
     "pytorch_model.bin": (list_torch_bin, False),

@@ -7,7 +7,7 @@ import zipfile
 from contextlib import suppress
 from typing import BinaryIO
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, reason
 
 ZIP_START = b"PK\x03\x04"
 DAMAGED = (
@@ -31,7 +31,7 @@ def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(file) as archive:
             found = archive.infolist()
     except DAMAGED as error:
-        raise UserError(f"{file.name} is truncated or damaged ({error}); fetch the file again") from error
+        raise UserError(f"{file.name} is truncated or damaged ({reason(error)}); fetch the file again") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in found):
         raise UserError(f"{file.name} was compressed after torch wrote it; unpack it and save it with torch.save again")
     return found
@@ -47,3 +47,11 @@ def data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
         raise UserError(f"{file.name} is damaged: no record where {entry.filename} should be; fetch the file again")
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     return entry.header_offset + LOCAL_HEADER + name + extra
+
+
+def read(file: BinaryIO, entry: zipfile.ZipInfo, limit: int) -> bytes:
+    """Return the data of an entry; `UserError` if it has more than `limit` bytes."""
+    if entry.file_size > limit:
+        raise UserError(f"{file.name}: {entry.filename} has {entry.file_size} bytes, torch.save writes up to {limit}")
+    file.seek(data_offset(file, entry))
+    return file.read(entry.file_size)

@@ -9,8 +9,9 @@ from sys import intern
 from typing import Any
 
 from opt_trt.errors import UserError
+from opt_trt.sources.safe_pickle import Stub, Tensor
 from opt_trt.sources.stored import Stored
-from opt_trt.sources.unpickle import Stub, Tensor, unpickle
+from opt_trt.sources.unpickle import unpickle
 
 Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of its tensors, in order
 

@@ -201,7 +201,7 @@ def test_whole_tensors_in_shards_are_named(tmp_path: Path, shards: int) -> None:
         ({FC1: torch.zeros(40, dtype=torch.int8)}, f"{FC1} has dtype torch.int8"),
         ({FC1: torch.zeros(0)}, f"{FC1} is of shape [0], expected a tensor with elements"),
         ({FC1: 3.0}, f"{FC1} is a builtins.float, expected a tensor with elements"),
-        ({FC1: torch.zeros(2).expand(20, 2).T}, f"{FC1} in"),
+        ({FC1: torch.zeros(2).expand(20, 2).T}, "a tensor of [2, 20] repeats the 2 elements that are stored"),
         ({"decoder.layers.0.fc2.weight": torch.zeros(40, 16).T}, "is not stored row by row (strides [1, 16])"),
         (
             {"decoder.embed_tokens.weight": None},
@@ -351,9 +351,7 @@ def test_a_compressed_file_and_a_strange_archive_are_named(tmp_path: Path) -> No
     assert "was written on a big-endian machine" in refusal(tmp_path)
 
 
-def test_what_torch_before_1_6_wrote_and_a_git_lfs_pointer_are_named(tmp_path: Path) -> None:
-    torch.save(Model().tensors, tmp_path / "reshard.pt", _use_new_zipfile_serialization=False)
-    assert "reshard.pt was not written by torch.save of torch 1.6 or newer" in refusal(tmp_path)
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     (tmp_path / "reshard.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     assert "a git-lfs pointer" in refusal(tmp_path)
 

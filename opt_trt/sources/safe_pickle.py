@@ -1,0 +1,259 @@
+"""Read a pickle that torch wrote, without running its code and within bounds of memory and time.
+
+A tensor becomes its place in the file. Training left objects of omegaconf, argparse, metaseq and fairscale in these
+files; their classes are never imported, and a `Stub` keeps the state of each object. A pickle that names anything else
+(`os.system`, `builtins.eval`) is refused, because such a name has no purpose but to run code. So a pickle can only make
+values. Each value costs about 100 bytes, a pickle has at most `PICKLE_LIMIT` bytes, and no instruction copies or
+hashes a container: tuples within tuples could be hashed for years.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from opt_trt.errors import UserError
+
+PICKLE_LIMIT = 4 << 20  # bytes; the table of OPT-175B's tensors has 0.3 MB
+MOST_ARGUMENTS = 64  # of a call; torch's have at most seven
+MOST_CLASSES = 1000  # foreign ones, each of which takes a kilobyte
+MOST_DIMENSIONS = 64  # as in torch
+LARGEST = 2**62  # a number of elements or bytes
+CONTAINERS = (
+    "object", "bool", "int", "float", "complex", "str", "bytes", "bytearray", "list", "tuple", "set", "frozenset",
+    "dict", "slice", "range",
+)  # fmt: skip
+DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+STUBBED: dict[str, tuple[str, ...]] = {  # top-level package: names that become a `Stub`; () stands for all names
+    "omegaconf": (), "metaseq": (), "fairseq": (), "fairscale": (), "hydra": (), "typing": (), "pathlib": (),
+    "enum": (), "datetime": (),
+    "argparse": ("Namespace",),
+    "collections": ("Counter", "defaultdict", "deque"),
+    "builtins": CONTAINERS, "__builtin__": CONTAINERS,
+    "copyreg": ("_reconstructor",), "copy_reg": ("_reconstructor",), "_codecs": ("encode",),
+    "numpy": ("scalar", "_reconstruct", "ndarray", "dtype"),
+    "torch": ("device", "Tensor", "Parameter", *DTYPES),
+}  # fmt: skip
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+
+
+class Stub:
+    """An object of a class that is not imported; `state` is its state in the pickle."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **named: Any) -> Stub:
+        """Accept any arguments, as the class may take them."""
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Ignore an item of a list or a queue."""
+
+    def add(self, value: Any) -> None:
+        """Ignore an item of a set."""
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """Ignore several items."""
+
+
+class Row(tuple[Any, ...]):
+    """A tuple that is no key of a dictionary: tuples within tuples would be hashed, and compared, for ever."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Items(dict[Any, Any]):
+    """A dictionary that ignores the attributes of a state dict, because they would hide its methods."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class Storage(NamedTuple):
+    """A record of numbers; `offset` is in bytes from the start of the file, `size` in elements."""
+
+    offset: int
+    size: int
+    dtype: torch.dtype
+
+
+class Tensor(NamedTuple):
+    """A tensor in the file, which a pickle cannot change; `offset` is in bytes from its start, `stride` in elements."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+FindStorage = Callable[[Any, torch.dtype, int], Storage]  # of a key, a type and a number of elements
+
+
+class SafeUnpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a damaged byte names memo entry 2**32
+    """A reader of the pickle at the position of `file`; `find_storage` says where the numbers of tensors lie."""
+
+    stack: list[Any]
+    append: Callable[[Any], None]  # to the stack
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[..., Any]]] = dict(pickle._Unpickler.dispatch)  # instructions by their byte
+
+    def __init__(self, path: Path, file: io.BytesIO, find_storage: FindStorage) -> None:
+        super().__init__(file)
+        self.path, self._find_storage = path, find_storage
+        self._stubs: dict[tuple[str, str], type] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name in the pickle; nothing is imported."""
+        known = REBUILDS.get((module, name))
+        if known is not None:
+            return known
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        allowed = STUBBED.get(module.partition(".")[0])
+        if allowed is None or (allowed and name not in allowed):
+            shown = ascii(f"{module}.{name}")[1:-1]
+            raise UserError(
+                f"{self.path} holds {shown} beside tensors and settings; it was not unpickled, because that can run "
+                "code; fetch the file again from where you trust it"
+            )
+        if len(self._stubs) >= MOST_CLASSES:
+            raise ValueError(f"it names more than {MOST_CLASSES} classes")
+        return self._stubs.setdefault((module, name), type(name, (Stub,), {"__module__": module}))
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """Return the storage that `("storage", type, key, device, elements)` describes."""
+        _, dtype, key, _, count = pid[:5]
+        if not isinstance(dtype, torch.dtype) or type(count) is not int or not 0 <= count < LARGEST:
+            raise ValueError("a storage without a type or a size")
+        return self._find_storage(key, dtype, count)
+
+    def _make(self, make: Callable[..., Any], arguments: Any, named: Any = ()) -> None:
+        """Push what a call returns; the arguments are few, because they are copied."""
+        if len(arguments) + len(named) > MOST_ARGUMENTS:
+            raise ValueError(f"a call with more than {MOST_ARGUMENTS} arguments")
+        self.append(make(*arguments, **dict(named)))
+
+    def _push_row(self, values: Iterable[Any]) -> None:
+        self.append(Row(values))
+
+    def _tuple(self) -> None:
+        self._push_row(self.pop_mark())
+
+    def _tuple1(self) -> None:
+        self._push_row([self.stack.pop()])
+
+    def _tuple2(self) -> None:
+        self._push_row(reversed([self.stack.pop(), self.stack.pop()]))
+
+    def _tuple3(self) -> None:
+        self._push_row(reversed([self.stack.pop(), self.stack.pop(), self.stack.pop()]))
+
+    def _empty_set(self) -> None:
+        self.append(Stub())
+
+    def _frozenset(self) -> None:
+        self.pop_mark()
+        self.append(Stub())
+
+    def _add_items(self) -> None:
+        self.pop_mark()
+
+    def _reduce(self) -> None:
+        arguments, make = self.stack.pop(), self.stack.pop()
+        self._make(make, arguments)
+
+    def _new(self) -> None:
+        arguments, made = self.stack.pop(), self.stack.pop()
+        self._make(made.__new__, (made, *arguments[: MOST_ARGUMENTS + 1]))
+
+    def _new_named(self) -> None:
+        named, arguments, made = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self._make(made.__new__, (made, *arguments[: MOST_ARGUMENTS + 1]), named)
+
+    def _instantiate(self, made: Any, arguments: list[Any]) -> None:
+        self._make(made, arguments)
+
+    def _build(self) -> None:
+        state, made = self.stack.pop(), self.stack[-1]
+        if not isinstance(made, Stub | Items):
+            raise ValueError(f"it sets the state of a {type(made).__name__}")
+        made.__setstate__(state)
+
+    def _byte_array(self) -> None:
+        raise ValueError("an array of bytes")
+
+    dispatch |= {
+        pickle.TUPLE[0]: _tuple, pickle.TUPLE1[0]: _tuple1, pickle.TUPLE2[0]: _tuple2, pickle.TUPLE3[0]: _tuple3,
+        pickle.EMPTY_SET[0]: _empty_set, pickle.FROZENSET[0]: _frozenset, pickle.ADDITEMS[0]: _add_items,
+        pickle.REDUCE[0]: _reduce, pickle.NEWOBJ[0]: _new, pickle.NEWOBJ_EX[0]: _new_named,
+        pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _byte_array,
+    }  # fmt: skip
+
+
+def _rebuild_tensor(storage: Storage, start: int, shape: Iterable[int], stride: Iterable[int], *_: Any) -> Tensor:
+    shape, stride = _size(shape), _size(stride)
+    numbers = (start, *shape, *stride)
+    if not isinstance(storage, Storage) or len(shape) != len(stride) or not all(map(_is_size, numbers)):
+        raise ValueError("a tensor that is no view of a storage")
+    last = start + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if 0 not in shape and last >= storage.size:
+        raise ValueError(f"a tensor of {list(shape)} reaches beyond the end of its storage")
+    if math.prod(shape) > storage.size:
+        raise ValueError(
+            f"a tensor of {list(shape)} repeats the {storage.size} elements that are stored; save it contiguous"
+        )
+    return Tensor(storage.offset + start * storage.dtype.itemsize, storage.dtype, tuple(shape), tuple(stride))
+
+
+def _size(values: Iterable[int]) -> Row:
+    if not isinstance(values, tuple | list) or len(values) > MOST_DIMENSIONS:
+        raise ValueError(f"a shape that is no list of up to {MOST_DIMENSIONS} sizes")
+    return Row(values)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
+def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor
+
+
+def _rebuild_with_attributes(rebuild: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
+    return rebuild(*arguments)
+
+
+REBUILDS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): Items,
+    ("torch", "Size"): _size,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_with_attributes,
+}
