@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from opt_trt.errors import UserError
 
 TEXT_LIMIT = 64 << 20  # bytes of a text file that is read as a whole
+MOST_ENTRIES = 1000  # of a directory that are looked into
 PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # the names of what the user's shell opened already
 KINDS: dict[str, Callable[[int], bool]] = {
     "a FIFO": stat.S_ISFIFO,
@@ -40,9 +43,11 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there but is no regular file, before a library opens it by name."""
+    """Refuse a link to nothing and what is no regular file, before a library opens it; accept a missing file."""
     if path.exists():
         check_kind(path, path.stat().st_mode)
+    elif path.is_symlink():
+        raise UserError(f"{path} links to a file that is missing; download it again")
 
 
 def check_kind(path: Path, mode: int) -> None:
@@ -67,3 +72,15 @@ def read_text(path: Path, encoding: str = "utf-8", limit: int = TEXT_LIMIT) -> s
     if len(data) > limit:
         raise UserError(f"{path} has more than {limit >> 20} MiB, the most that is read of a text; give a smaller file")
     return data.decode(encoding)
+
+
+def nested(directory: Path, holds: Callable[[Path], bool]) -> list[Path]:
+    """Return the directories within for which `holds` is true, newest numbers last, up to the depth of a hub's cache.
+
+    A cache has `models--NAME/snapshots/HASH`, a trainer's output `checkpoint-500`.
+    """
+    for pattern in ("*", "snapshots/*", "*/snapshots/*"):
+        folders = (path for path in islice(directory.glob(pattern), MOST_ENTRIES) if path.is_dir())
+        if found := [path for path in folders if holds(path)]:
+            return sorted(found, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", path.name)])
+    return []

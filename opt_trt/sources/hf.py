@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, reason
+from opt_trt.host.files import check_regular
 from opt_trt.host.json_file import read_json
+from opt_trt.host.safetensors_file import check_header
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, join_names, listed_source
+from opt_trt.sources.safe_pickle import MOST_DIMENSIONS
 from opt_trt.sources.stored import Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
@@ -32,8 +35,7 @@ def open_source(directory: Path) -> ListedSource:
     """Open the directory; `UserError` names tensors that are missing, unexpected or mis-shaped, and missing files."""
     refuse_pointer(directory / "config.json")
     config = read_hf_config(directory / "config.json")
-    named = ((entry.key.removeprefix("model."), entry) for entry in list_weights(directory))
-    return listed_source(config, named, directory)
+    return listed_source(config, ((entry.key, entry) for entry in list_weights(directory)), directory)
 
 
 def list_weights(directory: Path) -> list[Stored]:
@@ -58,7 +60,7 @@ def _list_shards(index: Path, list_file: Callable[[Path], list[Stored]]) -> list
     tensors: list[Stored] = []
     for name in sorted({str(value) for value in weight_map.values()}):
         path = index.parent / name
-        if Path(name).name != name or not path.exists():
+        if Path(name).name != name or not (path.is_symlink() or path.exists()):
             raise UserError(f"{index} names the file {name!r}, which is not beside it; fetch it into {index.parent}")
         refuse_pointer(path)
         entries = list_file(path)
@@ -85,6 +87,7 @@ def _refuse_two_models(path: Path) -> None:
 
 def _list_safetensors(path: Path) -> list[Stored]:
     """List the tensors of a safetensors file: dtype and shape from its header, places from the order of the offsets."""
+    check_header(path)
     try:
         with safe_open(path, framework="numpy") as file, path.open("rb") as raw:
             offset = 8 + int.from_bytes(raw.read(8), "little")
@@ -92,18 +95,20 @@ def _list_safetensors(path: Path) -> list[Stored]:
             for key in file.offset_keys():
                 part = file.get_slice(key)
                 shape, code = tuple(part.get_shape()), part.get_dtype()
-                if code not in DTYPES:
-                    raise UserError(f"{path}: {key} has dtype {code}; only {', '.join(FLOATS)} can be converted")
+                if code not in DTYPES or len(shape) > MOST_DIMENSIONS:
+                    what = f"dtype {code}" if code not in DTYPES else f"{len(shape)} dimensions"
+                    raise UserError(f"{path}: {key} has {what}; only {', '.join(FLOATS)} can be converted")
                 dtype = DTYPES[code]
                 tensors.append(Stored(path, key, dtype, shape, offset, contiguous_stride(shape)))
                 offset += math.prod(shape) * dtype.itemsize
             return tensors
-    except SafetensorError as error:
-        raise UserError(f"{path} is truncated or not safetensors ({error}); fetch the file again") from error
+    except (SafetensorError, MemoryError) as error:  # MemoryError: the file cannot be mapped
+        raise UserError(f"{path} is truncated or not safetensors ({reason(error)}); fetch the file again") from error
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a git-lfs pointer, which stands in the place of a file that was not fetched."""
+    """Refuse what is no regular file, and a git-lfs pointer, which stands in the place of one that was not fetched."""
+    check_regular(path)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -126,7 +131,6 @@ UNREADABLE = {
     "*.onnx": "an ONNX graph",
     "*.h5": "TensorFlow weights",
     "*.msgpack": "Flax weights",
-    "adapter_model*": "the weights of an adapter",
     "*.safetensors": "safetensors under another name or without their index",
     "*.bin": "torch files under another name or without their index",
 }

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.files import nested
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the files of one of these groups must exist
+LISTED = 3  # the number of directories that an error names
 
 
 class Decodes(Protocol):
@@ -93,6 +95,11 @@ def _check_files(directory: Path) -> None:
             f"expected a tokenizer in {directory}, found no such directory; check {spelled('tokenizer_dir')}"
         )
     if not holds_tokenizer(directory):
+        if found := nested(directory, holds_tokenizer):
+            raise UserError(
+                f"{directory} holds directories of tokenizers; give {'one of them' if found[1:] else 'it'} as "
+                f"{spelled('tokenizer_dir')}: {', '.join(map(str, found[:LISTED]))}"
+            )
         raise UserError(
             f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
             f"give {spelled('tokenizer_dir')}, the directory of the Hugging Face model"
