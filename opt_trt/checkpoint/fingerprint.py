@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file, read_config
+from opt_trt.checkpoint.reader import CONFIG_NAME, CONVERT_AGAIN, open_rank_file, rank_file, read_config
 
 SAMPLE_BYTES = 4096  # read of each tensor: training changes every tensor, and whole files would take minutes
 LENGTH_BYTES = 8  # size of the number that says how long a safetensors header is
@@ -16,8 +16,9 @@ LENGTH_BYTES = 8  # size of the number that says how long a safetensors header i
 
 def fingerprint(directory: Path) -> str:
     """Return 16 digits: a hash of the configuration and of name, shape and first bytes of every tensor of all ranks."""
+    ranks = range(read_config(directory).mapping.world_size)
     digest = hashlib.sha256((directory / CONFIG_NAME).read_bytes())
-    for rank in range(read_config(directory).mapping.world_size):
+    for rank in ranks:
         for piece in _pieces(rank_file(directory, rank)):
             digest.update(piece)
     return digest.hexdigest()[:16]
@@ -25,7 +26,8 @@ def fingerprint(directory: Path) -> str:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """Yield the header of a rank file, then the first bytes of its tensors."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with open_rank_file(path, CONVERT_AGAIN):  # its header is whole
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
         header = os.pread(descriptor, length, LENGTH_BYTES)

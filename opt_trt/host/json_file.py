@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text; `ValueError` if it is no JSON, nests too deeply or has too many values."""
-    if (values := sum(map(text.count, OPENERS))) > MOST_VALUES:
+    if (values := _most_values(text)) > MOST_VALUES:
         raise ValueError(f"up to {values} values, more than {MOST_VALUES}")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ValueError("too many brackets within brackets") from None
+
+
+def check_values(text: str, path: Path) -> None:
+    """Refuse the JSON text of a file that another library will read if it may have too many values."""
+    if (values := _most_values(text)) > MOST_VALUES:
+        raise UserError(f"{path} has up to {values} values, more than {MOST_VALUES}; fetch it again")
+
+
+def _most_values(text: str) -> int:
+    return sum(map(text.count, OPENERS))
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return value
 
 
 def check_types(cls: type, values: Any, where: Path | str) -> None:

@@ -78,7 +78,7 @@ def _named(path: Path) -> Iterator[tuple[str, SourceTensor]]:
         name = entry.key.removeprefix("model.")
         for pattern, spelling in OWN_NAMES.items():
             name = re.sub(f"^{pattern}", spelling, name)
-        if "qkv_proj" in name:
+        if "qkv_proj" in name and entry.shape:
             yield from _split_qkv(name, entry)
         elif not BUFFER.fullmatch(entry.key):
             yield name, entry

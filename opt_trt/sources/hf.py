@@ -58,7 +58,7 @@ def _list_shards(index: Path, list_file: Callable[[Path], list[Stored]]) -> list
     """List the tensors of all files in an index; refuse a file that lacks tensors which the index lists for it."""
     weight_map = _read_index(index)
     tensors: list[Stored] = []
-    for name in sorted({str(value) for value in weight_map.values()}):
+    for name in sorted(set(weight_map.values())):
         path = index.parent / name
         if Path(name).name != name or not (path.is_symlink() or path.exists()):
             raise UserError(f"{index} names the file {name!r}, which is not beside it; fetch it into {index.parent}")
@@ -71,9 +71,9 @@ def _list_shards(index: Path, list_file: Callable[[Path], list[Stored]]) -> list
     return tensors
 
 
-def _read_index(index: Path) -> dict[str, Any]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+def _read_index(index: Path) -> dict[str, str]:
+    weight_map: Any = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise UserError(f"{index} must hold a weight_map of tensor names to files; fetch it again")
     return weight_map
 

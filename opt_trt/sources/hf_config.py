@@ -7,7 +7,7 @@ from typing import Any
 
 from opt_trt.errors import UserError, divide_exactly, spelled
 from opt_trt.host.json_file import read_json
-from opt_trt.model.config import ACTIVATIONS, MAX_LAYERS
+from opt_trt.model.config import ACTIVATIONS, MAX_LAYERS, MAX_SIZE
 from opt_trt.sources.opt import OptConfig
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "max_position_embeddings")
@@ -19,7 +19,6 @@ SWITCHES = {  # key: (field, default)
     "layer_norm_elementwise_affine": ("has_norm_weights", True),
 }
 TOKENS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
-MAX_SIZE = 2**31 - 1  # of any dimension
 OTHER_DIRECTORIES = {  # keys of a config.json without model_type: what it is, and what to do
     ("build_config",): "an engine; give the original model, or run the engine as it is",
     ("architecture", "mapping"): "a checkpoint that is converted already; build an engine of it, or give the original",
