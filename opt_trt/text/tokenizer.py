@@ -24,6 +24,7 @@ LIMITS = {  # bytes of the files that transformers opens; Gemma's tokenizer.json
     "config.json": 16 << 20,
     "chat_template.jinja": 16 << 20,
 }
+BEYOND = 2**20  # no id of any vocabulary: a model's table may have more rows than its tokenizer has tokens
 SAMPLE = "The mayor opened 2 bridges."
 LISTED = 3  # the number of directories that an error names
 
@@ -106,7 +107,7 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
 
 def _try(tokenizer: PreTrainedTokenizerBase) -> None:
     """Use everything of a tokenizer that prompts need; any exception may come of damaged settings."""
-    tokenizer.decode(tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False))
+    tokenizer.decode([*tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False), BEYOND])
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if not isinstance(token, int | None):
             raise TypeError(f"a special token has the id {token!r}")

@@ -302,6 +302,9 @@ class Metadata(Metaseq):
         [3], 7, [{"fsdp_path": "", "params": None}], [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"]}}}],
         [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"], "shapes": [[2, -3]]}}}],
         [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a", "b"], "shapes": [[2, 3]]}}}],
+        [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"], "shapes": [[float("inf")]]}}}],
+        [{"fsdp_path": "", "params": {"flat_param_0": {"names": [("a", "b")], "shapes": [[2]]}}}],
+        [{"fsdp_path": ("a",), "params": {}}],
     ],
 )  # fmt: skip
 def test_metadata_that_is_not_fairscales_is_named(tmp_path: Path, broken: Any) -> None:
@@ -362,3 +365,10 @@ def test_values_that_are_not_finite_are_named_with_their_files(tmp_path: Path) -
     source = open_source(Metaseq(model, parts=2).write(tmp_path))
     with pytest.raises(UserError, match=r"layers\.1\.fc1\.weight in .*part-0\.pt and 1 more of its files holds NaN"):
         dict(canonical_tensors(source, torch.float32))
+
+
+@pytest.mark.parametrize(("key", "value"), [("decoder_layers", 10**9), ("decoder_embed_dim", 10**400)])
+def test_settings_beyond_those_of_any_model_are_named(tmp_path: Path, key: str, value: int) -> None:
+    """The table of names of a billion layers would fill the memory before the shapes are compared."""
+    text = refusal(Metaseq(Model(), **FLAT, stated={key: value}).write(tmp_path))
+    assert "beyond that of any model" in text
