@@ -39,7 +39,7 @@ KINDS = (  # the first that matches is named: a trainer's state lies beside all 
         "merge them first (accelerate merge-weights) and give the merged model",
     ),
     Kind(
-        ("zero_to_fp32.py", "global_step*", "*zero_pp_rank_*"),
+        ("zero_to_fp32.py", "global_step*", "*zero_pp_rank_*", "mp_rank_*_model_states.pt"),
         "a checkpoint of DeepSpeed's ZeRO",
         "run zero_to_fp32.py there, which merges it, and give the merged model",
     ),
@@ -49,7 +49,14 @@ KINDS = (  # the first that matches is named: a trainer's state lies beside all 
         "give the plain model: its weights are quantized here",
     ),
     Kind(TRAINER, "the state of a trainer, not a model", "give the directory with the model's weights"),
+    Kind(
+        ("*.ckpt", "*.pth"),
+        "a trainer's file with a model in it",
+        "save its state dict as pytorch_model.bin beside the model's config.json",
+    ),
 )
+
+OTHER_FILES = tuple(pattern for kind in KINDS for pattern in kind.files)
 
 
 def refuse_lookalike(directory: Path) -> None:
@@ -78,7 +85,7 @@ def beside_model(directory: Path) -> tuple[str, ...]:
 def _holds_weights(directory: Path) -> bool:
     if any((directory / name).exists() for name in LAYOUTS):
         return True
-    others = (path for path in directory.glob("*.pt") if not any(map(path.match, TRAINER)))
+    others = (path for path in directory.glob("*.pt") if not any(map(path.match, OTHER_FILES)))
     return any(others) or flagai.recognizes(directory) or alpa.recognizes(directory)
 
 

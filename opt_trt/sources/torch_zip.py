@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from opt_trt.errors import UserError, reason
 
@@ -16,6 +16,7 @@ DAMAGED = (
     ValueError,
     struct.error,
 )  # the errors that zipfile raises for damaged archives
+DIRECTORY_LIMIT = 16 << 20  # bytes; each tensor has about 100
 LOCAL_HEADER = 30  # bytes before the name of an entry; the last four hold the lengths of the name and an extra field
 
 
@@ -25,10 +26,23 @@ def is_zip(file: BinaryIO) -> bool:
     return file.read(len(ZIP_START)) == ZIP_START
 
 
+class _Directory:
+    """A file of which no more than `DIRECTORY_LIMIT` bytes are read at once: its end says how long its directory is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """Return as many bytes; `BadZipFile` for more than the directory of a model has."""
+        if size > DIRECTORY_LIMIT:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes")
+        return self._file.read(size if size >= 0 else DIRECTORY_LIMIT)
+
+
 def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
     """Return the archive's directory; `UserError` for a truncated or compressed archive."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(cast(BinaryIO, _Directory(file))) as archive:
             found = archive.infolist()
     except DAMAGED as error:
         raise UserError(f"{file.name} is truncated or damaged ({reason(error)}); fetch the file again") from error

@@ -50,7 +50,7 @@ def run(target: str, directory: Path, addresses: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.stdin = open(0)  # noqa: SIM115
     os.environ["TMPDIR"] = tempfile.tempdir = str(directory / "tmp")
     code = 99

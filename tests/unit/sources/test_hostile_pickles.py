@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import time
@@ -122,4 +123,17 @@ def test_a_cut_file_of_the_older_form_is_named(tmp_path: Path, keep: int) -> Non
     torch.save({"a": torch.arange(6.0)}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"x\.bin is damaged or was not written by torch\.save"):
+        unpickle(path)
+
+
+def test_a_directory_without_end_is_not_read(tmp_path: Path) -> None:
+    """The end of the archive says that a directory of 3 GiB stands before it."""
+    path = tmp_path / "x.bin"
+    size = 3 << 30
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(size + 4)
+        file.seek(0, os.SEEK_END)
+        file.write(b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, size, 4, 0))
+    with pytest.raises(UserError, match=f"truncated or damaged .a directory of {size} bytes"):
         unpickle(path)
