@@ -48,7 +48,7 @@ def fill(directory: Path, *names: str) -> Path:
         (("__0_0.distcp",), "the shards of FSDP (__0_0.distcp)"),
         (("global_step1/", "zero_to_fp32.py"), "DeepSpeed's ZeRO (zero_to_fp32.py); run zero_to_fp32.py there"),
         (("global_step1/", "scheduler.pt"), "DeepSpeed's ZeRO (global_step1); run zero_to_fp32.py there"),
-        (("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"), "DeepSpeed's ZeRO (bf16_zero"),
+        (("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_x.pt"), "DeepSpeed's ZeRO (bf16_zero_pp_rank_0_x.pt)"),
         (("last.ckpt",), "a trainer's file with a model in it (last.ckpt); save its state dict as pytorch_model.bin"),
         (("optimizer.pt",), "the state of a trainer, not a model (optimizer.pt); give the directory with the model's"),
         (TRAINER, "the state of a trainer, not a model"),
