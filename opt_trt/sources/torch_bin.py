@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from opt_trt.errors import UserError
-from opt_trt.sources.safe_pickle import Tensor
+from opt_trt.sources.stand_ins import Tensor
 from opt_trt.sources.stored import Stored
 from opt_trt.sources.unpickle import unpickle
 

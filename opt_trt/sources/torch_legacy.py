@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import torch
 
 from opt_trt.errors import UserError
-from opt_trt.sources.safe_pickle import PICKLE_LIMIT, SafeUnpickler, Storage
+from opt_trt.sources.safe_pickle import PICKLE_LIMIT, SafeUnpickler
+from opt_trt.sources.stand_ins import Storage
 
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # the first pickle
 SIZE_BYTES = 8  # of the number of elements that stands before those of a storage

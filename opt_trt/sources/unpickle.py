@@ -11,7 +11,8 @@ import torch
 from opt_trt.errors import UserError, reason
 from opt_trt.host.files import open_regular
 from opt_trt.sources import torch_legacy, torch_zip
-from opt_trt.sources.safe_pickle import PICKLE_LIMIT, SafeUnpickler, Storage
+from opt_trt.sources.safe_pickle import PICKLE_LIMIT, SafeUnpickler
+from opt_trt.sources.stand_ins import Storage
 
 PICKLE = "data.pkl"
 

@@ -67,10 +67,13 @@ def _tokenizer(directory: Path) -> None:
     tokenizer.decode(tokenizer.encode("The mayor opened a bridge.", 64))
 
 
-def _prompts(directory: Path) -> None:
+def _prompts(name: str) -> Callable[[Path], None]:
+    return function(lambda directory: _read_prompts(directory / name))
+
+
+def _read_prompts(path: Path) -> None:
     from opt_trt.run import prompt_files
 
-    (path,) = directory.iterdir()
     if prompt_files.is_text(path):
         prompt_files.read_texts(path)
     else:
@@ -195,9 +198,9 @@ TARGETS = {
     "build": Target(
         _checkpoint, command("build", "--checkpoint_dir", "IN", "--output_dir", "OUT", "--dry_run")
     ),
-    "text prompts": Target(_write("prompts.txt", "The mayor\n\nA bridge é\n"), function(_prompts)),
-    "csv prompts": Target(_write("prompts.csv", "2,5,6\n2, 7\n"), function(_prompts)),
-    "npy prompts": Target(lambda d: np.save(d / "prompts.npy", np.ones((3, 4), "int32") * 5), function(_prompts)),
+    "text prompts": Target(_write("prompts.txt", "The mayor\n\nA bridge é\n"), _prompts("prompts.txt")),
+    "csv prompts": Target(_write("prompts.csv", "2,5,6\n2, 7\n"), _prompts("prompts.csv")),
+    "npy prompts": Target(lambda d: np.save(d / "prompts.npy", np.ones((3, 4), "int32") * 5), _prompts("prompts.npy")),
     "tokenizer": Target(_copy_tokenizer, function(_tokenizer)),
     "tokenizer.json": Target(_fast_tokenizer, function(_tokenizer)),
     "jsonl": Target(_write("test.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS[:5])), function(_articles)),

@@ -25,6 +25,10 @@ import opt_trt.convert.convert
 import opt_trt.convert.export_hf
 import opt_trt.convert.repack
 import opt_trt.describe.describe
+import opt_trt.evaluate.dataset
+import opt_trt.plugins.tune.timing
+import opt_trt.run.prompt_files
+import opt_trt.text.tokenizer
 from tests.fuzz._targets import DEMO, TARGETS
 
 IMPORTED = (datasets, torch, transformers, opt_trt.backends.build)

@@ -11,7 +11,8 @@ from typing import Any
 
 from opt_trt.errors import UserError, reason
 from opt_trt.model.config import MAX_LAYERS, MAX_SIZE
-from opt_trt.sources.safe_pickle import LARGEST, MOST_DIMENSIONS, Stub, Tensor
+from opt_trt.sources.safe_pickle import LARGEST, MOST_DIMENSIONS
+from opt_trt.sources.stand_ins import Stub, Tensor
 from opt_trt.sources.stored import Stored
 from opt_trt.sources.unpickle import unpickle
 

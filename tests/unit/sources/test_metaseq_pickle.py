@@ -19,7 +19,7 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
-from opt_trt.sources.safe_pickle import Stub
+from opt_trt.sources.stand_ins import Stub
 from opt_trt.sources.unpickle import unpickle
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
