@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import signal
 import struct
 import time
 import zipfile
@@ -137,3 +138,23 @@ def test_a_directory_without_end_is_not_read(tmp_path: Path) -> None:
         file.write(b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, size, 4, 0))
     with pytest.raises(UserError, match=f"truncated or damaged .a directory of {size} bytes"):
         unpickle(path)
+
+
+def test_a_signal_is_answered_while_a_pickle_is_read(tmp_path: Path) -> None:
+    """SIGTERM becomes an exception between two instructions; within one in C it would wait for the end."""
+
+    class Arrived(BaseException):
+        pass
+
+    def arrive(number: int, frame: object) -> None:
+        raise Arrived
+
+    path = archive(tmp_path / "x.bin", b"\x80\x02" + b"N0" * 1_500_000 + b"N.")
+    before = signal.signal(signal.SIGALRM, arrive)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Arrived):
+            unpickle(path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
