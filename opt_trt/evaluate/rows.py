@@ -28,9 +28,12 @@ TEXTS = (pa.string(), pa.large_string())
 ADVICE = "fetch or write it again"
 
 
-def read_table(files: Sequence[Path]) -> pa.Table:
-    """Return the wanted columns of files of one kind, one below the other; `UserError` if they cannot be read."""
-    read, kind = READERS[files[0].suffix]
+def read_table(files: Sequence[Path], suffix: str | None = None) -> pa.Table:
+    """Return the wanted columns of files of one kind, one below the other; `UserError` if they cannot be read.
+
+    The kind is that of the first file's suffix, unless another `suffix` is given.
+    """
+    read, kind = READERS[suffix or files[0].suffix]
     try:
         table = pa.concat_tables([read(file) for file in files], promote_options="default")
         table.validate(full=True)
@@ -44,13 +47,14 @@ def read_table(files: Sequence[Path]) -> pa.Table:
 def read_saved(folder: Path) -> pa.Table:
     """Return the wanted columns of a directory that `save_to_disk` wrote; `UserError` if it is not whole."""
     state = read_json(folder / "state.json")
-    names = [file.get("filename") if isinstance(file, dict) else None for file in _list(state, "_data_files", folder)]
-    if state.get("_indices_data_files") or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    files = [file.get("filename") if isinstance(file, dict) else None for file in _list(state, "_data_files", folder)]
+    names = [name for name in files if _is_name(name)]
+    if state.get("_indices_data_files") or len(names) < len(files):
         raise UserError(f"{folder} is not a whole saved dataset (state.json names no files beside it); save it again")
     if not names:
         return pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
     try:
-        return read_table([folder / name for name in names if name])
+        return read_table([folder / name for name in names], ".arrow")
     except (UserError, OSError) as error:
         raise UserError(f"{folder} is not a whole saved dataset ({reason(error)}); save it again") from error
 
@@ -58,9 +62,14 @@ def read_saved(folder: Path) -> pa.Table:
 def saved_splits(folder: Path) -> list[str]:
     """Return the names of the splits in a `DatasetDict` that `save_to_disk` wrote."""
     splits = _list(read_json(folder / "dataset_dict.json"), "splits", folder)
-    if not all(isinstance(split, str) and Path(split).name == split for split in splits):
+    if not all(map(_is_name, splits)):
         raise UserError(f"{folder} is not a whole saved dataset (dataset_dict.json names no splits); save it again")
     return splits
+
+
+def _is_name(value: Any) -> bool:
+    """Return whether a value is the name of a file in the same directory."""
+    return isinstance(value, str) and value != "" and Path(value).name == value
 
 
 def _list(values: dict[str, Any], key: str, folder: Path) -> list[Any]:

@@ -4,7 +4,7 @@ A tensor becomes its place in the file. Training left objects of omegaconf, argp
 files; their classes are never imported, and a `Stub` keeps the state of each object. A pickle that names anything else
 (`os.system`, `builtins.eval`) is refused, because such a name has no purpose but to run code. So a pickle can only make
 values. Each value costs about 100 bytes, a pickle has at most `PICKLE_LIMIT` bytes, and no instruction copies or
-hashes a container: tuples within tuples could be hashed for years.
+hashes what is long: tuples within tuples could be hashed for years.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MOST_ARGUMENTS = 64  # of a call; torch's have at most seven
 MOST_CLASSES = 1000  # foreign ones, each of which takes a kilobyte
 MOST_DIMENSIONS = 64  # as in torch
 LARGEST = 2**62  # a number of elements or bytes
-FindStorage = Callable[[Any, torch.dtype, int], Storage]  # of a key, a type and a number of elements
+LONGEST_NAME = 1000  # characters of a class or of a storage
+FindStorage = Callable[[str, torch.dtype, int], Storage]  # of a key, a type and a number of elements
 
 
 class SafeUnpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a damaged byte names memo entry 2**32
@@ -44,6 +45,8 @@ class SafeUnpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a dam
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a name in the pickle; nothing is imported."""
+        if len(module) + len(name) > LONGEST_NAME:
+            raise ValueError("a name that is too long")
         known = REBUILDS.get((module, name))
         if known is not None:
             return known
@@ -56,15 +59,19 @@ class SafeUnpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a dam
                 f"{self.path} holds {shown} beside tensors and settings; it was not unpickled, because that can run "
                 "code; fetch the file again from where you trust it"
             )
-        if len(self._stubs) >= MOST_CLASSES:
-            raise ValueError(f"it names more than {MOST_CLASSES} classes")
-        return self._stubs.setdefault((module, name), type(name, (Stub,), {"__module__": module}))
+        if (module, name) not in self._stubs:
+            if len(self._stubs) >= MOST_CLASSES:
+                raise ValueError(f"it names more than {MOST_CLASSES} classes")
+            self._stubs[module, name] = type(name, (Stub,), {"__module__": module})
+        return self._stubs[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
         """Return the storage that `("storage", type, key, device, elements)` describes."""
         _, dtype, key, _, count = pid[:5]
         if not isinstance(dtype, torch.dtype) or type(count) is not int or not 0 <= count < LARGEST:
             raise ValueError("a storage without a type or a size")
+        if not isinstance(key, str) or len(key) > LONGEST_NAME:
+            raise ValueError("a storage without a name")
         return self._find_storage(key, dtype, count)
 
     def _make(self, make: Callable[..., Any], arguments: Any, named: Any = ()) -> None:
@@ -119,14 +126,15 @@ class SafeUnpickler(pickle._Unpickler):  # the one in C allocates 64 GB if a dam
             raise ValueError(f"it sets the state of a {type(made).__name__}")
         made.__setstate__(state)
 
-    def _byte_array(self) -> None:
-        raise ValueError("an array of bytes")
+    def _refuse(self) -> None:
+        raise ValueError("an array of bytes, or a number with too many digits")
 
     dispatch |= {
         pickle.TUPLE[0]: _tuple, pickle.TUPLE1[0]: _tuple1, pickle.TUPLE2[0]: _tuple2, pickle.TUPLE3[0]: _tuple3,
         pickle.EMPTY_SET[0]: _empty_set, pickle.FROZENSET[0]: _frozenset, pickle.ADDITEMS[0]: _add_items,
         pickle.REDUCE[0]: _reduce, pickle.NEWOBJ[0]: _new, pickle.NEWOBJ_EX[0]: _new_named,
-        pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _byte_array,
+        pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _refuse,
+        pickle.INT[0]: _refuse, pickle.LONG[0]: _refuse, pickle.LONG4[0]: _refuse,
     }  # fmt: skip
 
 
@@ -160,7 +168,7 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
 
 
 def _rebuild_with_attributes(rebuild: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
-    return rebuild(*arguments)
+    return rebuild(*arguments[:MOST_ARGUMENTS])
 
 
 REBUILDS: dict[tuple[str, str], Callable[..., Any]] = {

@@ -34,9 +34,7 @@ def load(path: Path, file: BinaryIO) -> Any:
     pickles = io.BytesIO(file.read(PICKLE_LIMIT))
     storages: dict[str, Storage] = {}
 
-    def note(key: Any, dtype: torch.dtype, count: int) -> Storage:
-        if not isinstance(key, str):
-            raise TypeError("a storage without a name")
+    def note(key: str, dtype: torch.dtype, count: int) -> Storage:
         return storages.setdefault(key, Storage(0, count, dtype))
 
     def read() -> Any:

@@ -47,9 +47,9 @@ def _from_archive(path: Path, file: BinaryIO) -> Any:
     if "byteorder" in records and torch_zip.read(file, records["byteorder"], limit=16) != b"little":
         raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one")
 
-    def find_storage(key: Any, dtype: torch.dtype, count: int) -> Storage:
-        record = records[f"data/{key}"] if isinstance(key, str) else None
-        if record is None or count * dtype.itemsize > record.file_size:
+    def find_storage(key: str, dtype: torch.dtype, count: int) -> Storage:
+        record = records[f"data/{key}"]
+        if count * dtype.itemsize > record.file_size:
             raise ValueError(f"a storage does not hold {count} elements of {dtype}")
         return Storage(torch_zip.data_offset(file, record), count, dtype)
 
