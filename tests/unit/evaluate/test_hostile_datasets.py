@@ -76,7 +76,8 @@ def test_flipped_bytes_of_a_saved_dataset_are_named_or_harmless(tmp_path: Path) 
 @pytest.mark.parametrize(
     "values",
     [
-        {"_data_files": []}, {"_data_files": "x"}, {"_data_files": [{"filename": "../x.arrow"}]}, {"_data_files": [5]}, {"_data_files": [{"filename": "x"}]}, {"_data_files": [{"filename": ""}]},
+        {"_data_files": []}, {"_data_files": "x"}, {"_data_files": [{"filename": "../x.arrow"}]}, {"_data_files": [5]},
+        {"_data_files": [{"filename": "x"}]}, {"_data_files": [{"filename": ""}]},
         {"_data_files": [{"filename": "missing.arrow"}]}, {"_data_files": [{"filename": 5}]}, {},
     ],
 )  # fmt: skip
