@@ -14,6 +14,7 @@ from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt import cli
 from opt_trt.commands import COMMANDS
 from opt_trt.config import runtime_flags
+from opt_trt.config.backend_answers import ANSWERS, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.flags import Refusal
 from opt_trt.config.sampling_options import SamplingOptions
 from opt_trt.config.tensorrt_flags import TensorRtOptions
@@ -78,7 +79,7 @@ def _command(name: str, config_class: type) -> str:
     for group in sorted(dict.fromkeys(row.flag.group for row in own), key=lambda group: group or ""):
         parts += _group(group) if group else []
         parts += [flag_table([row for row in own if row.flag.group == group], required)]
-    parts += [_embedded(config_class.EMBEDDED)] if issubclass(config_class, TensorRtOptions) else []
+    parts += _answers() if issubclass(config_class, TensorRtOptions) else []
     parts += [paragraph(f"More flags: [{SHARED.lower()}](#{_anchor(SHARED)}).")] if shared else []
     parts += _refused(_own_refusals(config_class), f"{name} refuses")
     return "\n".join(parts)
@@ -126,7 +127,12 @@ def _shared() -> str:
     for title, _ in TOPICS:
         chosen = [row for row in rows if topics.get(row.field.name) == title]
         parts += [f"### {title}\n", flag_table(chosen)]
-    parts += [paragraph("What our own engines answer to these flags:"), _runtime_table(run)]
+    parts += [
+        paragraph(
+            "What our own engines, on a CPU or with CUDA, and those of the backend `tensorrt` answer to these flags:"
+        ),
+        _runtime_table(run),
+    ]
     common = {n: r for n, r in _refusals(run).items() if _refusals(summarize).get(n) is r}
     return "\n".join((*parts, *_refused(common, "run and summarize refuse")))
 
@@ -135,8 +141,12 @@ def _refused(refused: Mapping[str, Refusal], who_refuses: str) -> list[str]:
     return [f"### Flags of TensorRT-LLM that {who_refuses}\n", refusal_table(refused)] if refused else []
 
 
-def _embedded(refused: Mapping[str, Refusal]) -> str:
-    return paragraph("What the embedded backend refuses, and the values it accepts:") + "\n" + refusal_table(refused)
+def _answers() -> list[str]:
+    """Return what each backend refuses, and the values that it takes."""
+    tables = {f"What {code(f'--backend {name}')} refuses, and the values it accepts:": t for name, t in ANSWERS.items()}
+    tables["With TensorRT-RTX, `--backend tensorrt` refuses besides:"] = RTX_ANSWERS
+    tables["With TensorRT proper, `--backend tensorrt` refuses besides:"] = PROPER_ANSWERS
+    return [part for title, refused in tables.items() for part in (paragraph(title), refusal_table(refused))]
 
 
 def _runtime_table(config_class: type) -> str:
@@ -145,7 +155,7 @@ def _runtime_table(config_class: type) -> str:
     rows = (
         (code(f"--{name}"), *(_answer(runtime_flags.EMBEDDED[device][name]) for device in devices)) for name in names
     )
-    return table(("flag", *(f"on {code(device)}" for device in devices)), rows)
+    return table(("flag", *(code(device) for device in devices)), rows)
 
 
 def _answer(refusal: Refusal) -> str:

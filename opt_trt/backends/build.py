@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
 
 from opt_trt.backends import choose_backend, load_backend
+from opt_trt.backends.engine import CONFIG
 from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.model.config import ModelConfig
+from opt_trt.plugins.cuda.gpu import visible_gpu
 
 # Files of an engine. A checkpoint has none of them, so it is never replaced.
 OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")
@@ -29,21 +32,32 @@ def build(config: BuildConfig) -> None:
         backend.build(checkpoint, config, out)
         return
     with atomic_directory(out, owned=OWNED) as temporary:
-        backend.build(checkpoint, config, temporary)
+        report = backend.build(checkpoint, config, temporary)
     if not config.talks:
         return
+    print(report, end="")
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
     engine = shlex.quote(str(out))
     command = "python run.py" if ranks == 1 else f"mpirun -n {ranks} python run.py"
-    print(f"next: {command} --engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'")
+    flags = f"--engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'"
+    print(f"next{_elsewhere(out)}: {command} {flags}")
+
+
+def _elsewhere(engine_dir: Path) -> str:
+    """Return which GPUs an engine runs on if it does not run on this machine, else nothing."""
+    device = json.loads((engine_dir / CONFIG).read_text(encoding="utf-8")).get("device", {})
+    capabilities, gpu = str(device.get("capabilities", "")).split(), visible_gpu()
+    if not capabilities or (gpu is not None and gpu.capability in capabilities):
+        return ""
+    return f", on a GPU of compute capability {', '.join(capabilities)}"
 
 
 def _choose(config: BuildConfig) -> str:
     """Return the backend to build with; a dry run of a named backend needs nothing of it installed."""
     if config.dry_run and config.backend != "auto":
         return config.backend
-    chosen = choose_backend(config.backend)
+    chosen = choose_backend(config.backend, config.device)
     if chosen.passed_over and config.talks:
         print(f"backend {chosen.name} ({chosen.passed_over})")
     return chosen.name

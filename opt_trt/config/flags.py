@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 from opt_trt.errors import UserError, spelled
 
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
 TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
+
+# Other names of types, by which people and other programs call them.
+DTYPE_SPELLINGS = MappingProxyType({
+    "fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16",
+})  # fmt: skip
 
 
 class Logged:
@@ -68,7 +74,14 @@ def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name in refused and value != f.default:
-            refused[f.name].check(spelled(f.name), "" if value is True else str(value))
+            refused[f.name].check(spelled(f.name), _typed(value))
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it was typed behind its flag."""
+    if value is True:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def flag(default: Any, help: str, **how: Any) -> Any:

@@ -5,10 +5,12 @@ Tokens are made elsewhere: see `prompts`. Files are read as data only; dataset s
 
 from __future__ import annotations
 
+import re
 import ssl
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +18,17 @@ import datasets
 import pyarrow as pa
 
 from opt_trt.errors import UserError, reason
-from opt_trt.evaluate.rows import COLUMNS, READERS, read_saved, read_table, saved_splits
+from opt_trt.evaluate.rows import COLUMNS, READERS, check_columns, read_saved, read_table, saved_splits
 from opt_trt.host.progress import quiet_unless_terminal
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
+OLDER_NAMES = ("ccdv/cnn_dailymail", "cnn_dailymail")
 # Directories below --dataset_dir in which upstream looks for the dataset, and --dataset_dir itself.
-MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")
+MIRRORS = (HUB_NAME, *OLDER_NAMES, "")
+OF_SPLIT = re.compile(rf"(^|[-_]){SPLIT}([-_.]|$)")  # in the name of a file
 SUBFOLDERS = ("3.0.0", "3.0.0/test", "", "data", "test")  # layouts of a cloned hub repository and its exports
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-LOCAL_COPY = "give a local copy with --dataset_dir (parquet, json lines or a saved dataset)"
+LOCAL_COPY = "give a local copy with --dataset_dir (parquet, json lines, .arrow files or a saved dataset)"
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -58,9 +62,7 @@ def load_articles(source: DatasetSource) -> Iterator[Article]:
     where = source.path or HUB_NAME
     if not rows.num_rows:
         raise UserError(f"{where} has no rows; fetch or write it again")
-    missing = [name for name in COLUMNS if name not in rows.column_names]
-    if missing:
-        raise UserError(f"{where} lacks column {' and '.join(missing)}; rows need article and highlights")
+    check_columns(where, rows.column_names)
     # In memory: an indices file would otherwise be written into the directory the user gave.
     shuffled = rows.select_columns(list(COLUMNS)).shuffle(seed=source.seed, keep_in_memory=True)
     for index, row in enumerate(shuffled):
@@ -85,7 +87,12 @@ def _from_path(path: Path) -> pa.Table:
         files = _data_files(folder)
         if files:
             return _from_files(files)
-    raise UserError(f"expected parquet files, json lines or a saved dataset in {path}, found none; check --dataset_dir")
+    if files := _newest(path.rglob(f"*cnn_dailymail-{SPLIT}*.arrow")):  # the cache of an earlier run
+        return _from_files(files)
+    raise UserError(
+        f"expected parquet files, json lines, .arrow files or a saved dataset in {path}, found none; "
+        "check --dataset_dir"
+    )
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -93,7 +100,7 @@ def _data_files(folder: Path) -> list[Path]:
     for suffix in READERS:
         files = sorted(f for f in folder.glob(f"*{suffix}") if f.is_file() and f.name not in METADATA)
         if files:
-            return [f for f in files if f.name.startswith(SPLIT)] or files
+            return [f for f in files if OF_SPLIT.search(f.name)] or files
     return []
 
 
@@ -139,11 +146,24 @@ def _reachable(endpoint: str) -> bool:
 
 
 def _from_hub_cache(cache: Path) -> pa.Table:
-    """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
-    owner, name = HUB_NAME.split("/")
-    files = list(cache.expanduser().glob(f"{owner}___{name}/{HUB_CONFIG}/*/*/{name}-{SPLIT}*.arrow"))
-    if not files:
-        raise UserError(f"{HUB_NAME} is not in {cache} and the hub cannot be reached from here; {LOCAL_COPY}")
-    newest = max((f.parent for f in files), key=lambda folder: folder.stat().st_mtime)
-    shards = sorted(f for f in files if f.parent == newest)
-    return read_table(shards)
+    """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`.
+
+    The dataset had other names before; one that was fetched under such a name is taken, and named.
+    """
+    for name in (HUB_NAME, *OLDER_NAMES):
+        folder, stem = name.replace("/", "___"), name.split("/")[-1]
+        if files := _newest(cache.expanduser().glob(f"{folder}/{HUB_CONFIG}/*/*/{stem}-{SPLIT}*.arrow")):
+            if name != HUB_NAME:
+                print(f"{HUB_NAME} is taken from {files[0].parent}, where it has an older name", file=sys.stderr)
+            return read_table(files)
+    raise UserError(
+        f"{HUB_NAME} (before: {', '.join(OLDER_NAMES)}) is not in {cache} and the hub cannot be reached from here; "
+        f"{LOCAL_COPY}"
+    )
+
+
+def _newest(files: Iterable[Path]) -> list[Path]:
+    """Return the files that lie in one directory, the newest, in the order of their names."""
+    found = list(files)
+    newest = max((f.parent for f in found), key=lambda folder: folder.stat().st_mtime, default=None)
+    return sorted(f for f in found if f.parent == newest)

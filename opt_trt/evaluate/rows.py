@@ -6,6 +6,7 @@ parquet can stand for gigabytes of text, so sizes are compared with `LIMIT` befo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -25,6 +26,7 @@ MOST_ROWS = 10_000_000
 BATCH_ROWS = 256
 LINE_LIMIT = 16 << 20  # bytes of one row of json lines
 TEXTS = (pa.string(), pa.large_string())
+HALF_PAIR = re.compile("[\\ud800-\\udfff]")
 ADVICE = "fetch or write it again"
 
 
@@ -44,6 +46,16 @@ def read_table(files: Sequence[Path], suffix: str | None = None) -> pa.Table:
         raise UserError(f"{files[0]} is not {kind} ({reason(error)}); {ADVICE}") from error
 
 
+def check_columns(where: Path | str, found: Iterable[str]) -> None:
+    """Refuse rows without the wanted columns; the error names those that were found."""
+    found = list(found)
+    if missing := [name for name in COLUMNS if name not in found]:
+        raise UserError(
+            f"{where} lacks column {' and '.join(missing)} (found {', '.join(found) or 'none'}); "
+            "rows need article and highlights"
+        )
+
+
 def read_saved(folder: Path) -> pa.Table:
     """Return the wanted columns of a directory that `save_to_disk` wrote; `UserError` if it is not whole."""
     state = read_json(folder / "state.json")
@@ -52,7 +64,7 @@ def read_saved(folder: Path) -> pa.Table:
     if state.get("_indices_data_files") or len(names) < len(files):
         raise UserError(f"{folder} is not a whole saved dataset (state.json names no files beside it); save it again")
     if not names:
-        return pa.table({name: pa.array([], pa.string()) for name in COLUMNS})
+        return _no_rows()
     try:
         return read_table([folder / name for name in names], ".arrow")
     except (UserError, OSError) as error:
@@ -82,23 +94,27 @@ def _list(values: dict[str, Any], key: str, folder: Path) -> list[Any]:
 def _parquet(path: Path) -> pa.Table:
     check_regular(path)
     with pq.ParquetFile(path, read_dictionary=list(COLUMNS)) as file:  # one copy of a text that many rows share
-        kept = [name for name in COLUMNS if name in file.schema_arrow.names]
+        check_columns(path, file.schema_arrow.names)
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         # Those of all columns: pyarrow ends the process if a damaged column is asked for its own size.
         _check_size(path, sum(max(0, group.total_byte_size) for group in groups))
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=kept, use_threads=False)
-        return _joined(path, kept, batches)
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=COLUMNS, use_threads=False)
+        return _joined(path, batches)
 
 
-def _joined(path: Path, kept: list[str], batches: Iterable[pa.RecordBatch]) -> pa.Table:
+def _joined(path: Path, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     """Return the batches as a table of plain texts; refuse them as soon as they are too large."""
     made, size, rows = [], 0, 0
     for batch in batches:
-        columns = [_texts(path, name, batch.column(name)) for name in kept]
+        columns = [_texts(path, name, batch.column(name)) for name in COLUMNS]
         size, rows = size + sum(map(_text_bytes, columns)), rows + batch.num_rows
         _check_size(path, size, rows)
-        made.append(pa.table([_plain(column) for column in columns], kept))
-    return pa.concat_tables(made) if made else pa.table({name: pa.array([], pa.string()) for name in kept})
+        made.append(pa.table([_plain(column) for column in columns], COLUMNS))
+    return pa.concat_tables(made) if made else _no_rows()
+
+
+def _no_rows() -> pa.Table:
+    return pa.table({name: pa.array([], pa.large_string()) for name in COLUMNS})
 
 
 def _texts(path: Path, name: str, column: pa.Array) -> pa.Array:
@@ -133,11 +149,11 @@ def _arrow(path: Path) -> pa.Table:
         refuse_compressed(source)
         source.seek(0)
         with pa.ipc.open_stream(source) as stream:
-            kept = [name for name in COLUMNS if name in stream.schema.names]
-            wanted = [stream.schema.names.index(name) for name in kept]
+            check_columns(path, stream.schema.names)
+            wanted = [stream.schema.names.index(name) for name in COLUMNS]
         source.seek(0)
         with pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as stream:
-            return _joined(path, kept, stream)
+            return _joined(path, stream)
 
 
 def _json(path: Path) -> pa.Table:
@@ -150,11 +166,15 @@ def _json(path: Path) -> pa.Table:
             text = row.get(name)
             if name in row and not isinstance(text, str):
                 raise UserError(f"{path}: article and highlights must be text, they are not in row {number}")
+            if text and HALF_PAIR.search(text):
+                raise UserError(f"{path}: row {number} has half a surrogate pair, which is no text, in {text[:40]!r}")
             size += len((text or "").encode())
             rows[name].append(text)
         seen |= row.keys() & set(COLUMNS)
         _check_size(path, size, number)
-    return pa.table({name: pa.array(rows[name], pa.large_string()) for name in COLUMNS if name in seen or not size})
+    if rows[COLUMNS[0]]:
+        check_columns(path, seen)
+    return pa.table({name: pa.array(rows[name], pa.large_string()) for name in COLUMNS})
 
 
 def _json_rows(path: Path) -> Iterator[Any]:

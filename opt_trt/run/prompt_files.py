@@ -24,9 +24,8 @@ INTEGER = re.compile(r"\s*-?[0-9]{1,18}\s*")
 
 @dataclass(frozen=True)
 class PromptRules:
-    """The rules by which prompts are cut and checked."""
+    """The rules by which prompts are checked."""
 
-    max_input_length: int  # how many ids of a prompt are kept, from its end
     vocab_size: int
     pad_id: int  # removed from the rows of .npy files
 
@@ -53,7 +52,7 @@ def read_ids(path: Path, rules: PromptRules) -> list[Ids]:
 
 
 def _checked(row: Ids, number: int, path: Path, rules: PromptRules) -> Ids:
-    """Return the end of a row as long as a prompt may be; refuse an empty row and ids outside the vocabulary."""
+    """Return a row; refuse an empty row and ids outside the vocabulary."""
     if not row:
         raise UserError(f"{path}, row {number}: expected token ids, found none")
     bad = next((i for i in row if not 0 <= i < rules.vocab_size), None)
@@ -62,7 +61,7 @@ def _checked(row: Ids, number: int, path: Path, rules: PromptRules) -> Ids:
             f"{path}, row {number}: token id {bad} is outside the vocabulary of the engine, "
             f"0 to {rules.vocab_size - 1}; use the tokenizer of the model"
         )
-    return row[-rules.max_input_length :]
+    return row
 
 
 def is_text(path: Path) -> bool:

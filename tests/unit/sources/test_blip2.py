@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,10 @@ def test_the_names_of_wrappers_are_taken_off(blip2: Path, tmp_path: Path) -> Non
     save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, wrapped / "model.safetensors")
     found = files(wrapped, tmp_path / "found", model_type="blip2")
     assert found == files(blip2 / "alone", tmp_path / "expected")
+
+
+def test_the_end_tokens_of_the_whole_model_are_those_of_the_inner_one(blip2: Path, tmp_path: Path) -> None:
+    directory = edited(blip2 / "whole", tmp_path / "m")
+    shutil.copy(blip2 / "whole" / "model.safetensors", directory)
+    (directory / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert open_source(directory, "blip2").config.end_token_ids == (9,)
