@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from opt_trt.backends.engine import seal
+
 HOSTILE_TEXT = "\x1b]0;owned\x07\x1b[2J\n::error::injected\u202e"
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**63, 2**64 + 1, 10**400, -(10**30), 0.5, -1.5, 1e308, float("nan"),
@@ -87,6 +89,13 @@ def _change_tree(tree: dict[str, Any], random: Random) -> None:
         node[key] += random.choice((-1, 1, 2**31, 10**9, -node[key]))
     else:
         node[key] = random.choice(ODD)
+
+
+def _engine_config(data: bytes, random: Random) -> bytes:
+    """Change the configuration of an engine; more often with the seal that fits the change."""
+    changed = _json(data, random)
+    values = json.loads(changed)
+    return json.dumps(seal(values)).encode() if isinstance(values, dict) and random.random() < 0.8 else changed
 
 
 def _json_lines(data: bytes, random: Random) -> bytes:
@@ -199,6 +208,7 @@ def _suffix(*suffixes: str) -> Callable[[Path, bytes], bool]:
 
 
 STRUCTURES: tuple[tuple[Callable[[Path, bytes], bool], Callable[[bytes, Random], bytes]], ...] = (
+    (lambda path, data: path.name == "config.json" and b'"fingerprint"' in data, _engine_config),
     (_suffix(".json", ".cache"), _json),
     (_suffix(".jsonl"), _json_lines),
     (_suffix(".safetensors"), _safetensors),

@@ -18,6 +18,7 @@ from opt_trt.commands import COMMANDS, NoFlags
 from opt_trt.runtime.world import World
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model, save
+from tests.unit._whole_engine import write_engine
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "demo" / "model"
@@ -37,6 +38,7 @@ class Target:
     make: Callable[[Path], object]
     read: Callable[[Path], None]
     codes: tuple[int, ...] = (0, 2)  # the exit codes that a command may have
+    slow: bool = False  # its good input takes a compiler
 
     def run(self, directory: Path) -> None:
         """Read the input as a command does; `SystemExit` with its exit code."""
@@ -77,7 +79,7 @@ def _read_prompts(path: Path) -> None:
     if prompt_files.is_text(path):
         prompt_files.read_texts(path)
     else:
-        prompt_files.read_ids(path, prompt_files.PromptRules(max_input_length=100, vocab_size=2560, pad_id=1))
+        prompt_files.read_ids(path, prompt_files.PromptRules(vocab_size=2560, pad_id=1))
 
 
 def _articles(directory: Path) -> None:
@@ -91,6 +93,26 @@ def _timings(directory: Path) -> None:
     from opt_trt.plugins.tune.timing import TimingCache
 
     TimingCache.load("cpu", directory / "model.cache")
+
+
+def _check_engine(directory: Path) -> None:
+    from opt_trt.backends.engine import check_rank, map_weights
+    from opt_trt.backends.engine import read_engine_config as read
+
+    check_rank(directory, read(directory), 0)
+    assert map_weights(directory, 0)
+
+
+def _engine(directory: Path) -> None:
+    from tests._commands import run_command
+
+    checkpoint = directory.with_name("checkpoint")
+    checkpoint.mkdir()
+    _checkpoint(checkpoint)
+    directory.rmdir()
+    code, said = run_command("build", "--checkpoint_dir", checkpoint, "--output_dir", directory)
+    assert code == 0, said
+    (directory / "ids.csv").write_text("2,5,6\n")
 
 
 def _copy_tokenizer(directory: Path) -> None:
@@ -197,6 +219,11 @@ TARGETS = {
     ),
     "build": Target(
         _checkpoint, command("build", "--checkpoint_dir", "IN", "--output_dir", "OUT", "--dry_run")
+    ),
+    "engine": Target(write_engine, function(_check_engine)),
+    "describe engine": Target(write_engine, command("describe", "IN", "--json"), codes=(0, 1, 2)),
+    "run": Target(
+        _engine, command("run", "--engine_dir", "IN", "--max_output_len", "2", "--input_file", "in/ids.csv"), slow=True
     ),
     "text prompts": Target(_write("prompts.txt", "The mayor\n\nA bridge é\n"), _prompts("prompts.txt")),
     "csv prompts": Target(_write("prompts.csv", "2,5,6\n2, 7\n"), _prompts("prompts.csv")),

@@ -6,6 +6,8 @@ peak memory in bytes. A child that takes too much of either is killed.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import resource
@@ -20,6 +22,7 @@ import torch
 import transformers
 
 import opt_trt.backends.build
+import opt_trt.backends.inductor
 import opt_trt.backends.inductor.builder.builder
 import opt_trt.convert.convert
 import opt_trt.convert.export_hf
@@ -28,6 +31,7 @@ import opt_trt.describe.describe
 import opt_trt.evaluate.dataset
 import opt_trt.plugins.tune.timing
 import opt_trt.run.prompt_files
+import opt_trt.run.run
 import opt_trt.text.tokenizer
 from tests.fuzz._targets import DEMO, TARGETS
 
@@ -40,6 +44,8 @@ PAUSE_S = 0.005
 
 def serve() -> None:
     """Answer requests until the input ends."""
+    gc.collect()
+    gc.freeze()  # else a collection in a child would copy all the pages that it shares with this process
     addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for line in sys.stdin:
         target, directory = json.loads(line)
@@ -66,6 +72,7 @@ def run(target: str, directory: Path, addresses: int) -> None:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         code = 1
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
