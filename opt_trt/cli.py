@@ -24,6 +24,7 @@ from opt_trt.errors import (
     LEADER_FIRST_SECONDS,
     CheckFailed,
     UserError,
+    one_line,
 )
 from opt_trt.runtime.world import World, current_world
 
@@ -213,9 +214,20 @@ def _error_text(text: str, config: object, world: World) -> str:
     if not world.is_leader:
         time.sleep(LEADER_FIRST_SECONDS)
         sys.stderr = sys.__stderr__
-        return f"error: rank {world.rank}: {text}\n"
-    trace = traceback.format_exc() if getattr(config, "log_level", None) == "verbose" else ""
-    return f"{trace}error: {text}\n"
+        return f"error: rank {world.rank}: {one_line(text)}\n"
+    trace = _trace() if getattr(config, "log_level", None) == "verbose" else ""
+    return f"{trace}error: {one_line(text)}\n"
+
+
+def _trace() -> str:
+    """Return the stacks of the error in flight and of its causes; what they say is escaped as every message is."""
+    lines: list[str] = []
+    error = sys.exc_info()[1]
+    while error is not None:
+        said = f"{type(error).__name__}: {one_line(str(error))}\n"
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__), said, *lines]
+        error = error.__cause__ or error.__context__
+    return "".join(lines)
 
 
 def _raise_terminated(signum: int, frame: object) -> None:

@@ -19,6 +19,11 @@ LEADER_FIRST_SECONDS = 3.0
 # An option in a message stands between two NUL characters, which no path, argument or environment variable can contain.
 SPELLED = re.compile(r"\0(\w+)\0")
 
+MESSAGE_LIMIT = 2000  # characters; a message begins with what is wrong and ends with what to do, so its middle is cut
+CUT = " [...] "
+REASON_LIMIT = 300  # characters that a message quotes of another library's error
+LINE_BREAK = re.compile(r"[\r\n]\s*")
+
 
 def spelled(name: str) -> str:
     """Return an option for the text of an error: every interface spells it in its own way.
@@ -27,6 +32,26 @@ def spelled(name: str) -> str:
     max_tokens` in Python.
     """
     return f"\0{name}\0"
+
+
+def one_line(text: str) -> str:
+    """Return a text as a bounded line that a terminal can show.
+
+    Names in files may hold line breaks, or characters that move the cursor or set the title: those are escaped.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in _cut(text))
+    return _cut(shown)
+
+
+def reason(error: BaseException) -> str:
+    """Return what another library says, for the text of a `UserError`: on one line, the type if it says nothing."""
+    text = LINE_BREAK.sub(" ", str(error)).strip()[:REASON_LIMIT]
+    return text or type(error).__name__
+
+
+def _cut(text: str) -> str:
+    half = (MESSAGE_LIMIT - len(CUT)) // 2
+    return text if len(text) <= MESSAGE_LIMIT else text[:half] + CUT + text[-half:]
 
 
 def as_flag(name: str) -> str:
@@ -48,8 +73,8 @@ class UserError(Exception):
         return self.render(as_flag)
 
     def render(self, spell: Callable[[str], str]) -> str:
-        """Return the text with its options as `spell` names them."""
-        return SPELLED.sub(lambda option: spell(option[1]), self.text)
+        """Return the text with its options as `spell` names them, on one bounded line."""
+        return one_line(SPELLED.sub(lambda option: spell(option[1]), self.text))
 
     def as_spelled(self, spell: Callable[[str], str]) -> UserError:
         """Return the same error with its options as `spell` names them."""

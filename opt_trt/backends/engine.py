@@ -104,7 +104,17 @@ def read_engine_config(engine_dir: Path) -> EngineConfig:
         raise UserError(
             f"{path} was written by another version of opt_trt ({error}); {REBUILD.format(engine=engine_dir)}"
         ) from error
+    _check_names(config, path)
     return config
+
+
+def _check_names(config: EngineConfig, path: Path) -> None:
+    """Refuse names of files that may lie elsewhere: code is loaded from the engine's directory alone."""
+    names = (config.plugin_library, *config.files, *config.samples)
+    if strange := [name for name in names if name and Path(name).name != name]:
+        raise UserError(
+            f"{path} names {strange[0]}, which is no file of its directory; {REBUILD.format(engine=path.parent)}"
+        )
 
 
 def engine_spec(config: EngineConfig, num_layers: int, device: str) -> DecoderSpec:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file, read_config
+from opt_trt.checkpoint.reader import CONFIG_NAME, CONVERT_AGAIN, open_rank_file, rank_file, read_config
 
 SAMPLE_BYTES = 4096  # read of each tensor: training changes every tensor, and whole files would take minutes
 PIECES = 256  # of a file that is no safetensors
@@ -19,8 +19,10 @@ def fingerprint(directory: Path) -> str:
     """Return 16 digits: a hash of the configuration and of name, shape and first bytes of every tensor of all ranks."""
     digest = hashlib.sha256((directory / CONFIG_NAME).read_bytes())
     for rank in range(read_config(directory).mapping.world_size):
-        for piece in _tensor_pieces(rank_file(directory, rank)):
-            digest.update(piece)
+        path = rank_file(directory, rank)
+        with open_rank_file(path, CONVERT_AGAIN):  # its header is whole
+            for piece in _tensor_pieces(path):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_differences
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, reason
 from opt_trt.host.json_file import read_json
+from opt_trt.host.safetensors_file import check_header
 from opt_trt.model.config import ACTIVATIONS, ModelConfig
 from opt_trt.quant import ALGORITHMS
 
@@ -32,13 +33,14 @@ def rank_file(directory: Path, rank: int) -> Path:
 @contextmanager
 def open_rank_file(path: Path, advice: str) -> Iterator[Any]:
     """Open a rank's safetensors file, of a checkpoint or an engine; `UserError` with `advice` if it cannot be read."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"expected {path}, found nothing there; {advice}")
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or not safetensors ({error}); {advice}") from error
+    except (SafetensorError, OSError, MemoryError) as error:  # MemoryError: the file cannot be mapped
+        raise UserError(f"{path} is truncated or not safetensors ({reason(error)}); {advice}") from error
 
 
 def write_config(directory: Path, config: ModelConfig) -> None:
@@ -55,7 +57,7 @@ class Checkpoint:
         self.spec = tensor_spec(self.config, rank)
         self.path = rank_file(self.directory, rank)
         _check_rank_files(self.directory, self.config.mapping.world_size)
-        refuse_differences(self.path, _header_problems(_read_header(self.path), self.spec))
+        refuse_differences(self.path, _header_problems(_read_header(self.path, rank), self.spec))
 
     @property
     def nbytes(self) -> int:
@@ -103,9 +105,13 @@ def check_target_sm(directory: Path, config: ModelConfig) -> None:
         )
 
 
-def _read_header(path: Path) -> dict[str, TensorSpec]:
+def _read_header(path: Path, rank: int) -> dict[str, TensorSpec]:
+    """Return the tensors of a rank file; refuse one whose metadata name another rank. TensorRT-LLM's name none."""
     dtypes = {code: dtype for dtype, code in DTYPE_CODES.items()}
     with open_rank_file(path, CONVERT_AGAIN) as file:
+        found = (file.metadata() or {}).get("rank", str(rank))
+        if found != str(rank):
+            raise UserError(f"{path} holds the tensors of rank {found}; put it back under its own name")
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
             name: TensorSpec(tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))

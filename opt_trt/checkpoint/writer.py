@@ -25,6 +25,11 @@ PLAIN = MappingProxyType({"format": "pt"})  # the default metadata of a file
 LISTED = 6  # the number of differences that an error names
 
 
+def rank_metadata(rank: int) -> dict[str, str]:
+    """Return the metadata of a rank's file in a checkpoint: files of two ranks may have the same names and shapes."""
+    return {**PLAIN, "rank": str(rank)}
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """The required shape and dtype of a tensor in a rank file."""

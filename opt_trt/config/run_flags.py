@@ -23,7 +23,7 @@ class RunConfig(SessionConfig):
     max_output_len: int | None = flag(None, "most new tokens per prompt (required)")
     input_text: tuple[str, ...] = flag((DEFAULT_PROMPT,), "prompts", nargs="+")
     input_file: str | None = flag(
-        None, "prompts from .txt (one per line), or token ids from .csv or .npy (one prompt per row)"
+        None, "prompts from .txt or /dev/stdin (one per line), or token ids from .csv or .npy (one prompt per row)"
     )
     output_csv: str | None = flag(None, "write token ids, prompt included, one row per prompt")
     output_npy: str | None = flag(None, "write token ids, prompt included, one row per prompt")

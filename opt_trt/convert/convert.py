@@ -19,7 +19,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
-from opt_trt.errors import UserError, spelled
+from opt_trt.errors import UserError, one_line, spelled
 from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
@@ -55,7 +55,7 @@ def convert(config: ConvertConfig) -> None:
         with RankFiles(directory, model, advance, report) as ranks:
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
-        print(f"WARNING: {line}", file=sys.stderr)
+        print(f"WARNING: {one_line(line)}", file=sys.stderr)
     lines = [_summary(output_dir, model, specs, time.perf_counter() - started)]
     if paths and report:
         lines.append(write_report(report, paths, _about(model_dir, model)))
@@ -69,7 +69,7 @@ def _open(model_dir: Path, config: ConvertConfig) -> Source:
     checked = [check_md5(model_dir, Path(config.md5_manifest), quiet)] if config.md5_manifest else []
     source = open_source(model_dir, config.model_type)
     for note in () if quiet else (*checked, *source.notes):
-        print(note)
+        print(one_line(note))
     return source
 
 

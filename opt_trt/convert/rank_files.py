@@ -18,7 +18,7 @@ import torch
 from opt_trt.checkpoint.reader import rank_file
 from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.weight_only import Observe, quantize_and_pack, quantized_blocks
-from opt_trt.checkpoint.writer import RankWriter
+from opt_trt.checkpoint.writer import RankWriter, rank_metadata
 from opt_trt.convert.quant_report import QuantReport, Shard
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import LAYER, is_linear, placements, stage_names
@@ -40,7 +40,9 @@ class RankFiles:
         self._mode, self._placements = packed_mode(config), placements(config)
         self._names = [stage_names(config, stage) for stage in range(config.mapping.pp_size)]
         ranks = range(config.mapping.world_size)
-        self._writers = [RankWriter(rank_file(directory, rank), tensor_spec(config, rank)) for rank in ranks]
+        self._writers = [
+            RankWriter(rank_file(directory, rank), tensor_spec(config, rank), rank_metadata(rank)) for rank in ranks
+        ]
 
     def __enter__(self) -> RankFiles:
         with ExitStack() as stack:

@@ -14,7 +14,7 @@ from opt_trt.checkpoint.packing import check_packable
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, check_target_sm, rank_file, read_config
 from opt_trt.checkpoint.spec import check_shards, packed_mode
 from opt_trt.checkpoint.weight_only import repack_blocks
-from opt_trt.checkpoint.writer import write_rank
+from opt_trt.checkpoint.writer import rank_metadata, write_rank
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
@@ -43,7 +43,7 @@ def repack(config: RepackConfig) -> None:
         _write_config(temporary, directory, config.target_sm)
         for number, rank in enumerate(ranks):
             tensors = _repacked(rank, mode, config.target_sm, advance)
-            write_rank(rank_file(temporary, number), rank.spec, tensors)
+            write_rank(rank_file(temporary, number), rank.spec, tensors, rank_metadata(number))
     if config.talks:
         print(
             f"checkpoint {output}: packed for SM {config.target_sm} (was {model.target_sm}), {total / 1e9:.3f} GB in "

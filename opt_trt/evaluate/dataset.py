@@ -5,7 +5,6 @@ Tokens are made elsewhere: see `prompts`. Files are read as data only; dataset s
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import sys
@@ -14,12 +13,12 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetsError
+import pyarrow as pa
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, reason
+from opt_trt.evaluate.rows import COLUMNS, READERS, check_columns, read_saved, read_table, saved_splits
 from opt_trt.host.progress import quiet_unless_terminal
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
@@ -28,10 +27,8 @@ OLDER_NAMES = ("ccdv/cnn_dailymail", "cnn_dailymail")
 MIRRORS = (HUB_NAME, *OLDER_NAMES, "")
 OF_SPLIT = re.compile(rf"(^|[-_]){SPLIT}([-_.]|$)")  # in the name of a file
 SUBFOLDERS = ("3.0.0", "3.0.0/test", "", "data", "test")  # layouts of a cloned hub repository and its exports
-COLUMNS = ("article", "highlights")
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 LOCAL_COPY = "give a local copy with --dataset_dir (parquet, json lines, .arrow files or a saved dataset)"
-HALF_PAIR = re.compile("[\\ud800-\\udfff]")
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -58,41 +55,40 @@ def load_articles(source: DatasetSource) -> Iterator[Article]:
 
     Raise `UserError` for what cannot be read.
     """
-    cache = None if source.cache_dir is None else str(source.cache_dir)
     with quiet_unless_terminal(
         lambda: not datasets.are_progress_bars_disabled(), datasets.disable_progress_bars, datasets.enable_progress_bars
     ):
-        rows = _from_hub(cache) if source.path is None else _from_path(source.path, cache)
+        rows = _from_hub(source.cache_dir) if source.path is None else _loaded(_from_path(source.path))
     where = source.path or HUB_NAME
     if not rows.num_rows:
         raise UserError(f"{where} has no rows; fetch or write it again")
-    missing = [name for name in COLUMNS if name not in rows.column_names]
-    if missing:
-        raise UserError(
-            f"{where} lacks column {' and '.join(missing)} (found {', '.join(rows.column_names) or 'none'}); "
-            "rows need article and highlights"
-        )
+    check_columns(where, rows.column_names)
     # In memory: an indices file would otherwise be written into the directory the user gave.
-    for index, row in enumerate(rows.shuffle(seed=source.seed, keep_in_memory=True)):
+    shuffled = rows.select_columns(list(COLUMNS)).shuffle(seed=source.seed, keep_in_memory=True)
+    for index, row in enumerate(shuffled):
         for name in COLUMNS:
             if not isinstance(row[name], str):
                 raise UserError(f"{where}: {name} must be text, found {row[name]!r} in shuffled row {index}")
         yield Article(index, row["article"], row["highlights"])
 
 
-def _from_path(path: Path, cache: str | None) -> datasets.Dataset:
+def _loaded(table: pa.Table) -> datasets.Dataset:
+    return datasets.Dataset(datasets.table.InMemoryTable(table))
+
+
+def _from_path(path: Path) -> pa.Table:
     if not path.exists():
         raise UserError(f"expected a dataset at {path}, found nothing there; check --dataset_dir")
-    if path.is_file():
-        return _from_files([path], cache)
+    if not path.is_dir():
+        return _from_files([path])
     for folder in (path / mirror / sub for mirror in MIRRORS for sub in SUBFOLDERS):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return _from_saved(folder)
         files = _data_files(folder)
         if files:
-            return _from_files(files, cache)
+            return _from_files(files)
     if files := _newest(path.rglob(f"*cnn_dailymail-{SPLIT}*.arrow")):  # the cache of an earlier run
-        return _from_files(files, cache)
+        return _from_files(files)
     raise UserError(
         f"expected parquet files, json lines, .arrow files or a saved dataset in {path}, found none; "
         "check --dataset_dir"
@@ -101,76 +97,37 @@ def _from_path(path: Path, cache: str | None) -> datasets.Dataset:
 
 def _data_files(folder: Path) -> list[Path]:
     """Return the files of the test split, or all files if none is called test; parquet is preferred."""
-    for suffix in (".parquet", ".jsonl", ".json", ".arrow"):
+    for suffix in READERS:
         files = sorted(f for f in folder.glob(f"*{suffix}") if f.is_file() and f.name not in METADATA)
         if files:
             return [f for f in files if OF_SPLIT.search(f.name)] or files
     return []
 
 
-def _from_files(files: list[Path], cache: str | None) -> datasets.Dataset:
-    if files[0].suffix == ".parquet":
-        try:
-            return datasets.Dataset.from_parquet([str(f) for f in files], cache_dir=cache)
-        except (DatasetsError, ValueError) as error:
-            reason = error.__cause__ or error
-            raise UserError(f"{files[0]} is not a readable parquet file ({reason}); fetch it again") from error
-    if files[0].suffix in (".jsonl", ".json"):
-        return datasets.Dataset.from_list([row for f in files for row in _json_rows(f)])
-    if files[0].suffix == ".arrow":
-        return _from_arrow(files)
-    raise UserError(f"{files[0]} is neither .parquet, .jsonl, .json nor .arrow; {LOCAL_COPY}")
+def _from_files(files: list[Path]) -> pa.Table:
+    if files[0].suffix not in READERS:
+        raise UserError(f"{files[0]} is neither {', '.join(READERS)}; {LOCAL_COPY}")
+    return read_table(files)
 
 
-def _from_arrow(files: list[Path]) -> datasets.Dataset:
-    try:
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in files])
-    except (DatasetsError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{files[0]} is not a readable arrow file ({error}); fetch it again") from error
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file that has a JSON object on each line, or one JSON list of objects."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):
-            rows = iter(json.loads(text))
-        else:
-            rows = (json.loads(line) for line in text.split("\n") if line.strip())
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: row {number} must be a JSON object, found {type(row).__name__}")
-            kept = {name: row[name] for name in COLUMNS if name in row}
-            if not all(isinstance(value, str) for value in kept.values()):
-                raise UserError(f"{path}: article and highlights must be text, they are not in row {number}")
-            if bad := next((text for text in kept.values() if HALF_PAIR.search(text)), None):
-                raise UserError(f"{path}: row {number} has half a surrogate pair, which is no text, in {bad[:40]!r}")
-            yield kept
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path} is not readable as json lines ({error}); fetch or write it again") from error
-
-
-def _from_saved(folder: Path) -> datasets.Dataset:
+def _from_saved(folder: Path) -> pa.Table:
     """Load a directory that `save_to_disk` wrote: its test split, or the only split it has."""
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except (DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a whole saved dataset ({error}); save it again") from error
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    splits = list(saved)
-    if SPLIT not in saved and len(splits) != 1:
+    if not (folder / "dataset_dict.json").exists():
+        return read_saved(folder)
+    splits = saved_splits(folder)
+    if SPLIT not in splits and len(splits) != 1:
         raise UserError(f"{folder} has no split {SPLIT} (found {', '.join(splits) or 'none'}); {LOCAL_COPY}")
-    return saved[SPLIT if SPLIT in saved else splits[0]]
+    return read_saved(folder / (SPLIT if SPLIT in splits else splits[0]))
 
 
-def _from_hub(cache: str | None) -> datasets.Dataset:
+def _from_hub(cache: Path | None) -> datasets.Dataset:
     if datasets.config.HF_HUB_OFFLINE or not _reachable(datasets.config.HF_ENDPOINT):
-        return _from_hub_cache(Path(cache or datasets.config.HF_DATASETS_CACHE))
+        return _loaded(_from_hub_cache(cache or Path(datasets.config.HF_DATASETS_CACHE)))
     try:
-        return datasets.load_dataset(HUB_NAME, HUB_CONFIG, split=SPLIT, cache_dir=cache)
+        where = None if cache is None else str(cache)
+        return datasets.load_dataset(HUB_NAME, HUB_CONFIG, split=SPLIT, cache_dir=where)
     except Exception as error:  # the client raises types of three libraries here, each about the network or the hub
-        raise UserError(f"{HUB_NAME} could not be fetched from the hub ({error}); {LOCAL_COPY}") from error
+        raise UserError(f"{HUB_NAME} could not be fetched from the hub ({reason(error)}); {LOCAL_COPY}") from error
 
 
 def _reachable(endpoint: str) -> bool:
@@ -188,7 +145,7 @@ def _reachable(endpoint: str) -> bool:
     return True
 
 
-def _from_hub_cache(cache: Path) -> datasets.Dataset:
+def _from_hub_cache(cache: Path) -> pa.Table:
     """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`.
 
     The dataset had other names before; one that was fetched under such a name is taken, and named.
@@ -198,7 +155,7 @@ def _from_hub_cache(cache: Path) -> datasets.Dataset:
         if files := _newest(cache.expanduser().glob(f"{folder}/{HUB_CONFIG}/*/*/{stem}-{SPLIT}*.arrow")):
             if name != HUB_NAME:
                 print(f"{HUB_NAME} is taken from {files[0].parent}, where it has an older name", file=sys.stderr)
-            return _from_arrow(files)
+            return read_table(files)
     raise UserError(
         f"{HUB_NAME} (before: {', '.join(OLDER_NAMES)}) is not in {cache} and the hub cannot be reached from here; "
         f"{LOCAL_COPY}"

@@ -20,6 +20,7 @@ from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
 from opt_trt.host.progress import quiet_unless_terminal
+from opt_trt.sources.hf import LAYOUTS, list_weights
 
 DTYPES = {
     "fp32": torch.float32,
@@ -99,6 +100,8 @@ def _load(model_dir: Path, dtype: torch.dtype) -> PreTrainedModel:
     if not (model_dir / "config.json").is_file():
         raise UserError(f"expected a Hugging Face model with config.json in {model_dir}; check --hf_model_dir")
     try:
+        if any((model_dir / name).exists() for name in LAYOUTS):
+            list_weights(model_dir)  # transformers waits for a FIFO, and trusts the sizes in a pickle
         with quiet_unless_terminal(
             transformers_logging.is_progress_bar_enabled,
             transformers_logging.disable_progress_bar,

@@ -12,6 +12,7 @@ from pathlib import Path
 from opt_trt.errors import UserError, spelled
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's quota is used up
+MOST = 2**64  # bytes; a damaged configuration may ask for more
 SECTOR = 512  # bytes of a block of `st_blocks`, on every file system
 
 
@@ -20,9 +21,8 @@ def check_space(output_dir: Path, needed: int) -> None:
     parent = next(p for p in Path(os.path.realpath(output_dir)).parents if p.is_dir())
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise UserError(
-            f"{output_dir} needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; free some space"
-        )
+        size = f"{needed / 1e9:.2f} GB" if needed < MOST else "more than any disk has"
+        raise UserError(f"{output_dir} needs {size}, {parent} has {free / 1e9:.2f} GB free; free some space")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ SIZES = (
     "max_position_embeddings",
 )  # fmt: skip
 MAX_LAYERS = 1000  # more than any model has; a damaged number would fill the memory with tables of names
+MAX_SIZE = 2**31 - 1  # of any dimension
 CHOICES: dict[str, tuple[Any, ...]] = {
     "dtype": DTYPES,
     "logits_dtype": ("float32", "float16"),
@@ -65,6 +66,11 @@ class ModelConfig:
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, found {getattr(self, name)}; convert the model again")
+        for name in (*SIZES, "bos_token_id", "pad_token_id"):
+            if abs(getattr(self, name)) > MAX_SIZE:
+                raise UserError(f"{name} must be below 2**31, found {getattr(self, name)}; convert the model again")
+        if not 0 <= self.norm_epsilon <= 1:
+            raise UserError(f"norm_epsilon must be from 0 to 1, found {self.norm_epsilon}; convert the model again")
         if self.num_hidden_layers > MAX_LAYERS:
             layers = self.num_hidden_layers
             raise UserError(f"num_hidden_layers must be at most {MAX_LAYERS}, found {layers}; convert the model again")
@@ -143,7 +149,8 @@ class ModelConfig:
         mapping = values.get("mapping", {})
         check_types(Mapping, mapping, where)
         try:
-            kept["mapping"] = Mapping(**{f.name: mapping.get(f.name, 1) for f in fields(Mapping)})
+            given = {f.name: mapping[f.name] for f in fields(Mapping) if mapping.get(f.name) is not None}
+            kept["mapping"] = Mapping(**given)
             return cls(**kept)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from opt_trt.errors import UserError
 
+MAX_RANKS = 1024  # along either axis; a damaged number would fill the memory with the names of their files
+
 
 @dataclass(frozen=True)
 class Mapping:
@@ -21,6 +23,8 @@ class Mapping:
     def __post_init__(self) -> None:
         if min(self.tp_size, self.pp_size) < 1:
             raise UserError(f"tp_size={self.tp_size} and pp_size={self.pp_size} must be at least 1")
+        if max(self.tp_size, self.pp_size) > MAX_RANKS:
+            raise UserError(f"tp_size={self.tp_size} and pp_size={self.pp_size} must be at most {MAX_RANKS}")
         if self.world_size != self.tp_size * self.pp_size:
             raise UserError(
                 f"world_size must be tp_size * pp_size = {self.tp_size * self.pp_size}, found {self.world_size}"

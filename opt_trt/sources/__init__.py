@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from opt_trt.errors import UserError, spelled
 from opt_trt.sources import alpa, blip2, flagai, hf, metaseq
 from opt_trt.sources.listed import ListedSource
+from opt_trt.sources.lookalikes import beside_model, refuse_lookalike
 
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], ListedSource]]] = {  # format: (recognizes, opens)
     "metaseq (.pt files)": (metaseq.recognizes, metaseq.open_source),
@@ -31,9 +33,9 @@ def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
         raise UserError(
             f"{spelled('model_dir')} {model_dir} is not a directory; give a local copy of the model, hubs are not read"
         )
-    if model_type == "blip2":
-        return blip2.open_source(model_dir)
-    opens = recognize(model_dir)
+    refuse_lookalike(model_dir)
+    opens = blip2.open_source if model_type == "blip2" else recognize(model_dir)
     if opens is not None:
-        return opens(model_dir)
+        source = opens(model_dir)
+        return replace(source, notes=(*source.notes, *beside_model(model_dir)))
     raise UserError(f"{spelled('model_dir')} {model_dir} holds no checkpoint of a known format: {'; '.join(SOURCES)}")

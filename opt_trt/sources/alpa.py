@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.files import open_regular
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, listed_source
 from opt_trt.sources.opt import EMBEDDING, HEAD, PROJECT_IN, PROJECT_OUT
 from opt_trt.sources.published import published_config
+from opt_trt.sources.safe_pickle import LARGEST, MOST_DIMENSIONS
 from opt_trt.sources.stored import Stored, contiguous_stride
 
 MAGIC = b"\x93NUMPY"
@@ -62,7 +65,7 @@ def _folders(directory: Path) -> list[Path]:
 
 def _header(path: Path) -> Stored:
     """Read the header of a `.npy` file: type, shape and offset of its data; see NumPy's `numpy.lib.format`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(len(MAGIC) + 2)
         width = LENGTH_BYTES.get(start[-2]) if start[:-2] == MAGIC else None
         if width is None:
@@ -72,7 +75,7 @@ def _header(path: Path) -> Stored:
         offset = file.tell()
     values = _literal(text)
     dtype, shape, transposed = values.get("descr"), values.get("shape"), values.get("fortran_order")
-    if not (isinstance(shape, tuple) and all(type(size) is int and size > 0 for size in shape) and shape):
+    if not isinstance(shape, tuple) or not 0 < len(shape) <= MOST_DIMENSIONS or not all(map(_is_size, shape)):
         raise UserError(f"{path} has a damaged NumPy header; fetch it again")
     if not (isinstance(dtype, str) and dtype in DTYPES):
         raise UserError(f"{path} holds {dtype!r}; only floats ({', '.join(DTYPES)}) are read, nothing is unpickled")
@@ -84,10 +87,16 @@ def _header(path: Path) -> Stored:
     return stored
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < LARGEST
+
+
 def _literal(text: bytes) -> dict[str, Any]:
     """Parse the dictionary of literals in a header; return an empty one if the header is damaged."""
     try:
-        values = ast.literal_eval(text.decode("latin1"))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        with warnings.catch_warnings():  # of odd literals
+            warnings.simplefilter("ignore")
+            values = ast.literal_eval(text.decode("latin1"))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: a list as a key
         return {}
     return values if isinstance(values, dict) else {}

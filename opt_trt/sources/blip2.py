@@ -8,6 +8,7 @@ from typing import Any
 
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.json_file import read_json
+from opt_trt.sources.diagnosis import unwrapped
 from opt_trt.sources.hf import list_weights, refuse_pointer
 from opt_trt.sources.hf_config import ending_as_generated, opt_config
 from opt_trt.sources.listed import ListedSource, listed_source
@@ -30,12 +31,11 @@ def open_source(directory: Path) -> ListedSource:
     refuse_pointer(path)
     config = _config(path)
     entries = list_weights(directory)
-    own = [entry for entry in entries if entry.key.startswith(LANGUAGE_MODEL)]
-    others = sorted({entry.key.partition(".")[0] for entry in entries} - {LANGUAGE_MODEL[:-1]})
-    named = ((entry.key.removeprefix(LANGUAGE_MODEL).removeprefix("model."), entry) for entry in own)
-    source = listed_source(config, named, directory)
+    own = [entry for entry in entries if unwrapped(entry.key).startswith(LANGUAGE_MODEL)]
+    others = sorted({unwrapped(entry.key).partition(".")[0] for entry in entries} - {LANGUAGE_MODEL[:-1]})
+    source = listed_source(config, ((entry.key.replace(LANGUAGE_MODEL, "", 1), entry) for entry in own), directory)
     note = f"{directory}: only the language model is converted; {', '.join(others)} are left out"
-    return replace(source, notes=(note,)) if others else source
+    return replace(source, notes=(*source.notes, note)) if others else source
 
 
 def _config(path: Path) -> OptConfig:

@@ -16,7 +16,7 @@ from opt_trt.sources.listed import ListedSource, SourceTensor, join_names, liste
 from opt_trt.sources.merged import Merged
 from opt_trt.sources.opt import EMBEDDING
 from opt_trt.sources.published import published_config
-from opt_trt.sources.stored import Loaded, Stored
+from opt_trt.sources.stored import Stored
 from opt_trt.sources.torch_bin import list_torch_bin
 
 PARTS = "pytorch_model_[0-9][0-9].bin"
@@ -78,13 +78,13 @@ def _named(path: Path) -> Iterator[tuple[str, SourceTensor]]:
         name = entry.key.removeprefix("model.")
         for pattern, spelling in OWN_NAMES.items():
             name = re.sub(f"^{pattern}", spelling, name)
-        if "qkv_proj" in name:
+        if "qkv_proj" in name and entry.shape:
             yield from _split_qkv(name, entry)
         elif not BUFFER.fullmatch(entry.key):
             yield name, entry
 
 
-def _split_qkv(name: str, fused: Stored | Loaded) -> Iterator[tuple[str, SourceTensor]]:
+def _split_qkv(name: str, fused: Stored) -> Iterator[tuple[str, SourceTensor]]:
     rows = fused.shape[0] // len(FUSED)
     for block, part in enumerate(FUSED):
         yield name.replace("qkv_proj", part), fused.rows(block * rows, (block + 1) * rows)

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, reason
+from opt_trt.host.files import check_regular
 from opt_trt.host.json_file import read_json
+from opt_trt.host.safetensors_file import check_header
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, join_names, listed_source
 from opt_trt.sources.opt import OptConfig
-from opt_trt.sources.stored import Loaded, Stored, contiguous_stride
+from opt_trt.sources.safe_pickle import MOST_DIMENSIONS
+from opt_trt.sources.stored import Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -34,8 +37,8 @@ def open_source(directory: Path) -> ListedSource:
     """Open the directory; `UserError` names tensors that are missing, unexpected or mis-shaped, and missing files."""
     refuse_pointer(directory / "config.json")
     config = read_hf_config(directory / "config.json")
-    named = ((entry.key.removeprefix("model."), entry) for entry in list_weights(directory))
-    return replace(listed_source(config, named, directory), notes=_end_note(config))
+    source = listed_source(config, ((entry.key, entry) for entry in list_weights(directory)), directory)
+    return replace(source, notes=(*source.notes, *_end_note(config)))
 
 
 def _end_note(config: OptConfig) -> tuple[str, ...]:
@@ -46,7 +49,7 @@ def _end_note(config: OptConfig) -> tuple[str, ...]:
     return (f"outputs end at token ids {named}" if named else "outputs have no end token, only a length",)
 
 
-def list_weights(directory: Path) -> list[Stored | Loaded]:
+def list_weights(directory: Path) -> list[Stored]:
     """List the tensors of the weight files; prefer safetensors to `.bin`, and one file to several."""
     for name, (list_file, indexed) in LAYOUTS.items():
         path = directory / name
@@ -62,13 +65,13 @@ def list_weights(directory: Path) -> list[Stored | Loaded]:
     raise UserError(f"{directory} has no weights: expected one of {', '.join(LAYOUTS)}; fetch them into it")
 
 
-def _list_shards(index: Path, list_file: Callable[[Path], list[Stored | Loaded]]) -> list[Stored | Loaded]:
+def _list_shards(index: Path, list_file: Callable[[Path], list[Stored]]) -> list[Stored]:
     """List the tensors of all files in an index; refuse a file that lacks tensors which the index lists for it."""
     weight_map = _read_index(index)
-    tensors: list[Stored | Loaded] = []
-    for name in sorted({str(value) for value in weight_map.values()}):
+    tensors: list[Stored] = []
+    for name in sorted(set(weight_map.values())):
         path = index.parent / name
-        if Path(name).name != name or not path.exists():
+        if Path(name).name != name or not (path.is_symlink() or path.exists()):
             raise UserError(f"{index} names the file {name!r}, which is not beside it; fetch it into {index.parent}")
         refuse_pointer(path)
         entries = list_file(path)
@@ -79,9 +82,9 @@ def _list_shards(index: Path, list_file: Callable[[Path], list[Stored | Loaded]]
     return tensors
 
 
-def _read_index(index: Path) -> dict[str, Any]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+def _read_index(index: Path) -> dict[str, str]:
+    weight_map: Any = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise UserError(f"{index} must hold a weight_map of tensor names to files; fetch it again")
     return weight_map
 
@@ -93,27 +96,30 @@ def _refuse_two_models(path: Path) -> None:
         raise UserError(f"{path.parent} has {path.name} and {index.name}, which names other files; remove one model")
 
 
-def _list_safetensors(path: Path) -> list[Stored | Loaded]:
+def _list_safetensors(path: Path) -> list[Stored]:
     """List the tensors of a safetensors file: dtype and shape from its header, places from the order of the offsets."""
+    check_header(path)
     try:
         with safe_open(path, framework="numpy") as file, path.open("rb") as raw:
             offset = 8 + int.from_bytes(raw.read(8), "little")
-            tensors: list[Stored | Loaded] = []
+            tensors: list[Stored] = []
             for key in file.offset_keys():
                 part = file.get_slice(key)
                 shape, code = tuple(part.get_shape()), part.get_dtype()
-                if code not in DTYPES:
-                    raise UserError(f"{path}: {key} has dtype {code}; only {', '.join(FLOATS)} can be converted")
+                if code not in DTYPES or len(shape) > MOST_DIMENSIONS:
+                    what = f"dtype {code}" if code not in DTYPES else f"{len(shape)} dimensions"
+                    raise UserError(f"{path}: {key} has {what}; only {', '.join(FLOATS)} can be converted")
                 dtype = DTYPES[code]
                 tensors.append(Stored(path, key, dtype, shape, offset, contiguous_stride(shape)))
                 offset += math.prod(shape) * dtype.itemsize
             return tensors
-    except SafetensorError as error:
-        raise UserError(f"{path} is truncated or not safetensors ({error}); fetch the file again") from error
+    except (SafetensorError, MemoryError) as error:  # MemoryError: the file cannot be mapped
+        raise UserError(f"{path} is truncated or not safetensors ({reason(error)}); fetch the file again") from error
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a git-lfs pointer, which stands in the place of a file that was not fetched."""
+    """Refuse what is no regular file, and a git-lfs pointer, which stands in the place of one that was not fetched."""
+    check_regular(path)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -122,7 +128,7 @@ def refuse_pointer(path: Path) -> None:
                 )
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], list[Stored | Loaded]], bool]] = {  # in order of preference
+LAYOUTS: dict[str, tuple[Callable[[Path], list[Stored]], bool]] = {  # in order of preference
     "model.safetensors": (_list_safetensors, False),
     "model.safetensors.index.json": (_list_safetensors, True),
     "pytorch_model.bin": (list_torch_bin, False),
@@ -136,7 +142,6 @@ UNREADABLE = {
     "*.onnx": "an ONNX graph",
     "*.h5": "TensorFlow weights",
     "*.msgpack": "Flax weights",
-    "adapter_model*": "the weights of an adapter",
     "*.safetensors": "safetensors under another name or without their index",
     "*.bin": "torch files under another name or without their index",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from opt_trt.errors import UserError, divide_exactly, spelled
 from opt_trt.host.json_file import read_json
-from opt_trt.model.config import ACTIVATIONS, MAX_LAYERS
+from opt_trt.model.config import ACTIVATIONS, MAX_LAYERS, MAX_SIZE
 from opt_trt.sources.opt import OptConfig
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "max_position_embeddings")
@@ -22,6 +22,10 @@ SWITCHES = {  # key: (field, default)
 GENERATION_CONFIG = "generation_config.json"
 END = "eos_token_id"
 TOKENS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
+OTHER_DIRECTORIES = {  # keys of a config.json without model_type: what it is, and what to do
+    ("build_config",): "an engine; give the original model, or run the engine as it is",
+    ("architecture", "mapping"): "a checkpoint that is converted already; build an engine of it, or give the original",
+}
 OTHER_HEADS = {"OPTForSequenceClassification": "classes", "OPTForQuestionAnswering": "the positions of answers"}
 
 
@@ -35,6 +39,9 @@ def read_hf_config(path: Path) -> OptConfig:
     if found == "blip-2":
         advice = f"give {spelled('model_type')} blip2 to convert its language model"
         raise UserError(f"{path} has model_type 'blip-2'; {advice}")
+    for keys, what in OTHER_DIRECTORIES.items():
+        if found is None and values.keys() >= set(keys):
+            raise UserError(f"{path} describes {what}")
     if found != "opt":
         raise UserError(f"{path} must have model_type 'opt', found {found!r}; give the directory of an OPT model")
     return ending_as_generated(opt_config(values, str(path)), path.parent)
@@ -111,8 +118,9 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def _size(values: dict[str, Any], key: str, where: str) -> int:
     value = values.get(key)
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where} must have {key}, an integer of at least 1, found {value!r}; fetch the file again")
+    if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        least = "below 2**31" if type(value) is int and value > MAX_SIZE else "of at least 1"
+        raise UserError(f"{where} must have {key}, an integer {least}, found {value!r}; fetch the file again")
     return value
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from opt_trt.errors import UserError
+from opt_trt.sources.diagnosis import WRAPPERS, Differences, advice, unwrapped
 from opt_trt.sources.opt import EMBEDDING, HEAD, POSITIONS, OptConfig, source_shapes
 from opt_trt.sources.stored import TensorInfo
 
@@ -60,7 +61,10 @@ class ListedSource:
 def listed_source(config: OptConfig, named: Iterable[tuple[str, SourceTensor]], directory: Path) -> ListedSource:
     """Return the source of these tensors; `UserError` names doubled, missing, unexpected and mis-shaped ones."""
     tensors: dict[str, SourceTensor] = {}
-    for name, entry in named:
+    wrapped: set[str] = set()
+    for key, entry in named:
+        name = unwrapped(key).removeprefix("model.")
+        wrapped |= {part for part in key.split(".") if part in WRAPPERS}
         if name in tensors:
             raise UserError(f"{entry.where} and {tensors[name].where} are the same tensor; remove one")
         if name not in IGNORED:
@@ -69,7 +73,8 @@ def listed_source(config: OptConfig, named: Iterable[tuple[str, SourceTensor]], 
         tensors[EMBEDDING] = tensors.pop(HEAD)  # an export keeps one of the two names of a tied table, or the other
     model = "its config.json" if (directory / "config.json").exists() else "the published OPT of this size"
     check_tensors(config, tensors, f"the weights in {directory} are not those of {model}")
-    return ListedSource(config, tensors)
+    note = f"{directory}: taken off the names of tensors: {', '.join(f'{part}.' for part in sorted(wrapped))}"
+    return ListedSource(config, tensors, (note,) if wrapped else ())
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -85,11 +90,13 @@ def check_tensors(config: OptConfig, tensors: Mapping[str, TensorInfo], problem:
     optional = {HEAD} if config.tie_word_embeddings else set()
     missing = [name for name in expected if name not in tensors and name not in optional]
     extra = [entry.key for name, entry in tensors.items() if name not in expected]
-    wrong = [_tensor_problem(entry, expected[n], n) for n, entry in tensors.items() if n in expected]
-    problems = {"missing": missing, "unexpected": extra, "wrong": [text for text in wrong if text]}
+    known = {name: entry for name, entry in tensors.items() if name in expected}
+    wrong = {name: text for name, entry in known.items() if (text := _tensor_problem(entry, expected[name], name))}
+    problems = {"missing": missing, "unexpected": extra, "wrong": list(wrong.values())}
     found = "; ".join(f"{kind}: {join_names(names)}" for kind, names in problems.items() if names)
     if found:
-        raise UserError(f"{problem}: {found}; fetch them again")
+        differences = Differences(missing, extra, {name: tensors[name] for name in wrong})
+        raise UserError(f"{problem}: {found}; {advice(differences)}")
 
 
 def _tensor_problem(entry: TensorInfo, shape: tuple[int, ...], name: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from opt_trt.errors import UserError, spelled
+from opt_trt.errors import UserError, one_line, reason, spelled
+from opt_trt.host.files import read_text
 
 COLUMNS = ["shard", "md5sum"]  # the header of metaseq's lists; other lists have the form of md5sum's output
 LINE = re.compile(r"\\?([0-9a-fA-F]{32}) [ *](.+)")
@@ -43,7 +44,8 @@ def check_md5(directory: Path, manifest: Path, quiet: bool) -> str:
         raise UserError(f"{texts[damaged[0]]}{more}: it is damaged or of another release; fetch it again")
     for name in wrong:
         print(
-            f"WARNING: {texts[name]}, and gives several files this sum: the list is wrong, the file was not checked",
+            f"WARNING: {one_line(texts[name])}, and gives several files this sum: the list is wrong, the file was not "
+            "checked",
             file=sys.stderr,
         )
     return f"md5 sums of {len(sums) - len(wrong)} files match {manifest}"
@@ -57,12 +59,11 @@ def _bar(directory: Path, names: Iterable[str], quiet: bool) -> tqdm:
 def read_manifest(path: Path) -> dict[str, str]:
     """Read sums by file name, from a csv file with the header `shard,md5sum` or from the output of md5sum."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        rows = list(csv.reader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         option = spelled("md5_manifest")
-        raise UserError(f"{option} {path} cannot be read ({error}); give a list of md5 sums") from error
-    lines = [line for line in lines if line.strip()]
-    rows = list(csv.reader(lines))
+        raise UserError(f"{option} {path} cannot be read ({reason(error)}); give a list of md5 sums") from error
     if rows and [cell.strip() for cell in rows[0]] == COLUMNS:
         pairs = [(row[0].strip(), row[1].strip()) if len(row) == len(COLUMNS) else ("", "") for row in rows[1:]]
     else:

@@ -47,7 +47,7 @@ PUBLISHED[1024, 24] = replace(PUBLISHED[1024, 24], word_embed_proj_dim=512, do_l
 
 def published_config(shapes: Mapping[str, tuple[int, ...]], directory: Path) -> OptConfig:
     """Return the published OPT with the width and depth of these tensors; `UserError` if there is none."""
-    hidden = shapes.get(POSITIONS, (OFFSET_ROWS, 0))[-1]
+    hidden = (shapes.get(POSITIONS) or (OFFSET_ROWS, 0))[-1]
     layers = len({name.split(".")[2] for name in shapes if name.startswith("decoder.layers.")})
     if (hidden, layers) not in PUBLISHED:
         sizes = ", ".join(f"{width} x {depth}" for width, depth in PUBLISHED)

@@ -7,9 +7,11 @@ and the system may refuse a private mapping of a file that is larger than the me
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -90,41 +92,10 @@ class Stored:
         return buffer
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A tensor of a file that can only be loaded as a whole."""
-
-    path: Path
-    key: str
-    tensor: torch.Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The stored type."""
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the tensor."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def where(self) -> str:
-        """The tensor's own name and its file."""
-        return f"{self.key} in {self.path}"
-
-    def blocks(self) -> Iterator[torch.Tensor]:
-        """Yield the rows in order, some at a time."""
-        yield from _in_rows(self.tensor)
-
-    def rows(self, start: int, stop: int) -> Loaded:
-        """Return some of its rows as a tensor of its own."""
-        return replace(self, tensor=self.tensor[start:stop])
-
-
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the distance of neighbours along each axis of a row-major tensor, in elements."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    steps = accumulate(reversed(shape[1:]), operator.mul, initial=1)
+    return tuple(reversed(list(steps)))[: len(shape)]
 
 
 def _in_rows(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from opt_trt.errors import UserError, spelled
+from opt_trt.errors import UserError, reason, spelled
+from opt_trt.host.files import check_regular, nested, read_text
+from opt_trt.host.json_file import check_values, read_json
 from opt_trt.text.settled import Settling, settling_of
 from opt_trt.text.special import SpecialTokens, forget_invented, special_tokens
 
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the files of one of these groups must exist
+LIMITS = {  # bytes of the files that transformers opens; Gemma's tokenizer.json has 34 MB, OPT's merges.txt 0.5 MB
+    "tokenizer.json": 64 << 20,
+    "vocab.json": 16 << 20,
+    "merges.txt": 16 << 20,
+    "tokenizer_config.json": 16 << 20,
+    "special_tokens_map.json": 16 << 20,
+    "added_tokens.json": 16 << 20,
+    "config.json": 16 << 20,
+    "chat_template.jinja": 16 << 20,
+}
+BEYOND = 2**20  # no id of any vocabulary: a model's table may have more rows than its tokenizer has tokens
+SAMPLE = "The mayor opened 2 bridges."
+LISTED = 3  # the number of directories that an error names
 
 
 class Decodes(Protocol):
@@ -142,13 +156,25 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
     _check_files(directory)
     try:
         tokenizer = _load(directory)
-    except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"the tokenizer in {directory} cannot be read ({reason[0]}); fetch its files again") from error
-    forget_invented(tokenizer, directory)
+        _try(tokenizer)
+        forget_invented(tokenizer, directory)
+    except BaseException as error:  # transformers and tokenizers raise bare Exceptions for damaged files, and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"the tokenizer in {directory} cannot be read ({reason(error)}); fetch its files again"
+        ) from error
     if not add_special_tokens or not _adds_bos(directory):
         return Tokenizer(tokenizer, ())
     return Tokenizer(tokenizer, None if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,))
+
+
+def _try(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Use everything of a tokenizer that prompts need; any exception may come of damaged settings."""
+    tokenizer.decode([*tokenizer.encode(SAMPLE, add_special_tokens=False, verbose=False), BEYOND])
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if not isinstance(token, int | None):
+            raise TypeError(f"a special token has the id {token!r}")
 
 
 def _check_files(directory: Path) -> None:
@@ -157,10 +183,27 @@ def _check_files(directory: Path) -> None:
             f"expected a tokenizer in {directory}, found no such directory; check {spelled('tokenizer_dir')}"
         )
     if not holds_tokenizer(directory):
+        if found := nested(directory, holds_tokenizer):
+            raise UserError(
+                f"{directory} holds directories of tokenizers; give {'one of them' if found[1:] else 'it'} as "
+                f"{spelled('tokenizer_dir')}: {', '.join(map(str, found[:LISTED]))}"
+            )
         raise UserError(
             f"{directory} holds no tokenizer: expected vocab.json and merges.txt, or tokenizer.json; "
             f"give {spelled('tokenizer_dir')}, the directory of the Hugging Face model"
         )
+    for name, limit in LIMITS.items():
+        _check_size(directory / name, limit)
+
+
+def _check_size(path: Path, limit: int) -> None:
+    """Refuse a file that transformers would open if it is not regular, is too large, or is JSON of too many values."""
+    check_regular(path)
+    if not path.exists():
+        return
+    text = read_text(path, "latin-1", limit)
+    if path.suffix == ".json":
+        check_values(text, path)
 
 
 def _load(directory: Path) -> PreTrainedTokenizerBase:
@@ -173,7 +216,4 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
 
 def _adds_bos(directory: Path) -> bool:
     path = directory / "tokenizer_config.json"
-    if not path.is_file():
-        return True
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return settings.get("add_bos_token") is not False
+    return not path.exists() or read_json(path).get("add_bos_token") is not False

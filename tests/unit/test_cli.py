@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
+from typing import NoReturn
 
 import pytest
 
@@ -356,6 +357,24 @@ def test_what_a_terminal_cannot_show_is_escaped_and_nothing_is_lost():
     result = run_python("-c", code, environment={"PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["0", r"caf\xe9 \u2019 \udce9 end"]
+
+
+def test_names_from_files_are_escaped_wherever_an_error_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `OSError` and the stack of `--log_level verbose` name files, too."""
+
+    def fail(config: BuildConfig) -> NoReturn:
+        try:
+            raise ValueError("a\n::error::b\x1b[2J")
+        except ValueError as error:
+            raise FileNotFoundError(2, "none", "c\n::error::d\x1b") from error
+
+    with pytest.raises(SystemExit):
+        run_main(fail, BuildConfig, ["--checkpoint_dir", "c", "--log_level", "verbose"])
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown and r"::error::b\x1b[2J" in shown and shown.endswith("then run the command again\n")
+    assert not any(line.startswith("::") for line in shown.splitlines())
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])

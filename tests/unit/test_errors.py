@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from opt_trt.api.wording import in_python
-from opt_trt.errors import UserError, spelled
+from opt_trt.errors import MESSAGE_LIMIT, UserError, one_line, reason, spelled
 from opt_trt.runtime.request import RequestFailed
 
 TEXT = f"/data/{{dtype}}/--dtype is too long; lower {spelled('max_output_len')} or {spelled('top_k')}"
@@ -35,3 +35,17 @@ def test_an_error_in_another_ones_text_still_names_options() -> None:
 
 def test_an_error_that_comes_from_another_process_still_names_options() -> None:
     assert pickle.loads(pickle.dumps(UserError(TEXT))).render(str.upper).endswith("lower MAX_OUTPUT_LEN or TOP_K")
+
+
+def test_a_message_is_one_bounded_line_without_control_characters() -> None:
+    name = "\x1b]0;owned\x07\x1b[2J\n::error::injected\u202e\r\0"
+    shown = str(UserError(f"x.safetensors: {name} is odd; {spelled('dtype')}"))
+    assert shown == (r"x.safetensors: \x1b]0;owned\x07\x1b[2J\n::error::injected\u202e\r\x00 is odd; --dtype")
+    long = str(UserError("begins " + "\x1b" * 1_000_000 + " ends"))
+    assert 1900 < len(long) <= MESSAGE_LIMIT and long.startswith("begins ") and long.endswith(" ends")
+    assert one_line(long) == long and one_line("Größe 漢字 \\n") == "Größe 漢字 \\n"
+
+
+def test_what_another_library_says_is_quoted_on_one_line() -> None:
+    assert reason(ValueError("a\n   b\r\nc")) == "a b c" and reason(MemoryError()) == "MemoryError"
+    assert len(reason(ValueError("x" * 10_000))) == 300

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import replace_text
+from opt_trt.host.files import read_text
+from opt_trt.host.json_file import parse_json
 from opt_trt.plugins.tune.noise import BusyMachine, Clock, is_steady
 
 ROUNDS = 7
@@ -118,9 +120,9 @@ class TimingCache:
 def _read(path: Path) -> dict[str, dict[str, float]] | None:
     """Return the times in a cache file, or None if it is another kind of file."""
     try:
-        times: dict[str, dict[str, float]] = json.loads(path.read_bytes())
+        times: dict[str, dict[str, float]] = parse_json(read_text(path))
         assert all(isinstance(us, float) for row in times.values() for us in row.values())
-    except (ValueError, AttributeError, AssertionError, IsADirectoryError):
+    except (UserError, ValueError, AttributeError, AssertionError):  # UserError: no regular file, or too large
         return None
     return times
 

@@ -14,6 +14,8 @@ import torch
 from opt_trt.errors import UserError
 from opt_trt.sources.stored import Stored, contiguous_stride
 
+MOST_ROWS = 1 << 20  # of a matrix that is not stored as a whole: each becomes a segment
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -39,7 +41,7 @@ class Piece:
         row, offset = math.prod(stored.shape[1:]), stored.offset
         if stored.stride == contiguous_stride(stored.shape):
             places = [(offset, math.prod(stored.shape))]
-        elif stored.stride[1:] == contiguous_stride(stored.shape[1:]) and stored.stride[0] >= row:
+        elif _is_slice(stored) and stored.stride[0] >= row:
             step = stored.stride[0] * stored.dtype.itemsize
             places = [(offset + index * step, row) for index in range(stored.shape[0])]
         else:
@@ -73,3 +75,7 @@ class Piece:
     def rows(self, start: int, count: int) -> Piece:
         """Return the rows `start` to `start + count`."""
         return self.cut(start * math.prod(self.shape[1:]), (count, *self.shape[1:]))
+
+
+def _is_slice(stored: Stored) -> bool:
+    return stored.stride[1:] == contiguous_stride(stored.shape[1:]) and stored.shape[0] <= MOST_ROWS

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 from typing import Any
 
-from opt_trt.errors import UserError
+from opt_trt.errors import UserError, reason
+from opt_trt.model.config import MAX_LAYERS, MAX_SIZE
+from opt_trt.sources.safe_pickle import LARGEST, MOST_DIMENSIONS
+from opt_trt.sources.stand_ins import Stub, Tensor
 from opt_trt.sources.stored import Stored
-from opt_trt.sources.unpickle import Stub, Tensor, unpickle
+from opt_trt.sources.unpickle import unpickle
 
 Layout = dict[str, list[tuple[str, tuple[int, ...]]]]  # flat vector: names and shapes of its tensors, in order
 
@@ -66,16 +70,29 @@ def read_layout(path: Path) -> Layout:
     layout: Layout = {}
     try:
         for module in _fields(_fields(unpickle(path)).get("shard_metadata")).get("param_metadata", ()):
-            prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
+            prefix = _name(module["fsdp_path"]) + "." if module["fsdp_path"] else ""
             for flat, info in module["params"].items():
-                shapes = [tuple(int(size) for size in shape) for shape in info["shapes"]]
-                names = [f"{prefix}{name}" for name in info["names"]]
-                if any(size < 1 for shape in shapes for size in shape) or not "".join(names).isprintable():
-                    raise ValueError(names, shapes)
-                layout[f"{prefix}{flat}"] = list(zip(names, shapes, strict=True))
+                shapes = [_shape(shape) for shape in info["shapes"]]
+                names = [prefix + _name(name) for name in info["names"]]
+                layout[prefix + _name(flat)] = list(zip(names, shapes, strict=True))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: shard_metadata is not as fairscale writes it ({error!r}); fetch it again") from error
+        raise UserError(
+            f"{path}: shard_metadata is not as fairscale writes it ({type(error).__name__}: {reason(error)}); fetch it "
+            "again"
+        ) from error
     return layout
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"a {type(value).__name__} in the place of a name")
+    return value
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, tuple | list) or not all(type(size) is int and 0 < size < LARGEST for size in sizes):
+        raise ValueError("a shape without sizes")
+    return tuple(sizes[:MOST_DIMENSIONS])
 
 
 def _fields(value: Any) -> dict[Any, Any]:
@@ -96,6 +113,11 @@ def _settings(top: dict[Any, Any], path: Path) -> dict[str, int]:
     stated = _fields(top.get("args")) | _fields(_leaf(_fields(top.get("cfg")).get("model")))
     activation = _leaf(stated.get("activation_fn", ACTIVATION))
     if activation != ACTIVATION:
-        raise UserError(f"{path} says activation_fn = {activation!r}; only models with {ACTIVATION!r} can be converted")
+        found = reprlib.repr(activation)  # which may nest without end
+        raise UserError(f"{path} says activation_fn = {found}; only models with {ACTIVATION!r} can be converted")
     values = {ours: _leaf(stated.get(theirs)) for theirs, ours in SETTINGS.items()}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int) and value >= 0}
+    known = {name: value for name, value in values.items() if isinstance(value, bool | int) and value >= 0}
+    for name, value in known.items():
+        if value > MAX_LAYERS if name == "num_hidden_layers" else value > MAX_SIZE:
+            raise UserError(f"{path} states a {name} beyond that of any model; fetch it again")
+    return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,25 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_an_engine_of_a_version_without_checksums_is_opened(tmp_path: Path) -> None:
     write_engine(tmp_path, files={}, samples={})
     check_rank(tmp_path, read_engine_config(tmp_path), 0)
+
+
+@pytest.mark.parametrize("name", ["../opt_trt_0.so", "/tmp/opt_trt_0.so", "code/opt_trt_0.so"])
+def test_a_library_outside_of_the_engine_is_refused(tmp_path: Path, name: str) -> None:
+    write_engine(tmp_path, plugin_library=name)
+    with pytest.raises(UserError, match=f"names {name}, which is no file of its directory"):
+        read_engine_config(tmp_path)
+
+
+def test_a_library_that_was_not_recorded_is_refused(tmp_path: Path) -> None:
+    config = write_engine(tmp_path)
+    (tmp_path / "other.so").write_bytes(b"code")
+    write_engine(tmp_path, plugin_library="other.so", files=config.files)
+    with pytest.raises(UserError, match=r"other\.so is not as it was built"):
+        check_rank(tmp_path, read_engine_config(tmp_path), 0)
+
+
+def test_a_program_of_a_tebibyte_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    write_engine(tmp_path)
+    os.truncate(tmp_path / "rank0.engine", 1 << 40)
+    with pytest.raises(UserError, match=r"rank0\.engine is not as it was built"):
+        check_rank(tmp_path, read_engine_config(tmp_path), 0)

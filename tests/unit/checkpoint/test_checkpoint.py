@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from opt_trt.checkpoint.reader import Checkpoint, read_config, write_config
 from opt_trt.checkpoint.spec import tensor_spec
-from opt_trt.checkpoint.writer import TensorSpec, write_rank
+from opt_trt.checkpoint.writer import TensorSpec, rank_metadata, write_rank
 from opt_trt.errors import UserError
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.mapping import Mapping
@@ -195,3 +196,49 @@ def test_the_second_of_two_ranks_is_read_from_its_file(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, rank=1)
     assert all(tensor.eq(1).all() for _, tensor in checkpoint.tensors())
     assert checkpoint.tensor("lm_head.weight").shape == (5, 8)
+
+
+def two_ranks(directory: Path) -> Path:
+    config = replace(CONFIG, mapping=Mapping(2, tp_size=2))
+    write_config(directory, config)
+    for rank in range(2):
+        spec = tensor_spec(config, rank)
+        values = ((name, torch.zeros(s.shape, dtype=s.dtype)) for name, s in spec.items())
+        write_rank(directory / f"rank{rank}.safetensors", spec, values, rank_metadata(rank))
+    return directory
+
+
+def test_rank_files_that_were_swapped_or_copied_are_named(tmp_path: Path) -> None:
+    """Their names and shapes are the same, so only the metadata tell. TensorRT-LLM's files have no such metadata."""
+    files = [two_ranks(tmp_path) / f"rank{rank}.safetensors" for rank in range(2)]
+    assert [Checkpoint(tmp_path, rank).path for rank in range(2)] == files
+    files[0].rename(tmp_path / "x")
+    files[1].rename(files[0])
+    (tmp_path / "x").rename(files[1])
+    for rank in range(2):
+        with pytest.raises(UserError, match=rf"rank{rank}\.safetensors holds the tensors of rank {1 - rank}"):
+            Checkpoint(tmp_path, rank)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"mapping": {"world_size": 1, "tp_size": None, "pp_size": 1}}, ""),
+        ({"mapping": {"world_size": 10**9, "tp_size": 10**9}}, "must be at most 1024"),
+        ({"norm_epsilon": float("nan")}, "is not readable JSON (NaN is no number)"),
+        ({"norm_epsilon": 1e308}, "norm_epsilon must be from 0 to 1"),
+        ({"norm_epsilon": -1}, "norm_epsilon must be from 0 to 1"),
+        ({"hidden_size": 10**400, "num_attention_heads": 10**400}, "must be below 2**31"),
+        ({"bos_token_id": 10**30}, "bos_token_id must be below 2**31"),
+    ],
+)
+def test_numbers_beyond_those_of_any_model_are_named(tmp_path: Path, values: Any, says: str) -> None:
+    path = write(tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    assert says in refusal(tmp_path) if says else read_config(tmp_path) == CONFIG
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", bytes(100), (2**20).to_bytes(8, "little") + b"{}"])
+def test_a_header_that_the_file_cannot_hold_is_named(tmp_path: Path, content: bytes) -> None:
+    (write(tmp_path) / "rank0.safetensors").write_bytes(content)
+    assert "is truncated or not safetensors (a header of" in refusal(tmp_path)

@@ -190,7 +190,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         "test_trt_llm": "unit/evaluate/test_summarize.py::test_a_good_engine_passes_with_exit_0",
         "hf_data_type": "unit/evaluate/test_hf_reference.py::test_it_computes_in_the_type_asked_for",
         "dataset_dir": "unit/evaluate/test_dataset.py::test_every_format_gives_the_same_rows",
-        "dataset_cache_dir": "unit/evaluate/test_dataset.py::test_cache_dir_is_where_parquet_is_unpacked",
+        "dataset_cache_dir": "unit/evaluate/test_dataset.py::test_what_an_earlier_run_fetched_serves_without_a_network",
         "batch_size": "unit/evaluate/test_summarize.py::test_all_rows_of_all_batches_are_written_in_order",
         "max_ite": "unit/evaluate/test_summarize.py::test_max_ite_counts_batches",
         "output_len": "unit/evaluate/test_hf_reference.py::test_rows_differ_and_have_the_asked_length",

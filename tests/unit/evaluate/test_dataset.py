@@ -89,15 +89,15 @@ def test_reading_writes_nothing_into_the_users_directory(tmp_path: Path) -> None
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == before
 
 
-def test_cache_dir_is_where_parquet_is_unpacked(tmp_path: Path) -> None:
+def test_parquet_is_read_in_its_place_and_not_unpacked_into_a_cache(tmp_path: Path) -> None:
     source = DatasetSource(write_parquet(tmp_path / "test.parquet"), cache_dir=tmp_path / "mine")
     assert len(list(load_articles(source))) == 6
-    assert list((tmp_path / "mine").rglob("*.arrow"))
+    assert not list((tmp_path / "mine").rglob("*")) and not list((tmp_path / "cache").rglob("*"))
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", [{"article": "a", "summary": "s"}])
-    with pytest.raises(UserError, match=r"rows\.jsonl lacks column highlights"):
+    with pytest.raises(UserError, match=r"rows\.jsonl lacks column highlights \(found article\)"):
         texts(tmp_path / "rows.jsonl")
 
 

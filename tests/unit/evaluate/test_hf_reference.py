@@ -184,3 +184,10 @@ def test_code_in_the_model_directory_does_not_run(model_dir: Path, tmp_path: Pat
     with pytest.raises(UserError, match="transformers cannot load"):
         reference(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((model_dir / "config.json").read_bytes())
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors is a FIFO, expected a regular file"):
+        reference(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +131,44 @@ def test_another_suffix_is_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a prompt file at .*p\.txt"):
         is_text(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize("header", ["{[]: 1}", "{'descr': '<i8'", "{'descr': '<i8', 'fortran_order': False}", "'''"])
+def test_a_damaged_npy_header_is_named(tmp_path: Path, header: str) -> None:
+    text = header.encode().ljust(118) + b"\n"
+    path = tmp_path / "p.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
+    with pytest.raises(UserError, match=r"p\.npy is not a whole \.npy array"):
+        read_ids(path, RULES)
+
+
+def test_rows_without_end_are_refused_soon(tmp_path: Path) -> None:
+    np.lib.format.write_array(path := (tmp_path / "p.npy").open("wb"), np.empty((10**9, 0), "int64"))
+    path.close()
+    with pytest.raises(UserError, match="expected up to 1048576 prompts, found 1000000000"):
+        read_ids(tmp_path / "p.npy", RULES)
+    (tmp_path / "p.csv").write_text("2," * 600_000 + "2\n")
+    with pytest.raises(UserError, match="a row of more than 1048576 characters"):
+        read_ids(tmp_path / "p.csv", RULES)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "npy"])
+def test_pipes_and_sparse_files_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p.{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="is a FIFO, expected a regular file"):
+        is_text(path)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="more than"):
+        read_texts(path) if suffix == "txt" else read_ids(path, RULES)
+
+
+def test_a_pipe_of_the_shell_holds_text() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"one\ntwo\n")
+    os.close(writer)
+    path = Path(f"/dev/fd/{reader}")
+    assert is_text(path) and read_texts(path) == ["one", "two"]
+    os.close(reader)

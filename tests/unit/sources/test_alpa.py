@@ -134,6 +134,8 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     [
         ("(40,)", "(-4,)", "damaged NumPy header"), ("(40,)", "(1.,)", "damaged NumPy header"),
         ("(40,)", "[40,]", "damaged NumPy header"), ("{", "[", "damaged NumPy header"),
+        ("{", "{[]: 1, ", "damaged NumPy header"), ("(40,)", "(True,)", "damaged NumPy header"),
+        ("(40,)", "(1is 2)", "damaged NumPy header"), ("(40,)", "(" + "9" * 50 + ",)", "damaged NumPy header"),
         ("(40,)", "(39,)", "must have 284 bytes, found 288"),
         ("'<f4'", "'<i4'", "holds '<i4'; only floats"), ("'<f4'", "'>f4'", "holds '>f4'; only floats"),
     ],

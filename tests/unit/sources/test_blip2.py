@@ -124,6 +124,14 @@ def test_a_blip2_without_its_language_model_is_named(blip2: Path, tmp_path: Path
     assert "missing: decoder.embed_tokens.weight" in refusal(directory, "blip2")
 
 
+def test_the_names_of_wrappers_are_taken_off(blip2: Path, tmp_path: Path) -> None:
+    wrapped = edited(blip2 / "whole", tmp_path / "wrapped")
+    tensors = load_file(blip2 / "whole" / "model.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, wrapped / "model.safetensors")
+    found = files(wrapped, tmp_path / "found", model_type="blip2")
+    assert found == files(blip2 / "alone", tmp_path / "expected")
+
+
 def test_the_end_tokens_of_the_whole_model_are_those_of_the_inner_one(blip2: Path, tmp_path: Path) -> None:
     directory = edited(blip2 / "whole", tmp_path / "m")
     shutil.copy(blip2 / "whole" / "model.safetensors", directory)

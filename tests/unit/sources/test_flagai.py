@@ -141,3 +141,12 @@ def test_parts_that_do_not_belong_together_are_named(
     parts = flagai_parts(model.tensors, 2)
     damage(parts)
     assert re.search(says, refusal(write(model, tmp_path, parts)))
+
+
+@pytest.mark.parametrize("name", ["transformer.h.0.attn.c_attn.weight", "model.decoder.embed_positions.weight"])
+@pytest.mark.parametrize("config", [True, False])
+def test_a_tensor_without_dimensions_is_named(tmp_path: Path, name: str, config: bool) -> None:
+    directory = write(Model(), tmp_path, [Model().tensors | {name: torch.tensor(1.0)}])
+    if not config:
+        (directory / "config.json").unlink()
+    assert (name if config else "no published OPT") in refusal(directory)

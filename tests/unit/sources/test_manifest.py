@@ -106,3 +106,9 @@ def test_a_conversion_hashes_first_and_says_so(tmp_path: Path, capsys: pytest.Ca
     sums.write_text(f"{md5(model / 'model.safetensors')}  model.safetensors\n")
     convert(config)
     assert capsys.readouterr().out.startswith(f"md5 sums of 1 files match {sums}\n")
+
+
+def test_a_list_with_a_cell_of_any_length_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("shard,md5sum\n" + "a" * 200_000 + ",b\n")
+    with pytest.raises(UserError, match="list cannot be read \\(field larger than field limit"):
+        read_manifest(tmp_path / "list")

@@ -19,7 +19,8 @@ import torch
 
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
-from opt_trt.sources.unpickle import Stub, unpickle
+from opt_trt.sources.stand_ins import Stub
+from opt_trt.sources.unpickle import unpickle
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
 
@@ -172,7 +173,7 @@ def test_a_tensor_cannot_be_moved_after_it_was_made(tmp_path: Path) -> None:
         path = archive(tmp_path / "x.pt", good[: good.rindex(b"s.")] + state + b"bs.")
         with zipfile.ZipFile(path, "a") as file:
             file.writestr("archive/data/0", bytes(16))
-        with pytest.raises(UserError, match=r"x\.pt is damaged .*(__dict__|can't set attribute)"):
+        with pytest.raises(UserError, match=r"x\.pt is damaged .*sets the state of a Tensor"):
             unpickle(path)
     hidden = b"ccollections\nOrderedDict\n)R}(X\x05\x00\x00\x00itemsK\x07X\x03\x00\x00\x00getK\x07ub."
     values = unpickle(archive(tmp_path / "x.pt", hidden))

@@ -201,7 +201,7 @@ def test_whole_tensors_in_shards_are_named(tmp_path: Path, shards: int) -> None:
         ({FC1: torch.zeros(40, dtype=torch.int8)}, f"{FC1} has dtype torch.int8"),
         ({FC1: torch.zeros(0)}, f"{FC1} is of shape [0], expected a tensor with elements"),
         ({FC1: 3.0}, f"{FC1} is a builtins.float, expected a tensor with elements"),
-        ({FC1: torch.zeros(2).expand(20, 2).T}, f"{FC1} in"),
+        ({FC1: torch.zeros(2).expand(20, 2).T}, "a tensor of [2, 20] repeats the 2 elements that are stored"),
         ({"decoder.layers.0.fc2.weight": torch.zeros(40, 16).T}, "is not stored row by row (strides [1, 16])"),
         (
             {"decoder.embed_tokens.weight": None},
@@ -302,6 +302,9 @@ class Metadata(Metaseq):
         [3], 7, [{"fsdp_path": "", "params": None}], [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"]}}}],
         [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"], "shapes": [[2, -3]]}}}],
         [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a", "b"], "shapes": [[2, 3]]}}}],
+        [{"fsdp_path": "", "params": {"flat_param_0": {"names": ["a"], "shapes": [[float("inf")]]}}}],
+        [{"fsdp_path": "", "params": {"flat_param_0": {"names": [("a", "b")], "shapes": [[2]]}}}],
+        [{"fsdp_path": ("a",), "params": {}}],
     ],
 )  # fmt: skip
 def test_metadata_that_is_not_fairscales_is_named(tmp_path: Path, broken: Any) -> None:
@@ -351,9 +354,7 @@ def test_a_compressed_file_and_a_strange_archive_are_named(tmp_path: Path) -> No
     assert "was written on a big-endian machine" in refusal(tmp_path)
 
 
-def test_what_torch_before_1_6_wrote_and_a_git_lfs_pointer_are_named(tmp_path: Path) -> None:
-    torch.save(Model().tensors, tmp_path / "reshard.pt", _use_new_zipfile_serialization=False)
-    assert "reshard.pt was not written by torch.save of torch 1.6 or newer" in refusal(tmp_path)
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     (tmp_path / "reshard.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     assert "a git-lfs pointer" in refusal(tmp_path)
 
@@ -364,3 +365,10 @@ def test_values_that_are_not_finite_are_named_with_their_files(tmp_path: Path) -
     source = open_source(Metaseq(model, parts=2).write(tmp_path))
     with pytest.raises(UserError, match=r"layers\.1\.fc1\.weight in .*part-0\.pt and 1 more of its files holds NaN"):
         dict(canonical_tensors(source, torch.float32))
+
+
+@pytest.mark.parametrize(("key", "value"), [("decoder_layers", 10**9), ("decoder_embed_dim", 10**400)])
+def test_settings_beyond_those_of_any_model_are_named(tmp_path: Path, key: str, value: int) -> None:
+    """The table of names of a billion layers would fill the memory before the shapes are compared."""
+    text = refusal(Metaseq(Model(), **FLAT, stated={key: value}).write(tmp_path))
+    assert "beyond that of any model" in text

@@ -1,0 +1,1 @@
+"""Mutated inputs for every reader: none ends in a traceback, a signal, a hang or a full memory."""
