@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 from opt_trt.errors import UserError, spelled
 
+IDLE = "changes nothing"  # the note of a flag that has no effect on OPT in TensorRT-LLM either
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
 TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
+
+# The headings of the help, in its order. The groups of single commands stand between input and output.
+INPUT, OUTPUT, SAMPLING, BEAMS, KV_CACHE, TENSORRT = (
+    "input", "output", "sampling", "beams", "KV cache and scheduling", "TensorRT engines and GPUs only",
+)  # fmt: skip
+CONVERSION = RANKS, QUANTIZATION = "ranks", "quantization"
+BUILDING = TARGET, LIMITS, LOGITS, KERNELS = "target", "limits", "logits", "kernels and their timings"
+GATE = "accuracy gate"
+OTHER = "other"
+GROUPS = (INPUT, *CONVERSION, *BUILDING, GATE, OUTPUT, SAMPLING, BEAMS, KV_CACHE, OTHER, TENSORRT)
+
+# Other names of types, by which people and other programs call them.
+DTYPE_SPELLINGS = MappingProxyType({
+    "fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16",
+})  # fmt: skip
 
 
 class Logged:
@@ -34,7 +52,9 @@ class Flag:
     repeats: bool = False  # every use of the flag adds a group of values
     bare: str | None = None  # the value when the flag is given without one
     positional: str | None = None  # given without the flag's name; the help prints this word for it
-    group: str | None = None  # its heading in the help
+    group: str = OTHER  # its heading in the help
+    required: str | None = None  # what it gives; a command is refused without it, see `check_required`
+    spellings: Mapping[str, str] = field(default_factory=dict)  # other names of its values
 
 
 @dataclass(frozen=True)
@@ -42,8 +62,8 @@ class Refusal:
     """A flag of TensorRT-LLM that has no effect here: the reason, and the values that are accepted all the same.
 
     `neutral` holds the values, as typed, that ask for what happens anyway. `()` refuses every use, and `("",)` stands
-    for a switch that is always on. `note` is printed when a neutral value is given. `advice` names another way to what
-    the flag asks for.
+    for a switch that is always on. `note` is printed when a neutral value is given, unless that asks to do without.
+    `advice` names another way to what the flag asks for.
     """
 
     reason: str
@@ -52,8 +72,10 @@ class Refusal:
     advice: str | None = None
 
     def check(self, option: str, given: str) -> None:
-        """Raise `UserError` unless `given`, as typed, asks for what happens anyway."""
-        if given not in self.neutral:
+        """Raise `UserError` unless `given`, as typed, asks for what happens anyway; print the note if it has one."""
+        if self.note and given in self.neutral and given != "disable":
+            print(f"{f'{option} {given}'.strip()} {self.note}: {self.reason}", file=sys.stderr)
+        if DTYPE_SPELLINGS.get(given, given) not in self.neutral:
             raise UserError(f"{f'{option} {given}'.strip()} is not supported{self.why(option)}")
 
     def why(self, option: str) -> str:
@@ -61,6 +83,14 @@ class Refusal:
         allowed = " or ".join(f"{option} {v}".strip() for v in self.neutral)
         ways = (self.advice, "drop the flag", f"give {allowed}" if allowed else None)
         return f": {self.reason}; {' or '.join(filter(None, ways))}"
+
+
+def check_required(config: Any) -> None:
+    """Raise `UserError` for a required flag that was not given."""
+    for f in fields(config):
+        described = f.metadata.get("flag")
+        if described is not None and described.required and getattr(config, f.name) is None:
+            raise UserError(f"--{f.name} is required: {described.required}")
 
 
 def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.flags import DTYPE_SPELLINGS, Refusal, flag
 
 SWITCH = ("enable", "disable")
 DTYPES = ("auto", "float16", "float32", "bfloat16")
@@ -43,7 +43,7 @@ class TensorRtOptions:
     )  # fmt: skip
     lookup_plugin: str | None = flag(
         None, "embedding lookup by a plugin; up to 0.11", choices=(*DTYPES, "disable"), bare="auto",
-        aliases=("use_lookup_plugin",), group=GROUP,
+        spellings=DTYPE_SPELLINGS, aliases=("use_lookup_plugin",), group=GROUP,
     )  # fmt: skip
     multiple_profiles: str | None = flag(
         None, "several optimization profiles: slower to build, faster without --gemm_plugin", choices=SWITCH,

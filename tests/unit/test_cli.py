@@ -51,8 +51,9 @@ REFUSALS = [(c, name, refusal) for c in REQUIRED for name, refusal in getattr(c,
 
 @pytest.mark.parametrize(("config", "name", "refusal"), REFUSALS, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_flag_that_cannot_act_is_refused_by_name_with_the_reason(config, name, refusal):
-    with pytest.raises(UserError, match=f"--{name} unheard_of is not supported: "):
-        parse(config, [*REQUIRED[config], f"--{name}", "unheard_of"])
+    option = name if name.startswith("-") else f"--{name}"
+    with pytest.raises(UserError, match=f"^{option} unheard_of is not supported: "):
+        parse(config, [*REQUIRED[config], option, "unheard_of"])
 
 
 @pytest.mark.parametrize(
