@@ -53,7 +53,9 @@ RUNTIME_FLAGS = (
 class TextFlags:
     """The flags for turning text into token ids, and for ids with a special meaning."""
 
-    tokenizer_dir: str | None = flag(None, "directory of the tokenizer; default: --hf_model_dir", group=INPUT)
+    tokenizer_dir: str | None = flag(
+        None, "directory of the tokenizer; default: --hf_model_dir, else the one kept with the engine", group=INPUT
+    )
     hf_model_dir: str | None = flag(None, "directory of the Hugging Face model", aliases=("model_dir",), group=INPUT)
     no_add_special_tokens: bool = flag(False, "do not put </s> before the prompt", group=INPUT)
     max_input_length: int = flag(923, "cut prompts to this many tokens, from the left", group=INPUT)

@@ -14,12 +14,15 @@ import torch
 from opt_trt.checkpoint.packing import check_packable, is_interleaved
 from opt_trt.checkpoint.reader import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
+from opt_trt.checkpoint.tokenizer_files import keep_tokenizer
 from opt_trt.checkpoint.writer import TensorSpec
+from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.program import program_of
 from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
@@ -52,6 +55,7 @@ def convert(config: ConvertConfig) -> None:
     tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty, warnings.append)
     with open_output(output_dir, "convert", _nbytes(specs), config.talks) as (directory, advance):
         write_config(directory, model)
+        keep_tokenizer(model_dir, directory)
         with RankFiles(directory, model, advance, report) as ranks:
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
@@ -173,5 +177,15 @@ def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorS
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (
         f"checkpoint {output_dir}: {count} tensors{ranks}, {size:.3f} GB, {seconds:.1f} s, {size / seconds:.2f} GB/s; "
-        f"next: python build.py --checkpoint_dir {shlex.quote(str(output_dir))} --output_dir engine_outputs{backend}"
+        f"next: {program_of('build')} --checkpoint_dir {shlex.quote(str(output_dir))} "
+        f"--output_dir {shlex.quote(str(_engine_dir(output_dir)))}{backend}"
     )
+
+
+def _engine_dir(checkpoint: Path) -> Path:
+    """Return a name for the engine of a checkpoint: `work/engine` for `work/checkpoint`."""
+    if checkpoint.name == ConvertConfig.output_dir:
+        return checkpoint.with_name(BuildConfig.output_dir)
+    if "checkpoint" in checkpoint.name:
+        return checkpoint.with_name(checkpoint.name.replace("checkpoint", "engine"))
+    return checkpoint.with_name(f"{checkpoint.name}_engine")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from opt_trt.checkpoint.tokenizer_files import FILES, FOLDER, tokenizer_files
 from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
 from opt_trt.config.export_flags import ExportConfig
@@ -25,12 +26,8 @@ from opt_trt.version import __version__
 
 MARKER = "opt_trt_export.json"  # describes the source of the weights; a directory without it is never replaced
 INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja",
-)  # fmt: skip
 Files = dict[str, dict[str, TensorSpec]]  # tensors by file
-OWNED = ("config.json", "generation_config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES)
+OWNED = ("config.json", "generation_config.json", "model*.safetensors", INDEX, *FILES)
 
 
 def export_hf(config: ExportConfig) -> None:
@@ -41,7 +38,7 @@ def export_hf(config: ExportConfig) -> None:
     """
     started = time.perf_counter()
     assert config.checkpoint_dir is not None  # checked by ExportConfig
-    tokenizer = _tokenizer_files(config.tokenizer_dir)
+    tokenizer = _tokenizer_files(config)
     model = WholeModel(config.checkpoint_dir)
     with one_thread():
         files = _write(model, tokenizer, config)
@@ -83,12 +80,13 @@ def shard_files(specs: dict[str, TensorSpec], max_bytes: int) -> Files:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def _tokenizer_files(directory: str | None) -> list[Path]:
-    if directory is None:
-        return []
-    files = [path for name in TOKENIZER_FILES if (path := Path(directory) / name).is_file()]
+def _tokenizer_files(config: ExportConfig) -> list[Path]:
+    """Return the files of the tokenizer given, or of the one kept with the checkpoint, if there is one."""
+    if config.tokenizer_dir is None:
+        return tokenizer_files(Path(str(config.checkpoint_dir)) / FOLDER)
+    files = tokenizer_files(Path(config.tokenizer_dir))
     if not files:
-        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer")
+        raise UserError(f"--tokenizer_dir {config.tokenizer_dir} holds none of {', '.join(FILES)}; give a tokenizer")
     return files
 
 

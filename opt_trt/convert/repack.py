@@ -13,6 +13,7 @@ import torch
 from opt_trt.checkpoint.packing import check_packable
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, check_target_sm, rank_file, read_config
 from opt_trt.checkpoint.spec import check_shards, packed_mode
+from opt_trt.checkpoint.tokenizer_files import keep_tokenizer
 from opt_trt.checkpoint.weight_only import repack_blocks
 from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.repack_flags import RepackConfig
@@ -41,6 +42,7 @@ def repack(config: RepackConfig) -> None:
     total = sum(rank.nbytes for rank in ranks)
     with open_output(output, "repack", total, config.talks) as (temporary, advance):
         _write_config(temporary, directory, config.target_sm)
+        keep_tokenizer(directory, temporary)
         for number, rank in enumerate(ranks):
             tensors = _repacked(rank, mode, config.target_sm, advance)
             write_rank(rank_file(temporary, number), rank.spec, tensors)

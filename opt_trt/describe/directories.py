@@ -73,7 +73,7 @@ def _list_tensorrt(directory: Path, rank: int | None) -> Listing:
 
 
 def _on_disk(directory: Path) -> dict[str, str]:
-    files = [file.stat().st_size for file in directory.iterdir()]
+    files = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
     return {"on disk": f"{size_text(sum(files))} in {len(files)} files"}
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from opt_trt.backends import open_engine
+from opt_trt.checkpoint.tokenizer_files import kept_tokenizer
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.evaluate.dataset import DatasetSource, load_articles
@@ -52,15 +53,19 @@ def summarize(config: SummarizeConfig) -> None:
         say("the accuracy gate passed")
 
 
-def _tokenizer_dir(config: SummarizeConfig) -> str:
-    directory = config.tokenizer_dir or config.hf_model_dir
+def _tokenizer_dir(config: SummarizeConfig) -> Path:
+    given = config.tokenizer_dir or config.hf_model_dir
+    directory = kept_tokenizer(Path(config.engine_dir[0])) if given is None else Path(given)
     if directory is None:
-        raise UserError("summaries are text: give --tokenizer_dir (or --hf_model_dir, whose tokenizer is then used)")
+        raise UserError(
+            f"summaries are text, and {config.engine_dir[0]} keeps no tokenizer: give --tokenizer_dir (or "
+            "--hf_model_dir, whose tokenizer is then used)"
+        )
     return directory
 
 
 def _load_tokenizer(config: SummarizeConfig) -> Tokenizer:
-    return load_tokenizer(Path(_tokenizer_dir(config)), add_special_tokens=not config.no_add_special_tokens)
+    return load_tokenizer(_tokenizer_dir(config), add_special_tokens=not config.no_add_special_tokens)
 
 
 def _load_samples(config: SummarizeConfig, tokenizer: Tokenizer) -> list[Sample]:

@@ -34,9 +34,9 @@ def atomic_directory(
     """Yield an empty temporary directory that becomes `path` when the block ends without an exception.
 
     A directory that is already at `path` is replaced only if it is empty or an earlier result of the same kind: it
-    holds `marker`, names that match `owned` and nothing else. Everything else is refused with `UserError` before the
-    block runs, and so is a target that another process is writing. On any exception, including Ctrl-C, the temporary
-    directory is removed and `path` stays as it was.
+    holds `marker`, names that match `owned` and nothing else. A file in a folder has the name `folder/file`. Everything
+    else is refused with `UserError` before the block runs, and so is a target that another process is writing. On any
+    exception, including Ctrl-C, the temporary directory is removed and `path` stays as it was.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(target, marker, owned)
@@ -99,12 +99,16 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
 
 
 def _names(directory: Path) -> list[str]:
-    """List a directory; list it again if another directory took its place meanwhile, because the old one is emptied."""
+    """List a directory and its folders, as `file` and `folder/file`.
+
+    List it again if another directory took its place meanwhile, because the old one is emptied.
+    """
     while True:
         inode = directory.stat().st_ino
-        names = sorted(entry.name for entry in directory.iterdir())
+        found = [path.relative_to(directory) for path in directory.rglob("*")]
         if directory.stat().st_ino == inode:
-            return names
+            folders = {name.parent for name in found}
+            return sorted(str(name) for name in found if name not in folders)
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from opt_trt.checkpoint.tokenizer_files import kept_tokenizer
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
@@ -74,11 +75,16 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
     """Return the tokenizer if prompts or words are text, or if one is given to print outputs; else None."""
     words = [f"--{name}" for name in ("stop_words", "bad_words") if getattr(config, name)]
     needed_by = ["text prompts"] * reads_text(config) + words
-    directory = config.tokenizer_dir or config.hf_model_dir
+    given = config.tokenizer_dir or config.hf_model_dir
+    directory = None if given is None else Path(given)
+    if needed_by and directory is None:
+        directory = kept_tokenizer(Path(config.engine_dir))
     if needed_by and directory is None:
         raise UserError(
-            f"{' and '.join(needed_by)} need a tokenizer: give --tokenizer_dir (or --hf_model_dir), the directory with "
-            "vocab.json and merges.txt, or token ids with --input_file ids.csv" + " and no words" * bool(words)
+            f"{' and '.join(needed_by)} need a tokenizer, and {config.engine_dir} keeps none: give --tokenizer_dir (or "
+            "--hf_model_dir), the directory with vocab.json and merges.txt, or token ids with --input_file ids.csv"
+            + " and no words"
+            * bool(words)
         )
     if directory is None or not (needed_by or config.prints_outputs()):
         return None

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from opt_trt.checkpoint.tokenizer_files import holds_tokenizer
 from opt_trt.errors import UserError, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the files of one of these groups must exist
 
 
 class Decodes(Protocol):
@@ -61,11 +60,6 @@ class Tokenizer:
         )
         assert isinstance(text, str)
         return text
-
-
-def holds_tokenizer(directory: Path) -> bool:
-    """Return whether the directory has the files of a tokenizer."""
-    return any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES)
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:

@@ -146,3 +146,8 @@ def test_the_examples_of_the_help_can_be_typed(name):
     assert len(config.EXAMPLES) == 2
     for words in config.EXAMPLES:
         parse(config, shlex.split(words))
+
+
+def test_how_to_shard_without_sharding_is_refused():
+    with pytest.raises(UserError, match="--embedding_sharding_dim 1 says how to shard the tables, but --use_parallel_"):
+        parsed(ConvertConfig, "--tp_size 2 --embedding_sharding_dim 1")
