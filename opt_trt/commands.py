@@ -37,7 +37,9 @@ class Command:
     def start(self, config: object, world: World) -> None:
         """Run the command. With several processes, rank 0 runs it, and the others compute their part of engines."""
         if world.size > 1 and not self.runs_engines:
-            raise UserError(f"{self.entry} takes one process, {world.size} were started; run it without mpirun")
+            raise UserError(
+                f"{self.entry} takes one process, {world.size} were started; run it without {world.launcher}"
+            )
         if world.size > 1:
             join_world(world)
         if world.is_leader:
@@ -86,6 +88,8 @@ def usage() -> str:
 def run_command(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit; `argv` defaults to the arguments of the process."""
     command, world = COMMANDS[name], current_world(os.environ)
+    if world.is_claimed and not command.runs_engines:
+        world = World()
     share_cores(world, os.environ)
     run_main(lambda config: command.start(config, world), command.config_class, argv)
 

@@ -26,6 +26,8 @@ from opt_trt.runtime.world import World, current_world
 
 Config = TypeVar("Config")
 
+FORWARDED_SECONDS = 0.2  # a launcher forwards two streams by different ways: what was printed first may arrive last
+
 
 class Terminated(BaseException):
     """The arrival of SIGTERM: it unwinds like Ctrl-C, so that half-written directories are removed."""
@@ -44,7 +46,7 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     world, config = current_world(os.environ), None
-    if not world.is_leader:
+    if not (world.is_leader or world.is_claimed):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     _escape_what_cannot_be_shown()
     try:
@@ -53,7 +55,7 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
         print(end="", flush=True)
     except (UserError, CheckFailed) as error:
         code = EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR
-        _exit(code, _error_text(str(error), config, world))
+        _exit(code, _error_text(str(error), config, world), world.size)
     except (KeyboardInterrupt, Terminated) as stop:
         code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED
         # The launcher ends all of several ranks, and the reason has been printed already.
@@ -65,14 +67,19 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
     sys.exit(0)
 
 
-def _exit(code: int, message: str = "") -> NoReturn:
-    """Print the message and exit. What cannot be written is dropped: Python would exit with another code for it."""
-    for stream, text in ((sys.stderr, message), (sys.stdout, "")):
+def _exit(code: int, message: str = "", num_ranks: int = 1) -> NoReturn:
+    """Print the message behind all output, and exit.
+
+    What cannot be written is dropped: Python would exit with another code for it.
+    """
+    for stream, text in ((sys.stdout, ""), (sys.stderr, message)):
         try:
             if stream is not None:  # it is None if the command was started without this stream
                 print(text, end="", file=stream, flush=True)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if num_ranks > 1:
+            time.sleep(FORWARDED_SECONDS)
     sys.exit(code)
 
 
@@ -89,7 +96,7 @@ def _as_tuples(value: Any) -> Any:
 
 def _error_text(text: str, config: object, world: World) -> str:
     """Return the lines to print for an error; on a following rank, first give the leader time to print them for all."""
-    if not world.is_leader:
+    if not (world.is_leader or world.is_claimed):
         time.sleep(LEADER_FIRST_SECONDS)
         sys.stderr = sys.__stderr__
         return f"error: rank {world.rank}: {text}\n"

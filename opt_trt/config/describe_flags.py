@@ -18,7 +18,7 @@ class DescribeConfig(Logged):
         positional="DIR", group=INPUT,
     )  # fmt: skip
     compare: bool = flag(
-        False, "compare two checkpoints, whatever their ranks and packing; exit 1 if they differ", group=INPUT
+        False, "compare two checkpoints; exit 1 if they differ in more than ranks and packing", group=INPUT
     )
     rank: int | None = flag(None, "list the tensors of this rank only; default: of every rank", group=OUTPUT)
     all: bool = flag(False, "list each layer's tensors; default: a line for equal tensors of all layers", group=OUTPUT)

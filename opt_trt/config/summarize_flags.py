@@ -12,6 +12,7 @@ from opt_trt.config.sampling_options import SamplingOptions, options_of
 from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
+DEFAULT_ROUGE1, DEFAULT_PERPLEXITY = 15.0, 15.0  # upstream's limits
 LIMITS = ("tensorrt_llm_rouge1_threshold", "max_rouge1_drop", "tensorrt_llm_ppl_threshold")
 
 
@@ -46,7 +47,7 @@ class SummarizeConfig(SessionConfig):
     random_seed: int = flag(0, "seed of the order of the articles, and of the tokens drawn", group=SAMPLING)
     check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds", group=GATE)
     tensorrt_llm_rouge1_threshold: tuple[float, ...] = flag(
-        (15.0,),
+        (DEFAULT_ROUGE1,),
         "ROUGE-1 of the engine must be above this; one for all engines or one each",
         nargs="+",
         group=GATE,
@@ -59,7 +60,7 @@ class SummarizeConfig(SessionConfig):
     )
     eval_ppl: bool = flag(False, "also measure perplexity (engine built with --gather_context_logits)", group=OUTPUT)
     tensorrt_llm_ppl_threshold: tuple[float, ...] = flag(
-        (15.0,),
+        (DEFAULT_PERPLEXITY,),
         "perplexity of the engine must be below this; one for all or one each",
         nargs="+",
         group=GATE,

@@ -49,8 +49,8 @@ def summarize(config: SummarizeConfig) -> None:
         _write(config, report)
     if gates is not None:
         engines = [report.scores[name] for name in config.engine_names()]
-        check_gates(gates, engines, report.scores.get("hf"))
-        say("the accuracy gate passed")
+        passed = check_gates(gates, engines, report.scores.get("hf"))
+        say(f"the accuracy gate passed: {passed}")
 
 
 def _tokenizer_dir(config: SummarizeConfig) -> Path:

@@ -23,6 +23,7 @@ from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
 from opt_trt.version import __version__
 from tests._processes import run, run_python, start_python
+from tests.unit._models import Model
 
 REQUIRED = {
     ConvertConfig: ["--model_dir", "m"],
@@ -355,3 +356,27 @@ def test_what_a_terminal_cannot_show_is_escaped_and_nothing_is_lost():
     result = run_python("-c", code, environment={"PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["0", r"caf\xe9 \u2019 \udce9 end"]
+
+
+LEFT = {"WORLD_SIZE": "2", "RANK": "1"}  # as PyTorch's operators set them in every pod
+
+
+@pytest.mark.parametrize("script", [["convert_checkpoint.py"], ["run.py"], ["-m", "opt_trt"]])
+def test_help_and_mistakes_are_printed_whatever_rank_is_in_the_environment(script):
+    assert "usage: " in run_python(*script, "--help", environment=LEFT).stdout
+    result = run_python(*script, "--nonsense", environment=LEFT)
+    assert result.returncode == 2 and result.stderr.startswith("error: ")
+
+
+def test_a_command_of_one_process_runs_whatever_rank_is_in_the_environment(tmp_path):
+    out = tmp_path / "c"
+    result = run_python("convert_checkpoint.py", "--model_dir", Model().write(tmp_path / "m"), "--output_dir", out,
+                        environment=LEFT)  # fmt: skip
+    assert result.returncode == 0 and (out / "rank0.safetensors").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_where_ranks_matter_the_variables_are_named(rank):
+    result = run_python("run.py", "--max_output_len", "1", environment=LEFT | {"RANK": rank})
+    assert result.returncode == 2
+    assert f"error: WORLD_SIZE=2 and RANK={rank} are set, but MPI joined 1: unset WORLD_SIZE RANK" in result.stderr

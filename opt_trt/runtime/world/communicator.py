@@ -175,6 +175,11 @@ def _initialized(world: World) -> Any:
     from mpi4py import MPI  # here, because importing it initializes MPI, which a world of one does not need
 
     found = MPI.COMM_WORLD.Get_size()
+    if found != world.size and world.is_claimed:
+        raise UserError(
+            f"WORLD_SIZE={world.size} and RANK={world.rank} are set, but MPI joined {found}: unset WORLD_SIZE RANK to "
+            f"run one process, or start {world.size} with {sys.prefix}/bin/mpirun -n {world.size}"
+        )
     if found != world.size:
         raise UserError(
             f"{world.launcher} started {world.size} processes, but MPI joined {found}; start them with the mpirun of "
