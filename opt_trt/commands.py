@@ -12,9 +12,11 @@ from typing import NoReturn
 
 from opt_trt.cli import run_main
 from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.cache_flags import CacheConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.config.export_flags import ExportConfig
+from opt_trt.config.flags import Logged
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.summarize_flags import SummarizeConfig
@@ -34,7 +36,7 @@ class Command:
     entry: str
     runs_engines: bool = False  # and so may run on several ranks
 
-    def start(self, config: object, world: World) -> None:
+    def start(self, config: Logged, world: World) -> None:
         """Run the command. With several processes, rank 0 runs it, and the others compute their part of engines."""
         if world.size > 1 and not self.runs_engines:
             raise UserError(
@@ -43,6 +45,8 @@ class Command:
         if world.size > 1:
             join_world(world)
         if world.is_leader:
+            for line in config.idle_flags() if config.talks else ():
+                print(line, file=sys.stderr)
             getattr(import_module(self.module), self.entry)(config)
         else:
             import_module("opt_trt.backends").follow_leader(world)
@@ -61,6 +65,7 @@ COMMANDS = {
     "describe": Command(DescribeConfig, "opt_trt.describe.describe", "describe"),
     "export_hf": Command(ExportConfig, "opt_trt.convert.export_hf", "export_hf"),
     "repack": Command(RepackConfig, "opt_trt.convert.repack", "repack"),
+    "cache": Command(CacheConfig, "opt_trt.describe.cached", "cache"),
 }
 
 
@@ -102,3 +107,4 @@ summarize = partial(run_command, "summarize")
 describe = partial(run_command, "describe")
 export_hf = partial(run_command, "export_hf")
 repack = partial(run_command, "repack")
+cache = partial(run_command, "cache")

@@ -14,6 +14,7 @@ from opt_trt.checkpoint.tokenizer_files import KEPT, keep_tokenizer, kept_tokeni
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
+from opt_trt.host.disk import size_text
 from opt_trt.host.program import program_of
 from opt_trt.model.config import ModelConfig
 
@@ -38,7 +39,7 @@ def build(config: BuildConfig) -> None:
     if not config.talks:
         return
     size = sum(path.stat().st_size for path in out.rglob("*"))
-    print(f"engine {out}: {size / 1e6:.1f} MB, built in {time.perf_counter() - started:.1f} s")
+    print(f"engine {out}: {size_text(size)}, built in {time.perf_counter() - started:.1f} s")
     print(f"next: {_next(out, ranks)}")
 
 

@@ -40,6 +40,10 @@ class Logged:
         """True if the command prints what it did, and shows progress on a terminal."""
         return self.log_level in TALKATIVE
 
+    def idle_flags(self) -> tuple[str, ...]:
+        """Return a line for each flag that was given and has no effect beside the others."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Flag:

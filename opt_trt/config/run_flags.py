@@ -176,6 +176,12 @@ class RunConfig(SessionConfig):
         if self.interactive and clash:
             raise UserError(f"--interactive asks for prompts and prints outputs; drop it or {clash}")
 
+    def idle_flags(self) -> tuple[str, ...]:
+        """See `Logged.idle_flags`."""
+        if self.streaming_interval == type(self).streaming_interval or self.streaming or self.interactive:
+            return ()
+        return (f"--streaming_interval {self.streaming_interval} has no effect without --streaming",)
+
     def prints_outputs(self) -> bool:
         """Return whether outputs are printed: they are unless their ids are written to a file."""
         return self.output_csv is None and self.output_npy is None

@@ -96,11 +96,30 @@ class SummarizeConfig(SessionConfig):
         if self.test_hf and self.hf_model_dir is None:
             raise UserError("--test_hf needs --hf_model_dir: the directory of the Hugging Face model")
         self._check_penalties()
+        self._check_engines()
+        self._check_gate()
+
+    def _check_gate(self) -> None:
+        """Refuse a gate without an engine, and limits that nothing would be compared with."""
         if self.check_accuracy and not self.test_trt_llm:
             raise UserError("--check_accuracy checks the engine: give --test_trt_llm too")
         if self.max_rouge1_drop is not None and not (self.test_hf and self.check_accuracy):
             raise UserError("--max_rouge1_drop compares with Hugging Face: give --test_hf and --check_accuracy too")
-        self._check_engines()
+        for name, needed in (
+            ("tensorrt_llm_rouge1_threshold", "check_accuracy"), ("tensorrt_llm_ppl_threshold", "check_accuracy"),
+            ("tensorrt_llm_ppl_threshold", "eval_ppl"),
+        ):  # fmt: skip
+            if getattr(self, name) != getattr(type(self), name) and not getattr(self, needed):
+                raise UserError(f"--{name} would check nothing: give --{needed} too, or drop it")
+
+    def idle_flags(self) -> tuple[str, ...]:
+        """See `Logged.idle_flags`. NVIDIA's own command lines have such flags, so that they are not refused."""
+        lines = []
+        if self.hf_data_type != type(self).hf_data_type and not self.test_hf:
+            lines.append(f"--hf_data_type {self.hf_data_type} has no effect without --test_hf")
+        if self.engine_dir != type(self).engine_dir and not self.test_trt_llm:
+            lines.append(f"--engine_dir {' '.join(self.engine_dir)} is not measured without --test_trt_llm")
+        return tuple(lines)
 
     def engine_names(self) -> tuple[str, ...]:
         """Return the engines' names in table and files: `engine` for one, their directories' names for several."""

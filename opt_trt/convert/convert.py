@@ -22,6 +22,7 @@ from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.disk import size_text
 from opt_trt.host.program import program_of
 from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
@@ -173,10 +174,11 @@ def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
     """Return one line: the written files, and the command that builds them (the embedded backend has ReLU only)."""
     backend = "" if model.hidden_act == ENGINE_ACTIVATION else " --backend tensorrt_llm"
-    size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
+    size, count = _nbytes(specs), sum(map(len, specs))
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (
-        f"checkpoint {output_dir}: {count} tensors{ranks}, {size:.3f} GB, {seconds:.1f} s, {size / seconds:.2f} GB/s; "
+        f"checkpoint {output_dir}: {count} tensors{ranks}, {size_text(size)}, {seconds:.1f} s, "
+        f"{size_text(round(size / seconds))}/s; "
         f"next: {program_of('build')} --checkpoint_dir {shlex.quote(str(output_dir))} "
         f"--output_dir {shlex.quote(str(_engine_dir(output_dir)))}{backend}"
     )

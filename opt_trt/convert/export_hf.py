@@ -19,6 +19,7 @@ from opt_trt.config.export_flags import ExportConfig
 from opt_trt.convert.hf_model import source_config, source_specs, source_tensors
 from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
+from opt_trt.host.disk import size_text
 from opt_trt.host.workers import one_thread
 from opt_trt.sources.hf_config import TOKENS, hf_config_values
 from opt_trt.sources.opt import OptConfig
@@ -125,11 +126,11 @@ def _counted(
 def _summary(config: ExportConfig, model: WholeModel, files: dict[str, dict[str, TensorSpec]], seconds: float) -> str:
     """Return one line: the number of tensors, their size, and the dtype of their values."""
     specs = [spec for part in files.values() for spec in part.values()]
-    size, algorithm = sum(spec.nbytes for spec in specs) / 1e9, model.config.quant_algo
+    size, algorithm = sum(spec.nbytes for spec in specs), model.config.quant_algo
     values = f"{algorithm} dequantized to {model.config.dtype}" if algorithm else model.config.dtype
     if model.config.defer_quantization:
         values = f"{model.config.dtype}, as stored for {algorithm}"
     return (
         f"Hugging Face model {config.output_dir}: {len(specs)} tensors in {len(files)} "
-        f"{'files' if len(files) > 1 else 'file'}, {size:.3f} GB, {values}, {seconds:.1f} s"
+        f"{'files' if len(files) > 1 else 'file'}, {size_text(size)}, {values}, {seconds:.1f} s"
     )

@@ -19,6 +19,7 @@ from opt_trt.checkpoint.writer import write_rank
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
+from opt_trt.host.disk import size_text
 from opt_trt.host.json_file import read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
@@ -48,7 +49,7 @@ def repack(config: RepackConfig) -> None:
             write_rank(rank_file(temporary, number), rank.spec, tensors)
     if config.talks:
         print(
-            f"checkpoint {output}: packed for SM {config.target_sm} (was {model.target_sm}), {total / 1e9:.3f} GB in "
+            f"checkpoint {output}: packed for SM {config.target_sm} (was {model.target_sm}), {size_text(total)} in "
             f"{len(ranks)} {'rank' if len(ranks) == 1 else 'ranks'}, {time.perf_counter() - started:.1f} s"
         )
 

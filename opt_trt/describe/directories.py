@@ -14,8 +14,8 @@ from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, read_config
 from opt_trt.checkpoint.spec import packed_mode
 from opt_trt.describe.headers import engine_header, model_header, source_header, tensorrt_header
 from opt_trt.describe.listing import Group, ListedTensor, Listing, blocks_of, dtype_name
-from opt_trt.describe.table import size_text
 from opt_trt.errors import UserError
+from opt_trt.host.disk import size_text
 from opt_trt.host.json_file import read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear

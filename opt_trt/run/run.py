@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     job = Job(session, requests, printing if config.prints_outputs() else None, config.num_shown_beams)
     outputs = _stream(job) if config.streaming else _generate(job)
     write_outputs(config, requests, outputs, session.spec.end_id)
+    if config.talks and config.targets():
+        written = [target for target in config.targets() if Path(target).exists()]
+        print(f"wrote {' and '.join(written)}", file=sys.stderr)
     if config.run_profiling:
         print(time_generations(session, requests))
 

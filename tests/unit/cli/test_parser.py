@@ -15,6 +15,7 @@ from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
+from tests._processes import run_python
 
 NEEDED = {
     ConvertConfig: "--model_dir m", BuildConfig: "--checkpoint_dir c", RunConfig: "--max_output_len 5",
@@ -146,6 +147,40 @@ def test_the_examples_of_the_help_can_be_typed(name):
     assert len(config.EXAMPLES) == 2
     for words in config.EXAMPLES:
         parse(config, shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        ("--tensorrt_llm_rouge1_threshold 80", "check_accuracy"),
+        ("--tensorrt_llm_ppl_threshold 9 --check_accuracy", "eval_ppl"),
+        ("--tensorrt_llm_ppl_threshold 9 --eval_ppl", "check_accuracy"),
+    ],
+)
+def test_a_limit_that_would_check_nothing_is_refused(words, needed):
+    with pytest.raises(UserError, match=f"^{words.split()[0]} would check nothing: give --{needed} too, or drop it$"):
+        parsed(SummarizeConfig, words)
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "lines"),
+    [
+        (RunConfig, "--streaming_interval 2", ("--streaming_interval 2 has no effect without --streaming",)),
+        (RunConfig, "--streaming_interval 2 --streaming", ()),
+        (SummarizeConfig, "--data_type fp32", ("--hf_data_type fp32 has no effect without --test_hf",)),
+        (SummarizeConfig, "--data_type fp32 --test_hf --hf_model_dir m", ()),
+        (ConvertConfig, "", ()),
+    ],
+)
+def test_a_flag_without_effect_is_named(config, words, lines):
+    assert parsed(config, words).idle_flags() == lines
+
+
+def test_such_flags_are_named_on_stderr_before_the_command_runs():
+    result = run_python("run.py", "--max_output_len", "1", "--streaming_interval", "2", "--engine_dir", "none")
+    assert result.stderr.splitlines()[0] == "--streaming_interval 2 has no effect without --streaming"
+    quiet = run_python("run.py", "--max_output_len", "1", "--streaming_interval", "2", "--log_level", "error")
+    assert len(quiet.stderr.splitlines()) == 1
 
 
 def test_how_to_shard_without_sharding_is_refused():

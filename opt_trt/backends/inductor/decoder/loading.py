@@ -19,6 +19,7 @@ from opt_trt.errors import UserError
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import stage_programs
+from opt_trt.host.disk import size_text
 
 PlaceWeight = Callable[[torch.Tensor], torch.Tensor]  # a stored weight → the weight where programs read it
 
@@ -113,7 +114,7 @@ def _load(package: str, name: str, mtime_ns: int, inode: int) -> AOTIModelPackag
         free = shutil.disk_usage(tempfile.gettempdir()).free
         raise UserError(
             f"{package} cannot be loaded ({str(error).splitlines()[0]}); it unpacks to {tempfile.gettempdir()}, "
-            f"which has {free / 2**20:.0f} MiB free: free space there, or build the engine again"
+            f"which has {size_text(free)} free: free space there, or build the engine again"
         ) from error
 
 
