@@ -22,6 +22,7 @@ from opt_trt.errors import (
     CheckFailed,
     UserError,
 )
+from opt_trt.host.extras import is_needed, missing_package
 from opt_trt.runtime.world import World, current_world
 
 Config = TypeVar("Config")
@@ -60,6 +61,10 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
         code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED
         # The launcher ends all of several ranks, and the reason has been printed already.
         _exit(code, "interrupted; nothing half-written was left\n" * (world.size == 1))
+    except ModuleNotFoundError as error:
+        if not is_needed(error):
+            raise
+        _exit(EXIT_USER_ERROR, _error_text(str(missing_package(error)), config, world), world.size)
     except BrokenPipeError:
         _exit(EXIT_UNREAD)
     except OSError as error:

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets.exceptions import DatasetsError
-
 from opt_trt.errors import UserError
+from opt_trt.host.extras import missing_extra
 from opt_trt.host.progress import quiet_unless_terminal
+
+try:
+    import datasets
+    from datasets.exceptions import DatasetsError
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "eval") from error
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
 # Directories below --dataset_dir in which upstream looks for the dataset, and --dataset_dir itself.

@@ -7,11 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.scoring import BootstrapAggregator
 from tqdm import tqdm
 
 from opt_trt.errors import UserError
+from opt_trt.host.extras import missing_extra
+
+try:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import BootstrapAggregator
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "eval") from error
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 METRIC_SEED = 0

@@ -64,7 +64,7 @@ THIRD_PARTY = {
 
 INSTANT = (
     "__init__", "__main__", "version", "errors", "host.atomic", "host.cache", "host.disk", "host.json_file",
-    "host.program", "model.config", "model.mapping", "config", "cli", "commands",
+    "host.program", "host.extras", "model.config", "model.mapping", "config", "cli", "commands",
 )  # fmt: skip
 
 
