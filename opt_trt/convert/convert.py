@@ -33,6 +33,8 @@ from opt_trt.sources.canonical import canonical_tensors
 from opt_trt.sources.manifest import check_md5
 from opt_trt.sources.opt import OptConfig, Source
 
+HUB = "models--"  # begins the directories of Hugging Face's cache: models--facebook--opt-125m
+NAMELESS = ("model", "models", "hf", "hf_model", "original", "source", "weights")
 DEFAULT_CAPABILITY = 8, 0  # the GPU to pack for if no GPU is visible
 
 
@@ -161,7 +163,7 @@ def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
 def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
     """Return the description of the conversion for its report."""
     return {
-        "model": Path(os.path.realpath(model_dir)).name,
+        "model": model_name(Path(os.path.realpath(model_dir))),
         "quant_algo": model.quant_algo,
         "dtype": model.dtype,
         "tp_size": model.mapping.tp_size,
@@ -169,6 +171,14 @@ def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
         "target_sm": model.target_sm,
         "defer_quantization": model.defer_quantization,
     }
+
+
+def model_name(directory: Path) -> str:
+    """Return what people call the model in a directory, also in a cache of the hub and in folders like `model`."""
+    hub = next((part for part in reversed(directory.parts) if part.startswith(HUB)), None)
+    if hub is not None:
+        return hub.removeprefix(HUB).replace("--", "/")
+    return directory.parent.name if directory.name.lower() in NAMELESS and directory.parent.name else directory.name
 
 
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
