@@ -8,6 +8,7 @@ from typing import Any
 
 from opt_trt.config.convert_flags import PRECISIONS
 from opt_trt.config.scheduling import Scheduling
+from opt_trt.config.suggestions import did_you_mean
 from opt_trt.errors import UserError
 from opt_trt.model.config import DTYPES
 
@@ -71,6 +72,7 @@ def llm_options(given: Mapping[str, Any]) -> LlmOptions:
     known = [f.name for f in fields(LlmOptions)]
     for name in given:
         if name not in known:
-            hint = f"it is called {RENAMED[name]} here" if name in RENAMED else f"known are {', '.join(known)}"
+            hint = f"it is called {RENAMED[name]} here" if name in RENAMED else did_you_mean(name, known)
+            hint = hint or f"known are {', '.join(known)}"
             raise UserError(f"LLM has no option {name}; {hint}")
     return LlmOptions(**given)
