@@ -19,6 +19,7 @@ from opt_trt.config.export_flags import ExportConfig
 from opt_trt.config.flags import Logged
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.config.run_flags import RunConfig
+from opt_trt.config.suggestions import did_you_mean
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.runtime.world import World, current_world
@@ -72,15 +73,16 @@ COMMANDS = {
 def main() -> NoReturn:
     """Run `python -m opt_trt COMMAND` and exit."""
     name, argv = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
-    if name in COMMANDS:
-        run_command(name, argv)
+    if (command := name.replace("-", "_")) in COMMANDS:
+        run_command(command, argv)
     run_main(lambda config: _answer(name), NoFlags, [])
 
 
 def _answer(name: str) -> None:
     """Print what was asked instead of a command; `UserError` if it is unknown."""
     if name not in ("--help", "-h", "--version"):
-        raise UserError(f"expected a command, found {name!r}; known are {', '.join(COMMANDS)}")
+        hint = did_you_mean(name, COMMANDS) or f"known are {', '.join(COMMANDS)}"
+        raise UserError(f"expected a command, found {name!r}; {hint}")
     print(f"opt_trt {__version__}" if name == "--version" else usage())
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -89,7 +89,7 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
             f"{target} is a mount point or the current directory, which cannot be replaced as a whole; "
             "give a directory inside it"
         )
-    names = _names(target)
+    names = _names(target, {pattern.partition("/")[0] for pattern in owned if "/" in pattern})
     foreign = [name for name in names if name != marker and not any(fnmatch(name, pattern) for pattern in owned)]
     if names and (foreign or marker not in names or names == [marker]):
         raise UserError(
@@ -98,17 +98,21 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
         )
 
 
-def _names(directory: Path) -> list[str]:
-    """List a directory and its folders, as `file` and `folder/file`.
+def _names(directory: Path, folders: Set[str]) -> list[str]:
+    """List a directory, and as `folder/file` the `folders` in it.
 
     List it again if another directory took its place meanwhile, because the old one is emptied.
     """
     while True:
         inode = directory.stat().st_ino
-        found = [path.relative_to(directory) for path in directory.rglob("*")]
+        found = {entry.name: entry for entry in directory.iterdir()}
+        inside = {f"{name}/{path.name}" for name in folders & found.keys() for path in _entries(found[name])}
         if directory.stat().st_ino == inode:
-            folders = {name.parent for name in found}
-            return sorted(str(name) for name in found if name not in folders)
+            return sorted((found.keys() - folders) | inside)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else [folder]
 
 
 def _make_parents(parent: Path) -> list[Path]:

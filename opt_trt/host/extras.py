@@ -11,11 +11,12 @@ NEEDED = ("torch", "numpy", "safetensors", "transformers", "tqdm")  # by every c
 
 def missing_extra(error: ImportError | RuntimeError, extra: str) -> UserError:
     """Return the error for a package that only some commands need, which `extra` of opt_trt installs."""
-    name = (getattr(error, "name", None) or "").partition(".")[0]
-    found = (
-        f"the package {name}, which is not installed" if isinstance(error, ModuleNotFoundError) else f"more ({error})"
-    )
-    return UserError(f"this command needs {found}: pip install 'opt_trt[{extra}]'")
+    if isinstance(error, ModuleNotFoundError):
+        name = (error.name or "").partition(".")[0]
+        return UserError(
+            f"this command needs the package {name}, which is not installed: pip install 'opt_trt[{extra}]'"
+        )
+    return UserError(f"this command needs a library that cannot be loaded ({error}): pip install 'opt_trt[{extra}]'")
 
 
 def is_needed(error: ModuleNotFoundError) -> bool:

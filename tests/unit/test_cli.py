@@ -336,6 +336,8 @@ def test_a_command_started_without_an_output_works():
         ("--version", 0, f"opt_trt {__version__}\n", ""),
         ("nope", 2, "", "error: expected a command, found 'nope'; known are convert, "),
         ("run --nonsense", 2, "", "error: unrecognized arguments: --nonsense; python -m opt_trt run --help lists "),
+        ("sumarize", 2, "", "error: expected a command, found 'sumarize'; did you mean summarize?\n"),
+        ("export-hf", 2, "", "error: --checkpoint_dir is required"),
         ("nope 2>&-", 2, "", ""),  # nothing is printed to the other output instead
         ("--version >/dev/full", 2, "", "error: No space left on device"),
     ],

@@ -60,7 +60,7 @@ def test_files_that_are_not_of_a_tokenizer_are_never_replaced(model: Path, tmp_p
     mine = converted(model, tmp_path / "c") / "tokenizer" / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
-    with pytest.raises(UserError, match=f"not an earlier output of this command .found tokenizer/{name}"):
+    with pytest.raises(UserError, match=r"not an earlier output of this command .found tokenizer/(notes.txt|old)"):
         converted(model, tmp_path / "c")
     assert mine.read_text() == "mine"
 
