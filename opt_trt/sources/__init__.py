@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from opt_trt.errors import UserError, spelled
 from opt_trt.sources import alpa, blip2, flagai, hf, metaseq
 from opt_trt.sources.listed import ListedSource
 
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # facebook/opt-125m
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], ListedSource]]] = {  # format: (recognizes, opens)
     "metaseq (.pt files)": (metaseq.recognizes, metaseq.open_source),
     "FlagAI (pytorch_model_00.bin and its siblings)": (flagai.recognizes, flagai.open_source),
@@ -22,6 +24,11 @@ def recognize(directory: Path) -> Callable[[Path], ListedSource] | None:
     return next((opens for recognizes, opens in SOURCES.values() if recognizes(directory)), None)
 
 
+def how_to_fetch(name: Path) -> str:
+    """Return the command that fetches a model, for the end of an error; nothing for what is no name on the hub."""
+    return f": hf download {name} --local-dir {name.name}" if HUB_NAME.fullmatch(str(name)) else ""
+
+
 def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
     """Open an original checkpoint of any known format; `UserError` says what is wrong with it.
 
@@ -30,6 +37,7 @@ def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
     if not model_dir.is_dir():
         raise UserError(
             f"{spelled('model_dir')} {model_dir} is not a directory; give a local copy of the model, hubs are not read"
+            + how_to_fetch(model_dir)
         )
     if model_type == "blip2":
         return blip2.open_source(model_dir)

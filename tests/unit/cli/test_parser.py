@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
+from opt_trt.sources import open_source
 from tests._processes import run_python
 
 NEEDED = {
@@ -186,3 +188,13 @@ def test_such_flags_are_named_on_stderr_before_the_command_runs():
 def test_how_to_shard_without_sharding_is_refused():
     with pytest.raises(UserError, match="--embedding_sharding_dim 1 says how to shard the tables, but --use_parallel_"):
         parsed(ConvertConfig, "--tp_size 2 --embedding_sharding_dim 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("facebook/opt-125m", ", hubs are not read: hf download facebook/opt-125m --local-dir opt-125m"),
+     ("/none/such/model", ", hubs are not read"), ("opt-125m", ", hubs are not read")],
+)  # fmt: skip
+def test_a_name_on_the_hub_comes_with_the_command_that_fetches_it(name, end):
+    with pytest.raises(UserError, match=f"is not a directory; give a local copy of the model{re.escape(end)}$"):
+        open_source(Path(name))
