@@ -21,7 +21,7 @@ def missing_extra(error: ImportError | RuntimeError, extra: str) -> UserError:
 
 def is_needed(error: ModuleNotFoundError) -> bool:
     """Return whether a package that every command needs is missing."""
-    return (error.name or "").partition(".")[0] in NEEDED
+    return error.name in NEEDED
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError:
