@@ -1,5 +1,6 @@
 # `make demo`, `make demo-tp` and `make test` need python3 (3.11 or newer), g++ and make; they install the rest into .venv.
 # `make nightly` is `make test` with the slow tests.
+# `make gpu` runs, in under eight minutes and without a network, all that a GPU can prove; it installs nothing.
 # `make docs` writes what is printed from the code: docs/cli.md, docs/api.md, docs/rooms.svg, the layers in docs/design.md.
 # `make test-trtllm` installs into .venv-trtllm, with the versions that tensorrt_llm pins.
 
@@ -10,7 +11,7 @@ WORKERS ?= 2
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TRTLLM := .venv-trtllm
 
-.PHONY: demo demo-tp docs check test nightly test-trtllm setup clean
+.PHONY: demo demo-tp docs check test nightly gpu test-trtllm setup clean
 
 demo: $(VENV)/demo.ready
 	PYTHON=$(CURDIR)/$(PY) bash examples/demo/demo.sh
@@ -26,6 +27,9 @@ test: check
 
 nightly: check
 	timeout --foreground 6h $(PYTEST) -m "slow or not slow" tests
+
+gpu:
+	$(or $(wildcard $(PY)),$(PYTHON)) benchmarks/gpu_day.py
 
 check: $(VENV)/test.ready
 	$(PY) -m ruff format --check .
@@ -49,8 +53,8 @@ $(VENV)/demo.ready: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/test.ready: requirements-dev.txt $(VENV)/demo.ready
-	$(PY) -m pip install --quiet -r requirements-dev.txt
+$(VENV)/test.ready: requirements-dev.txt requirements-tensorrt.txt $(VENV)/demo.ready
+	$(PY) -m pip install --quiet -r requirements-dev.txt -r requirements-tensorrt.txt
 	@touch $@
 
 setup: $(VENV)/test.ready

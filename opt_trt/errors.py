@@ -51,6 +51,10 @@ class UserError(Exception):
         """Return the text with its options as `spell` names them."""
         return SPELLED.sub(lambda option: spell(option[1]), self.text)
 
+    def as_spelled(self, spell: Callable[[str], str]) -> UserError:
+        """Return the same error with its options as `spell` names them."""
+        return UserError(self.render(spell))
+
 
 class CheckFailed(Exception):
     """A check that the user requested did not hold (an accuracy gate): one line, exit code 1."""

@@ -119,8 +119,11 @@ class ReferenceOps:
         visible, written = _visibility(step, block_tokens, q.shape[0])
         scores = (q * head_size**-0.5).transpose(0, 1) @ keys.transpose(1, 2)  # [H, T, S * B * P]
         weights = torch.where(visible, scores, -torch.inf).softmax(-1)
-        values = torch.where(written[:, None], values, 0.0)  # unwritten memory may hold NaN, and 0 * NaN is NaN
-        return (weights @ values).transpose(0, 1).flatten(1)
+        # Unwritten memory and sequences that overflowed may hold NaN, and 0 * NaN is NaN in the sums of all others.
+        finite = values.isfinite().all(-1).all(0)  # [S * B * P]
+        y = (weights @ torch.where((written & finite)[:, None], values, 0.0)).transpose(0, 1).flatten(1)
+        overflowed = (visible & (written & ~finite)).any(-1, keepdim=True)  # [T, 1]
+        return torch.where(overflowed, torch.nan, y)
 
     def embedding(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """See `Ops.embedding`."""

@@ -84,12 +84,19 @@ class DecoderSpec:
     max_num_tokens: int
     gather_context_logits: bool
     gather_generation_logits: bool
-    end_id: int
+    end_id: int  # the model's end token, which fills rows
     pad_id: int
     device: str = "cpu"  # where the decoder computes and its KV cache lies: "cpu" or "cuda"
     sharers: int | None = None  # the number of ranks that share the device's memory; None: all ranks of this host
     draws: bool = False  # whether it takes `StepInputs.draws`
+    block_option: str = "tokens_per_block"  # the build option by which blocks become smaller
     begins_early: bool = False  # whether it begins steps early, if sequences have the blocks for them
+    end_token_ids: tuple[int, ...] | None = None  # tokens that end an output; None: `end_id` alone
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end an output unless a request says otherwise; without any, only its length does."""
+        return (self.end_id,) if self.end_token_ids is None else self.end_token_ids
 
     def kv_block_bytes(self) -> int:
         """Return the bytes of one block over all layers, keys and values."""
@@ -104,7 +111,10 @@ class DecoderSpec:
 class Decoder(Protocol):
     """A forward pass that is ready to run; it owns weights and programs, but not the KV cache."""
 
-    spec: DecoderSpec
+    @property
+    def spec(self) -> DecoderSpec:
+        """The facts that a session needs."""
+        ...
 
     def step(self, inputs: StepInputs, kv_cache: Sequence[torch.Tensor]) -> StepOutputs:
         """Append the step's keys and values to `kv_cache` (one tensor per layer) and return the requested outputs."""

@@ -12,7 +12,6 @@ import opt_trt
 from docs.generate.comments import field_comments
 from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt.api.tensors import TensorOptions
-from opt_trt.config.llm_options import LlmOptions
 from opt_trt.config.session_flags import SessionConfig
 
 EXAMPLE = """
@@ -41,10 +40,13 @@ INTRODUCTION = """
 The names are those that users of vLLM and of TensorRT-LLM's `LLM` know. Engines are made on first use and kept in
 `~/.cache/opt_trt/engines`. Any number of threads and tasks may use one `LLM` at once.
 """
-OPTIONS = {"__init__": LlmOptions, "generate_ids": TensorOptions}  # the class that `**options` of a method stand for
+OPTIONS = {"generate_ids": TensorOptions}  # the class that `**options` of a method stand for
 RENAMED = {"min_new_tokens": "min_length"}  # fields whose flag, which explains them, has another name
 STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-ORDER = ("LLM", "SamplingParams", "RequestOutput", "CompletionOutput", "Logprob", "UserError")
+ORDER = (
+    "LLM", "LlmOptions", "SamplingParams", "RequestOutput", "CompletionOutput", "Logprob", "RequestMetrics",
+    "PendingOutput", "UserError",
+)  # fmt: skip
 
 
 def api_page() -> str:
@@ -66,7 +68,9 @@ def _section(name: str, described: type) -> str:
     title, explained = f"## {name}\n", _docstring(described)
     if described is opt_trt.LLM:
         signature = _signature(name, vars(described)["__init__"])
-        parts = (title, signature, *explained, *_options("__init__"), *_methods(name, described))
+        parts = (title, signature, *explained, *_properties(described), *_methods(name, described))
+    elif described is opt_trt.PendingOutput:
+        parts = (title, *explained, *_properties(described), *_methods(name, described))
     elif is_dataclass(described):
         parts = (title, *explained, field_table(described), *_properties(described))
     else:
@@ -117,7 +121,7 @@ def _methods(name: str, described: type) -> Iterator[str]:
 def _properties(described: type) -> Iterator[str]:
     """Yield the properties of an output class; those of classes that users fill in are for internal use."""
     for name, value in vars(described).items():
-        if isinstance(value, property) and described is opt_trt.RequestOutput:
+        if isinstance(value, property) and described in (opt_trt.RequestOutput, opt_trt.LLM, opt_trt.PendingOutput):
             yield paragraph(f"{code('.' + name)} (property): {inspect.getdoc(value)}")
 
 

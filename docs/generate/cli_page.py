@@ -13,6 +13,7 @@ from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt import cli
 from opt_trt.commands import COMMANDS
 from opt_trt.config import runtime_flags
+from opt_trt.config.backend_answers import ANSWERS, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.flags import Refusal
 from opt_trt.config.tensorrt_flags import TensorRtOptions
 
@@ -73,7 +74,7 @@ def _command(name: str, config_class: type) -> str:
     shared = [row for row in rows if _is_shared(row, config_class)]
     own = [row for row in rows if row not in shared]
     parts = [f"## {name}\n", paragraph(prose(config_class.__doc__ or "")), _synopsis(name, rows), *_groups(own)]
-    parts += [_embedded(config_class.EMBEDDED)] if issubclass(config_class, TensorRtOptions) else []
+    parts += _answers() if issubclass(config_class, TensorRtOptions) else []
     parts += [paragraph(f"More flags: [{SHARED.lower()}](#{_anchor(SHARED)}).")] if shared else []
     parts += _refused(_own_refusals(config_class), f"{name} refuses")
     return "\n".join(parts)
@@ -121,7 +122,9 @@ def _shared() -> str:
     parts = [
         f"## {SHARED}\n",
         *_groups(rows),
-        paragraph("What our own engines answer to these flags:"),
+        paragraph(
+            "What our own engines, on a CPU or with CUDA, and those of the backend `tensorrt` answer to these flags:"
+        ),
         _runtime_table(run),
     ]
     common = {n: r for n, r in _refusals(run).items() if _refusals(summarize).get(n) is r}
@@ -132,8 +135,12 @@ def _refused(refused: Mapping[str, Refusal], who_refuses: str) -> list[str]:
     return [f"### Flags of TensorRT-LLM that {who_refuses}\n", refusal_table(refused)] if refused else []
 
 
-def _embedded(refused: Mapping[str, Refusal]) -> str:
-    return paragraph("What the embedded backend refuses, and the values it accepts:") + "\n" + refusal_table(refused)
+def _answers() -> list[str]:
+    """Return what each backend refuses, and the values that it takes."""
+    tables = {f"What {code(f'--backend {name}')} refuses, and the values it accepts:": t for name, t in ANSWERS.items()}
+    tables["With TensorRT-RTX, `--backend tensorrt` refuses besides:"] = RTX_ANSWERS
+    tables["With TensorRT proper, `--backend tensorrt` refuses besides:"] = PROPER_ANSWERS
+    return [part for title, refused in tables.items() for part in (paragraph(title), refusal_table(refused))]
 
 
 def _runtime_table(config_class: type) -> str:
@@ -142,7 +149,7 @@ def _runtime_table(config_class: type) -> str:
     rows = (
         (code(f"--{name}"), *(_answer(runtime_flags.EMBEDDED[device][name]) for device in devices)) for name in names
     )
-    return table(("flag", *(f"on {code(device)}" for device in devices)), rows)
+    return table(("flag", *(code(device) for device in devices)), rows)
 
 
 def _answer(refusal: Refusal) -> str:

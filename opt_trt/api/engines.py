@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from opt_trt.backends import machine
 from opt_trt.backends.build import build
+from opt_trt.backends.engine import check_rank, read_engine_config
+from opt_trt.backends.identity import TENSORRT, identify
+from opt_trt.checkpoint.fingerprint import sample
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.config.llm_options import BUILDING, CONVERTING, LlmOptions
+from opt_trt.config.llm_options import AUTO, BUILDING, CONVERTING, LlmOptions
 from opt_trt.convert.convert import convert
 from opt_trt.errors import UserError
 from opt_trt.host.cache import cache_dir
 from opt_trt.host.json_file import read_json
+from opt_trt.host.kept import trusted
+from opt_trt.host.locks import locked_file
 from opt_trt.sources import how_to_fetch
 from opt_trt.version import __version__
 
@@ -38,16 +42,40 @@ def engine_of(model: Path, options: LlmOptions) -> Path:
         )
     keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     if "build_config" in keys:
-        _refuse(options, CONVERTING + BUILDING, f"{model} is an engine")
+        _refuse(_with_dtype(options, {}), CONVERTING + BUILDING, f"{model} is an engine")
         return model
     is_checkpoint = "architecture" in keys
+    options = _with_dtype(options, {} if is_checkpoint else keys)
     if is_checkpoint:
         _refuse(options, CONVERTING, f"{model} is a checkpoint")
-    engine = cache_dir() / "engines" / _fingerprint(model, options)
-    with _locked(engine):
-        if not engine.is_dir():
+    engine = trusted(cache_dir()) / "engines" / _fingerprint(model, options)
+    engine.parent.mkdir(exist_ok=True)
+    with locked_file(engine.with_suffix(".lock")):  # other processes that need the same engine wait until it is built
+        if not _is_whole(engine):
             _make(model, is_checkpoint, options, engine)
     return engine
+
+
+def _is_whole(engine: Path) -> bool:
+    """Return whether an engine is there and undamaged. TensorRT-LLM checks its own when it opens one."""
+    if not engine.is_dir():
+        return False
+    try:
+        if identify(engine).backend != TENSORRT:
+            check_rank(engine, read_engine_config(engine), 0)
+    except UserError as damage:
+        print(f"opt_trt: {damage.text.partition(';')[0]}: making it again", file=sys.stderr)
+        shutil.rmtree(engine, ignore_errors=True)
+        return False
+    return True
+
+
+def _with_dtype(options: LlmOptions, keys: Mapping[str, Any]) -> LlmOptions:
+    """Replace "auto" by bfloat16 if that is the type of the model's weights, else by the default."""
+    if options.dtype != AUTO:
+        return options
+    own = keys.get("dtype", keys.get("torch_dtype"))
+    return replace(options, dtype="bfloat16" if own == "bfloat16" else None)
 
 
 def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:
@@ -58,22 +86,15 @@ def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:
 def _fingerprint(model: Path, options: LlmOptions) -> str:
     """Return a name that changes when a file of the model, an option, the machine or a version does.
 
-    Files count as changed by size and time; their contents are not read.
+    Files count as changed by size, time and a sample of their contents: times lie in images and archives.
     """
     files = sorted(path for path in model.rglob("*") if path.is_file())
-    stats = [(str(path.relative_to(model)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stats = [
+        (str(path.relative_to(model)), path.stat().st_size, path.stat().st_mtime_ns, sample(path)) for path in files
+    ]
     what = [os.path.realpath(model), stats, options.given(CONVERTING + BUILDING), machine(), __version__]
     text = json.dumps(what)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _locked(engine: Path) -> Iterator[None]:
-    """Hold a lock, so that other processes that need the same engine wait until it is built."""
-    engine.parent.mkdir(parents=True, exist_ok=True)
-    with engine.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(model: Path, is_checkpoint: bool, options: LlmOptions, engine: Path) -> None:

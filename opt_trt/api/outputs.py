@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opt_trt.runtime.request import Request, TokenEvent, TokenLogProbs
 from opt_trt.text.output import OutputText
@@ -18,7 +18,7 @@ class Logprob:
     """The probability that the model gave a token."""
 
     logprob: float  # natural logarithm of its probability
-    rank: int | None  # 1 for the most likely token; None if it is not among the most likely ones that were asked for
+    rank: int | None  # 1 for the most likely token; None if the engine does not tell
     decoded_token: str | None  # None without a tokenizer
 
 
@@ -42,12 +42,25 @@ class CompletionOutput:
 
 
 @dataclass(frozen=True)
+class RequestMetrics:
+    """The times of a request, in seconds since 1970."""
+
+    arrival_time: float
+    first_token_time: float | None = None  # None before the first token
+    last_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """A prompt and its outputs: finished ones, or, when streaming, what they have so far."""
 
     prompt: str | None  # None if token ids were given
     prompt_token_ids: list[int]  # as the engine was given them
     outputs: list[CompletionOutput]  # as many as asked for
+    request_id: str = field(default="", compare=False)  # another one for each prompt of an `LLM`
+    metrics: RequestMetrics | None = field(default=None, compare=False)  # its times
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None unless asked for; None for the first token
 
     @property
     def finished(self) -> bool:
@@ -58,8 +71,11 @@ class RequestOutput:
 class PartialOutput:
     """One output while its tokens arrive."""
 
-    def __init__(self, index: int, request: Request, tokenizer: Decodes | None) -> None:
+    def __init__(self, index: int, request: Request, tokenizer: Decodes | None, keeps_stop: bool = False) -> None:
         self._index = index
+        self._keeps_stop = keeps_stop
+        self._prompt_ids = request.prompt_ids
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._tokenizer = tokenizer
         self._pieces = None if tokenizer is None else OutputText(tokenizer, request.stop_words)
         self._text, self._ids = "", list[int]()
@@ -73,6 +89,9 @@ class PartialOutput:
         self._last = events[-1]
         ids = [event.token_id for event in events]
         self._ids += ids
+        if prompt := events[0].prompt_log_probs:
+            told = zip(self._prompt_ids[1:], prompt, strict=True)
+            self.prompt_logprobs = [None, *(self._explain(token_id, one) for token_id, one in told)]
         for event in events:
             if event.log_probs is not None and self._logprobs is not None:
                 self._logprobs.append(self._explain(event.token_id, event.log_probs))
@@ -99,15 +118,16 @@ class PartialOutput:
     def _new_text(self, pieces: OutputText, ids: list[int], last: TokenEvent) -> str:
         if last.finish_reason is None:
             return pieces.push(ids)
-        in_text = last.finish_reason == "length" or (last.stop is not None and last.stop.text_end is not None)
-        return pieces.finish(
-            ids if in_text else ids[:-1], last.stop
-        )  # an id that ends an output is not part of its text
+        by_text = last.stop is not None and last.stop.text_end is not None
+        in_text = last.finish_reason == "length" or by_text or self._keeps_stop
+        text = pieces.finish(ids if in_text else ids[:-1], last.stop)  # an id that ends an output is not part of it
+        return text + str(last.stop.word) if self._keeps_stop and last.stop is not None and by_text else text
 
     def _explain(self, token_id: int, log_probs: TokenLogProbs) -> dict[int, Logprob]:
-        ranks = {other: rank for rank, (other, _) in enumerate(log_probs.top, start=1)}
+        ranks: dict[int, int | None] = {other: rank for rank, (other, _) in enumerate(log_probs.top, start=1)}
         values = {token_id: log_probs.log_prob} | dict(log_probs.top)
-        return {i: Logprob(value, ranks.get(i), self._decode(i)) for i, value in values.items()}
+        ranks.setdefault(token_id, log_probs.rank)
+        return {i: Logprob(value, ranks[i], self._decode(i)) for i, value in values.items()}
 
     def _decode(self, token_id: int) -> str | None:
         return None if self._tokenizer is None else self._tokenizer.decode((token_id,))

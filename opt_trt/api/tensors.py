@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
-from opt_trt.api.wording import in_python
 from opt_trt.config.field_types import check_field_types
-from opt_trt.config.sampling import FILTERS, Sampling
+from opt_trt.config.sampling import FILTERS, Sampling, check_number_of_outputs, of_its_own
 from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
@@ -29,13 +28,14 @@ EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}  # trans
 
 @dataclass(frozen=True, kw_only=True)
 class TensorOptions(CommonOptions):
-    """Options of `generate_ids`, with transformers' names and defaults; the length limit counts new tokens only.
+    """Options of `generate_ids`, with transformers' names and defaults.
 
-    Further options, such as penalties, are those of `CommonOptions`.
+    Further options, such as penalties, are those of `CommonOptions`. `max_length` and `min_length`, which count the
+    prompt, too, are understood.
     """
 
-    max_new_tokens: int
-    eos_token_id: int | None  # default: the model's; None never ends early
+    max_new_tokens: int  # default: 20, or fewer where the engine takes no more
+    eos_token_id: int | Sequence[int] | None  # any of them ends a row; default: the model's; None never ends early
     pad_token_id: int  # default: the model's
     do_sample: bool = False
     top_k: int = 50
@@ -45,7 +45,8 @@ class TensorOptions(CommonOptions):
     num_beams: int = 1
     early_stopping: bool | str = False
     num_return_sequences: int = 1
-    seed: int | None = None  # seed of the tokens drawn; transformers has one seed for all calls
+    stop_strings: str | Sequence[str] | None = None  # end a row, which keeps them
+    seed: int | None = None  # of the tokens drawn, in each row others; transformers has one seed for all calls
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -53,7 +54,13 @@ class TensorOptions(CommonOptions):
         ways = {DRAWING: self.do_sample, SEARCHING: self.num_beams != 1, CONTRASTIVE: self.penalty_alpha != 0}
         return next((names for names, asked in ways.items() if asked), ())
 
-    def sampling(self, seed: int) -> Sampling:
+    def end_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """Return the tokens that end a row; others, such as transformers' -1 for none, never occur."""
+        given = self.eos_token_id
+        ids = [given] if isinstance(given, int) else given or ()
+        return tuple(token_id for token_id in ids if 0 <= token_id < vocab_size)
+
+    def sampling(self, row: int, seed: int) -> Sampling:
         """Return how the tokens of a row's first output are chosen; `seed` is used where the user gave none."""
         idle = {*DRAWING, *SEARCHING, *CONTRASTIVE}.difference(self.choosing)
         given = {f.name: getattr(self, f.name) for f in fields(CommonOptions)}
@@ -61,24 +68,22 @@ class TensorOptions(CommonOptions):
         return Sampling(
             min_length=self.min_new_tokens,
             bad_words=tuple(map(tuple, self.bad_words_ids)),
-            random_seed=seed if self.seed is None else self.seed,
+            random_seed=seed if self.seed is None else of_its_own(self.seed, row) if self.do_sample else self.seed,
             **{name: value for name, value in given.items() if name not in idle},
         )
 
 
 def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions:
-    """Return the options that keyword arguments give; a `UserError` names what is unknown, missing or idle."""
-    known = [f.name for f in fields(TensorOptions)]
-    if unknown := [name for name in given if name not in known]:
-        raise UserError(f"generate_ids has no option {unknown[0]}; known are {', '.join(known)}")
-    if "max_new_tokens" not in given:
-        raise UserError("max_new_tokens is required: how many tokens to add to each row at most")
-    options = TensorOptions(**{"eos_token_id": spec.end_id, "pad_token_id": spec.pad_id} | dict(given))
-    with in_python():
-        check_field_types(options)
+    """Return the options that keyword arguments give; a `UserError` names what is idle or of another type."""
+    options = TensorOptions(**_defaults(spec) | dict(given))
+    check_field_types(options)
     _refuse_contradictions(options)
     _check_number_of_outputs(options)
     return options
+
+
+def _defaults(spec: DecoderSpec) -> dict[str, Any]:
+    return {"eos_token_id": spec.end_ids, "pad_token_id": spec.pad_id}
 
 
 def _refuse_contradictions(options: TensorOptions) -> None:
@@ -100,6 +105,7 @@ def _refuse_contradictions(options: TensorOptions) -> None:
 
 
 def _check_number_of_outputs(options: TensorOptions) -> None:
+    check_number_of_outputs("num_return_sequences", options.num_return_sequences)
     most = math.inf if options.do_sample else options.num_beams
     if not 1 <= options.num_return_sequences <= max(1, most):
         raise UserError(
@@ -112,10 +118,11 @@ def row_requests(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions, factory: RequestFactory
 ) -> list[PromptRequests]:
     """Return checked requests for the rows of a tensor."""
-    rows = []
+    rows, ends = [], options.end_ids(factory.session.spec.vocab_size)
     for row, ids in enumerate(_prompts(input_ids, _mask(input_ids, attention_mask, options))):
-        chosen = options.sampling(factory.seeds.getrandbits(32))
-        request = Request(ids, options.max_new_tokens, options.eos_token_id, sampling=chosen)
+        chosen = options.sampling(row, factory.seeds.getrandbits(32))
+        stops = factory.stopping_at(options.stop_strings)
+        request = Request(ids, options.max_new_tokens, sampling=chosen, stop_words=stops).ending_at(ends)
         factory.session.check(request, row)
         if options.num_beams == 1:
             rows.append(PromptRequests(None, one_per_output(request, options.num_return_sequences)))
@@ -130,7 +137,7 @@ def join_rows(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], options
     new = torch.full((len(outputs), max(map(len, outputs), default=0)), options.pad_token_id)
     for row, ids in zip(new, outputs, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    return torch.cat((prompts.long(), new), dim=1)
+    return torch.cat((prompts.long(), new.to(prompts.device)), dim=1)
 
 
 def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options: TensorOptions) -> torch.Tensor:
@@ -138,12 +145,12 @@ def _mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, options:
 
     Without `attention_mask` that is everywhere but at the pad id, unless the pad id is the end id as well.
     """
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
+    if input_ids.ndim != 2:
         raise UserError(
             f"input_ids must be integers of shape [rows, tokens], found {input_ids.dtype} of {tuple(input_ids.shape)}"
         )
     if attention_mask is None:
-        plain = options.pad_token_id == options.eos_token_id
+        plain = options.pad_token_id in options.end_ids(options.pad_token_id + 1)
         return torch.ones_like(input_ids, dtype=torch.bool) if plain else input_ids != options.pad_token_id
     if attention_mask.shape != input_ids.shape:
         raise UserError(

@@ -15,6 +15,10 @@ KEYWORDS = {  # options that have another name in Python; the others keep theirs
     "min_length": "min_tokens",
     "random_seed": "seed",
     "num_beams": "best_of",
+    "allowed_ids": "allowed_token_ids",
+    "log_probs": "logprobs",
+    "prompt_log_probs": "prompt_logprobs",
+    "no_add_special_tokens": "add_special_tokens=False",
 }
 
 
@@ -25,4 +29,4 @@ def in_python(**more: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(error.render(lambda name: names.get(name, name))) from error
+        raise error.as_spelled(lambda name: names.get(name, name)) from error

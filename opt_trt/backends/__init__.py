@@ -22,7 +22,12 @@ from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 
 # In the order `--backend auto` tries them; imported on demand, so that optional packages stay optional.
-BACKENDS = {"tensorrt_llm": "opt_trt.backends.trtllm", "inductor": "opt_trt.backends.inductor"}
+BACKENDS = {
+    "tensorrt_llm": "opt_trt.backends.trtllm",
+    "tensorrt": "opt_trt.backends.tensorrt",
+    "inductor": "opt_trt.backends.inductor",
+}
+FOR_A_GPU = ("tensorrt",)  # `auto` does not even name these unless the engine is for a GPU, and this machine has it
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,11 @@ class Backend(Protocol):
         """Return the properties of this machine that an engine built here depends on; none if none can be built."""
         ...
 
-    def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
-        """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead."""
+    def build(self, checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
+        """Write the engine's files into the empty directory `out`; with `config.dry_run` print the plan instead.
+
+        Return what to print once the engine is in its place: a reader of stdout that has gone must not undo the build.
+        """
         ...
 
     def open(self, opening: Opening, ranks: Ranks) -> Session:
@@ -58,15 +66,23 @@ def load_backend(name: str) -> Backend:
     return import_module(BACKENDS[name])
 
 
-def choose_backend(name: str) -> Chosen:
-    """Return the backend of that name, or for `auto` the first that can build; `UserError` says what to install."""
+def choose_backend(name: str, device: str | None = None) -> Chosen:
+    """Return the backend of that name, or for `auto` the first that can build; `UserError` says what to install.
+
+    `device` is what `--device` asked for.
+    """
     lacking: dict[str, str] = {}
-    for candidate in BACKENDS if name == "auto" else (name,):
+    for candidate in _considered(device) if name == "auto" else (name,):
         missing = load_backend(candidate).missing()
         if missing is None:
             return Chosen(candidate, "; ".join(f"{other}: {why}" for other, why in lacking.items()))
         lacking[candidate] = missing
     raise UserError("; ".join(f"backend {other}: {why}" for other, why in lacking.items()))
+
+
+def _considered(device: str | None) -> list[str]:
+    """Return the backends that `auto` tries."""
+    return [name for name in BACKENDS if name not in FOR_A_GPU or (device == "cuda" and load_backend(name).machine())]
 
 
 def machine() -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from opt_trt.backends import choose_backend, load_backend
+from opt_trt.backends.engine import CONFIG
 from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
 from opt_trt.checkpoint.tokenizer_files import KEPT, keep_tokenizer, kept_tokenizer
 from opt_trt.config.build_flags import BuildConfig
@@ -17,6 +19,7 @@ from opt_trt.host.atomic import atomic_directory
 from opt_trt.host.disk import size_text
 from opt_trt.host.program import program_of
 from opt_trt.model.config import ModelConfig
+from opt_trt.plugins.cuda.gpu import visible_gpu
 
 # Files of an engine. A checkpoint has none of them, so it is never replaced.
 OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so", *KEPT)
@@ -34,13 +37,14 @@ def build(config: BuildConfig) -> None:
         backend.build(checkpoint, config, out)
         return
     with atomic_directory(out, owned=OWNED) as temporary:
-        backend.build(checkpoint, config, temporary)
+        report = backend.build(checkpoint, config, temporary)
         keep_tokenizer(Path(config.checkpoint_dir), temporary)
     if not config.talks:
         return
+    print(report, end="")
     size = sum(path.stat().st_size for path in out.rglob("*"))
     print(f"engine {out}: {size_text(size)}, built in {time.perf_counter() - started:.1f} s")
-    print(f"next: {_next(out, ranks)}")
+    print(f"next{_elsewhere(out)}: {_next(out, ranks)}")
 
 
 def _next(engine: Path, ranks: int) -> str:
@@ -51,11 +55,20 @@ def _next(engine: Path, ranks: int) -> str:
     return f"{launched}{program_of('run')} {flags}"
 
 
+def _elsewhere(engine_dir: Path) -> str:
+    """Return which GPUs an engine runs on if it does not run on this machine, else nothing."""
+    device = json.loads((engine_dir / CONFIG).read_text(encoding="utf-8")).get("device", {})
+    capabilities, gpu = str(device.get("capabilities", "")).split(), visible_gpu()
+    if not capabilities or (gpu is not None and gpu.capability in capabilities):
+        return ""
+    return f", on a GPU of compute capability {', '.join(capabilities)}"
+
+
 def _choose(config: BuildConfig) -> str:
     """Return the backend to build with; a dry run of a named backend needs nothing of it installed."""
     if config.dry_run and config.backend != "auto":
         return config.backend
-    chosen = choose_backend(config.backend)
+    chosen = choose_backend(config.backend, config.device)
     if chosen.passed_over and config.talks:
         has_gpu = torch.cuda.is_available()  # without one, nothing that could be installed would help
         print(f"backend {chosen.name} ({chosen.passed_over})" if has_gpu else f"backend {chosen.name}, for this CPU")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from opt_trt.backends.checksums import changed, changed_samples
 from opt_trt.checkpoint.reader import open_rank_file
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
@@ -18,6 +19,7 @@ from opt_trt.host.json_file import check_types, read_json
 from opt_trt.host.program import program_of
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cuda.gpu import Gpu
+from opt_trt.step import DecoderSpec
 from opt_trt.version import __version__
 
 CONFIG, PROGRAMS, WEIGHTS = "config.json", "rank{rank}.engine", "rank{rank}.weights.safetensors"
@@ -53,12 +55,14 @@ class EngineConfig:
     plugin_library: str
     tactics: dict[str, list[str]]
     checkpoint: str  # fingerprint of the checkpoint it was built from
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name; none in an engine of 0.1.0
+    samples: dict[str, str] = field(default_factory=dict)  # of the weights, by name
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         first = ("version", "pretrained_config", "build_config")
-        values = asdict(self)
+        values = asdict(self) | {"pretrained_config": self.pretrained_config.to_dict()}
         return seal({name: values[name] for name in (*first, *(n for n in values if n not in first))})
 
     def fingerprint(self) -> str:
@@ -103,6 +107,29 @@ def read_engine_config(engine_dir: Path) -> EngineConfig:
     return config
 
 
+def engine_spec(config: EngineConfig, num_layers: int, device: str) -> DecoderSpec:
+    """Describe a rank of `num_layers` layers on a device, `cpu` or `cuda`, to a session."""
+    model, limits = config.pretrained_config, config.build_config
+    return DecoderSpec(
+        num_layers=num_layers,
+        num_heads=model.local_heads,
+        head_size=model.head_size,
+        vocab_size=model.vocab_size,
+        kv_dtype=getattr(torch, model.dtype),
+        tokens_per_block=limits.tokens_per_block,
+        max_batch_size=limits.max_batch_size,
+        max_input_len=limits.max_input_len,
+        max_seq_len=limits.max_seq_len,
+        max_num_tokens=limits.max_num_tokens,
+        gather_context_logits=limits.gather_context_logits,
+        gather_generation_logits=limits.gather_generation_logits,
+        end_id=model.eos_token_id,
+        pad_id=model.pad_token_id,
+        end_token_ids=model.end_token_ids,
+        device=device,
+    )
+
+
 def check_device(engine_dir: Path, config: EngineConfig, flags: frozenset[str]) -> None:
     """Refuse an engine that was built by another torch, or that uses instructions this processor (`flags`) lacks."""
     built = config.device
@@ -143,15 +170,24 @@ def rank_metadata(config: EngineConfig, rank: int) -> dict[str, str]:
 
 
 def check_rank(engine_dir: Path, config: EngineConfig, rank: int) -> None:
-    """Refuse the weights of another engine or of another rank."""
-    path, expected = engine_dir / WEIGHTS.format(rank=rank), rank_metadata(config, rank)
+    """Refuse files that are missing or damaged, and the weights of another engine or of another rank."""
+    weights, expected = WEIGHTS.format(rank=rank), rank_metadata(config, rank)
+    code = [name for name in (PROGRAMS.format(rank=rank), config.plugin_library) if name]
     with _opened(engine_dir, rank) as file:
         found = file.metadata() or {}
     if wrong := [name for name, value in expected.items() if found.get(name) != value]:
         name = wrong[-1]
         raise UserError(
-            f"{path} is of {name} {found.get(name)}, {engine_dir / CONFIG} of {name} {expected[name]}; "
+            f"{engine_dir / weights} is of {name} {found.get(name)}, {engine_dir / CONFIG} of {name} {expected[name]}; "
             f"copy all files of one engine, or {REBUILD.format(engine=engine_dir)}"
+        )
+    for name in code:
+        if not (engine_dir / name).is_file():
+            raise UserError(f"expected {engine_dir / name}, found no such file; {REBUILD.format(engine=engine_dir)}")
+    damaged = changed(engine_dir, config.files, code) or changed_samples(engine_dir, config.samples, [weights])
+    if damaged:
+        raise UserError(
+            f"{engine_dir / damaged[0]} is not as it was built; copy it again, or {REBUILD.format(engine=engine_dir)}"
         )
 
 

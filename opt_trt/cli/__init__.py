@@ -46,11 +46,13 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
     Of several ranks, the leader prints. Another rank prints an error only if the leader has not ended it by then.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    _open_missing_streams()
     world, config = current_world(os.environ), None
     if not (world.is_leader or world.is_claimed):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     _escape_what_cannot_be_shown()
     try:
+        _check_current_directory()
         config = parse(config_class, argv)
         main(config)
         print(end="", flush=True)
@@ -79,13 +81,28 @@ def _exit(code: int, message: str = "", num_ranks: int = 1) -> NoReturn:
     """
     for stream, text in ((sys.stdout, ""), (sys.stderr, message)):
         try:
-            if stream is not None:  # it is None if the command was started without this stream
-                print(text, end="", file=stream, flush=True)
+            print(text, end="", file=stream, flush=True)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if num_ranks > 1:
             time.sleep(FORWARDED_SECONDS)
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Drop what is written to a stream without which the command was started (`2>&-`): libraries expect a file."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
+
+
+def _check_current_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the current directory has been deleted; change to another one, and run the command again"
+        ) from None
 
 
 def _escape_what_cannot_be_shown() -> None:

@@ -26,6 +26,7 @@ from opt_trt.errors import UserError
 
 PLUGIN_VALUES = (*DTYPES, "disable")
 DEVICES = ("cpu", "cuda")
+BACKENDS = ("auto", "tensorrt_llm", "tensorrt", "inductor")
 TARGET_ISAS = ("avx512", "avx2", "generic")  # the names that engines record
 SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "opt_num_tokens", "tokens_per_block",
          "max_output_len", "max_beam_width", "workers")  # fmt: skip
@@ -85,9 +86,7 @@ class BuildConfig(TensorRtOptions, Logged):
         required="a directory written by convert_checkpoint.py",
     )
     output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole", group=OUTPUT)
-    backend: str = flag(
-        "auto", "compiler and runtime of the engine", choices=("auto", "tensorrt_llm", "inductor"), group=TARGET
-    )
+    backend: str = flag("auto", "compiler and runtime of the engine", choices=BACKENDS, group=TARGET)
     device: str | None = flag(
         None, "where the engine runs: cuda is the GPU of this machine, or one like it; default: cuda where torch sees "
         "one, else cpu", choices=DEVICES,
@@ -97,6 +96,10 @@ class BuildConfig(TensorRtOptions, Logged):
         None, "instructions the engine may use, to run elsewhere; default: all of this processor's",
         choices=TARGET_ISAS,
         group=TARGET,
+    )  # fmt: skip
+    target_sm: tuple[int, ...] | None = flag(
+        None, "GPUs that a tensorrt engine runs on, 89 is compute capability 8.9; default: all that TensorRT-RTX knows "
+        "from 80 on", nargs="+", group=TARGET,
     )  # fmt: skip
     max_batch_size: int = flag(2048, "most sequences in one step; further requests wait", group=LIMITS)
     max_input_len: int = flag(1024, "longest prompt in tokens", group=LIMITS)

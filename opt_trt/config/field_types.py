@@ -17,6 +17,9 @@ from typing import Any
 
 from opt_trt.errors import UserError, spelled
 
+LONGEST_SHOWN = 100  # characters
+MOST_BITS = 1000  # of an integer: a larger one fits no float, and Python may refuse to print it
+
 
 class WrongType(Exception):
     """A value does not have the declared type."""
@@ -33,8 +36,18 @@ def check_field_types(config: Any) -> None:
         try:
             object.__setattr__(config, f.name, converted(hints[f.name], value))
         except WrongType:
-            text = f"{spelled(f.name)} must be {described(hints[f.name])}, found {value!r}"
+            text = f"{spelled(f.name)} must be {described(hints[f.name])}, found {shown(value)}"
             raise UserError(text) from None
+
+
+def shown(value: object) -> str:
+    """Return a value for the text of an error, which is one line whatever the value is."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return f"one of {value.bit_length()} bits"
+    text = repr(value)
+    if len(text) > LONGEST_SHOWN or "\n" in text:
+        return f"{type(value).__name__} of {len(text)} characters" if isinstance(value, str) else type(value).__name__
+    return text
 
 
 def converted(hint: Any, value: Any) -> Any:
@@ -87,16 +100,24 @@ def _integer(value: Any) -> int:
     if isinstance(scalar, bool) or not hasattr(scalar, "__index__"):
         raise WrongType
     try:
-        return operator.index(scalar)
+        number = operator.index(scalar)
     except TypeError as error:  # a tensor of floats, or of several elements
         raise WrongType from error
+    if number.bit_length() > MOST_BITS:
+        raise WrongType
+    return number
 
 
 def _number(value: Any) -> float:
     scalar = _plain(value)
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise WrongType
-    return scalar if isinstance(scalar, int | float) else float(scalar)
+    if isinstance(scalar, int) and scalar.bit_length() > MOST_BITS:
+        raise WrongType
+    try:
+        return scalar if isinstance(scalar, int | float) else float(scalar)
+    except OverflowError as error:  # a fraction of large numbers
+        raise WrongType from error
 
 
 def _plain(value: Any) -> Any:

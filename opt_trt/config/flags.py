@@ -102,7 +102,14 @@ def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         if f.name in refused and value != f.default:
-            refused[f.name].check(spelled(f.name), "" if value is True else str(value))
+            refused[f.name].check(spelled(f.name), _typed(value))
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it was typed behind its flag."""
+    if value is True:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def flag(default: Any, help: str, **how: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from opt_trt.config.convert_flags import RENAMED
 from opt_trt.config.flags import INPUT, OUTPUT, TENSORRT, Refusal, check_required, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
+from opt_trt.config.sampling import check_number_of_outputs
 from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
 from opt_trt.errors import UserError
 
@@ -133,6 +134,7 @@ class RunConfig(SessionConfig):
         count = 1 if self.num_return_sequences is None else self.num_return_sequences
         if count < 1:
             raise UserError(f"--num_return_sequences must be at least 1, found {count}")
+        check_number_of_outputs("num_return_sequences", count)
         if count > 1 and self.penalty_alpha:
             raise UserError(
                 f"--num_return_sequences {count} would give one contrastive output as many times; "

@@ -1,4 +1,4 @@
-"""Options for opening TensorRT engines, and what an embedded engine answers to each."""
+"""Options for opening engines, TensorRT-LLM's names; and what an engine with our session answers to each."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class RuntimeOptions:
 GPU_ONLY = "it has an effect on GPUs only; this engine runs on a CPU"
 WHOLE = "OPT attends to the whole sequence"
 
-# The embedded engine's answers on any device. An empty reason: the option asks for what happens anyway.
+# The answers of our session on any device. An empty reason: the option has an effect, or asks for what happens anyway.
 COMMON: dict[str, Refusal] = {
-    "use_py_session": Refusal("", note="--use_py_session: the embedded engine has one session, in Python"),
-    "debug_mode": Refusal("it traces TensorRT's layers", advice=f"give {spelled('log_level')} verbose"),
+    "use_py_session": Refusal("", note="--use_py_session: this engine has one session, in Python"),
+    "debug_mode": Refusal("it traces TensorRT-LLM's layers", advice=f"give {spelled('log_level')} verbose"),
     "enable_chunked_context": Refusal("", note="--enable_chunked_context: prompts are always cut where a step is full"),
     "max_attention_window_size": Refusal(WHOLE),
     "sink_token_length": Refusal(WHOLE),
@@ -66,13 +66,22 @@ EMBEDDED: Mapping[str, Mapping[str, Refusal]] = MappingProxyType({
         ),
         "gpu_weights_percent": Refusal("all weights lie on the GPU"),
     },
+    "tensorrt": COMMON | {
+        "enable_context_fmha_fp32_acc": Refusal("TensorRT chooses the type in which its attention sums"),
+        "multi_block_mode": Refusal("TensorRT chooses how its attention shares the GPU"),
+        "cuda_graph_mode": Refusal("", note=""),
+        "gpu_weights_percent": Refusal("", note=""),
+    },
 })  # fmt: skip
 
 
-def check_embedded(options: RuntimeOptions, device: str = "cpu") -> None:
-    """Refuse what an embedded engine on a device cannot do, and print a note for what it does anyway."""
+def check_embedded(options: RuntimeOptions, kind: str = "cpu") -> None:
+    """Refuse what an engine with our session cannot do, and print a note for what it does anyway.
+
+    The kind is the device of an embedded engine, or `tensorrt`.
+    """
     for name in options.given():
-        refusal = EMBEDDED[device][name]
+        refusal = EMBEDDED[kind][name]
         if refusal.reason:
             option = spelled(name)
             raise UserError(f"{option} is not supported by this engine{refusal.why(option)}")

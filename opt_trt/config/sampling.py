@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from random import Random
 
 from opt_trt.config.field_types import check_field_types
 from opt_trt.config.sampling_options import LARGE, SMALL, Kind, Option, SamplingOptions, option, options_of
@@ -21,9 +23,11 @@ class Sampling(SamplingOptions):
     """
 
     bad_words: tuple[tuple[int, ...], ...] = option((), Kind.BAN)  # sequences of ids that must not be generated
+    allowed_ids: tuple[int, ...] = option((), Kind.BAN)  # the only ids that may be generated; () is all
     logit_bias: tuple[tuple[int, float], ...] = option((), Kind.BIAS)  # added to the logit of an id; -inf bans it
     sequence: int = option(0, Kind.OTHER)  # one of several sequences of a prompt: each has random numbers of its own
     log_probs: int | None = option(None, Kind.OTHER)  # report the log-probability of each new token and of so many more
+    prompt_log_probs: int | None = option(None, Kind.OTHER)  # the same of the prompt's tokens
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -31,6 +35,12 @@ class Sampling(SamplingOptions):
         self._check_candidates()
         self._check_contradictions()
         self._check_beams()
+
+    def for_output(self, number: int) -> Sampling:
+        """Return the same options for another output of the prompt; thousands of them are not checked again."""
+        other = copy(self)
+        object.__setattr__(other, "sequence", number)
+        return other
 
     @property
     def draws(self) -> bool:
@@ -57,7 +67,7 @@ class Sampling(SamplingOptions):
     @property
     def token_ids(self) -> tuple[int, ...]:
         """All token ids that the options name."""
-        return (*(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
+        return (*self.allowed_ids, *(i for i, _ in self.logit_bias), *(i for word in self.bad_words for i in word))
 
     def _check_ranges(self) -> None:
         for name, row in OPTIONS.items():
@@ -68,8 +78,11 @@ class Sampling(SamplingOptions):
             raise UserError(
                 f"{spelled('temperature')} must be 0 (greedy) or from {SMALL:g} to {LARGE:g}, found {self.temperature}"
             )
-        if self.log_probs is not None and self.log_probs < 0:
-            raise UserError(f"log_probs must be the number of alternatives, 0 or more, found {self.log_probs}")
+        for name in ("log_probs", "prompt_log_probs"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(
+                    f"{spelled(name)} must be the number of alternatives, 0 or more, found {getattr(self, name)}"
+                )
         if () in self.bad_words:
             raise UserError("bad_words has a word without tokens; drop it")
         if not all(bias <= LARGE for _, bias in self.logit_bias):
@@ -131,6 +144,11 @@ class Sampling(SamplingOptions):
         return next((name for name in given if name != "top_k"), None)
 
 
+def of_its_own(seed: int, what: object) -> int:
+    """Return the seed of one of several things that share a seed, told apart by `what`; 0 keeps the seed itself."""
+    return Random(f"{seed}/{what}").getrandbits(32) if what != 0 else seed
+
+
 def _of_kinds(*kinds: Kind) -> dict[str, Option]:
     """Return the options of some kinds, in the order in which they change logits."""
     chosen = [(name, row) for name, row in OPTIONS.items() if row.kind in kinds]
@@ -147,3 +165,10 @@ FILTERS: dict[str, tuple[float, ...]] = {name: row.neutral for name, row in _of_
 SHARES = tuple(name for name in FILTERS if name not in ("temperature", "top_k"))  # they keep tokens by probability
 
 GREEDY = Sampling()
+MOST_OUTPUTS = 16_384  # of one prompt; vLLM's limit. Each takes 2.6 KB while it waits
+
+
+def check_number_of_outputs(name: str, number: int) -> None:
+    """Refuse more outputs of a prompt than `MOST_OUTPUTS`; `name` is the option's."""
+    if number > MOST_OUTPUTS:
+        raise UserError(f"{spelled(name)} must be at most {MOST_OUTPUTS}, found {number}")

@@ -42,6 +42,7 @@ SESSION_REFUSED: dict[str, Refusal] = {
     "language_task_uids": Refusal("OPT has no language adapters"),
 }
 
+NEVER_ENDS = -1  # the --end_id that switches end tokens off
 BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 RUNTIME_FLAGS = (
     "use_py_session", "debug_mode", "enable_context_fmha_fp32_acc", "cuda_graph_mode", "gpu_weights_percent",
@@ -58,8 +59,17 @@ class TextFlags:
     )
     hf_model_dir: str | None = flag(None, "directory of the Hugging Face model", aliases=("model_dir",), group=INPUT)
     no_add_special_tokens: bool = flag(False, "do not put </s> before the prompt", group=INPUT)
-    max_input_length: int = flag(923, "cut prompts to this many tokens, from the left", group=INPUT)
-    end_id: int | None = flag(None, "token that ends a sequence; default: the model's </s>", group=OUTPUT)
+    max_input_length: int | None = flag(
+        None,
+        "cut prompts to this many tokens, from the left; default: what the engine takes beside the output",
+        group=INPUT,
+    )
+    end_id: tuple[int, ...] | None = flag(
+        None,
+        "tokens that end a sequence; -1: none; default: those of the model, usually </s>",
+        nargs="+",
+        group=OUTPUT,
+    )
     pad_id: int | None = flag(None, "token used as padding; default: the model's <pad>", group=OUTPUT)
 
 
@@ -136,7 +146,9 @@ class SessionConfig(SamplingOptions, TextFlags, Logged):
         self.sampling()
         self.scheduling()
         self.runtime_options()
-        if self.max_input_length < 1:
+        if self.end_id is not None and len(self.end_id) > 1 and NEVER_ENDS in self.end_id:
+            raise UserError(f"--end_id {NEVER_ENDS} stands for no token at all; give it alone")
+        if self.max_input_length is not None and self.max_input_length < 1:
             raise UserError(f"--max_input_length must be at least 1, found {self.max_input_length}")
         if not 0.0 < self.kv_cache_free_gpu_memory_fraction <= 1.0:
             raise UserError(

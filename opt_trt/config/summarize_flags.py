@@ -43,6 +43,7 @@ class SummarizeConfig(SessionConfig):
     batch_size: int = flag(1, "articles that are submitted together", group=INPUT)
     max_ite: int = flag(20, "batches to summarize", group=INPUT)
     output_len: int = flag(100, "most new tokens per summary", group=OUTPUT)
+    max_input_length: int = flag(923, "cut prompts to this many tokens, from the left", group=INPUT)
     min_input_length: int = flag(0, "leave out articles with fewer tokens", group=INPUT)
     random_seed: int = flag(0, "seed of the order of the articles, and of the tokens drawn", group=SAMPLING)
     check_accuracy: bool = flag(False, "fail (exit 1) unless the engine's scores pass the thresholds", group=GATE)

@@ -1,22 +1,19 @@
-"""The builder flags that only TensorRT-LLM can follow, and what the embedded backend answers to each."""
+"""The builder flags that only TensorRT can follow; `backend_answers.py` has what each backend answers to them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from opt_trt.config.flags import DTYPE_SPELLINGS, Refusal, flag
+from opt_trt.config.flags import DTYPE_SPELLINGS, flag
 
 SWITCH = ("enable", "disable")
 DTYPES = ("auto", "float16", "float32", "bfloat16")
-GROUP = "of the tensorrt_llm backend alone (the embedded one takes values that ask for what it does anyway)"
-TENSORRT_ONLY = "a TensorRT builder option without a counterpart in the embedded engine"
-NO_LOOKUP = "embedding lookup needs no plugin (removed from TensorRT-LLM too)"
+GROUP = "of the TensorRT backends (others take the values that ask for what they do anyway)"
 
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """Flags for `--backend tensorrt_llm`; without one, the release's own default holds."""
+    """Flags for `--backend tensorrt_llm` and `tensorrt`; without one, the release's own default holds."""
 
     tensorrt_llm_version: str | None = flag(
         None, "release whose builder a --dry_run shows; default: the one installed, else the newest known", group=GROUP
@@ -54,26 +51,9 @@ class TensorRtOptions:
     weight_streaming: bool = flag(False, "keep weights in host memory and stream them", group=GROUP)
     fast_build: bool = flag(False, "build faster, run a little slower", group=GROUP)
     enable_debug_output: bool = flag(False, "keep outputs of all layers", group=GROUP)
-    visualize_network: str | None = flag(None, "directory for an ONNX picture of the network", group=GROUP)
-    monitor_memory: bool = flag(False, "log memory while building", group=GROUP)
-
-    EMBEDDED: ClassVar[dict[str, Refusal]] = {
-        "tensorrt_llm_version": Refusal(
-            "it names a release of the other backend", advice="give --backend tensorrt_llm"
-        ),
-        "max_beam_width": Refusal("beams are sequences of the batch", advice="give --max_batch_size requests * beams"),
-        "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
-        "paged_kv_cache": Refusal("the KV cache is always paged", ("enable",)),
-        "remove_input_padding": Refusal("inputs are always packed", ("enable",)),
-        "use_paged_context_fmha": Refusal("context attention always reads the paged cache", ("enable",)),
-        "context_fmha_fp32_acc": Refusal("accumulation is always fp32 here", ("enable",)),
-        "lookup_plugin": Refusal(NO_LOOKUP, ("disable",)),
-        "multiple_profiles": Refusal("tactics are chosen per bucket of tokens instead", ("disable",)),
-        "strip_plan": Refusal(TENSORRT_ONLY),
-        "weight_sparsity": Refusal(TENSORRT_ONLY),
-        "weight_streaming": Refusal(TENSORRT_ONLY),
-        "fast_build": Refusal(TENSORRT_ONLY),
-        "enable_debug_output": Refusal(TENSORRT_ONLY),
-        "visualize_network": Refusal(TENSORRT_ONLY),
-        "monitor_memory": Refusal(TENSORRT_ONLY, advice="give --dry_run, which prints the memory,"),
-    }
+    visualize_network: str | None = flag(
+        None,
+        "directory for a description of the network: ONNX of tensorrt_llm, lists of layers and kernels of tensorrt",
+        group=GROUP,
+    )
+    monitor_memory: bool = flag(False, "say how much memory the build took", group=GROUP)

@@ -113,6 +113,7 @@ def model_config(source: OptConfig, config: ConvertConfig) -> ModelConfig:
         pad_token_id=source.pad_token_id,
         target_sm=_target_sm(config),
         defer_quantization=config.defer_quantization,
+        end_token_ids=source.end_token_ids,
     )
 
 

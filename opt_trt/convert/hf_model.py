@@ -40,6 +40,7 @@ def source_config(model: WholeModel) -> OptConfig:
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         hidden_act=config.hidden_act,
+        end_token_ids=config.end_token_ids,
     )
 
 

@@ -12,12 +12,16 @@ from opt_trt.describe.directories import list_directory
 from opt_trt.describe.listing import Group
 from opt_trt.describe.measurement import MeasuredTensor, measure_tensor
 from opt_trt.describe.render import render_json, render_text
+from opt_trt.errors import CheckFailed
 from opt_trt.host.progress import byte_bar
 from opt_trt.host.workers import one_thread
 
 
 def describe(config: DescribeConfig) -> None:
-    """Print the directory of `config`, or compare its two directories (`CheckFailed` if they differ)."""
+    """Print the directory of `config`, or compare its two directories.
+
+    `CheckFailed` if these differ, or if files of an engine are not as they were built.
+    """
     directories = [Path(directory) for directory in config.directories]
     with one_thread():
         if config.compare:
@@ -34,6 +38,8 @@ def _describe(directory: Path, config: DescribeConfig) -> None:
         print(json.dumps(render_json(directory, listing, measured), indent=2, allow_nan=False))
     else:
         print("\n".join(render_text(directory, listing, measured, config.every_layer)))
+    if listing.damaged:
+        raise CheckFailed(f"{directory}: not as built: {', '.join(listing.damaged)}; copy it again, or build it again")
 
 
 def _measure(group: Group, hashed: bool, advance: Callable[[int], object]) -> list[MeasuredTensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from opt_trt.backends.checksums import changed
 from opt_trt.backends.engine import EngineConfig, map_weights, read_engine_config
 from opt_trt.backends.identity import TENSORRT, identify
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, read_config
@@ -23,6 +24,7 @@ from opt_trt.sources import open_source, recognize
 from opt_trt.sources.hf_config import hf_config_values
 
 PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
+WEIGHTS_IN_PLAN = (TENSORRT, "tensorrt")  # backends whose engines no other library can list
 
 
 def list_directory(directory: Path, rank: int | None) -> Listing:
@@ -57,16 +59,23 @@ def _checkpoint_group(directory: Path, config: ModelConfig, rank: int) -> Group:
 
 
 def _list_engine(directory: Path, rank: int | None) -> Listing:
-    if identify(directory).backend == TENSORRT:
-        return _list_tensorrt(directory, rank)
-    engine = read_engine_config(directory)
-    groups = [_engine_group(directory, engine, r) for r in _ranks(directory, engine.pretrained_config, rank)]
-    return Listing("engine", engine_header(engine) | _on_disk(directory), engine.to_dict(), tuple(groups))
-
-
-def _list_tensorrt(directory: Path, rank: int | None) -> Listing:
-    if rank is not None:
+    backend = identify(directory).backend
+    if rank is not None and backend in WEIGHTS_IN_PLAN:
         raise UserError(f"{directory} is a TensorRT engine, whose tensors only TensorRT reads; drop --rank")
+    if backend == TENSORRT:
+        return _list_tensorrt(directory)
+    engine = read_engine_config(directory)
+    if backend in WEIGHTS_IN_PLAN:
+        return Listing("TensorRT engine", engine_header(engine) | _on_disk(directory), engine.to_dict(), ())
+    groups = [_engine_group(directory, engine, r) for r in _ranks(directory, engine.pretrained_config, rank)]
+    of_rank = [name for name in engine.files if rank is None or name.startswith((f"rank{rank}.", "opt_trt_"))]
+    damaged = tuple(changed(directory, engine.files, of_rank))
+    contents = f"not as built: {', '.join(damaged)}" if damaged else "as built" if of_rank else "without checksums"
+    header = engine_header(engine) | _on_disk(directory) | {"contents": contents}
+    return Listing("engine", header, engine.to_dict(), tuple(groups), damaged)
+
+
+def _list_tensorrt(directory: Path) -> Listing:
     path = directory / CONFIG_NAME
     values = read_json(path)
     return Listing("TensorRT engine", tensorrt_header(values, path) | _on_disk(directory), values, ())

@@ -33,13 +33,15 @@ def model_header(config: ModelConfig) -> dict[str, str]:
 def engine_header(engine: EngineConfig) -> dict[str, str]:
     """Return the header of an engine: its model, its device, its limits and its tactics."""
     limits, device = engine.build_config, engine.device
-    target = " ".join(filter(None, (device.get("type"), device.get("isa"), device.get("gpu"))))
+    target = " ".join(filter(None, (device.get(name) for name in ("type", "isa", "gpu", "capabilities"))))
+    compiler = f"{device['library']} {device.get('version')}" if "library" in device else f"torch {device.get('torch')}"
     return model_header(engine.pretrained_config) | {
-        "built": f"opt_trt {engine.version}, backend {engine.backend} for {target}, torch {device.get('torch')}",
+        "built": f"opt_trt {engine.version}, backend {engine.backend} for {target}, {compiler}",
         "head": limits.lm_head_precision or engine.pretrained_config.dtype,
         "limits": f"batch {limits.max_batch_size}, input {limits.max_input_len}, sequence {limits.max_seq_len}, "
         f"{limits.max_num_tokens} packed tokens, KV cache blocks of {limits.tokens_per_block}",
-        "tactics": "; ".join(f"{site}: {', '.join(dict.fromkeys(names))}" for site, names in engine.tactics.items()),
+        "tactics": "; ".join(f"{site}: {', '.join(dict.fromkeys(names))}" for site, names in engine.tactics.items())
+        or "those of TensorRT",
     }
 
 
@@ -74,7 +76,8 @@ def _norms(config: ModelConfig | OptConfig) -> str:
 
 
 def _tokens(config: ModelConfig | OptConfig) -> str:
-    return f"bos {config.bos_token_id}, eos {config.eos_token_id}, pad {config.pad_token_id}"
+    ends = (config.eos_token_id,) if config.end_token_ids is None else config.end_token_ids
+    return f"bos {config.bos_token_id}, eos {' '.join(map(str, ends)) or 'none'}, pad {config.pad_token_id}"
 
 
 def _quantization(config: ModelConfig) -> str:

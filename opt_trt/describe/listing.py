@@ -39,12 +39,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Listing:
-    """A directory: its kind, its header, its configuration and its tensors."""
+    """A directory: its kind, its header, its configuration, its tensors, and files that differ from their checksums."""
 
     kind: str
     header: dict[str, str]
     config: dict[str, Any]
     groups: tuple[Group, ...]
+    damaged: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

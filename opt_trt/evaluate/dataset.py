@@ -6,10 +6,12 @@ Tokens are made elsewhere: see `prompts`. Files are read as data only; dataset s
 from __future__ import annotations
 
 import json
+import re
 import ssl
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,15 @@ except ModuleNotFoundError as error:
     raise missing_extra(error, "eval") from error
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
+OLDER_NAMES = ("ccdv/cnn_dailymail", "cnn_dailymail")
 # Directories below --dataset_dir in which upstream looks for the dataset, and --dataset_dir itself.
-MIRRORS = ("abisee/cnn_dailymail", "ccdv/cnn_dailymail", "")
+MIRRORS = (HUB_NAME, *OLDER_NAMES, "")
+OF_SPLIT = re.compile(rf"(^|[-_]){SPLIT}([-_.]|$)")  # in the name of a file
 SUBFOLDERS = ("3.0.0", "3.0.0/test", "", "data", "test")  # layouts of a cloned hub repository and its exports
 COLUMNS = ("article", "highlights")
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-LOCAL_COPY = "give a local copy with --dataset_dir (parquet, json lines or a saved dataset)"
+LOCAL_COPY = "give a local copy with --dataset_dir (parquet, json lines, .arrow files or a saved dataset)"
+HALF_PAIR = re.compile("[\\ud800-\\udfff]")
 PROBE_TIMEOUT_S = 5.0
 
 
@@ -90,15 +95,20 @@ def _from_path(path: Path, cache: str | None) -> datasets.Dataset:
         files = _data_files(folder)
         if files:
             return _from_files(files, cache)
-    raise UserError(f"expected parquet files, json lines or a saved dataset in {path}, found none; check --dataset_dir")
+    if files := _newest(path.rglob(f"*cnn_dailymail-{SPLIT}*.arrow")):  # the cache of an earlier run
+        return _from_files(files, cache)
+    raise UserError(
+        f"expected parquet files, json lines, .arrow files or a saved dataset in {path}, found none; "
+        "check --dataset_dir"
+    )
 
 
 def _data_files(folder: Path) -> list[Path]:
     """Return the files of the test split, or all files if none is called test; parquet is preferred."""
-    for suffix in (".parquet", ".jsonl", ".json"):
+    for suffix in (".parquet", ".jsonl", ".json", ".arrow"):
         files = sorted(f for f in folder.glob(f"*{suffix}") if f.is_file() and f.name not in METADATA)
         if files:
-            return [f for f in files if f.name.startswith(SPLIT)] or files
+            return [f for f in files if OF_SPLIT.search(f.name)] or files
     return []
 
 
@@ -111,7 +121,16 @@ def _from_files(files: list[Path], cache: str | None) -> datasets.Dataset:
             raise UserError(f"{files[0]} is not a readable parquet file ({reason}); fetch it again") from error
     if files[0].suffix in (".jsonl", ".json"):
         return datasets.Dataset.from_list([row for f in files for row in _json_rows(f)])
-    raise UserError(f"{files[0]} is neither .parquet, .jsonl nor .json; {LOCAL_COPY}")
+    if files[0].suffix == ".arrow":
+        return _from_arrow(files)
+    raise UserError(f"{files[0]} is neither .parquet, .jsonl, .json nor .arrow; {LOCAL_COPY}")
+
+
+def _from_arrow(files: list[Path]) -> datasets.Dataset:
+    try:
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in files])
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{files[0]} is not a readable arrow file ({error}); fetch it again") from error
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -128,6 +147,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             kept = {name: row[name] for name in COLUMNS if name in row}
             if not all(isinstance(value, str) for value in kept.values()):
                 raise UserError(f"{path}: article and highlights must be text, they are not in row {number}")
+            if bad := next((text for text in kept.values() if HALF_PAIR.search(text)), None):
+                raise UserError(f"{path}: row {number} has half a surrogate pair, which is no text, in {bad[:40]!r}")
             yield kept
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise UserError(f"{path} is not readable as json lines ({error}); fetch or write it again") from error
@@ -172,11 +193,24 @@ def _reachable(endpoint: str) -> bool:
 
 
 def _from_hub_cache(cache: Path) -> datasets.Dataset:
-    """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`."""
-    owner, name = HUB_NAME.split("/")
-    files = list(cache.expanduser().glob(f"{owner}___{name}/{HUB_CONFIG}/*/*/{name}-{SPLIT}*.arrow"))
-    if not files:
-        raise UserError(f"{HUB_NAME} is not in {cache} and the hub cannot be reached from here; {LOCAL_COPY}")
-    newest = max((f.parent for f in files), key=lambda folder: folder.stat().st_mtime)
-    shards = sorted(f for f in files if f.parent == newest)
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in shards])
+    """Load what an earlier run fetched: `abisee___cnn_dailymail/3.0.0/<version>/<hash>/cnn_dailymail-test*.arrow`.
+
+    The dataset had other names before; one that was fetched under such a name is taken, and named.
+    """
+    for name in (HUB_NAME, *OLDER_NAMES):
+        folder, stem = name.replace("/", "___"), name.split("/")[-1]
+        if files := _newest(cache.expanduser().glob(f"{folder}/{HUB_CONFIG}/*/*/{stem}-{SPLIT}*.arrow")):
+            if name != HUB_NAME:
+                print(f"{HUB_NAME} is taken from {files[0].parent}, where it has an older name", file=sys.stderr)
+            return _from_arrow(files)
+    raise UserError(
+        f"{HUB_NAME} (before: {', '.join(OLDER_NAMES)}) is not in {cache} and the hub cannot be reached from here; "
+        f"{LOCAL_COPY}"
+    )
+
+
+def _newest(files: Iterable[Path]) -> list[Path]:
+    """Return the files that lie in one directory, the newest, in the order of their names."""
+    found = list(files)
+    newest = max((f.parent for f in found), key=lambda folder: folder.stat().st_mtime, default=None)
+    return sorted(f for f in found if f.parent == newest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opt_trt.config.sampling import GREEDY, Sampling
+from opt_trt.config.sampling import GREEDY, Sampling, of_its_own
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
 from opt_trt.evaluate.summarizer import Demand, TokenIds
@@ -15,12 +15,17 @@ from opt_trt.runtime.session import Session
 
 
 class EngineSummarizer:
-    """An open session that summarizes; every output ends at `end_id` or after `output_len` tokens."""
+    """An open session that summarizes; every output ends at one of `end_ids` or after `output_len` tokens.
 
-    def __init__(self, session: Session, output_len: int, end_id: int | None, sampling: Sampling = GREEDY) -> None:
+    Texts draw tokens with random numbers of their own, so that they do not share their luck.
+    """
+
+    def __init__(
+        self, session: Session, output_len: int, end_ids: tuple[int, ...], sampling: Sampling = GREEDY
+    ) -> None:
         self._session = session
         self._output_len = output_len
-        self._end_id = end_id
+        self._end_ids = end_ids
         self._sampling = sampling
 
     def check(self, demand: Demand) -> None:
@@ -54,7 +59,7 @@ class EngineSummarizer:
         """Score a text on its own, so that the logits of only one sequence are in memory."""
         whole = prompt + output
         if self._fits_as_prompt(len(whole)):
-            (result,) = generate(self._session, [Request(whole, 1, self._end_id, return_context_logits=True)])
+            (result,) = generate(self._session, [Request(whole, 1, return_context_logits=True)])
             assert result.context_logits is not None
             return mean_nll(result.context_logits[:-1], whole[1:])
         return self._mean_nll_by_generating(prompt, len(output))
@@ -75,7 +80,10 @@ class EngineSummarizer:
         return sum(parts) / (n_context + n_generation)
 
     def _request(self, prompt: TokenIds, output_len: int) -> Request:
-        return Request(prompt, output_len, self._end_id, sampling=self._sampling)
+        sampling = self._sampling
+        if sampling.draws:
+            sampling = replace(sampling, random_seed=of_its_own(sampling.random_seed, prompt))
+        return Request(prompt, output_len, sampling=sampling).ending_at(self._end_ids)
 
     def _fits_as_prompt(self, length: int) -> bool:
         spec = self._session.spec

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from opt_trt.config.sampling import CHANGING, GREEDY, OPTIONS, Sampling
+from opt_trt.config.sampling import CHANGING, GREEDY, OPTIONS, Sampling, of_its_own
 from opt_trt.config.sampling_options import Kind
 from opt_trt.errors import UserError
 from opt_trt.evaluate.perplexity import mean_nll
@@ -34,10 +34,10 @@ EARLY_STOPPING = (False, True, "never")  # by TensorRT-LLM's numbers
 
 @dataclass(frozen=True)
 class Decoding:
-    """The way to generate: by `sampling`, until `end_id` or `output_len` tokens; `pad_id` fills short prompts."""
+    """The way to generate: by `sampling`, until one of `end_ids` or `output_len` tokens; `pad_id` fills prompts."""
 
     output_len: int
-    end_id: int | None
+    end_ids: tuple[int, ...]
     pad_id: int
     sampling: Sampling = GREEDY
 
@@ -54,7 +54,7 @@ class HfReference:
             **_choice(decoding.sampling),
             max_new_tokens=decoding.output_len,
             bos_token_id=None,
-            eos_token_id=decoding.end_id,
+            eos_token_id=list(decoding.end_ids) or None,
             pad_token_id=decoding.pad_id,
         )
 
@@ -83,9 +83,9 @@ class HfReference:
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         with torch.inference_mode(), torch.random.fork_rng(devices=()):
-            torch.manual_seed(self._decoding.sampling.random_seed)
+            torch.manual_seed(of_its_own(self._decoding.sampling.random_seed, tuple(prompts)))
             sequences = self._model.generate(input_ids=ids, attention_mask=mask)
-        return [_up_to_end(row.tolist(), self._decoding.end_id) for row in sequences[:, longest:]]
+        return [_up_to_end(row.tolist(), self._decoding.end_ids) for row in sequences[:, longest:]]
 
     def mean_nll(self, prompt: TokenIds, output: TokenIds) -> float:
         """Compute it in one pass over the whole text, without padding: the batch size cannot change it."""
@@ -136,6 +136,7 @@ def _choice(sampling: Sampling) -> dict[str, Any]:
     return chosen
 
 
-def _up_to_end(output: list[int], end_id: int | None) -> TokenIds:
+def _up_to_end(output: list[int], end_ids: tuple[int, ...]) -> TokenIds:
     """Drop the padding `generate` puts behind rows that ended before the longest one."""
-    return tuple(output if end_id not in output else output[: output.index(end_id) + 1])
+    end = next((place for place, token_id in enumerate(output, start=1) if token_id in end_ids), len(output))
+    return tuple(output[:end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,7 @@ class Sample:
 
     article: Article
     prompt_ids: tuple[int, ...]
+    is_cut: bool = False  # its first tokens are left out
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ def select_samples(articles: Iterable[Article], encoder: Encoder, selection: Sel
     seen = 0
     for article in tqdm(articles, desc="tokenize", unit="article", disable=None, delay=2, leave=False):
         seen += 1
-        prompt_ids = encoder.encode(prompt_text(article.text), selection.max_len)
+        text = prompt_text(article.text)
+        whole = encoder.encode(text, sys.maxsize)
+        is_cut = len(whole) > selection.max_len
+        prompt_ids = encoder.encode(text, selection.max_len) if is_cut else whole
         if len(prompt_ids) >= selection.min_len:
-            samples.append(Sample(article, prompt_ids))
+            samples.append(Sample(article, prompt_ids, is_cut))
         if len(samples) == selection.count:
             break
     if not samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra(error, "eval") from error
 
+WORD = re.compile("[a-z0-9]")  # what the metric counts; all other characters separate words
+UNSEEN_SHARE = 0.01  # of the letters and digits of the references; above it, scores say little
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 METRIC_SEED = 0
 
@@ -50,6 +53,23 @@ def score_rouge(references: Sequence[str], summaries: Sequence[str]) -> RougeSco
         low={t: 100 * float(aggregate[t].low.fmeasure) for t in ROUGE_TYPES},
         high={t: 100 * float(aggregate[t].high.fmeasure) for t in ROUGE_TYPES},
     )
+
+
+def counts_words(text: str) -> bool:
+    """Return whether the metric sees a word in a text."""
+    return WORD.search(text.lower()) is not None
+
+
+def unseen_warning(references: Sequence[str]) -> str | None:
+    """Return a line on what the metric leaves out of the references: all of some, or many letters; None if little."""
+    blind = sum(not counts_words(reference) for reference in references)
+    if blind:
+        return f"ROUGE counts no word in {blind} of {len(references)} references (it knows a-z and 0-9)"
+    letters = [letter for reference in references for letter in reference.lower() if letter.isalnum()]
+    unseen = sum(WORD.match(letter) is None for letter in letters) / max(1, len(letters))
+    if unseen < UNSEEN_SHARE:
+        return None
+    return f"ROUGE does not see {unseen:.0%} of the letters of the references (it knows a-z and 0-9)"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,9 +18,12 @@ from opt_trt.evaluate.gate import Gate, check_gates
 from opt_trt.evaluate.measure import MeasurePlan, measure
 from opt_trt.evaluate.prompts import Sample, Selection, select_samples
 from opt_trt.evaluate.report import Report, write_json, write_summaries
+from opt_trt.evaluate.rouge import counts_words, unseen_warning
 from opt_trt.evaluate.scores import score
 from opt_trt.evaluate.summarizer import Demand, Summarizer
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import Session
+from opt_trt.step import DecoderSpec
 from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 
 EXCERPT_CHARS = 400
@@ -45,9 +49,14 @@ def summarize(config: SummarizeConfig) -> None:
     _show_one(summarizers, samples[0], tokenizer, say)
     report = _measure(config, summarizers, samples, tokenizer)
     print(report.table())
+    references = [sample.article.highlights for sample in samples]
+    if warning := unseen_warning(references):
+        print(f"WARNING: {warning}", file=sys.stderr)
     if config.output_dir is not None:
         _write(config, report)
     if gates is not None:
+        if not any(map(counts_words, references)):
+            raise UserError("the gate scored nothing: ROUGE counts words of a-z and 0-9, and no reference has any")
         engines = [report.scores[name] for name in config.engine_names()]
         passed = check_gates(gates, engines, report.scores.get("hf"))
         say(f"the accuracy gate passed: {passed}")
@@ -75,12 +84,17 @@ def _load_samples(config: SummarizeConfig, tokenizer: Tokenizer) -> list[Sample]
         config.random_seed,
     )
     selection = Selection(config.max_ite * config.batch_size, config.min_input_length, config.max_input_length)
-    return select_samples(load_articles(source), tokenizer, selection)
+    samples = select_samples(load_articles(source), tokenizer, selection)
+    if num_cut := sum(sample.is_cut for sample in samples):
+        cut = f"are cut to their last {config.max_input_length:,} tokens (--max_input_length)"
+        print(f"{num_cut} of {len(samples)} articles {cut}", file=sys.stderr)
+    return samples
 
 
 def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -> dict[str, Summarizer]:
     """Return the models to run by their names; Hugging Face is first, because the report compares with the first."""
-    end_id = _end_id(config, tokenizer)
+    sessions = _open_engines(config) if config.test_trt_llm else {}
+    end_ids = _end_ids(config, tokenizer, [session.spec for session in sessions.values()])
     summarizers: dict[str, Summarizer] = {}
     if config.test_hf:
         # Imported here, because transformers' models take seconds to import and not every run needs them.
@@ -88,22 +102,29 @@ def _load_summarizers(config: SummarizeConfig, tokenizer: Tokenizer, say: Say) -
 
         if config.hf_data_type in ("fp16", "float16"):
             say("Hugging Face computes in fp16, as asked: slow on a CPU; --hf_data_type fp32 is the fair opponent")
-        decoding = Decoding(config.output_len, end_id, _pad_id(config, tokenizer), config.sampling())
+        decoding = Decoding(config.output_len, end_ids, _pad_id(config, tokenizer), config.sampling())
         summarizers["hf"] = HfReference(Path(str(config.hf_model_dir)), config.hf_data_type, decoding)
-    if config.test_trt_llm:
-        limit = KvCacheLimit(config.max_tokens_in_paged_kv_cache, config.kv_cache_free_gpu_memory_fraction)
-        for name, directory in zip(config.engine_names(), config.engine_dir, strict=True):
-            session = open_engine(Path(directory), limit, config.scheduling(), config.runtime_options())
-            summarizers[name] = EngineSummarizer(session, config.output_len, end_id, config.sampling())
+    for name, session in sessions.items():
+        summarizers[name] = EngineSummarizer(session, config.output_len, end_ids, config.sampling())
     return summarizers
 
 
-def _end_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int | None:
-    """Return the token that ends a summary; None, for a negative `--end_id`, stands for no such token."""
-    end_id = tokenizer.eos_id if config.end_id is None else config.end_id
-    if end_id is None:
+def _open_engines(config: SummarizeConfig) -> dict[str, Session]:
+    limit = KvCacheLimit(config.max_tokens_in_paged_kv_cache, config.kv_cache_free_gpu_memory_fraction)
+    return {
+        name: open_engine(Path(directory), limit, config.scheduling(), config.runtime_options())
+        for name, directory in zip(config.engine_names(), config.engine_dir, strict=True)
+    }
+
+
+def _end_ids(config: SummarizeConfig, tokenizer: Tokenizer, engines: Sequence[DecoderSpec]) -> tuple[int, ...]:
+    """Return the tokens that end a summary: those of `--end_id`, or the tokenizer's and all of the engines'."""
+    if config.end_id is not None:
+        return tuple(end_id for end_id in config.end_id if end_id >= 0)
+    if tokenizer.eos_id is None:
         raise UserError(f"the tokenizer in {_tokenizer_dir(config)} names no eos_token; give --end_id (-1: none)")
-    return end_id if end_id >= 0 else None
+    further = (end_id for engine in engines for end_id in engine.end_token_ids or ())
+    return tuple(dict.fromkeys((tokenizer.eos_id, *further)))
 
 
 def _pad_id(config: SummarizeConfig, tokenizer: Tokenizer) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from opt_trt.errors import UserError
+from opt_trt.host.locks import remove_unlocked, try_lock
 
 RENAME_EXCHANGE = 2  # linux/fs.h
 AT_FDCWD = -100  # fcntl.h
@@ -137,7 +138,7 @@ def _make_locked(temporary: Path, target: Path) -> int:
         fcntl.flock(parent, fcntl.LOCK_EX)  # one writer at a time looks for others and creates its own directory
         _remove_stale(target)
         temporary.mkdir()
-        lock = _try_lock(temporary)
+        lock = try_lock(temporary)
         assert lock is not None, temporary
         return lock
     finally:
@@ -148,28 +149,11 @@ def _remove_stale(target: Path) -> None:
     """Remove temporary directories of this target whose writers have ended; `UserError` if one still runs."""
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")
     for entry in filter(lambda entry: ours.fullmatch(entry.name), target.parent.iterdir()):
-        try:
-            lock = _try_lock(entry)
-        except FileNotFoundError:  # its writer has just ended
-            continue
-        if lock is None:
+        if not remove_unlocked(entry):
             raise UserError(
                 f"{target} is being written by another process, in {entry.name} beside it; "
                 "wait for it to end or give another directory"
             )
-        shutil.rmtree(entry, ignore_errors=True)
-        os.close(lock)
-
-
-def _try_lock(directory: Path) -> int | None:
-    """Lock a directory and return its descriptor, or None if a running writer holds the lock."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _sync_tree(directory: Path) -> None:

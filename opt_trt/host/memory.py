@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,15 @@ def available_bytes(root: Path = Path("/")) -> int:
     lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return max(0, min([machine, *_cgroup_headrooms(root)]))
+
+
+def address_space_left() -> float:
+    """Return the bytes that this process may still map under `ulimit -v`; infinity without that limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return max(0, limit - pages * resource.getpagesize())
 
 
 def _cgroup_headrooms(root: Path) -> list[int]:

@@ -32,6 +32,7 @@ class ModelConfig:
 
     The keys up to `do_layer_norm_before` are TensorRT-LLM's. The keys below are ours: TensorRT-LLM's reader warns about
     unknown top-level keys and continues. `max_position_embeddings` does not count the two offset rows of the source.
+    `end_token_ids` stays out of the file if it is None, so that the bytes of common checkpoints are TensorRT-LLM's.
     """
 
     architecture: str
@@ -58,6 +59,7 @@ class ModelConfig:
     pad_token_id: int = 1
     target_sm: int | None = None  # the GPU for which weights are packed: 80 is compute capability 8.0
     defer_quantization: bool = False  # the weights are stored in `dtype`, and the builder quantizes them
+    end_token_ids: tuple[int, ...] | None = None  # tokens that end an output; None: `eos_token_id` alone
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -69,8 +71,9 @@ class ModelConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(map(str, allowed))}, found {getattr(self, name)!r}")
-        if not 0 <= self.eos_token_id < self.vocab_size:
-            raise UserError(f"eos_token_id must be in the vocabulary of {self.vocab_size}, found {self.eos_token_id}")
+        for token_id in (self.eos_token_id, *(self.end_token_ids or ())):
+            if not 0 <= token_id < self.vocab_size:
+                raise UserError(f"eos_token_id must be in the vocabulary of {self.vocab_size}, found {token_id}")
         divide_exactly(self.hidden_size, self.num_attention_heads, "hidden_size over num_attention_heads")
         if self.pp_layers is not None:
             self._check_stages(self.pp_layers)
@@ -113,7 +116,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values in the order of the fields."""
-        return asdict(self)
+        values = asdict(self)
+        if self.end_token_ids is None:
+            del values["end_token_ids"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: Path | str) -> ModelConfig:
@@ -131,8 +137,9 @@ class ModelConfig:
         kept = {k: v for k, v in values.items() if k in known}
         kept.setdefault("intermediate_size", 4 * values["hidden_size"])
         kept["quantization"] = values.get("quantization") or {"quant_algo": None}
-        if "pp_layers" in kept:
-            kept["pp_layers"] = _counts(kept["pp_layers"], where)
+        for name in ("pp_layers", "end_token_ids"):
+            if name in kept:
+                kept[name] = _integers(name, kept[name], where)
         mapping = values.get("mapping", {})
         check_types(Mapping, mapping, where)
         try:
@@ -142,7 +149,7 @@ class ModelConfig:
             raise UserError(f"{where}: {error}") from None
 
 
-def _counts(values: Any, where: Path | str) -> tuple[int, ...]:
+def _integers(name: str, values: Any, where: Path | str) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise UserError(f"{where}: pp_layers must be a list of integers, found {values!r}; write the file again")
+        raise UserError(f"{where}: {name} must be a list of integers, found {values!r}; write the file again")
     return tuple(values)

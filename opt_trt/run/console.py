@@ -18,6 +18,10 @@ class IdText:
         """Return ` 5 6 7`: each id with a space before it, so that pieces of a stream join."""
         return "".join(f" {token_id}" for token_id in ids)
 
+    def num_settled(self, ids: Sequence[int]) -> int:
+        """See `Decodes.num_settled`."""
+        return len(ids)
+
 
 @dataclass(frozen=True)
 class Printing:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from torch.nn.functional import pad
 
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.errors import UserError
 from opt_trt.host.atomic import replace_file, replace_text
+from opt_trt.run.spool import Spool, Spooled
 from opt_trt.runtime.request import Request, Result, TokenEvent
 
 
@@ -26,8 +25,8 @@ class Output:
 
     ids: list[int]
     log_probs: list[float]
-    context_logits: torch.Tensor | None = None  # fp32 [P, V]
-    generation_logits: torch.Tensor | None = None  # fp32 [N, V]
+    context_logits: Spooled | None = None  # fp32 [P, V]
+    generation_logits: Spooled | None = None  # fp32 [N, V]
 
     def add(self, event: TokenEvent) -> None:
         """Take the next token of a stream."""
@@ -36,10 +35,12 @@ class Output:
             self.log_probs.append(event.log_probs.log_prob)
 
 
-def output_of(result: Result) -> Output:
-    """Return the output of a whole result."""
+def output_of(result: Result, spool: Spool | None) -> Output:
+    """Return the output of a whole result; its logits, if there are any, go into the spool."""
     log_probs = [token.log_prob for token in result.log_probs]
-    return Output(list(result.output_ids), log_probs, result.context_logits, result.generation_logits)
+    logits = (result.context_logits, result.generation_logits)
+    kept = [None if values is None or spool is None else spool.keep(values) for values in logits]
+    return Output(list(result.output_ids), log_probs, *kept)
 
 
 def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Sequence[Output], end_id: int) -> None:
@@ -72,12 +73,12 @@ def write_outputs(config: RunConfig, requests: Sequence[Request], outputs: Seque
 def _write_logits(outputs: Sequence[Output], context_file: Path, generation_file: Path) -> None:
     context = [output.context_logits for output in outputs if output.context_logits is not None]
     if context:
-        shape = (sum(map(len, context)), context[0].shape[1])
-        write_npy_parts(context_file, shape, (logits.numpy() for logits in context))
+        shape = (sum(logits.shape[0] for logits in context), context[0].shape[1])
+        write_npy_parts(context_file, shape, (logits.read() for logits in context))
     generation = [output.generation_logits for output in outputs if output.generation_logits is not None]
     if generation:
-        longest = max(map(len, generation))
-        filled = (pad(logits, (0, 0, 0, longest - len(logits))).numpy() for logits in generation)
+        longest = max(logits.shape[0] for logits in generation)
+        filled = (np.pad(logits.read(), ((0, longest - logits.shape[0]), (0, 0))) for logits in generation)
         write_npy_parts(generation_file, (len(generation), 1, longest, generation[0].shape[1]), filled)
 
 

@@ -18,9 +18,8 @@ INTEGER = re.compile(r"\s*-?[0-9]{1,18}\s*")
 
 @dataclass(frozen=True)
 class PromptRules:
-    """The rules by which prompts are cut and checked."""
+    """The rules by which prompts are checked."""
 
-    max_input_length: int  # how many ids of a prompt are kept, from its end
     vocab_size: int
     pad_id: int  # removed from the rows of .npy files
 
@@ -52,7 +51,7 @@ def read_ids(path: Path, rules: PromptRules) -> list[Ids]:
                 f"{path}, row {number}: token id {bad} is outside the vocabulary of the engine, "
                 f"0 to {rules.vocab_size - 1}; use the tokenizer of the model"
             )
-    return [row[-rules.max_input_length :] for row in rows]
+    return rows
 
 
 def is_text(path: Path) -> bool:

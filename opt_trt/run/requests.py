@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from opt_trt.config.run_flags import DEFAULT_PROMPT, Groups, RunConfig
+from opt_trt.config.session_flags import NEVER_ENDS
 from opt_trt.errors import UserError
 from opt_trt.run import prompt_files
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.stopping import StopWords
 from opt_trt.step import DecoderSpec
-from opt_trt.text.output import Detokenizer
 from opt_trt.text.tokenizer import Tokenizer
+from opt_trt.text.words import banned_ids, stop_words
 
-NEVER_ENDS = -1  # the --end_id that switches the end id off
+TOLD = 10  # prompts that are cut are named up to this number
 Ids = tuple[int, ...]
 
 
@@ -35,16 +35,17 @@ def make_requests(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | N
     prompts = _prompts(config, spec, tokenizer)
     all_stop_words = _for_each_prompt("stop_words", config.stop_words, len(prompts))
     all_bad_words = _for_each_prompt("bad_words", config.bad_words, len(prompts))
-    end_id = _end_id(config, spec)
+    end_ids = _end_ids(config, spec)
     log_probs = 0 if config.output_log_probs_npy or config.output_cum_log_probs_npy else None
     context_logits = returns_context_logits(config, spec)
     requests = []
-    for ids, stop_words, bad_words in zip(prompts, all_stop_words, all_bad_words, strict=True):
-        sampling = config.sampling(bad_words=_bad_words(bad_words, tokenizer), log_probs=log_probs)
+    for ids, stops, bans in zip(prompts, all_stop_words, all_bad_words, strict=True):
+        assert tokenizer is not None or not (stops or bans)  # checked by `run`
+        sampling = config.sampling(bad_words=banned_ids(bans, tokenizer) if tokenizer else (), log_probs=log_probs)
         request = Request(
-            ids, config.max_output_len, end_id, stop_words=_stop_words(stop_words, tokenizer),
+            ids, config.max_output_len, stop_words=stop_words(stops, tokenizer) if tokenizer else None,
             return_generation_logits=config.output_generation_logits,
-        )  # fmt: skip
+        ).ending_at(end_ids)  # fmt: skip
         requests += [
             replace(
                 request,
@@ -68,15 +69,40 @@ def returns_context_logits(config: RunConfig, spec: DecoderSpec) -> bool:
 
 
 def _prompts(config: RunConfig, spec: DecoderSpec, tokenizer: Tokenizer | None) -> list[Ids]:
+    """Return the ids of all prompts; print a line for each that is cut."""
+    most = config.max_input_length or _room(config, spec)
     if reads_text(config):
         assert tokenizer is not None
         texts = config.input_text if config.input_file is None else prompt_files.read_texts(Path(config.input_file))
-        return [tokenizer.encode(text, config.max_input_length) for text in texts]
-    assert config.input_file is not None
-    pad_id = spec.pad_id if config.pad_id is None else config.pad_id
-    return prompt_files.read_ids(
-        Path(config.input_file), prompt_files.PromptRules(config.max_input_length, spec.vocab_size, pad_id)
-    )
+        prompts = [tokenizer.encode_whole(text) for text in texts]
+    else:
+        assert config.input_file is not None
+        pad_id = spec.pad_id if config.pad_id is None else config.pad_id
+        rules = prompt_files.PromptRules(spec.vocab_size, pad_id)
+        prompts = prompt_files.read_ids(Path(config.input_file), rules)
+    _tell_of_cuts([len(ids) for ids in prompts], most)
+    cut = tokenizer.cut if tokenizer is not None and reads_text(config) else _last
+    return [cut(ids, most) for ids in prompts]
+
+
+def _room(config: RunConfig, spec: DecoderSpec) -> int:
+    """Return the longest prompt that the engine takes beside the output asked for."""
+    assert config.max_output_len is not None  # checked by RunConfig
+    room = spec.max_seq_len - config.max_output_len
+    return min(spec.max_input_len, room) if room > 0 else spec.max_input_len  # without room, the request is refused
+
+
+def _last(ids: Ids, max_length: int) -> Ids:
+    return ids[-max_length:]
+
+
+def _tell_of_cuts(lengths: Sequence[int], most: int) -> None:
+    """Print a line for each of the first prompts that are cut, and one for the rest of them."""
+    long = [(prompt, length) for prompt, length in enumerate(lengths) if length > most]
+    for prompt, length in long[:TOLD]:
+        print(f"prompt {prompt}: {length:,} tokens, the last {most:,} are used (--max_input_length)", file=sys.stderr)
+    if len(long) > TOLD:
+        print(f"{len(long) - TOLD:,} more prompts are cut to {most:,} tokens", file=sys.stderr)
 
 
 def _for_each_prompt(name: str, groups: Groups, num_prompts: int) -> Sequence[tuple[str, ...]]:
@@ -90,28 +116,14 @@ def _for_each_prompt(name: str, groups: Groups, num_prompts: int) -> Sequence[tu
     return groups if len(groups) == num_prompts else groups * num_prompts
 
 
-def _stop_words(words: tuple[str, ...], tokenizer: Tokenizer | None) -> StopWords | None:
-    if not words:
-        return None
-    assert tokenizer is not None
-    spellings = tuple(map(tokenizer.encode_word, words))
-    return StopWords(strings=words, open_text=partial(Detokenizer, tokenizer), spellings=spellings)
-
-
-def _bad_words(words: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[Ids, ...]:
-    if not words:
+def _end_ids(config: RunConfig, spec: DecoderSpec) -> Ids:
+    if config.end_id == (NEVER_ENDS,):
         return ()
-    assert tokenizer is not None
-    return tuple(tokenizer.encode_word(word) for word in words)
-
-
-def _end_id(config: RunConfig, spec: DecoderSpec) -> int | None:
-    end_id = spec.end_id if config.end_id is None else config.end_id
-    if end_id == NEVER_ENDS:
-        return None
-    if not 0 <= end_id < spec.vocab_size:
+    end_ids = spec.end_ids if config.end_id is None else config.end_id
+    bad = next((i for i in end_ids if not 0 <= i < spec.vocab_size), None)
+    if bad is not None:
         raise UserError(
-            f"--end_id {end_id} is outside the vocabulary of the engine, 0 to {spec.vocab_size - 1}; "
+            f"--end_id {bad} is outside the vocabulary of the engine, 0 to {spec.vocab_size - 1}; "
             f"give one of these, or {NEVER_ENDS} to end at --max_output_len only"
         )
-    return end_id
+    return end_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opt_trt.checkpoint.tokenizer_files import kept_tokenizer
@@ -19,8 +19,9 @@ from opt_trt.run.interactive import check_input, converse
 from opt_trt.run.output_files import Output, output_of, write_outputs
 from opt_trt.run.profiling import time_generations
 from opt_trt.run.requests import make_requests, reads_text
-from opt_trt.runtime.in_flight import generate, stream
-from opt_trt.runtime.request import Request
+from opt_trt.run.spool import Spool, check_memory
+from opt_trt.runtime.in_flight import finished, stream
+from opt_trt.runtime.request import Request, Result
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
 from opt_trt.runtime.session import Session
 from opt_trt.runtime.world import current_world
@@ -37,6 +38,7 @@ class Job:
     requests: Sequence[Request]
     printing: Printing | None
     num_beams: int = 1  # how many outputs of each request to show
+    logits_dir: Path | None = None  # logits wait there for their place in a file
 
 
 def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
@@ -55,7 +57,9 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
         return
     requests = make_requests(config, session.spec, tokenizer)
     printing = Printing(tokenizer or IdText(), config.num_draws, config.streaming_interval)
-    job = Job(session, requests, printing if config.prints_outputs() else None, config.num_shown_beams)
+    check_memory(requests, session.spec)
+    logits_dir = None if config.output_logits_npy is None else Path(config.output_logits_npy).parent
+    job = Job(session, requests, printing if config.prints_outputs() else None, config.num_shown_beams, logits_dir)
     outputs = _stream(job) if config.streaming else _generate(job)
     write_outputs(config, requests, outputs, session.spec.end_id)
     if config.talks and config.targets():
@@ -96,10 +100,17 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
 
 
 def _generate(job: Job) -> list[Output]:
-    results = [result.beams[: job.num_beams] or (result,) for result in generate(job.session, job.requests)]
+    """Answer all requests; logits leave the memory as soon as their output is finished."""
+    spool = None if job.logits_dir is None else Spool(job.logits_dir)
+    results: dict[int, list[Result]] = {}
+    outputs: dict[int, list[Output]] = {}
+    for index, result in finished(job.session, job.requests):
+        beams = result.beams[: job.num_beams] or (result,)
+        outputs[index] = [output_of(beam, spool) for beam in beams]
+        results[index] = [replace(beam, context_logits=None, generation_logits=None, beams=()) for beam in beams]
     if job.printing is not None:
-        print_results(results, job.printing)
-    return [output_of(result) for beams in results for result in beams]
+        print_results([results[index] for index in range(len(results))], job.printing)
+    return [output for index in range(len(outputs)) for output in outputs[index]]
 
 
 def _stream(job: Job) -> list[Output]:

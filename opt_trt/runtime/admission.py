@@ -91,7 +91,8 @@ def _logits_problem(request: Request, spec: DecoderSpec) -> str | None:
 
 def _sampling_problem(request: Request, spec: DecoderSpec) -> str | None:
     stop_ids = () if request.stop_words is None else chain.from_iterable(request.stop_words.ids)
-    bad = next((i for i in (*request.sampling.token_ids, *stop_ids) if not 0 <= i < spec.vocab_size), None)
+    ids = (*request.sampling.token_ids, *stop_ids, *request.further_end_ids)
+    bad = next((i for i in ids if not 0 <= i < spec.vocab_size), None)
     if bad is not None:
         return (
             f"bans, biases or stops at token id {bad}, the vocabulary is 0 to {spec.vocab_size - 1}; "

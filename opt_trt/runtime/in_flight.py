@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from opt_trt.host.progress import Bar
 from opt_trt.runtime.generate import result_of
@@ -19,24 +19,41 @@ def generate(session: Session, requests: Sequence[Request]) -> list[Result]:
 
     All requests are checked before the first one runs (`UserError`).
     """
+    results = dict(finished(session, requests))
+    return [results[index] for index in range(len(requests))]
+
+
+def finished(session: Session, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
+    """Yield each result when it is there, with the index of its request; nothing of it is kept here. See `generate`."""
     _check(session, requests)
-    sequences = [TokenSequence(index, request) for index, request in enumerate(requests)]
-    unfinished = set(sequences)
+    unfinished: set[TokenSequence] = set()
     bar = Bar(total=len(requests), unit="request", disable=None, delay=QUIET_SECONDS, leave=False)
     try:
-        for sequence in sequences:
-            session.in_flight.submit(sequence)
+        _submit(session, requests, unfinished)
         while unfinished:
-            finished = [s for s in session.in_flight.step() if s.finish_reason and s in unfinished]
-            unfinished -= set(finished)
-            bar.update(len(finished))
-            if error := next((s.error for s in finished if s.error is not None), None):
+            ended = [s for s in session.in_flight.step() if s.finish_reason and s in unfinished]
+            unfinished.difference_update(ended)
+            bar.update(len(ended))
+            if error := next((s.error for s in ended if s.error is not None), None):
                 raise error
+            while ended:
+                yield _answer(ended.pop())  # no name here may refer to it: logits are large
     finally:
         for sequence in unfinished:
             session.in_flight.cancel(sequence)
         bar.close()
-    return [result_of(sequence) for sequence in sequences]
+
+
+def _submit(session: Session, requests: Sequence[Request], unfinished: set[TokenSequence]) -> None:
+    """Queue a sequence for each request, and add it to `unfinished`."""
+    for index, request in enumerate(requests):
+        sequence = TokenSequence(index, request)
+        unfinished.add(sequence)
+        session.in_flight.submit(sequence)
+
+
+def _answer(sequence: TokenSequence) -> tuple[int, Result]:
+    return sequence.index, result_of(sequence)
 
 
 def stream(session: Session, requests: Sequence[Request]) -> TokenStream:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -26,12 +27,28 @@ class RequestFailed(UserError):
         self.index = index
         self.problem = problem
 
+    def as_spelled(self, spell: Callable[[str], str]) -> RequestFailed:
+        """See `UserError.as_spelled`."""
+        return RequestFailed(self.index, UserError(self.problem).render(spell))
+
+    def __reduce__(self) -> tuple[type[RequestFailed], tuple[int, str]]:
+        return type(self), (self.index, self.problem)
+
+
+def blamed(index: int, error: Exception) -> RequestFailed:
+    """Return the error of a request by which something raised that no check foresaw."""
+    if isinstance(error, RequestFailed):
+        return error
+    reason = error.text if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return RequestFailed(index, f"failed: {reason}")
+
 
 @dataclass(frozen=True)
 class Request:
     """A prompt to be continued by at most `max_new_tokens` tokens, chosen as `sampling` says.
 
-    `end_id` is looked for in new tokens only (OPT begins a prompt with the token that ends it); None never ends early.
+    End ids are looked for in new tokens only (OPT begins a prompt with the token that ends it); without any, only the
+    length ends it. `end_id` is the one that TensorRT-LLM leaves out of its outputs.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +58,17 @@ class Request:
     return_generation_logits: bool = False
     sampling: Sampling = GREEDY
     stop_words: StopWords | None = None
+    further_end_ids: tuple[int, ...] = ()
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end the output; it keeps the one that did."""
+        return self.further_end_ids if self.end_id is None else (self.end_id, *self.further_end_ids)
+
+    def ending_at(self, end_ids: Sequence[int]) -> Request:
+        """Return the same request with other end ids."""
+        first = end_ids[0] if end_ids else None
+        return replace(self, end_id=first, further_end_ids=tuple(end_ids[1:]))
 
     @cached_property
     def is_plain(self) -> bool:
@@ -81,6 +109,7 @@ class TokenLogProbs:
 
     log_prob: float
     top: tuple[tuple[int, float], ...] = ()  # ids and log-probabilities of the most likely tokens, best first
+    rank: int | None = None  # the place of the token, 1 for the most likely one; None if the engine does not tell
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,7 @@ class Result:
     generation_logits: torch.Tensor | None = None  # fp32 [N, V]: row n chose new token n
     stop: Stop | None = None  # the stop word, if that ended the output
     log_probs: tuple[TokenLogProbs, ...] = ()  # one for each new token, if requested
+    prompt_log_probs: tuple[TokenLogProbs, ...] = ()  # one for each prompt token but the first, if requested
     score: float | None = None  # the number that a beam was ranked by
     beams: tuple[Result, ...] = ()  # results without beams of their own
 
@@ -116,3 +146,4 @@ class TokenEvent:
     finish_reason: FinishReason | None
     stop: Stop | None = None
     log_probs: TokenLogProbs | None = None  # if requested
+    prompt_log_probs: tuple[TokenLogProbs, ...] = ()  # of the request's first token, if requested

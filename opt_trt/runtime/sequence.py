@@ -58,6 +58,7 @@ class TokenSequence:
     request: Request
     events: deque[TokenEvent] | None = None  # receives its tokens as they come
     is_watched: bool = False  # its tokens are waited for one by one, not as a whole output
+    caller: object = None  # callers take turns when their sequences wait
     blocks: tuple[int, ...] = ()
     num_cached: int = 0  # tokens in the KV cache
     reserved: int = 0  # blocks it is sure to get, including those it has; 0 if it may have to start over
@@ -66,6 +67,7 @@ class TokenSequence:
     error: BaseException | None = None  # why it cannot go on; the step that sets this gave it no token
     stop: Stop | None = None
     log_probs: list[TokenLogProbs] = field(default_factory=list)
+    prompt_log_probs: list[TokenLogProbs] = field(default_factory=list)
     context_logits: list[torch.Tensor] = field(default_factory=list)  # one part per step of the context phase
     generation_logits: list[torch.Tensor] = field(default_factory=list)
     hidden: list[torch.Tensor] = field(default_factory=list)  # states `[n, E]` of the tokens of each step, if needed
@@ -123,16 +125,17 @@ class TokenSequence:
     def accept(self, token_id: int) -> None:
         """Take a new token. The end id, a stop word, or the last token requested finishes the sequence."""
         self.output_ids.append(token_id)
-        self.stop = self._stop_watch.look(self.output_ids) if self._stop_watch else None
-        if token_id == self.request.end_id:
+        is_last = len(self.output_ids) >= self.request.max_new_tokens
+        self.stop = self._stop_watch.look(self.output_ids, is_last) if self._stop_watch else None
+        if token_id in self.request.end_ids and len(self.output_ids) > self.request.sampling.min_length:
             self.finish_reason, self.stop = "end_id", None
         elif self.stop is not None:
             self.finish_reason = "stop_words"
-        elif len(self.output_ids) >= self.request.max_new_tokens:
+        elif is_last:
             self.finish_reason = "length"
 
     def fail(self, error: BaseException) -> None:
-        """Finish without a token. `RequestFailed` fails this sequence only, other errors all sequences in flight."""
+        """Finish without a token. `RequestFailed` is this sequence's own error, others are those of a whole step."""
         self.finish_reason, self.error = "failed", error
 
 

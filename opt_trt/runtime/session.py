@@ -36,7 +36,7 @@ class InFlight(Protocol):
         """Run one step, and return the sequences that have one more token or have failed.
 
         A token is the last one if there is a finish reason. Beams give nothing until their last token. An error that
-        no single request causes fails all sequences in flight, and is raised.
+        no single request causes fails all sequences of the step; one that ends all steps, as Ctrl-C does, is raised.
         """
         ...
 

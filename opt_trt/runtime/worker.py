@@ -57,9 +57,10 @@ class Worker:
         self._thread.start()
 
     def submit(self, requests: Sequence[tuple[Request, Listener]]) -> list[Submitted]:
-        """Let checked requests join the next step together."""
+        """Let the checked requests of one caller join the next step together."""
+        caller = object()
         submitted = [
-            Submitted(TokenSequence(index, request, is_watched=not listener.whole), listener)
+            Submitted(TokenSequence(index, request, is_watched=not listener.whole, caller=caller), listener)
             for index, (request, listener) in enumerate(requests)
         ]
         if os.getpid() != self._process:
@@ -132,7 +133,7 @@ class ActiveRequests:
             self._drop(one.sequence)
 
     def step(self) -> None:
-        """Compute one token for each running request; an error that no single request causes fails all of them."""
+        """Compute one token for each running request; an error that ends all steps fails all requests in flight."""
         try:
             stepped = self._in_flight.step()
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import Any
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf import list_weights, refuse_pointer
-from opt_trt.sources.hf_config import opt_config
+from opt_trt.sources.hf_config import ending_as_generated, opt_config
 from opt_trt.sources.listed import ListedSource, listed_source
 from opt_trt.sources.opt import OptConfig
 
@@ -52,4 +52,4 @@ def _config(path: Path) -> OptConfig:
             f"{path} must have a text_config with model_type 'opt', found {inner!r}; only a BLIP-2 built on OPT "
             "(blip2-opt-2.7b, blip2-opt-6.7b) can be converted"
         )
-    return opt_config(DEFAULTS | text, f"{path}: text_config")
+    return ending_as_generated(opt_config(DEFAULTS | text, f"{path}: text_config"), path.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from opt_trt.errors import UserError
 from opt_trt.host.json_file import read_json
 from opt_trt.sources.hf_config import read_hf_config
 from opt_trt.sources.listed import ListedSource, join_names, listed_source
+from opt_trt.sources.opt import OptConfig
 from opt_trt.sources.stored import Loaded, Stored, contiguous_stride
 from opt_trt.sources.torch_bin import list_torch_bin
 
@@ -33,7 +35,15 @@ def open_source(directory: Path) -> ListedSource:
     refuse_pointer(directory / "config.json")
     config = read_hf_config(directory / "config.json")
     named = ((entry.key.removeprefix("model."), entry) for entry in list_weights(directory))
-    return listed_source(config, named, directory)
+    return replace(listed_source(config, named, directory), notes=_end_note(config))
+
+
+def _end_note(config: OptConfig) -> tuple[str, ...]:
+    """Return a line on the end tokens if these are not the common one."""
+    if config.end_token_ids is None:
+        return ()
+    named = " ".join(map(str, config.end_token_ids))
+    return (f"outputs end at token ids {named}" if named else "outputs have no end token, only a length",)
 
 
 def list_weights(directory: Path) -> list[Stored | Loaded]:

@@ -39,6 +39,7 @@ class OptConfig:
     hidden_act: str = "relu"
     has_biases: bool = True  # linears have biases; Galactica's have none
     has_norm_weights: bool = True  # layer norms scale and shift
+    end_token_ids: tuple[int, ...] | None = None  # tokens that end an output; None: `eos_token_id` alone
 
     @property
     def has_projections(self) -> bool:

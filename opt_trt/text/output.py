@@ -6,55 +6,67 @@ from collections.abc import Sequence
 
 from opt_trt.runtime.request import Result
 from opt_trt.runtime.stopping import Stop, StopWords
+from opt_trt.runtime.text_search import HALF_CHARACTER
 from opt_trt.text.tokenizer import Decodes
 
-HALF_CHARACTER = "\ufffd"  # the bytes of an unfinished UTF-8 character decode to this
+CONTEXT = 4  # ids kept from before: by these, decoders know whether a space belongs in front of the next one
 
 
 class Detokenizer:
-    """The text of ids that come one by one; part of a UTF-8 character is held back until it is whole."""
+    """The text of ids that come one by one. The pieces add up to the text that the tokenizer has for all ids.
+
+    Text that further ids may change is held back: part of a UTF-8 character, and a run of single bytes.
+    """
 
     def __init__(self, tokenizer: Decodes) -> None:
         self._tokenizer = tokenizer
-        self._held: list[int] = []
+        self._ids: list[int] = []  # some of before, then those whose text is not complete
+        self._given = 0  # characters of their text that were returned
+        self.pending = ""  # what is held back, as it would be if no more ids came
 
     def push(self, ids: Sequence[int]) -> str:
-        """Return the text that is new and whole."""
-        self._held += ids
-        text = self._tokenizer.decode(self._held)
-        if not text.endswith(HALF_CHARACTER):
-            self._held.clear()
-            return text
-        for kept in range(1, len(self._held)):
-            whole, rest = self._tokenizer.decode(self._held[:-kept]), self._tokenizer.decode(self._held[-kept:])
-            if rest and whole + rest == text:  # a cut inside a character decodes to replacement characters
-                del self._held[:-kept]
-                return whole
-        return ""
+        """Return the text that is new and will not change."""
+        self._ids += ids
+        text = self._tokenizer.decode(self._ids)
+        end = max(self._given, self._settled_length(text))
+        new, self.pending, self._given = text[self._given : end], text[end:], end
+        if not self.pending:
+            self._forget()
+        return new
 
     def flush(self) -> str:
         """Return the rest, at the end of the sequence."""
-        text = self._tokenizer.decode(self._held)
-        self._held.clear()
-        return text
+        rest, self.pending = self.pending, ""
+        return rest
+
+    def _settled_length(self, text: str) -> int:
+        settled = self._tokenizer.num_settled(self._ids)
+        whole = text if settled == len(self._ids) else self._tokenizer.decode(self._ids[:settled])
+        return len(whole) - whole.endswith(HALF_CHARACTER)
+
+    def _forget(self) -> None:
+        """Drop ids of before, as long as those that are kept have a text: its beginning may be decoded specially."""
+        if len(self._ids) > 2 * CONTEXT and (text := self._tokenizer.decode(self._ids[-CONTEXT:])):
+            self._ids, self._given = self._ids[-CONTEXT:], len(text)
 
 
 class OutputText:
     """The text of one output while its tokens come, as far as it can no longer change.
 
-    Part of a character is held back, and so is text that may be the beginning of a stop word, if there are any.
+    What a `Detokenizer` holds back is, and so is the end of the text if a stop word may begin with it.
     """
 
     def __init__(self, tokenizer: Decodes, words: StopWords | None) -> None:
         self._pieces = Detokenizer(tokenizer)
-        self._withheld = 0 if words is None else max(0, words.longest_string - 1)
+        self._words = words
         self._waiting = ""
         self._given = 0
 
     def push(self, ids: Sequence[int]) -> str:
         """Return the text that is new and certain."""
         self._waiting += self._pieces.push(ids)
-        return self._give(len(self._waiting) - self._withheld)
+        withheld = 0 if self._words is None else self._words.begun(self._waiting)
+        return self._give(len(self._waiting) - withheld)
 
     def finish(self, ids: Sequence[int], stop: Stop | None) -> str:
         """Take the last ids, also the one that completes a stop word; return the rest of the text up to that word."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from opt_trt.checkpoint.tokenizer_files import holds_tokenizer
 from opt_trt.errors import UserError, spelled
+from opt_trt.text.settled import Settling, settling_of
+from opt_trt.text.special import SpecialTokens, forget_invented, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,16 +24,21 @@ class Decodes(Protocol):
         """Return the ids as text."""
         ...
 
+    def num_settled(self, ids: Sequence[int]) -> int:
+        """Return how many of the ids have a text that no further ids can change, half characters aside."""
+        ...
+
 
 class Tokenizer:
-    """OPT's byte-level BPE. A prompt begins with `</s>` (`bos_id`) unless special tokens are switched off.
+    """A model's tokenizer. A prompt begins with OPT's `</s>` (`bos_id`) unless special tokens are switched off.
 
     transformers adds the `</s>` only if `tokenizer_config.json` says `add_bos_token`, and some OPT checkpoints were
-    published without that line. This class adds it unless the file says `false`.
+    published without that line. This class adds it unless the file says `false`. `prefix` is None if it must be added
+    but no file names it: there are no prompts of text then, and all the rest works.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...], skip_special_tokens: bool = True
+        self, tokenizer: PreTrainedTokenizerBase, prefix: tuple[int, ...] | None, skip_special_tokens: bool = True
     ) -> None:
         self._tokenizer = tokenizer
         self._prefix = prefix
@@ -39,19 +47,34 @@ class Tokenizer:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
 
+    @property
+    def of_transformers(self) -> PreTrainedTokenizerBase:
+        """The same tokenizer, as transformers has it."""
+        return self._tokenizer
+
     def encode(self, text: str, max_length: int) -> tuple[int, ...]:
         """Return at most `max_length` ids: the `</s>` if there is one, then the end of the text (cut on the left)."""
+        return self.cut(self.encode_whole(text), max_length)
+
+    def encode_whole(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Return all ids of a prompt: the `</s>` if there is one and it is not switched off, then those of the text."""
         ids = self.encode_word(text)
-        room = max_length - len(self._prefix)
-        return (*self._prefix, *ids[max(0, len(ids) - max(0, room)) :])[:max_length]
+        return (*self._begin, *ids) if add_special_tokens else ids
+
+    def cut(self, ids: tuple[int, ...], max_length: int) -> tuple[int, ...]:
+        """Return at most `max_length` of a prompt's ids: the `</s>` if there is one, then the last ones."""
+        begin = self._begin
+        room = max(0, max_length - len(begin))
+        return (*begin, *ids[max(len(begin), len(ids) - room) :])[:max_length]
 
     def encode_word(self, text: str) -> tuple[int, ...]:
-        """Return all ids of a piece of text, without a `</s>` before it."""
+        """Return all ids of a piece of text, without a `</s>` before it; `UserError` for what is no Unicode text."""
+        _require_unicode(text)
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def verbatim(self) -> Tokenizer:
         """Return the same tokenizer, but with special tokens in its texts."""
-        return Tokenizer(self._tokenizer, self._prefix, skip_special_tokens=False)
+        return self._verbatim
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens and ids beyond the vocabulary (the table's padding) are empty."""
@@ -60,6 +83,51 @@ class Tokenizer:
         )
         assert isinstance(text, str)
         return text
+
+    def num_settled(self, ids: Sequence[int]) -> int:
+        """See `Decodes.num_settled`."""
+        return self._settling.count(ids)
+
+    def hides(self, text: str) -> bool:
+        """Return whether a text names special tokens, which are left out of decoded texts."""
+        return self._skip_special_tokens and self._special.named.search(text) is not None
+
+    def hide(self, text: str) -> str:
+        """Return a text without the names of special tokens."""
+        return self._special.named.sub("", text)
+
+    @property
+    def _begin(self) -> tuple[int, ...]:
+        if self._prefix is None:
+            raise UserError(
+                f"the tokenizer in {self._tokenizer.name_or_path} names no bos_token to put before a prompt; "
+                f"add it to tokenizer_config.json or give {spelled('no_add_special_tokens')}"
+            )
+        return self._prefix
+
+    @cached_property
+    def _verbatim(self) -> Tokenizer:
+        return Tokenizer(self._tokenizer, self._prefix, skip_special_tokens=False)
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        return special_tokens(self._tokenizer)
+
+    @cached_property
+    def _settling(self) -> Settling:
+        hidden = self._special.ids if self._skip_special_tokens else frozenset[int]()
+        return settling_of(getattr(self._tokenizer, "backend_tokenizer", None), hidden)
+
+
+def _require_unicode(text: str) -> None:
+    """Refuse halves of surrogate pairs, which stand for bytes that are not UTF-8, or come from broken JSON."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"expected text, found {text[error.start]!r} at character {error.start} of {text[:40]!r}, which is no "
+            "character (a byte that is not UTF-8?); give UTF-8 text"
+        ) from None
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:
@@ -71,14 +139,10 @@ def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> To
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UserError(f"the tokenizer in {directory} cannot be read ({reason[0]}); fetch its files again") from error
-    if not add_special_tokens:
+    forget_invented(tokenizer, directory)
+    if not add_special_tokens or not _adds_bos(directory):
         return Tokenizer(tokenizer, ())
-    if tokenizer.bos_token_id is None:
-        raise UserError(
-            f"the tokenizer in {directory} names no bos_token to put before a prompt; "
-            f"add it to tokenizer_config.json or give {spelled('no_add_special_tokens')}"
-        )
-    return Tokenizer(tokenizer, (tokenizer.bos_token_id,) if _adds_bos(directory) else ())
+    return Tokenizer(tokenizer, None if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,))
 
 
 def _check_files(directory: Path) -> None:

@@ -68,6 +68,8 @@ class SharedRun:
 class Letters:
     """`TextPieces` in which each id is a letter."""
 
+    pending = ""
+
     def push(self, ids: Sequence[int]) -> str:
         """See `TextPieces.push`."""
         return "".join(chr(ord("a") + i % 26) for i in ids)

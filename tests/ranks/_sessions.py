@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import time
 import weakref
 from collections.abc import Callable
@@ -122,6 +123,13 @@ EVENTS: dict[str, Callable[[], None]] = {  # in the third step of one rank
 }
 
 
+EARLY_SIGNALS = {  # to one rank while ranks join, and the seconds after which the others do
+    "early-term": (signal.SIGTERM, 3.0),
+    "early-int": (signal.SIGINT, 3.0),
+    "never": (signal.SIGTERM, 100.0),
+}
+
+
 class MeetingDecoder(SumDecoder):
     """A decoder that waits for the others at every step."""
 
@@ -195,7 +203,19 @@ def close_one(sessions: list[Session], freed: Callable[[], bool]) -> None:
         second.close()
 
 
+def join_late(world: World, config: Config) -> None:
+    """Tell one rank to end while it waits for the others to join; they come two seconds later, or never."""
+    if world.rank == config.victim:
+        number = EARLY_SIGNALS[config.scenario][0]  # sent by another process, for MPI holds the interpreter lock
+        subprocess.Popen(["sh", "-c", f"sleep 1; kill -{number} {os.getpid()}"])
+        note(Path(config.directory), "event", str(time.time() + 1.0))
+    else:
+        time.sleep(EARLY_SIGNALS[config.scenario][1])
+
+
 def act(config: Config, world: World, open_session: OpenSession) -> None:
+    if config.scenario in EARLY_SIGNALS:
+        join_late(world, config)
     if not world.is_leader:
         follow(join_world(world), open_session)
         print("this is printed by a follower")

@@ -51,3 +51,12 @@ def test_whatever_ends_mpirun_ends_all_ranks(number: signal.Signals, start_ranks
     os.kill(run.process.pid, number)
     assert run.wait() != 0
     assert run.leftovers() == [] and time.monotonic() - since < SECONDS_TO_END
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("event", ["early-term", "early-int", pytest.param("never", marks=pytest.mark.slow)])
+def test_a_signal_while_ranks_join_ends_all(event: str, victim: int, start_ranks: StartRanks, tmp_path: Path) -> None:
+    run = start_ranks(2, *PROGRAM, event, "--victim", victim, "--directory", tmp_path)
+    run.wait()
+    assert run.leftovers() == [] and "generated" not in run.output
+    assert time.time() - float((tmp_path / "event").read_text()) < 3 * SECONDS_TO_END

@@ -85,6 +85,8 @@ CHOSEN: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "beam_search_diversity_rate": ({"num_beams": 2, "beam_search_diversity_rate": 0.5},
                                    {"beam_search_diversity_rate": 0.5}, {"beam_search_diversity_rate": 0.5}),
     "penalty_alpha": ({"penalty_alpha": 0.6, "top_k": 4}, REFUSED, REFUSED),
+    "allowed_ids": ({"allowed_ids": (5, 9)}, REFUSED, REFUSED),
+    "prompt_log_probs": ({"prompt_log_probs": 1}, REFUSED, REFUSED),
     "log_probs": ({"log_probs": 0}, {"output_log_probs": True, "output_cum_log_probs": True}, REFUSED),
     "sequence": ({"top_k": 9, "sequence": 1}, {"top_k": 9}, REFUSED),  # with the first: see below
 }  # fmt: skip
@@ -229,6 +231,16 @@ def test_stop_words_are_told_as_ids_where_they_may_end_early(double: Double) -> 
     [result] = generate(double.open(), [request])
     assert double.seen.calls[0]["stop_words_list"] == [[[16], [8, 7]]]
     assert (result.output_ids, result.finish_reason) == ((4, 8, 16), "stop_words")
+
+
+def test_further_end_ids_are_told_as_stop_words(double: Double) -> None:
+    requests = [Request((1, 3), 6).ending_at((49, 16)), Request((1, 3), 6).ending_at((8, 16))]
+    results = generate(double.open(), requests)
+    calls = double.seen.calls
+    assert [(call["end_id"], call["stop_words_list"]) for call in calls] == [(49, [[[16]]]), (8, [[[16]]])]
+    assert [(result.output_ids, result.finish_reason) for result in results] == [
+        ((4, 8, 16), "end_id"), ((4, 8), "end_id"),
+    ]  # fmt: skip
 
 
 def test_stop_words_that_may_come_too_early_are_kept_here(double: Double) -> None:

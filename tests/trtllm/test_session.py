@@ -269,7 +269,7 @@ def test_llm_streams_from_an_engine_directory(double: Double) -> None:
 
 
 def test_summaries_and_perplexity_come_from_an_engine_directory(double: Double) -> None:
-    summarizer = EngineSummarizer(double.open(gather_context_logits=True), 3, None)
+    summarizer = EngineSummarizer(double.open(gather_context_logits=True), 3, ())
     assert summarizer.generate([(1, 3), (2,)]) == [(4, 8, 16), (2, 4, 8)]
     sharp = summarizer.mean_nll((1, 1), (2, 4, 8))  # one-hot logits of the right tokens, but for the first two
     assert sharp == pytest.approx(torch.nn.functional.cross_entropy(torch.eye(50)[[1]], torch.tensor([1])).item(), 0.2)

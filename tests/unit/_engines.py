@@ -25,6 +25,8 @@ def write_engine_config(directory: Path) -> EngineConfig:
         "device": {},
         "tactics": {},
     }
-    config = EngineConfig(**{f.name: values.get(f.name, "") for f in fields(EngineConfig)})
+    config = EngineConfig(
+        **{f.name: values.get(f.name, {} if f.name in ("files", "samples") else "") for f in fields(EngineConfig)}
+    )
     (directory / "config.json").write_text(json.dumps(config.to_dict()))
     return config

@@ -1,4 +1,4 @@
-"""A tokenizer directory laid out as OPT's: byte-level BPE in `vocab.json` and `merges.txt`, `</s>` in front."""
+"""Tokenizer directories: one laid out as OPT's, byte-level BPE with `</s>` in front, and some of other kinds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as Fast
+from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 SETTINGS = {
@@ -37,3 +40,33 @@ def write_tokenizer(directory: Path, **settings: Any) -> Path:
     kept = {name: value for name, value in (SETTINGS | settings).items() if value is not None}
     (directory / "tokenizer_config.json").write_text(json.dumps(kept), encoding="utf-8")
     return directory
+
+
+def fast_tokenizer(directory: Path, kind: str) -> Path:
+    """Write a small tokenizer of another kind than OPT's, with `</s>` (2) as its end and `<pad>` (1)."""
+    pieces, decoder = KINDS[kind]
+    tokens = ["<unk>", "<pad>", "</s>", *pieces]
+    fast = Fast(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    if decoder is not None:
+        fast.decoder = decoder
+    if any(piece.startswith("\u2581") for piece in pieces):
+        fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=fast, **special).save_pretrained(directory)
+    return directory
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in (0x41, 0x0A, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0x80)]
+METASPACE = ["\u2581one", "\u2581two", "six", "\u2581", "\u2581\u2581", "."]
+LLAMA = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+# Tokens and decoder of each kind; the models behind them do not matter for decoding.
+KINDS: dict[str, tuple[list[str], Any]] = {
+    "metaspace": (METASPACE, decoders.Metaspace()),
+    "word pieces": (["one", "two", "##s", ".", ",", "'", "n", "##'t"], decoders.WordPiece()),
+    "byte fallback": ([*METASPACE, *BYTES], decoders.Sequence(LLAMA)),
+    "suffixes": (["one</w>", "tw", "o</w>", ".</w>"], decoders.BPEDecoder()),
+    "repeats": (["a", "b", "|"], decoders.CTC()),
+    "words": (["one", "two"], None),
+    "several spaces stripped": (METASPACE, decoders.Sequence([*LLAMA[:3], decoders.Strip(" ", 3, 0)])),
+    "edited as a whole": ([*METASPACE, *BYTES], decoders.Sequence([*LLAMA[:3], decoders.Replace(" .", ".")])),
+}

@@ -12,6 +12,7 @@ from dataclasses import fields
 import pytest
 
 from opt_trt.cli import Terminated, build_parser, parse, run_main
+from opt_trt.config.backend_answers import ANSWERS, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.describe_flags import DescribeConfig
@@ -22,7 +23,7 @@ from opt_trt.config.runtime_flags import EMBEDDED, check_embedded
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import CheckFailed, UserError
 from opt_trt.version import __version__
-from tests._processes import run, run_python, start_python
+from tests._processes import ROOT, run, run_python, start_python
 from tests.unit._models import Model
 
 REQUIRED = {
@@ -81,7 +82,7 @@ def test_reasons_give_no_advice_for_dropping_the_flag_to_follow():
         *REFUSALS,
         *(
             (None, name, refusal)
-            for table in (*EMBEDDED.values(), BuildConfig.EMBEDDED)
+            for table in (*EMBEDDED.values(), *ANSWERS.values(), RTX_ANSWERS, PROPER_ANSWERS)
             for name, refusal in table.items()
         ),
     ]
@@ -382,3 +383,19 @@ def test_where_ranks_matter_the_variables_are_named(rank):
     result = run_python("run.py", "--max_output_len", "1", environment=LEFT | {"RANK": rank})
     assert result.returncode == 2
     assert f"error: WORLD_SIZE=2 and RANK={rank} are set, but MPI joined 1: unset WORLD_SIZE RANK" in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_command_works_without_standard_streams(closed, tmp_path):
+    model = Model().write(tmp_path / "model")
+    words = f"{sys.executable} convert_checkpoint.py --model_dir {model} --output_dir {tmp_path / 'c'} {closed}"
+    assert run("sh", "-c", words).returncode == 0
+    assert (tmp_path / "c" / "config.json").is_file()
+
+
+def test_a_deleted_current_directory_is_named(tmp_path):
+    words = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} -P {ROOT / 'build.py'} --checkpoint_dir c"
+    result = run("sh", "-c", words, environment={"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 2
+    said = "error: the current directory has been deleted; change to another one, and run the command again\n"
+    assert result.stderr == said

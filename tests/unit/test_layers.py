@@ -24,11 +24,13 @@ LAYERS = (
     ("plugins.gemm", "plugins.attention", "plugins.rows", "plugins.collectives"),
     ("plugins.native", "plugins.ops"),
     ("plugins.tune",),
-    ("runtime.world", "runtime.stopping"),
+    ("runtime.world", "runtime.text_search"),
+    ("runtime.stopping",),
     ("runtime.request",),
     ("runtime.sequence",),
     ("runtime.admission", "runtime.sampling", "runtime.scheduling"),
     ("runtime",),
+    ("backends.checksums",),
     ("backends.engine",),
     ("backends.identity",),
     ("backends.inductor.compiler",),
@@ -58,6 +60,8 @@ THIRD_PARTY = {
     "torch.distributed": ("plugins/collectives/",),
     "torch._inductor": ("backends/inductor/",),
     "tensorrt_llm": ("backends/trtllm/",),
+    "tensorrt_rtx": ("backends/tensorrt/library.py",),
+    "tensorrt": ("backends/tensorrt/library.py",),
     "triton": ("plugins/",),
 }
 
@@ -149,7 +153,7 @@ def test_flags_and_help_need_the_standard_library_only(path):
     assert not {n.split(".")[0] for n in names} & {"torch", "numpy", "transformers", "safetensors", "tqdm"}
 
 
-SAME_NAME = {"__init__", "__main__", "problem", "cpu", "cuda"}  # a file for each of several rooms
+SAME_NAME = {"__init__", "__main__", "problem", "cpu", "cuda", "library"}  # a file for each of several rooms
 UNIT = Path(__file__).parent
 BESIDE_THE_PACKAGE = {Path("benchmarks"), Path("examples")}
 ROOT_FILES = {"__init__", "__main__", "version", "commands", "errors", "step", "ops"}

@@ -26,7 +26,8 @@ def locked(*names: str) -> dict[str, str]:
     return {r.name: str(r.specifier).removeprefix("==") for r in requirements(lines)}
 
 
-LOCK, LOWEST = locked("requirements.txt", "requirements-dev.txt"), locked("requirements-trtllm.txt")
+LOCK = locked("requirements.txt", "requirements-dev.txt", "requirements-tensorrt.txt")
+LOWEST = locked("requirements-trtllm.txt")
 RANGES = requirements([*PROJECT["dependencies"], *(r for e in PROJECT["optional-dependencies"].values() for r in e)])
 
 

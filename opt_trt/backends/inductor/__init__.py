@@ -46,13 +46,13 @@ def missing() -> str | None:
     return None
 
 
-def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
+def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
     """Write an engine; see `builder.build`."""
     from opt_trt.backends.inductor.builder import (
         builder,  # torch's compiler takes a second to import, and running needs none
     )
 
-    builder.build(checkpoint, config, out)
+    return builder.build(checkpoint, config, out)
 
 
 def open(opening: Opening, ranks: Ranks) -> Session:

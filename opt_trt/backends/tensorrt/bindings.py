@@ -1,7 +1,7 @@
 """The contract between network and decoder: names, types and shapes of an engine's inputs and outputs.
 
-`B` rows are sequences, `S` their new tokens, `L` the tokens whose logits are wanted; `H` heads of size `D`, `C` the tokens a
-cache has room for, `E` the hidden size, `V` the vocabulary.
+`B` rows are sequences, `S` their new tokens, `L` the tokens whose logits are wanted; `H` heads of size `D`, `C` the
+tokens a cache has room for, `E` the hidden size, `V` the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ LOGITS = "logits"  # fp32 or fp16 [L, V]
 HIDDEN = "hidden"  # of the model's type [L, E], behind the last norm (and projection), from which logits are computed
 
 Tensors = Mapping[str, torch.Tensor]
-# A profile, the four inputs above and the caches, all by name → LOGITS and HIDDEN. New keys and values are written into the
-# caches in place. An engine on a GPU and the interpreter of the tests are two of these.
+# A profile, the four inputs above and the caches, all by name → LOGITS and HIDDEN. New keys and values are written into
+# the caches in place. An engine on a GPU and the interpreter of the tests are two of these.
 Run = Callable[[int, Tensors, Tensors], Tensors]
 
 
 def cache_names(num_layers: int) -> list[str]:
     """Return the inputs that are caches, `[B, H, C, D]` of the model's type: keys and values of each layer in turn."""
-    return [f"{kind}_cache_{layer}" for layer in range(num_layers) for kind in ("key", "value")]
+    return [name for layer in range(num_layers) for name in layer_caches(layer)]
+
+
+def layer_caches(layer: int) -> tuple[str, str]:
+    """Return the inputs that are the caches of a layer's keys and of its values."""
+    return f"key_cache_{layer}", f"value_cache_{layer}"
 
 
 def cache_output(name: str) -> str:

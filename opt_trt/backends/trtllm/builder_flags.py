@@ -8,7 +8,6 @@ from typing import Any
 
 from opt_trt.backends.trtllm.release import NEWEST, OLDEST, Release
 from opt_trt.config.build_flags import BuildConfig
-from opt_trt.config.flags import Refusal
 from opt_trt.errors import UserError, spelled
 from opt_trt.model.config import ModelConfig
 
@@ -17,14 +16,6 @@ PAGED = {"enable": "paged", "disable": "continuous"}  # values of --paged_kv_cac
 WITHOUT_ATTENTION = {"kv_cache": "continuous", "context_fmha": "disable", "remove_input_padding": "disable"}
 NEEDS_ATTENTION = {"kv_cache": "paged", "remove_input_padding": "enable", "use_paged_context_fmha": "enable"}
 FLAGS = {"kv_cache": "kv_cache_type"}  # settings whose flag has another name
-EMBEDDED = f"give {spelled('backend')} inductor"
-REFUSED = {
-    "deterministic": Refusal("TensorRT chooses its tactics by their times alone", advice=EMBEDDED),
-    "context_int8": Refusal("TensorRT-LLM's weight-only linears keep activations", advice=EMBEDDED),
-    "device": Refusal("TensorRT engines run on GPUs", ("cuda",), advice=EMBEDDED),
-    "target_isa": Refusal("TensorRT engines run on GPUs", advice=EMBEDDED),
-    "lm_head_precision": Refusal("TensorRT-LLM's OPT has its head in the checkpoint's dtype", advice=EMBEDDED),
-}
 ADVICE = {  # what to do if a release lacks a flag
     "context_fmha_fp32_acc": (
         f"the engine is the same, give {spelled('enable_context_fmha_fp32_acc')} to run.py or summarize.py"

@@ -34,7 +34,7 @@ class CallRow:
         """The options that all rows of a call must share."""
         sampling = replace(self.request.sampling, bad_words=(), sequence=0)
         words = (bool(stop_words(self.request)), bool(self.request.sampling.bad_words))
-        what = (self.request.max_new_tokens, self.request.end_id, self.request.return_generation_logits)
+        what = (self.request.max_new_tokens, self.request.end_ids, self.request.return_generation_logits)
         return (sampling, len(self.sequences), *what, *words)
 
     @property
@@ -107,9 +107,11 @@ def arguments(rows: Sequence[CallRow], runner: Runner, spec: DecoderSpec, stream
 
 def stop_words(request: Request) -> Words:
     """Return the stop words a runner looks for. Others, and all with a least length, are found in its output."""
-    if request.stop_words is None or request.sampling.min_length:
+    if request.sampling.min_length:
         return ()
-    return (*request.stop_words.ids, *request.stop_words.spellings)
+    further = [(end_id,) for end_id in request.further_end_ids]  # a runner takes one end id
+    words = request.stop_words
+    return further if words is None else (*further, *words.ids, *words.spellings)
 
 
 def _lists(words: Sequence[Words]) -> list[list[list[int]]] | None:

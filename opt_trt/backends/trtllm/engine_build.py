@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from opt_trt.backends.engine import CONFIG, PROGRAMS
-from opt_trt.backends.trtllm.builder_flags import REFUSED, builder_flags
+from opt_trt.backends.trtllm.builder_flags import builder_flags
 from opt_trt.backends.trtllm.failures import explain
 from opt_trt.backends.trtllm.preflight import check
 from opt_trt.backends.trtllm.process import run_builder
 from opt_trt.backends.trtllm.release import NEWEST, installed_version, known_release, visible_sm
 from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.config.backend_answers import ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import refuse_given
 from opt_trt.errors import UserError, spelled
@@ -22,9 +23,12 @@ from opt_trt.errors import UserError, spelled
 BUILDER = ("-m", "tensorrt_llm.commands.build")
 
 
-def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
-    """Let TensorRT-LLM write its engine into the empty directory `out`; a dry run prints the call instead."""
-    refuse_given(config, REFUSED)
+def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
+    """Let TensorRT-LLM write its engine into the empty directory `out`; a dry run prints the call instead.
+
+    Return nothing to print: its builder has printed.
+    """
+    refuse_given(config, ANSWERS["tensorrt_llm"])
     version = _version(config)
     release = known_release(version)
     check(checkpoint, config, release, visible_sm())
@@ -33,13 +37,14 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     if config.dry_run:
         print(f"TensorRT-LLM {version} would build {checkpoint.config.mapping.world_size} rank(s) with")
         print(shlex.join(("python", *BUILDER, *flags)))
-        return
+        return ""
     ranks = checkpoint.config.mapping.world_size
     code, lines = run_builder((sys.executable, *BUILDER, *flags), ranks, config.talks)
     wanted = [CONFIG, *(PROGRAMS.format(rank=rank) for rank in range(ranks))]
     lacking = [name for name in wanted if not (out / name).is_file()]
     if code != 0 or lacking:
         raise explain([*lines, *(f"{name} was not written" for name in lacking * (code == 0))], code, version)
+    return ""
 
 
 def _version(config: BuildConfig) -> str:

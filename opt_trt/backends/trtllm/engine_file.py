@@ -65,4 +65,5 @@ def _spec(model: ModelConfig, limits: dict[str, Any]) -> DecoderSpec:
         gather_generation_logits=limits.get("gather_generation_logits", False),
         end_id=model.eos_token_id,
         pad_id=model.pad_token_id,
+        end_token_ids=model.end_token_ids,
     )

@@ -51,6 +51,7 @@ SAMPLING = {  # by the name of the field of `Sampling`; keywords of `generate`
     "no_repeat_ngram_size": both("no_repeat_ngram_size"),
     "min_length": Keyword("min_tokens", "min_length", "the C++ session knows it since 1.0", Release(1, 0)),
     "bad_words": both("bad_words_list"),
+    "allowed_ids": Keyword(None, None, "TensorRT-LLM's runners cannot leave out all tokens but some"),
     "logit_bias": Keyword(None, None, "TensorRT-LLM's runners add nothing to logits"),
     "random_seed": both("random_seed"),
     "sequence": Keyword("num_return_sequences", None, ONE_OUTPUT, Release(1, 0)),
@@ -60,6 +61,7 @@ SAMPLING = {  # by the name of the field of `Sampling`; keywords of `generate`
     "beam_search_diversity_rate": both("beam_search_diversity_rate"),
     "penalty_alpha": Keyword(None, None, "TensorRT-LLM has no contrastive search"),
     "log_probs": Keyword("output_log_probs", None, "only the C++ session reports them"),
+    "prompt_log_probs": Keyword(None, None, "TensorRT-LLM's runners report logits of a prompt, not log-probabilities"),
 }
 
 OPENING = {  # by the name of the flag; keywords of `from_dir`

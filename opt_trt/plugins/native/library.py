@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from opt_trt.errors import UserError
+from opt_trt.host.kept import keep
 from opt_trt.plugins.cpu.operators import Operators
 
 PLUGINS = Path(__file__).parents[1]
@@ -71,9 +72,10 @@ def find_compiler() -> str:
     """Find the C++ compiler; a `UserError` says how to get one."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or shutil.which(compiler) is None:
+        arguments = " alone: a launcher or options belong into a script" if len((compiler or "").split()) > 1 else ""
         raise UserError(
             f"building an engine needs a C++ compiler, found {compiler or 'neither g++ nor clang++'}; "
-            "install one (Debian and Ubuntu: apt-get install g++), or set CXX to its path"
+            f"install one (Debian and Ubuntu: apt-get install g++), or set CXX to its path{arguments}"
         )
     return compiler
 
@@ -81,7 +83,10 @@ def find_compiler() -> str:
 @functools.cache
 def compiler_version(compiler: str) -> str:
     """Return the first line of `--version`, which is part of what a compiled library depends on."""
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    result = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    if result.returncode or not result.stdout.strip():
+        raise UserError(f"expected a C++ compiler, found {compiler}, which does not tell its --version; set CXX to one")
+    return result.stdout.splitlines()[0]
 
 
 def compile_library(march: str, cache_dir: Path) -> NativeLibrary:
@@ -90,15 +95,8 @@ def compile_library(march: str, cache_dir: Path) -> NativeLibrary:
     content = [torch.__version__, compiler_version(compiler), march, *FLAGS]
     content += [source.read_text() for source in sorted((SOURCE, *PLUGINS.rglob("*.h")))]
     namespace = "opt_trt_" + hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
-    path = cache_dir / f"{namespace}.so"
-    if not path.is_file():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            _compile(compiler, march, namespace, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    name = f"{namespace}.so"
+    [path] = keep(cache_dir, namespace, lambda directory: _compile(compiler, march, namespace, directory / name))
     return NativeLibrary(namespace, path)
 
 
@@ -109,11 +107,12 @@ def _compile(compiler: str, march: str, namespace: str, out: Path) -> None:
         str(SOURCE), "-o", str(out), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        detail = (result.stderr.strip() or f"exit code {result.returncode}").splitlines()[0]
-        raise UserError(
-            f"{compiler} could not compile the plugin library: {detail}; a C++20 compiler is needed (g++ 11 or newer)"
-        )
+    if result.returncode or not out.is_file():
+        lines = result.stderr.splitlines()
+        full = next((line for line in lines if "No space left" in line or "Cannot create temporary file" in line), None)
+        detail = full or next(iter(lines), f"exit code {result.returncode}")
+        advice = "free space there, or set TMPDIR" if full else "a C++20 compiler is needed (g++ 11 or newer)"
+        raise UserError(f"{compiler} could not compile the plugin library: {detail}; {advice}")
 
 
 @functools.cache

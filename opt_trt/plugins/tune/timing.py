@@ -7,7 +7,6 @@ one cache choose the same tactics.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from opt_trt.errors import UserError
+from opt_trt.host.atomic import replace_text
 
 ROUNDS = 7
 BUDGET_S = 0.25
@@ -57,14 +57,15 @@ class TimingCache:
         return cls(device, times, clock)
 
     def save(self, path: Path) -> None:
-        """Write the cache beside `path`, then rename it. Another kind of file at `path` stays, with a warning."""
+        """Replace the file at `path`. Another kind of file stays, and so does one that cannot be written: both warn."""
         if path.exists() and _read(path) is None:  # TensorRT's cache has the same default name
             print(f"WARNING: {path} is not a timing cache of the embedded backend: it stays as it is", file=sys.stderr)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.times, indent=1, sort_keys=True))
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, json.dumps(self.times, indent=1, sort_keys=True))
+        except OSError as error:  # the engine is worth more than its timings
+            print(f"WARNING: the timings are not kept in {path}: {error.strerror}", file=sys.stderr)
 
     def join(self, path: Path) -> TimingCache:
         """Return this cache together with what its file holds now.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from opt_trt.runtime.sampling import log_probs
-from opt_trt.runtime.sampling.choose import no_token_left, require_numbers
+from opt_trt.runtime.sampling.choose import no_number, no_token_left
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import Hypothesis, TokenSequence
 
@@ -19,10 +19,10 @@ class BeamSearch:
     """The state of one request's search; `leader` is the sequence that computed its prompt.
 
     A candidate is a beam with one more token. Its score is the sum of its log-probabilities after penalties and bans.
-    A step takes the best `2 * num_beams` candidates. Those that end are finished if they are among the best
-    `num_beams`. Of the others, the best `num_beams` continue. Candidates are ranked by score +
-    `beam_search_diversity_rate` * (place of the beam they extend, 0 for the best), as in TensorRT-LLM. The second term
-    does not become part of the score.
+    A step takes the best `2 * num_beams` candidates, or `num_beams` more for each end id but the first. Those that end
+    are finished if they are among the best `num_beams`. Of the others, the best `num_beams` continue. Candidates are
+    ranked by score + `beam_search_diversity_rate` * (place of the beam they extend, 0 for the best), as in
+    TensorRT-LLM. The second term does not become part of the score.
     """
 
     def __init__(self, leader: TokenSequence) -> None:
@@ -36,7 +36,7 @@ class BeamSearch:
         """Return the beams of the next step, by logits fp32 `[num_beams, V]` (`[1, V]` after the prompt).
 
         Their `blocks` and `num_cached` are those of the beam they extend, whose keys and values they share. The leader
-        gets a finish reason when the search is over, or fails when every token is banned.
+        gets a finish reason when the search is over, or fails: every token is banned or the best score is no number.
         """
         width = self._sampling.num_beams
         if len(beams) == 1:
@@ -45,7 +45,9 @@ class BeamSearch:
         if scores[0] == -torch.inf:
             self._leader.fail(no_token_left(beams[0]))
             return []
-        require_numbers(scores[:1].tolist())
+        if not scores[0].isfinite():
+            self._leader.fail(no_number(self._leader, scores[0].item()))
+            return []
         candidates = [beams[parent].fork() for parent in parents]
         for candidate, token_id in zip(candidates, token_ids, strict=True):
             candidate.accept(token_id)
@@ -63,7 +65,7 @@ class BeamSearch:
     def _best(self, logits: torch.Tensor, beams: Sequence[TokenSequence]) -> tuple[torch.Tensor, list[int], list[int]]:
         """Return the best candidates, best first.
 
-        They are given as scores fp32 `[2 * num_beams]`, the beams they extend and their token ids.
+        They are given as scores fp32 `[2 * num_beams]` or more, the beams they extend and their token ids.
         """
         vocab_size = logits.shape[1]
         scores = logits.log_softmax(-1)
@@ -73,7 +75,8 @@ class BeamSearch:
         ranks = scores
         if self._sampling.beam_search_diversity_rate:
             ranks = scores + self._sampling.beam_search_diversity_rate * torch.arange(len(beams)).unsqueeze(1)
-        places = ranks.flatten().topk(min(2 * len(beams), ranks.numel())).indices
+        count = len(beams) * (1 + max(1, len(self._leader.request.end_ids)))
+        places = ranks.flatten().topk(min(count, ranks.numel())).indices
         best = scores.flatten()[places]
         return best, (places // vocab_size).tolist(), (places % vocab_size).tolist()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from opt_trt.errors import UserError, spelled
+from opt_trt.errors import spelled
 from opt_trt.runtime.request import RequestFailed
 from opt_trt.runtime.sampling.candidates import draw_among_largest
 from opt_trt.runtime.sampling.filters import FILTERS
@@ -21,8 +21,8 @@ Way = Callable[[torch.Tensor, Sequence[TokenSequence]], torch.Tensor]
 def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """Return the next token of each sequence, int64 `[S]`, as its request asks, by logits fp32 `[S, V]`.
 
-    No row depends on another, nor on the number of rows. Raise `UserError` if the largest logit of a row is not finite.
-    A sequence whose request bans every token fails; its row has no meaning then.
+    No row depends on another, nor on the number of rows. A sequence fails if its largest logit is not finite, or if its
+    request bans every token; its row has no meaning then. No random number is used up: see `use_number`.
     """
     ways: dict[Way, list[int]] = {}
     for row, sequence in enumerate(sequences):
@@ -38,13 +38,16 @@ def choose(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Te
 def accept_choice(logits: torch.Tensor, token_ids: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """Return the next tokens, int64 `[S]`, that the decoder has chosen: `StepOutputs` with one token a row, `[S, 1]`.
 
-    A drawn token uses up a random number of its sequence here, too. Raise `UserError` if a logit is not finite.
+    A sequence fails if its logit is not finite.
     """
-    require_numbers(logits.squeeze(1).tolist())
-    for sequence in sequences:
-        if sequence.request.sampling.draws:
-            sequence.random.random()
+    fail_without_number(sequences, logits.squeeze(1).tolist())
     return token_ids.squeeze(1)
+
+
+def use_number(sequence: TokenSequence) -> None:
+    """Use up the random number by which the newest token of a sequence was drawn, if it was."""
+    if sequence.request.sampling.draws:
+        sequence.random.random()
 
 
 def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
@@ -63,25 +66,20 @@ def draw_rows(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, torch.minimum(numbers * total, below_total), right=True).squeeze(1)
 
 
-def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the position of the largest logit of each row of fp32 `[S, V]`, int64 `[S]`; of equal ones the first.
-
-    Raise `UserError` if a row has a NaN, or if its largest logit is infinite. The maximum of a row with a NaN is NaN:
-    `S` numbers are enough to find one.
-    """
-    best, token_ids = largest(logits)
-    require_numbers(best)
-    return token_ids
+def fail_without_number(sequences: Sequence[TokenSequence], largest: Sequence[float]) -> None:
+    """Fail each sequence whose largest logit is NaN or infinite; a row with a NaN has a NaN as its largest logit."""
+    for sequence, value in zip(sequences, largest, strict=True):
+        if not math.isfinite(value):
+            sequence.fail(no_number(sequence, value))
 
 
-def require_numbers(largest: Sequence[float]) -> None:
-    """Raise `UserError` if a row's largest logit is NaN or infinite."""
-    bad = [value for value in largest if not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"expected finite logits, the decoder returned {bad[0]}: its weights hold NaN or infinity, or overflow "
-            f"their type; check the source checkpoint, or convert it with {spelled('dtype')} float32 and build again"
-        )
+def no_number(sequence: TokenSequence, value: float) -> RequestFailed:
+    """Return the error of a request whose largest logit or score is not finite."""
+    return RequestFailed(
+        sequence.index,
+        f"failed: expected finite logits, the decoder returned {value}: its weights hold NaN or infinity, or overflow "
+        f"their type; check the source checkpoint, or convert it with {spelled('dtype')} float32 and build again",
+    )
 
 
 def no_token_left(sequence: TokenSequence) -> RequestFailed:
@@ -96,17 +94,20 @@ def _way(sequence: TokenSequence) -> Way:
     return _draw_by_chance if sequence.request.sampling.draws else _choose_largest
 
 
-def _choose_largest(logits: torch.Tensor, _: Sequence[TokenSequence]) -> torch.Tensor:
-    return greedy(logits)
+def _choose_largest(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """Return the position of the largest logit of each row, of equal ones the first."""
+    best, token_ids = largest(logits)
+    fail_without_number(sequences, best)
+    return token_ids
 
 
 def _choose_changed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     """Choose for sequences whose requests change logits."""
-    require_numbers(largest(logits)[0])
+    fail_without_number(sequences, largest(logits)[0])
     changed = process(logits.clone(), sequences, CHANGES)
     best, token_ids = largest(changed)
     for sequence, value in zip(sequences, best, strict=True):
-        if not math.isfinite(value):
+        if sequence.error is None and not math.isfinite(value):
             sequence.fail(no_token_left(sequence))
     drawn = [row for row, s in enumerate(sequences) if s.request.sampling.draws and s.error is None]
     if drawn:
@@ -119,14 +120,15 @@ def _draw_by_chance(logits: torch.Tensor, sequences: Sequence[TokenSequence]) ->
 
     Which of the two it is depends on the row alone.
     """
-    uniforms = [s.random.random() for s in sequences]
+    uniforms = [s.random.coming(1)[0] for s in sequences]
     found = draw_among_largest(logits, sequences, uniforms)
     left = [row for row, token_id in enumerate(found) if token_id is None]
     token_ids = torch.tensor([token_id or 0 for token_id in found])
     if left:
-        whole = _take(logits, left)
-        require_numbers(whole.amax(-1).tolist())
-        kept = process(whole.clone(), [sequences[row] for row in left], FILTERS)
+        fail_without_number([sequences[row] for row in left], _take(logits, left).amax(-1).tolist())
+        left = [row for row in left if sequences[row].error is None]
+    if left:
+        kept = process(_take(logits, left).clone(), [sequences[row] for row in left], FILTERS)
         token_ids[left] = draw(kept, [uniforms[row] for row in left])
     return token_ids
 

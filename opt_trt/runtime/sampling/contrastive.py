@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from opt_trt.runtime.sampling import log_probs
-from opt_trt.runtime.sampling.choose import no_token_left, require_numbers
+from opt_trt.runtime.sampling.choose import no_number, no_token_left
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import TokenSequence
 
@@ -35,7 +35,7 @@ class ContrastiveSearch:
         """Return the candidates of the next step, by logits fp32 `[K, V]` (`[1, V]` after the prompt).
 
         They have the blocks of the row they continue. The leader gets its token, and a finish reason if that is the
-        last one. It fails when every token is banned.
+        last one. It fails when every token is banned or the largest logit is no number.
         """
         hidden = torch.cat([part for row in rows for part in row.hidden])
         if rows[0] is self._leader:  # the prompt is computed; there is no token to choose yet
@@ -69,7 +69,9 @@ class ContrastiveSearch:
         if top.values[0] == -torch.inf:
             self._leader.fail(no_token_left(self._leader))
             return []
-        require_numbers(top.values[:1].tolist())
+        if not top.values[0].isfinite():
+            self._leader.fail(no_number(self._leader, top.values[0].item()))
+            return []
         probabilities = scores.softmax(-1)[top.indices]
         self._logits = logits
         self._gains = ((1 - self._sampling.penalty_alpha) * probabilities).masked_fill(

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 
 from opt_trt.config.sampling import FILTERS
-from opt_trt.runtime.sampling.choose import draw_rows
+from opt_trt.runtime.sampling.choose import draw_rows, largest_there
 from opt_trt.step import DRAW_COLUMNS
 
 ROWS_AT_ONCE = 64  # sorting and summing them takes some 130 MB with OPT's vocabulary
+
+
+def choice(logits: torch.Tensor, draws: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest logit of each row of fp32 `[L, V]`, and the token that `draws` choose, or its own without."""
+    largest, token_ids = largest_there(logits)
+    return largest, token_ids if draws is None else drawn(logits, draws)
 
 
 def drawn(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,11 @@ def _ban_words(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torc
     return _ban(logits, [_word_ends(_history(s), s.request.sampling.bad_words) for s in sequences])
 
 
+def _keep_allowed(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    at = _indices([s.request.sampling.allowed_ids for s in sequences])
+    return torch.full_like(logits, -inf).index_put_(at, logits[at])
+
+
 def _ban_early_end(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> torch.Tensor:
     return _ban(logits, [_early_end(s) for s in sequences])
 
@@ -98,8 +103,7 @@ def _word_ends(history: list[int], words: Sequence[tuple[int, ...]]) -> list[int
 
 
 def _early_end(sequence: TokenSequence) -> list[int]:
-    end_id = sequence.request.end_id
-    return [] if end_id is None or len(sequence.output_ids) >= sequence.request.sampling.min_length else [end_id]
+    return [] if len(sequence.output_ids) >= sequence.request.sampling.min_length else [*sequence.request.end_ids]
 
 
 # In the order of application.
@@ -110,6 +114,7 @@ CHANGES: Table = {
     "frequency_penalty": _penalize_frequency,
     "no_repeat_ngram_size": _ban_repeated_ngrams,
     "bad_words": _ban_words,
+    "allowed_ids": _keep_allowed,
     "min_length": _ban_early_end,
 }
 PROCESSORS: Table = {**CHANGES, **FILTERS}

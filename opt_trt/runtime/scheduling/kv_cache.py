@@ -38,7 +38,7 @@ def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
         raise UserError(
             f"the KV cache needs at least one block of {size_text(block_bytes)}, "
             f"{limit.free_fraction:g} of the {size_text(free_bytes)} that are free is less; free memory, raise "
-            f"{spelled('kv_cache_free_gpu_memory_fraction')} or build with a smaller {spelled('tokens_per_block')}"
+            f"{spelled('kv_cache_free_gpu_memory_fraction')} or build with a smaller {spelled(spec.block_option)}"
         )
     wanted = spec.max_batch_size * blocks_for(spec.max_seq_len, spec.tokens_per_block)
     allowed = wanted if limit.max_tokens is None else blocks_for(limit.max_tokens, spec.tokens_per_block)

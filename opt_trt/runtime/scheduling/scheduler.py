@@ -1,13 +1,13 @@
-"""Choose the tokens of the next step: in-flight batching, first come, first served. No tensors here."""
+"""Choose the tokens of the next step: in-flight batching, callers in turn. No tensors here."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opt_trt.config.scheduling import Scheduling
 from opt_trt.runtime.scheduling.block_pool import BlockPool, blocks_for
+from opt_trt.runtime.scheduling.caller_turns import WaitingQueue
 from opt_trt.runtime.sequence import Chunk, TokenSequence
 
 
@@ -22,7 +22,7 @@ class StepLimits:
 
 
 class Scheduler:
-    """Sequences wait, run, and leave between steps. None overtakes another: the first in the queue is served next.
+    """Sequences wait, run, and leave between steps. The first in the queue is served next: none is passed over.
 
     Every running sequence in the generation phase has one token in each step. The rest of `max_num_tokens` goes to
     prompts, in order; while any sequence generates, at most `most_prompt_tokens` of it.
@@ -37,7 +37,7 @@ class Scheduler:
         self.running: list[TokenSequence] = []  # in order of admission
         self._pool = pool
         self._scheduling = scheduling
-        self._waiting: deque[TokenSequence] = deque()
+        self._waiting = WaitingQueue()
         self._max_rows = min(limits.max_batch_size, limits.max_num_tokens)
 
     def submit(self, sequence: TokenSequence) -> None:
@@ -81,9 +81,11 @@ class Scheduler:
                 self._pool.remember(sequence.ids(0, chunk.end), sequence.blocks)
 
     def retire(self) -> None:
-        """Free the blocks of finished sequences."""
+        """Free the blocks of finished sequences; what failed ones leave in the cache is not reused."""
         if any(s.finish_reason for s in self.running):
             for sequence in self.running:
+                if sequence.finish_reason == "failed":
+                    self._pool.forget(sequence.blocks)
                 if sequence.finish_reason:
                     self._free(sequence)
             self.running = [s for s in self.running if not s.finish_reason]
@@ -91,10 +93,10 @@ class Scheduler:
     def cancel(self, sequence: TokenSequence) -> None:
         """Drop a sequence, running, waiting or finished, and free its blocks at once."""
         sequence.finish_reason = sequence.finish_reason or "cancelled"
-        for place in (self.running, self._waiting):
-            for one in [s for s in place if sequence in (s, s.leader)]:
-                place.remove(one)
-                self._free(one)
+        self._waiting.drop(sequence)
+        for one in [s for s in self.running if sequence in (s, s.leader)]:
+            self.running.remove(one)
+            self._free(one)
 
     def replace(self, old: Sequence[TokenSequence], new: Sequence[TokenSequence]) -> list[tuple[int, int]]:
         """Replace rows of a search by the rows that continue them, and return the copies of blocks to make.
@@ -132,8 +134,8 @@ class Scheduler:
     def _admit(self, budget: int) -> list[Chunk]:
         """Let waiting sequences join, in order, while there is room for them and at most `budget` tokens."""
         chunks: list[Chunk] = []
-        while self._waiting and budget and self._start(self._waiting[0]):
-            sequence = self._waiting.popleft()
+        while self._waiting and budget and self._start(self._waiting.first):
+            sequence = self._waiting.take()
             count = min(sequence.num_left, budget)
             self.running.append(sequence)
             extended = self._extend(sequence, count)
@@ -188,7 +190,7 @@ class Scheduler:
             newest = next(s for s in reversed(self.running) if not s.reserved)
             self.running.remove(newest)
             self._free(newest)
-            self._waiting.appendleft(newest)
+            self._waiting.start_over(newest)
             if newest is sequence:
                 return False
         sequence.blocks += self._pool.take(missing)

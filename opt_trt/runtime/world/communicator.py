@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from opt_trt.errors import EXIT_BUG, EXIT_TERMINATED, EXIT_USER_ERROR, LEADER_FIRST_SECONDS, UserError
 from opt_trt.host.extras import missing_extra
+from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.waiting import Backoff, wait_until
 from opt_trt.runtime.world import World
 from opt_trt.runtime.world.guard import Guard
@@ -42,6 +43,15 @@ class Communicator:
         self._name = f"rank {world.rank} on {socket.gethostname()}"
         self.step_timeout = step_timeout(os.environ)
         self._guard = Guard(self._name, self.step_timeout)
+        self._lock = threading.Lock()  # one section at a time
+        self._postponed: deque[bytes] = deque()  # messages to send once this rank is in no section
+        self._is_inside = False  # in a section; stays true if a signal interrupted the section
+        self._has_ended = False
+        # A rank that left in the middle of joining would leave the others waiting, and itself wait for them at its end.
+        with deferred_interrupts():
+            self._join(world)
+
+    def _join(self, world: World) -> None:
         try:
             self._mpi = _initialized(world)
         except UserError:
@@ -49,12 +59,9 @@ class Communicator:
             self._guard.fail()
             raise
         self._ranks = self._mpi.COMM_WORLD.Dup()
-        self._lock = threading.Lock()  # one section at a time
-        self._postponed: deque[bytes] = deque()  # messages to send once this rank is in no section
-        self._is_inside = False  # in a section; stays true if a signal interrupted the section
-        self._has_ended = False
         self._ranks.Barrier()
         self._guard.note_shared_memory()
+        self._guard.joined()
         self._guard.idle()
         atexit.register(self._leave)
 

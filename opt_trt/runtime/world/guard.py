@@ -55,6 +55,10 @@ class Guard:
         self._board[start : start + len(text)] = text
         watch.PATHS_LENGTH.pack_into(self._board, watch.BUSY_SINCE.size, len(text))
 
+    def joined(self) -> None:
+        """Note that the rank has joined the others: from now on it ends by itself when a signal tells it to."""
+        self._tell(watch.JOINED)
+
     def leave(self) -> None:
         """Note that the rank ends now, in order."""
         self._tell(watch.LEAVING)

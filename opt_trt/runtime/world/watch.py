@@ -19,10 +19,8 @@ from dataclasses import dataclass
 BOARD_BYTES = 1 << 16  # shared with the rank: the time it became busy, then the paths of its shared memory
 BUSY_SINCE = struct.Struct("d")  # seconds of CLOCK_MONOTONIC; 0 while it waits for work
 PATHS_LENGTH = struct.Struct("I")
-LEAVING, FAILING = (
-    0,
-    255,
-)  # bytes on the pipe: it ends in order, or has reported a failure; others are signals
+# Bytes on the pipe: it ends in order, has joined the others, or has reported a failure; others are signals.
+LEAVING, JOINED, FAILING = 0, 254, 255
 # Seconds until a rank must be gone after it has said that it ends. After a failure all ranks should end soon; an
 # orderly end of MPI takes more than ten seconds on a busy machine.
 END_SECONDS = {FAILING: 8.0, LEAVING: 120.0}
@@ -46,6 +44,7 @@ class Rank:
     board: mmap.mmap
     step_timeout: float  # seconds; 0 is no limit
     is_orderly: bool = False  # MPI ends in order, and removes its shared memory
+    _has_joined: bool = False  # the other ranks
     _has_failed: bool = False  # and reports why
     _gone_by: float = 0.0  # the time by which it must have ended
     _told_to_stop: float = 0.0  # the time of the last signal to end
@@ -55,10 +54,14 @@ class Rank:
 
     def hear(self, message: bytes) -> None:
         """Take a message from the pipe."""
+        if JOINED in message:
+            self._has_joined, self._gone_by = True, 0.0
         for event in END_SECONDS.keys() & set(message):
             self._gone_by = time.monotonic() + END_SECONDS[event]
         if STOPS & set(message):
             self._told_to_stop = time.monotonic()
+            if not self._has_joined:  # it may wait in MPI for ranks that never come
+                self._gone_by = self._told_to_stop + END_SECONDS[FAILING]
         self.is_orderly |= LEAVING in message
         self._has_failed |= FAILING in message
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import e, log
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from opt_trt import LLM, SamplingParams, UserError
+from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
+from opt_trt.runtime.session import DecoderSession
+from opt_trt.text.tokenizer import load_tokenizer
 from tests._processes import heeded_ctrl_c, run_python
 from tests.unit._decoders import SumDecoder, expected_output
-from tests.unit._llms import SPEC, letters, sums
-from tests.unit._tokenizers import VOCAB_SIZE, ids_of
+from tests.unit._llms import SPEC, NextLetter, letters, sums
+from tests.unit._tokenizers import VOCAB_SIZE, ids_of, write_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3)
 END = SPEC.end_id
@@ -60,6 +70,148 @@ def test_prompts_are_text_or_ids_one_or_several(llm: LLM, prompts: object, texts
     assert [answer.outputs[0].text for answer in llm.generate(prompts, GREEDY)] == texts
 
 
+A = ids_of("ab")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count"),
+    [
+        ({"prompt": "ab"}, 1), ([{"prompt": "ab"}, {"prompt_token_ids": A}], 2), ({"prompt_token_ids": np.array(A)}, 1),
+        (np.array(A), 1), (torch.tensor(A), 1), (torch.tensor([A, A]), 2), (np.array([A]), 1), ([np.array(A)] * 2, 2),
+        ([np.int64(i) for i in A], 1), (pd.Series(A), 1), (pd.Series(["ab", "ab"]), 2), (np.array(["ab", "ab"]), 2),
+        ({"input_ids": A, "attention_mask": [1, 1]}, 1), ((A, A), 2),
+    ],
+    ids=lambda x: type(x).__name__,
+)  # fmt: skip
+def test_prompts_are_dictionaries_and_arrays_too(llm: LLM, prompts: object, count: int) -> None:
+    assert [answer.outputs[0].text for answer in llm.generate(prompts, GREEDY)] == ["cde"] * count
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ((), {"prompts": "ab", "sampling_params": GREEDY}),
+        ((), {"inputs": "ab", "sampling_params": GREEDY, "use_tqdm": False}),
+        ((), {"prompt_token_ids": [A], "sampling_params": GREEDY, "lora_request": None}),
+        (("ab",), {"temperature": 0, "max_tokens": 3}),
+        (("ab",), {"do_sample": False, "max_new_tokens": 3, "priority": 0}),
+        (("ab", {"temperature": 0, "max_tokens": 3}, False), {}),
+        (("ab", [{"temperature": 0, "max_tokens": 3}]), {}),
+    ],
+    ids=str,
+)
+def test_calls_are_written_as_other_tools_write_them(llm: LLM, given: tuple, named: dict) -> None:
+    assert llm.generate(*given, **named)[0].outputs[0].text == "cde"
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({}, "generate needs prompts: text, token ids"),
+        ({"prompts": "a", "inputs": "b"}, "inputs is called prompts here, and generate was given both"),
+        (
+            {"prompts": "a", "sampling_params": GREEDY, "max_tokens": 3},
+            "SamplingParams and max_tokens beside them; put",
+        ),
+        ({"prompts": "a", "lora_request": 5}, "generate has no lora_request=5: adapters are not loaded"),
+        ({"prompts": "a", "unheard_of": 5}, "SamplingParams has no option unheard_of"),
+        ({"prompts": "a", "sampling_params": 5}, "expected SamplingParams or a dictionary of options, found 5"),
+        ({"prompts": "a", "sampling_params": {"top_k": 2.5}}, "^top_k must be an integer, found 2.5"),
+    ],
+    ids=str,
+)
+def test_calls_that_cannot_be_answered_say_why(llm: LLM, named: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        llm.generate(**named)
+
+
+def test_answers_have_numbers_of_their_own_and_times(llm: LLM) -> None:
+    before = time.time()
+    first, second = llm.generate(["a", "b"], SamplingParams(n=2, max_tokens=3))
+    assert first.request_id != second.request_id
+    for answer in (first, second):
+        times = answer.metrics
+        assert times is not None and times.first_token_time is not None and times.last_token_time is not None
+        assert before <= times.arrival_time <= times.first_token_time <= times.last_token_time <= time.time()
+        assert times.finished_time == times.last_token_time
+
+
+def test_only_allowed_tokens_are_chosen(llm: LLM) -> None:
+    x, y = ids_of("xy")
+    for way in ({"temperature": 0}, {"seed": 1}, {"use_beam_search": True, "best_of": 2}):
+        params = SamplingParams(allowed_token_ids=[x, y], max_tokens=8, **way)
+        assert set(llm.generate("a", params)[0].outputs[0].text) <= {"x", "y"}
+    with pytest.raises(UserError, match="token id 999, the vocabulary is 0 to 260"):
+        llm.generate("a", SamplingParams(allowed_token_ids=[999]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "most", "ids"), [("abcd", 3, "cd"), ([5, 6, 7, 8], 3, None), ("a" * 30, -1, "a" * 15)]
+)
+def test_prompts_are_cut_when_asked(llm: LLM, prompt: object, most: int, ids: str | None) -> None:
+    expected = [6, 7, 8] if ids is None else [END, *ids_of(ids)]
+    params = SamplingParams(temperature=0, max_tokens=1, truncate_prompt_tokens=most)
+    assert llm.generate(prompt, params)[0].prompt_token_ids == expected
+
+
+def test_texts_are_left_out_and_stop_words_kept_when_asked(llm: LLM) -> None:
+    [e] = ids_of("e")
+    given = {"temperature": 0, "max_tokens": 9}
+    [output] = llm.generate("ab", SamplingParams(detokenize=False, stop_token_ids=[e], **given))[0].outputs
+    assert (output.text, output.token_ids, output.stop_reason) == ("", [*ids_of("cde")], e)
+    for stop in ({"stop": "de"}, {"stop_token_ids": [e]}):
+        [output] = llm.generate("ab", SamplingParams(include_stop_str_in_output=True, **stop, **given))[0].outputs
+        assert (output.text, output.finish_reason) == ("cde", "stop")
+
+
+def test_a_drawn_token_has_its_rank(llm: LLM) -> None:
+    [output] = llm.generate("ab", SamplingParams(seed=1, temperature=50.0, max_tokens=4, logprobs=0))[0].outputs
+    assert output.logprobs is not None
+    for token_id, told in zip(output.token_ids, output.logprobs, strict=True):
+        assert told[token_id].rank == (1 if told[token_id].logprob > -0.1 else 2)  # all others are equally unlikely
+
+
+@pytest.mark.parametrize("way", [{"temperature": 0}, {"n": 2, "seed": 1}, {"use_beam_search": True, "best_of": 2}])
+def test_log_probabilities_of_a_prompt_are_told_when_asked_for(tmp_path: Path, way: dict) -> None:
+    spec = replace(SPEC, gather_context_logits=True, max_num_tokens=3)  # the prompt takes two steps
+    session = DecoderSession(NextLetter(spec), KvCacheLimit())
+    with LLM.over(session, load_tokenizer(write_tokenizer(tmp_path))) as llm:
+        [answer] = llm.generate("abd", SamplingParams(prompt_logprobs=1, max_tokens=2, **way))
+        assert llm.generate("abd", SamplingParams(max_tokens=2))[0].prompt_logprobs is None
+    assert answer.prompt_logprobs is not None and answer.prompt_logprobs[0] is None
+    a, b, c, d = ids_of("abcd")
+    likely, unlikely = 9 - log(e**9 + VOCAB_SIZE - 1), -log(e**9 + VOCAB_SIZE - 1)
+    told = [one for one in answer.prompt_logprobs if one is not None]
+    assert [[*one] for one in told][1:] == [[b], [d, c]] and a in told[0]
+    assert (told[1][b].rank, told[1][b].decoded_token, told[2][d].rank, told[2][c].rank) == (1, "b", 2, 1)
+    assert told[1][b].logprob == pytest.approx(likely, abs=1e-5)
+    assert told[2][d].logprob == pytest.approx(unlikely, abs=1e-5)
+    assert len(answer.outputs) == way.get("n", 1)
+
+
+def test_engines_that_keep_no_logits_of_prompts_say_so(llm: LLM) -> None:
+    with pytest.raises(UserError, match="asks for context logits; build the engine with gather_context_logits"):
+        llm.generate("a", SamplingParams(prompt_logprobs=0))
+
+
+@pytest.mark.parametrize("name", ["chat", "beam_search", "encode", "llm_engine"])
+def test_what_other_tools_have_is_answered_by_name(llm: LLM, name: str) -> None:
+    assert not hasattr(llm, name)
+    with pytest.raises(UserError, match=f"LLM has no {name}: "):
+        getattr(llm, name)
+    with pytest.raises(AttributeError, match="'LLM' object has no attribute 'unheard_of'"):
+        _ = llm.unheard_of
+
+
+def test_the_tokenizer_is_there_and_shutdown_closes(llm: LLM) -> None:
+    assert llm.get_tokenizer() is llm.tokenizer and llm.tokenizer.encode("ab", add_special_tokens=False) == [*A]
+    llm.shutdown()
+    with pytest.raises(UserError, match="the engine is closed"):
+        llm.generate("a")
+    with sums() as without, pytest.raises(UserError, match="has no tokenizer: give LLM"):
+        without.get_tokenizer()
+
+
 def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
     answers = llm.generate(["a", "a"], [GREEDY, SamplingParams(temperature=0, max_tokens=1)])
     assert [answer.outputs[0].text for answer in answers] == ["bcd", "b"]
@@ -84,6 +236,7 @@ def test_max_tokens_none_fills_the_engine() -> None:
         ({"stop": ["xyz", "de"]}, "c", "cde", "de"),
         ({"stop_token_ids": ids_of("e")}, "cd", "cde", ids_of("e")[0]),
         ({"stop": "z", "stop_token_ids": ids_of("d")}, "c", "cd", ids_of("d")[0]),
+        ({"stop": ["x", "cd"], "bad_words": "e"}, "", "cd", "cd"),
     ],
 )
 def test_what_stops_an_output_is_in_its_ids_and_not_in_its_text(
@@ -143,6 +296,40 @@ def test_bans_and_penalties_reach_the_sampler(llm: LLM, params: dict) -> None:
     given = {"temperature": 0, "max_tokens": 2} | params
     given["logit_bias"] = {x: 5.0} | given.get("logit_bias", {})  # what comes next has a logit of 9
     assert llm.generate("ba", SamplingParams(**given))[0].outputs[0].text == "xy"
+
+
+def test_a_stop_word_may_be_a_special_token_that_is_not_shown(llm: LLM) -> None:
+    [b] = ids_of("b")
+    for params in ({"stop": "<pad>"}, {"stop": ["x", "b<pad>"]}, {"stop": "<pad>", "skip_special_tokens": False}):
+        given = SamplingParams(temperature=0, max_tokens=6, logit_bias={1: 50.0, b: 99.0}, bad_words=["bb"], **params)
+        [output] = llm.generate("a", given)[0].outputs
+        stop = params["stop"] if isinstance(params["stop"], str) else "b<pad>"
+        assert (output.token_ids, output.finish_reason, output.stop_reason) == ([b, 1], "stop", stop)
+        assert output.text == ("" if "b" in stop else "b")
+
+
+def test_the_model_may_have_several_end_ids(tmp_path: Path) -> None:
+    [c, e] = ids_of("ce")
+    decoder = NextLetter(replace(SPEC, end_token_ids=(e, 2)))
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path))
+    with LLM.over(DecoderSession(decoder, KvCacheLimit()), tokenizer) as llm:
+        [output] = llm.generate("ab", SamplingParams(temperature=0, max_tokens=5))[0].outputs
+        assert (output.text, output.token_ids[-1], output.finish_reason) == ("cd", e, "stop")
+        assert output.stop_reason is None
+        [output] = llm.generate("ab", SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))[0].outputs
+        assert output.text == "cdefg"
+        assert llm.generate_ids(torch.tensor([[2, c]]), max_new_tokens=9).tolist() == [[2, c, *ids_of("de")]]
+
+
+def test_a_begin_token_is_needed_for_text_that_begins_with_one(tmp_path: Path) -> None:
+    directory = write_tokenizer(tmp_path, bos_token=None)
+    greedy = {"temperature": 0, "max_tokens": 2}
+    with LLM.over(DecoderSession(NextLetter(SPEC), KvCacheLimit()), load_tokenizer(directory)) as llm:
+        assert llm.generate([[*ids_of("a")]], SamplingParams(**greedy))[0].outputs[0].text == "bc"
+        plain = SamplingParams(add_special_tokens=False, **greedy)
+        assert llm.generate("a", plain)[0].prompt_token_ids == [*ids_of("a")]
+        with pytest.raises(UserError, match=r"names no bos_token .* give add_special_tokens=False"):
+            llm.generate("a", SamplingParams(**greedy))
 
 
 def test_special_tokens_are_shown_when_asked_for(llm: LLM) -> None:
@@ -225,10 +412,20 @@ def test_an_engine_nobody_holds_is_closed() -> None:
         ("a", {"max_tokens": 99}, "the engine takes 24; lower max_tokens or"),
         ([[1], []], {}, "prompt 1 is empty"),
         ([999], {}, "prompt 0 has token id 999, the vocabulary is 0 to 260"),
-        ({"prompt": "a"}, {}, "expected prompts as text, token ids or a list of these, found dict"),
+        ({"text": "a"}, {}, "prompt 0 has no option text; known are prompt, prompt_token_ids"),
+        ({"prompt": "a", "multi_modal_data": [1]}, {}, "prompt 0 has no multi_modal_data=.1.: OPT reads text only"),
+        (5, {}, "expected prompts as text, token ids, a dictionary with one of the two, or a list of these, found 5"),
+        (b"ab", {}, "found b'ab'"),
+        (np.array(5), {}, "found 5"),
         ([1.5], {}, "prompt 0 must be text or a list of token ids, found float"),
+        ([[1, 1.5]], {}, "prompt 0 must be text or a list of token ids, found list with 1.5 in it"),
+        (torch.tensor([1.5, 2]), {}, "prompt 0 must be text or a list of token ids, found float"),
+        ([None], {}, "prompt 0 must be text or a list of token ids, found NoneType"),
         ("a", {"max_tokens": 2, "min_tokens": 3}, "at least 3 and at most 2 new tokens; lower min_tokens or raise max"),
         ("a", {"stop": [""]}, "an empty stop word"),
+        ("a", {"bad_words": ""}, "bad_words has a word without tokens"),
+        ("a\udce9", {}, r"expected text, found '.udce9' at character 1"),
+        ("a", {"stop": "\ud800"}, r"expected text, found '.ud800' at character 0"),
         ("a", {"stop_token_ids": [999]}, "stops at token id 999"),
     ],
 )
@@ -282,3 +479,30 @@ def test_a_forked_process_is_told_to_open_the_engine_itself() -> None:
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert llm.generate([1, 3], GREEDY)[0].outputs[0].token_ids  # the parent goes on
+
+
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_llm_says_why_it_cannot_be_copied(copies: Callable[[object], object]) -> None:
+    with sums() as llm, pytest.raises(UserError, match=r"an LLM cannot be copied or pickled: .* open LLM"):
+        copies(llm)
+
+
+AT_EXIT = """
+import atexit
+
+def last():
+    try:
+        llm.generate([1])
+    except UserError as error:
+        print(error)
+
+atexit.register(last)  # before all others: called after the engine is closed
+from opt_trt import UserError
+from tests.unit._llms import sums
+llm = sums()
+"""
+
+
+def test_at_the_end_of_the_program_the_engine_is_closed_by_name() -> None:
+    done = run_python("-c", AT_EXIT)
+    assert (done.returncode, done.stdout) == (0, "the engine is closed: open it again\n"), done.stderr

@@ -92,9 +92,9 @@ class Bytes(SumDecoder):
         return replace(outputs, logits=torch.nn.functional.one_hot(torch.tensor(said), self.spec.vocab_size).float())
 
 
-@pytest.mark.parametrize(("stop", "deltas"), [(None, "é日本😀wéwx!"), ("wx", "é日本😀wé")])
+@pytest.mark.parametrize(("stop", "deltas"), [(None, "é日本😀wéwx!"), ("wx", ["é", "日", "本", "😀", "wé"])])
 def test_no_delta_is_half_a_character_or_the_beginning_of_a_stop_word(
-    tmp_path: Path, stop: str | None, deltas: str
+    tmp_path: Path, stop: str | None, deltas: Sequence[str]
 ) -> None:
     tokenizer = load_tokenizer(write_tokenizer(tmp_path))
     go_on = threading.Semaphore(0)
@@ -103,7 +103,7 @@ def test_no_delta_is_half_a_character_or_the_beginning_of_a_stop_word(
     with LLM.over(DecoderSession(decoder, KvCacheLimit()), tokenizer) as llm:
         seen = asyncio.run(paced(llm, "a", SamplingParams(temperature=0, max_tokens=40, stop=stop), go_on))
     assert [one.outputs[0].text_diff for one in seen if one.outputs[0].text_diff] == list(deltas)
-    assert seen[-1].outputs[0].text == deltas
+    assert seen[-1].outputs[0].text == "".join(deltas)
 
 
 def test_leaving_the_loop_ends_the_request() -> None:
@@ -178,3 +178,99 @@ def test_closing_ends_a_stream_by_name() -> None:
     decoder.before_step = lambda inputs: begun.acquire(timeout=0.5)
     with sums(decoder) as llm, pytest.raises(UserError, match="the engine is closed: open it again"):
         asyncio.run(main(llm))
+
+
+def test_an_answer_is_awaited_or_waited_for(tmp_path: Path) -> None:
+    async def awaited(llm: LLM) -> list[RequestOutput]:
+        pending = [llm.generate_async(letter, GREEDY) for letter in "abc"]
+        return [await pending[0], await pending[1].aresult(), *(await asyncio.gather(pending[2]))]
+
+    with letters(tmp_path) as llm:
+        expected = [answer.outputs[0].text for answer in llm.generate(["a", "b", "c"], GREEDY)]
+        assert [answer.outputs[0].text for answer in asyncio.run(awaited(llm))] == expected
+        pending = [llm.generate_async(letter, GREEDY, streaming=False) for letter in "abc"]
+        assert [one.result(timeout=60).outputs[0].text for one in pending] == expected
+        assert all(one.finished for one in pending) and pending[0].result() == pending[0].result()
+
+
+def test_answers_that_are_waited_for_share_a_batch() -> None:
+    ready, decoder = threading.Event(), SumDecoder()
+    decoder.before_step = lambda inputs: ready.wait(60)
+    with sums(decoder) as llm:
+        pending = [llm.generate_async([1, i], max_tokens=8, temperature=0, ignore_eos=True) for i in range(4)]
+        ready.set()
+        ids = [tuple(one.result().outputs[0].token_ids) for one in pending]
+    assert ids == [expected_output((1, i), 8) for i in range(4)]
+    assert max(inputs.kv_lens.shape[0] for inputs in decoder.steps) == 4
+
+
+def test_without_streaming_there_is_one_answer(tmp_path: Path) -> None:
+    async def main(llm: LLM) -> list[RequestOutput]:
+        return [one async for one in llm.generate_async(inputs="ab", sampling_params=GREEDY, streaming=False)]
+
+    with letters(tmp_path) as llm:
+        [answer] = asyncio.run(main(llm))
+        assert answer.finished and answer.outputs[0].text == answer.outputs[0].text_diff == "cdefgh"
+
+
+def test_beams_are_awaited() -> None:
+    async def main(llm: LLM) -> tuple[RequestOutput, list[RequestOutput]]:
+        params = SamplingParams(use_beam_search=True, n=2, best_of=3, max_tokens=4)
+        whole = [one async for one in llm.generate_async([1, 3], params, streaming=False)]
+        return await llm.generate_async([1, 3], params), whole
+
+    with sums() as llm:
+        awaited, whole = asyncio.run(main(llm))
+        params = SamplingParams(use_beam_search=True, n=2, best_of=3, max_tokens=4)
+        assert [awaited] == whole == llm.generate([1, 3], params)
+
+
+def test_a_wait_may_end_before_the_answer_which_goes_on() -> None:
+    go_on = threading.Event()
+    with sums(SumDecoder(before_step=lambda inputs: go_on.wait(60))) as llm:
+        pending = llm.generate_async([1, 3], temperature=0, max_tokens=3)
+        with pytest.raises(TimeoutError, match=r"not finished after 0.01 seconds"):
+            pending.result(timeout=0.01)
+        go_on.set()
+        assert pending.result(60).outputs[0].token_ids == [4, 8, 0]
+
+
+@pytest.mark.parametrize("way", ["dropped", "aborted"])
+def test_an_answer_nobody_waits_for_ends_its_request(way: str) -> None:
+    turn, go_on, decoder = threading.Event(), threading.Event(), SumDecoder()
+
+    def pause(inputs: StepInputs) -> None:
+        turn.set()
+        go_on.wait(60)
+
+    decoder.before_step = pause
+    with sums(decoder) as llm:
+        pending = llm.generate_async([1], max_tokens=20, ignore_eos=True)
+        turn.wait(60)
+        if way == "aborted":
+            pending.abort()
+            with pytest.raises(UserError, match="the request was aborted"):
+                pending.result()
+        else:
+            del pending
+        go_on.set()
+        llm.generate([1], SamplingParams(max_tokens=1))
+    assert len(decoder.steps) == 2
+
+
+def test_an_error_stays_with_its_answer() -> None:
+    bans = SamplingParams(temperature=0, logit_bias={i: -float("inf") for i in range(16)})
+    with sums() as llm:
+        pending = llm.generate_async([1], bans)
+        for _ in range(2):
+            with pytest.raises(UserError, match="prompt 0 has no token left"):
+                pending.result(60)
+        with pytest.raises(UserError, match="prompt 0 is empty"):
+            llm.generate_async([])
+
+
+def test_a_request_may_have_a_name_of_its_callers() -> None:
+    with sums() as llm:
+        assert llm.generate_async([1], GREEDY, "mine").result().request_id == "mine"
+        others = [llm.generate_async([1], GREEDY) for _ in range(2)]
+        assert others[0].request_id != others[1].result().request_id == others[1].request_id

@@ -110,7 +110,10 @@ def test_beams_are_not_streamed() -> None:
         async for _ in llm.generate_async([1], THREE):
             pass
 
-    with sums() as llm, pytest.raises(UserError, match="cannot be streamed; call generate, or drop use_beam"):
+    with (
+        sums() as llm,
+        pytest.raises(UserError, match="cannot be streamed; await the answer, give streaming=False, or drop"),
+    ):
         asyncio.run(stream(llm))
 
 

@@ -12,6 +12,7 @@ from opt_trt.backends import build as builder
 from opt_trt.backends import choose_backend
 from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.cli import parse
+from opt_trt.config.backend_answers import ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.tensorrt_flags import TensorRtOptions
@@ -54,7 +55,7 @@ def test_flags_of_tensorrt_alone_are_refused_by_the_embedded_backend() -> None:
         "kv_cache_type": "disabled",
     }
     for f in fields(TensorRtOptions):
-        refusal = TensorRtOptions.EMBEDDED[f.name]
+        refusal = ANSWERS["inductor"][f.name]
         value = given.get(f.name) or next((c for c in f.metadata["flag"].choices or () if c not in refusal.neutral), "")
         config = parse(BuildConfig, ["--checkpoint_dir", "c", f"--{f.name}", *value.split()])
         with pytest.raises(

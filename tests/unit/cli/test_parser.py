@@ -41,7 +41,7 @@ def parsed(config, words):
         ('--input_text "-what"', "input_text", ("-what",)),
         ('--input_text "--- END OF --foo" "-5"', "input_text", ("--- END OF --foo", "-5")),
         ('--input_text "--what is it"', "input_text", ("--what is it",)),
-        ("--end_id -1", "end_id", -1),
+        ("--end_id -1", "end_id", (-1,)),
         ("--length_penalty -0.5 --num_beams 2", "length_penalty", -0.5),
         ("--tokenizer_dir -models", "tokenizer_dir", "-models"),
         ("--max-input-length 5", "max_input_length", 5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -35,6 +36,11 @@ class Fields:
         ({"count": 2.5}, "--count must be an integer, found 2.5"),
         ({"count": 2.0}, "--count must be an integer, found 2.0"),
         ({"count": True}, "--count must be an integer, found True"),
+        ({"count": 10**5000}, "--count must be an integer, found one of 16610 bits"),
+        ({"share": 10**5000}, "--share must be a number, found one of 16610 bits"),
+        ({"share": Fraction(10**400, 3)}, "--share must be a number, found Fraction"),
+        ({"names": ["x" * 200, 5]}, "--names must be text or a list, each item text or None, found list"),
+        ({"count": "x" * 10**6}, "--count must be an integer, found str of 1000002 characters"),
         ({"count": "2"}, "--count must be an integer, found '2'"),
         ({"count": None}, "--count must be an integer, found None"),
         ({"count": float("nan")}, "--count must be an integer, found nan"),

@@ -14,6 +14,12 @@ from opt_trt.commands import COMMANDS
 OLD = json.loads((Path(__file__).parents[2] / "golden" / "flags-0.1.0.json").read_text())
 FLAGS = [(command, name, old) for command, of in OLD.items() for name, old in of["flags"].items()]
 REFUSED = [(command, name, neutral) for command, of in OLD.items() for name, neutral in of["refused"].items()]
+# Defaults that are others now, and why: what was written with the old value in mind still runs.
+CHANGED = {
+    ("run", "--max_input_length"): (None, "what the engine takes, which a line on stderr says of longer prompts")
+}
+# Flags that took one value and now take several: one is still one.
+SEVERAL = {("run", "--end_id"), ("summarize", "--end_id")}
 
 
 def action_of(command: str, name: str) -> argparse.Action:
@@ -28,8 +34,8 @@ def test_a_flag_keeps_its_names_its_default_and_its_choices(command, name, old):
     assert set(old["aliases"]) <= set(action.option_strings)
     assert set(old["choices"] or ()) <= set(action.choices or ())
     default = None if action.default == argparse.SUPPRESS else action.default
-    assert json.loads(json.dumps(default)) == old["default"]
-    assert action.nargs == old["nargs"]
+    assert json.loads(json.dumps(default)) == (CHANGED.get((command, name), (old["default"], ""))[0])
+    assert action.nargs == old["nargs"] or (command, name) in SEVERAL
 
 
 @pytest.mark.parametrize(("command", "name", "neutral"), REFUSED, ids=lambda x: x if isinstance(x, str) else "")

@@ -255,3 +255,11 @@ def test_what_cannot_be_undone_is_named(tmp_path: Path, changes: dict[str, Any],
     write_config(checkpoint, replace(read_config(checkpoint), **changes))
     with pytest.raises(UserError, match=says):
         run(checkpoint, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(("end", "found"), [([2, 5], [2, 5]), (None, None), ([7], 7)])
+def test_end_tokens_go_through_the_checkpoint_and_come_back(tmp_path: Path, end: Any, found: Any) -> None:
+    output = there_and_back(Model(config={"eos_token_id": end}), tmp_path)
+    checkpoint = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert checkpoint.get("end_token_ids", "none") == {"[2, 5]": [2, 5], "None": [], "[7]": "none"}[str(end)]
+    assert OPTForCausalLM.from_pretrained(output).generation_config.eos_token_id == found

@@ -22,11 +22,12 @@ from opt_trt.describe.describe import describe
 from opt_trt.describe.listing import ListedTensor, blocks_of
 from opt_trt.describe.measurement import measure_tensor
 from opt_trt.describe.table import aligned, collapsed, number_text
-from opt_trt.errors import UserError
+from opt_trt.errors import CheckFailed, UserError
 from opt_trt.host.disk import size_text
 from opt_trt.quant import MODES
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model
+from tests.unit._whole_engine import write_engine
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 LAYER = "transformer.layers.0."
@@ -248,6 +249,20 @@ def test_an_engine_is_listed_with_what_it_was_built_for(tmp_path: Path, capsys: 
     ):
         assert line in text.splitlines()
     assert cells(text, "transformer.layers.0-1.a")[1:] == ["float32", "[2, 3]", "48", "0", "1"]
+
+
+def test_changed_contents_of_an_engine_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_engine(tmp_path)
+    assert "contents      as built" in printed(capsys, tmp_path).splitlines()
+    path = tmp_path / "rank0.weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"@")  # the last byte of a tensor, which no sample need contain
+    with pytest.raises(CheckFailed, match=r"not as built: rank0\.weights\.safetensors; copy it again"):
+        printed(capsys, tmp_path)
+    assert printed_after_failure(capsys) == "contents      not as built: rank0.weights.safetensors"
+
+
+def printed_after_failure(capsys: pytest.CaptureFixture[str]) -> str:
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("contents"))
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,41 @@ def test_the_hub_is_asked_for_the_test_split_of_3_0_0(monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(list(load_articles(DatasetSource(None, cache_dir=Path("/cache"))))) == 6
     assert asked == [(("abisee/cnn_dailymail", "3.0.0"), {"split": "test", "cache_dir": "/cache"})]
+
+
+@pytest.mark.parametrize("folder", ["cnn_dailymail", "ccdv___cnn_dailymail"])
+def test_what_was_fetched_under_an_older_name_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    place = tmp_path / "cache" / folder / "3.0.0" / "3.0.0" / "abc"
+    write_arrow(place)
+    assert sorted(a.text for a in load_articles(DatasetSource(None))) == [row["article"] for row in ROWS]
+    assert capsys.readouterr().err.endswith(f"abisee/cnn_dailymail is taken from {place}, where it has an older name\n")
+    for given in (place, place / "cnn_dailymail-test.arrow", tmp_path / "cache", tmp_path / "cache" / folder):
+        assert len(texts(given)) == 6
+
+
+def test_a_damaged_arrow_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cnn_dailymail-test.arrow").write_bytes(b"no arrow")
+    with pytest.raises(UserError, match=r"cnn_dailymail-test\.arrow is not a readable arrow file"):
+        texts(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_placed(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d.jsonl", [ROWS[0], {"article": "a \udce9 b", "highlights": "c"}])
+    with pytest.raises(
+        UserError, match=r"d\.jsonl: row 2 has half a surrogate pair, which is no text, in 'a .udce9 b'"
+    ):
+        texts(path)
+
+
+def write_arrow(folder: Path) -> None:
+    """Write what `load_dataset` keeps: the rows of two splits, and a description."""
+    for split, rows in (("test", ROWS), ("train", ROWS[:1])):
+        saved = folder / split
+        datasets.Dataset.from_list(rows).save_to_disk(str(saved))
+        next(saved.glob("*.arrow")).rename(folder / f"cnn_dailymail-{split}.arrow")
+        for left in (*saved.iterdir(), saved):
+            left.rmdir() if left.is_dir() else left.unlink()
+    (folder / "dataset_info.json").write_text("{}")

@@ -49,21 +49,21 @@ def demand(longest_prompt: int = 4, output_len: int = 3, perplexity: bool = Fals
 
 def test_a_batch_is_submitted_together() -> None:
     session = BigramSession()
-    outputs = EngineSummarizer(session, 3, end_id=None).generate([PROMPT, (2, 5)])
+    outputs = EngineSummarizer(session, 3, end_ids=()).generate([PROMPT, (2, 5)])
     assert session.in_flight.steps == [[Request(PROMPT, 3), Request((2, 5), 3)]]
     assert [len(o) for o in outputs] == [3, 3]
 
 
 def test_text_is_scored_as_one_prompt() -> None:
     session = BigramSession()
-    nll = EngineSummarizer(session, 3, end_id=None).mean_nll(PROMPT, OUTPUT)
+    nll = EngineSummarizer(session, 3, end_ids=()).mean_nll(PROMPT, OUTPUT)
     assert session.in_flight.steps == [[Request(PROMPT + OUTPUT, 1, return_context_logits=True)]]
     assert nll == pytest.approx(mean_nll(TABLE[[2, 3, 4, 5, 0, 3]], (3, 4, 5, 0, 3, 5)))
 
 
 def test_text_too_long_for_a_prompt_is_scored_while_generated() -> None:
     session = BigramSession()
-    summarizer = EngineSummarizer(session, 3, end_id=None)
+    summarizer = EngineSummarizer(session, 3, end_ids=())
     prompt = (2, 3, 4, 5, 0, 1, 3)  # 7 + 3 tokens, prompts have at most 8
     (output,) = summarizer.generate([prompt])
     whole = prompt + output
@@ -73,7 +73,7 @@ def test_text_too_long_for_a_prompt_is_scored_while_generated() -> None:
 
 def test_a_prompt_of_one_token_can_be_scored_while_generated() -> None:
     session = BigramSession(replace(SPEC, max_input_len=3))
-    summarizer = EngineSummarizer(session, 3, end_id=None)
+    summarizer = EngineSummarizer(session, 3, end_ids=())
     (output,) = summarizer.generate([(2,)])
     whole = (2, *output)
     assert summarizer.mean_nll((2,), output) == pytest.approx(mean_nll(TABLE[list(whole[:-1])], whole[1:]))

@@ -36,7 +36,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference(model_dir: Path, output_len: int = 12, end_id: int | None = None, dtype: str = "fp32") -> HfReference:
-    return HfReference(model_dir, dtype, Decoding(output_len, end_id, pad_id=1))
+    return HfReference(model_dir, dtype, Decoding(output_len, () if end_id is None else (end_id,), pad_id=1))
 
 
 def test_left_padding_does_not_change_ids(model_dir: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_models_generation_config_has_no_say(model_dir: Path, tmp_path: Path
 
 
 def with_sampling(model_dir: Path, end_id: int | None = None, **params: Any) -> list[TokenIds]:
-    decoding = Decoding(12, end_id, pad_id=1, sampling=Sampling(**params))
+    decoding = Decoding(12, () if end_id is None else (end_id,), pad_id=1, sampling=Sampling(**params))
     return HfReference(model_dir, "fp32", decoding).generate(PROMPTS)
 
 

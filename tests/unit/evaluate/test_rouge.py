@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opt_trt.errors import UserError
-from opt_trt.evaluate.rouge import ROUGE_TYPES, score_rouge
+from opt_trt.evaluate.rouge import ROUGE_TYPES, counts_words, score_rouge, unseen_warning
 
 
 def test_one_word_of_six_missed_scores_five_sixths() -> None:
@@ -63,3 +63,20 @@ def test_scores_do_not_depend_on_nor_touch_numpy_state() -> None:
 def test_no_summaries_are_refused() -> None:
     with pytest.raises(UserError, match="nothing to score"):
         score_rouge([], [])
+
+
+@pytest.mark.parametrize(
+    ("references", "says"),
+    [
+        (["Мэр открыл мост"], "ROUGE counts no word in 1 of 1 references (it knows a-z and 0-9)"),
+        (["a bridge", "橋", "", "7"], "ROUGE counts no word in 2 of 4 references (it knows a-z and 0-9)"),
+        (["été à la plage"], "ROUGE does not see 27% of the letters of the references (it knows a-z and 0-9)"),
+        (["A café, " + "word " * 99], None),
+        (["The mayor opened 3 bridges."], None),
+    ],
+)
+def test_references_that_the_metric_does_not_see_are_named(references: list[str], says: str | None) -> None:
+    assert unseen_warning(references) == says
+    assert all(map(counts_words, references)) == (says is None or "no word" not in says)
+    if says is not None and len(references) == 1 and "no word" in says:
+        assert score_rouge(references, references).mean["rouge1"] == 0.0

@@ -206,7 +206,42 @@ def test_sampling_flags_reach_the_engine(run: Run, options: dict[str, Any]) -> N
     session = FakeSession()
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert run("--test_trt_llm", *flags, session=session) == 0
-    assert {request.sampling for step in session.in_flight.steps for request in step} == {Sampling(**options)}
+    seen = [request.sampling for step in session.in_flight.steps for request in step]
+    assert {replace(sampling, random_seed=options.get("random_seed", 0)) for sampling in seen} == {Sampling(**options)}
+
+
+def test_articles_draw_with_random_numbers_of_their_own(run: Run) -> None:
+    session = FakeSession()
+    assert run("--test_trt_llm", "--top_k", "5", "--random_seed", "3", session=session) == 0
+    requests = [request for step in session.in_flight.steps for request in step]
+    seeds = {request.prompt_ids: request.sampling.random_seed for request in requests}
+    assert len(requests) == 6 and len(set(seeds.values())) == 5  # the first article is shown before it is measured
+    assert all(seeds[request.prompt_ids] == request.sampling.random_seed for request in requests)
+
+
+def test_the_gate_refuses_to_judge_references_without_a_word(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"article": f"the tale of number {n}", "highlights": "Мэр открыл мост"} for n in range(5)]
+    monkeypatch.setattr("tests.unit.evaluate.test_summarize.ROWS", rows)
+    assert run("--test_trt_llm", "--check_accuracy") == 2
+    assert "WARNING: ROUGE counts no word in 5 of 5 references (it knows a-z and 0-9)\n" in run.err
+    assert "error: the gate scored nothing" in run.err
+    assert run("--test_trt_llm") == 0 and "WARNING: ROUGE counts no word" in run.err
+
+
+def test_articles_that_are_cut_are_counted(run: Run) -> None:
+    assert run("--test_trt_llm", "--max_input_length", "27") == 0
+    assert "5 of 5 articles are cut to their last 27 tokens (--max_input_length)\n" in run.err
+    assert run("--test_trt_llm") == 0 and "are cut" not in run.err
+
+
+def test_the_engines_further_end_ids_end_summaries_too(run: Run) -> None:
+    session = FakeSession(spec=replace(SPEC, end_token_ids=(2, 103)))
+    assert run("--test_trt_llm", session=session) == 0
+    assert {request.end_ids for step in session.in_flight.steps for request in step} == {(2, 103)}
+    assert run("--test_trt_llm", "--end_id", "7", "9", session=session) == 0
+    assert session.in_flight.steps[-1][0].end_ids == (7, 9)
+    assert run("--test_trt_llm", "--end_id", "-1", session=session) == 0
+    assert session.in_flight.steps[-1][0].end_ids == ()
 
 
 @pytest.mark.parametrize("options", [SAMPLING, BEAMS], ids=["sampling", "beams"])

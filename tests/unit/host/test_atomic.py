@@ -207,7 +207,7 @@ def test_a_signal_right_after_the_directory_was_made_leaves_nothing(
         assert directory.is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opt_trt.host.atomic._try_lock", interrupted)
+    monkeypatch.setattr("opt_trt.host.atomic.try_lock", interrupted)
     with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out"):
         pytest.fail("never entered")
     assert list(tmp_path.iterdir()) == []

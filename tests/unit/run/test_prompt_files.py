@@ -11,7 +11,7 @@ import pytest
 from opt_trt.errors import UserError
 from opt_trt.run.prompt_files import PromptRules, is_text, read_ids, read_texts
 
-RULES = PromptRules(max_input_length=3, vocab_size=100, pad_id=1)
+RULES = PromptRules(vocab_size=100, pad_id=1)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -32,8 +32,8 @@ def test_only_line_breaks_end_a_prompt(tmp_path: Path) -> None:
     assert read_texts(write(tmp_path / "p.txt", "a\u2028b\x0cc\n")) == ["a\u2028b\x0cc"]
 
 
-def test_csv_keeps_the_last_ids_of_each_row(tmp_path: Path) -> None:
-    assert read_ids(write(tmp_path / "p.csv", "2,5, 6,7\n2\n"), RULES) == [(5, 6, 7), (2,)]
+def test_csv_may_have_spaces_and_rows_of_any_length(tmp_path: Path) -> None:
+    assert read_ids(write(tmp_path / "p.csv", "2,5, 6,7\n2\n"), RULES) == [(2, 5, 6, 7), (2,)]
 
 
 def test_csv_keeps_pad_ids(tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ def test_csv_of_a_spreadsheet_may_begin_with_its_mark(tmp_path: Path) -> None:
     assert read_ids(write(tmp_path / "p.csv", b"\xef\xbb\xbf2,5\r\n"), RULES) == [(2, 5)]
 
 
-def test_npy_drops_pad_ids_and_keeps_the_last(tmp_path: Path) -> None:
+def test_npy_drops_pad_ids(tmp_path: Path) -> None:
     array = np.array([[1, 1, 2, 5, 1], [2, 4, 5, 6, 7]], dtype=np.int32)
-    assert read_ids(npy(tmp_path / "p.npy", array), RULES) == [(2, 5), (5, 6, 7)]
+    assert read_ids(npy(tmp_path / "p.npy", array), RULES) == [(2, 5), (2, 4, 5, 6, 7)]
 
 
 def test_ids_are_plain_integers(tmp_path: Path) -> None:

@@ -98,6 +98,33 @@ def test_the_default_prompt_is_upstreams(letters: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.startswith('Input [Text 0]: "oyer trained as a"\n')
 
 
+def test_a_prompt_that_is_cut_is_named(letters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start("--max_output_len", 1, "--tokenizer_dir", letters, "--input_text", "ab" * 1000, "a")
+    assert capsys.readouterr().err == "prompt 0: 2,001 tokens, the last 16 are used (--max_input_length)\n"
+    prompts = write_csv(tmp_path / "p.csv", *[(2, 5, 6)] * 12)
+    start("--max_output_len", 1, "--input_file", prompts, "--output_csv", tmp_path / "o.csv", "--max_input_length", 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[9:] == [
+        "prompt 9: 3 tokens, the last 2 are used (--max_input_length)", "2 more prompts are cut to 2 tokens",
+    ]  # fmt: skip
+    assert (tmp_path / "o.csv").read_text().startswith("5,6,7\n")
+
+
+def test_the_default_leaves_room_for_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = write_csv(tmp_path / "p.csv", (5,) * 40)
+    room = SPEC.max_seq_len - 20
+    assert room < SPEC.max_input_len
+    start("--max_output_len", 20, "--input_file", prompts, "--output_csv", tmp_path / "o.csv")
+    assert capsys.readouterr().err.startswith(f"prompt 0: 40 tokens, the last {room} are used")
+
+
+def test_any_of_several_end_ids_ends_a_text(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ("--max_output_len", 9, "--tokenizer_dir", letters, "--end_id", 2, *ids_of("dz"))
+    for stream in ((), ("--streaming", "--streaming_interval", 1)):
+        start(*shared, "--input_text", "ab", "x", *stream)
+        assert [line.split('"')[1] for line in capsys.readouterr().out.splitlines()[1::2]] == ["c", "y"]
+
+
 def test_prompts_are_cut_from_the_left(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start("--max_output_len", 1, "--tokenizer_dir", letters, "--input_text", "abcdef", "--max_input_length", 3)
     assert capsys.readouterr().out.startswith('Input [Text 0]: "ef"\n')
@@ -291,7 +318,17 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
         (("--output_npy", "."), "is a directory"),
         (("--tokenizer_dir", "nowhere"), "expected a tokenizer in nowhere"),
         (("--tokenizer_dir", "tokenizer", "--end_id", "9999"), "--end_id 9999 is outside the vocabulary"),
-        (("--tokenizer_dir", "tokenizer"), "prompt 0 has .* tokens, the engine takes 16; lower --max_input_length"),
+        (
+            ("--tokenizer_dir", "tokenizer", "--max_input_length", 44),
+            "prompt 0 has 44 tokens, the engine takes 16; lower --max_input_length",
+        ),
+        (("--tokenizer_dir", "tokenizer", "--end_id", 2, -1), "--end_id -1 stands for no token at all; give it alone"),
+        (
+            ("--tokenizer_dir", "tokenizer", "--input_text", "caf\udce9"),
+            r"expected text, found '.udce9' at character 3",
+        ),
+        (("--tokenizer_dir", "tokenizer", "--stop_words", "\udce9"), r"expected text, found '.udce9' at character 0"),
+        (("--tokenizer_dir", "tokenizer", "--bad_words", "a\ud800"), r"expected text, found '.ud800' at character 1"),
         (("--tokenizer_dir", "tokenizer", "--input_text", "", "--no_add_special_tokens"), "prompt 0 is empty"),
     ],
 )
@@ -499,10 +536,10 @@ def test_text_that_may_begin_a_stop_word_waits(letters: Path, capsys: pytest.Cap
     decoder = NextLetter(SPEC, before_step=lambda inputs: seen.append(capsys.readouterr().out))
     start(
         "--max_output_len", 5, "--tokenizer_dir", letters, "--input_text", "a", "--streaming",
-        "--streaming_interval", 1, "--stop_words", "xyz", decoder=decoder,
+        "--streaming_interval", 1, "--stop_words", "cdz", decoder=decoder,
     )  # fmt: skip
-    assert [text.split('Beam 0]: "')[-1] for text in seen] == ["", "", "", "b", "c"]
-    assert capsys.readouterr().out == 'def"\n'
+    assert [text.split('Beam 0]: "')[-1] for text in seen] == ["", "b", "", "", "cde"]
+    assert capsys.readouterr().out == 'f"\n'
 
 
 def test_ids_of_an_output_reach_to_the_end_of_its_stop_word(letters: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,10 @@ def test_a_blip2_without_its_language_model_is_named(blip2: Path, tmp_path: Path
     directory = edited(blip2 / "whole", tmp_path / "m")
     save_file({"query_tokens": torch.zeros(1, 2, 8)}, directory / "model.safetensors")
     assert "missing: decoder.embed_tokens.weight" in refusal(directory, "blip2")
+
+
+def test_the_end_tokens_of_the_whole_model_are_those_of_the_inner_one(blip2: Path, tmp_path: Path) -> None:
+    directory = edited(blip2 / "whole", tmp_path / "m")
+    shutil.copy(blip2 / "whole" / "model.safetensors", directory)
+    (directory / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert open_source(directory, "blip2").config.end_token_ids == (9,)

@@ -336,7 +336,9 @@ def test_a_header_that_lies_about_its_length_is_named(tmp_path: Path) -> None:
         ("word_embed_proj_dim", -1, "word_embed_proj_dim, an integer of at least 1, found -1"),
         ("num_attention_heads", 3, "16 cannot be divided into 3 equal parts"),
         ("do_layer_norm_before", "yes", "do_layer_norm_before of type bool, found 'yes'"),
-        ("eos_token_id", [2, 3], r"eos_token_id of type int, found [2, 3]"),
+        ("eos_token_id", "2", r"eos_token_id of type int, found '2'"),
+        ("eos_token_id", [2, "3"], r"eos_token_id, an integer, several or null, found [2, '3']"),
+        ("eos_token_id", [2, True], r"eos_token_id, an integer, several or null, found [2, True]"),
     ],
 )
 def test_a_config_that_is_not_this_opt_is_named(tmp_path: Path, key: str, value: Any, says: str) -> None:
@@ -373,3 +375,40 @@ def test_a_modules_state_dict_with_a_shared_table_is_read(tmp_path: Path, kind: 
     source = hf.open_source(directory)
     assert torch.equal(read(source, "lm_head.weight"), table)
     assert torch.equal(read(source, "decoder.embed_tokens.weight"), table)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        (2, None, (2, None)),
+        ([2, 5], None, (2, (2, 5))),
+        ([5, 5, 99], None, (5, None)),  # 99 is beyond the vocabulary, so that it never occurs
+        (None, None, (2, ())),
+        ([], None, (2, ())),
+        (2, {"eos_token_id": [2, 5]}, (2, (2, 5))),
+        (2, {"eos_token_id": 5}, (2, (5,))),
+        (2, {"eos_token_id": None}, (2, ())),
+        (2, {"eos_token_id": [2, -1]}, (2, None)),
+        ([2, 5], {"eos_token_id": 2}, (2, None)),
+        (5, {"pad_token_id": 1}, (5, None)),  # silence is no statement
+    ],
+)
+def test_end_tokens_are_those_that_transformers_generates_with(
+    tmp_path: Path, config: Any, generation: dict[str, Any] | None, ids: tuple[int, tuple[int, ...] | None]
+) -> None:
+    directory = with_config(tmp_path, eos_token_id=config)
+    if generation is not None:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    source = hf.open_source(directory)
+    assert (source.config.eos_token_id, source.config.end_token_ids) == ids
+    named = {None: (), (): ("outputs have no end token, only a length",)}
+    expected = named.get(ids[1], (f"outputs end at token ids {' '.join(map(str, ids[1] or ()))}",))
+    assert source.notes == expected
+
+
+@pytest.mark.parametrize("found", ["2", [2, "5"], 2.0, True, {"id": 2}])
+def test_end_tokens_of_another_type_are_named(tmp_path: Path, found: Any) -> None:
+    directory = with_config(tmp_path)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": found}))
+    text = refusal(directory)
+    assert "generation_config.json must have eos_token_id, an integer, several or null, found " in text

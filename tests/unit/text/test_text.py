@@ -97,8 +97,8 @@ def test_special_tokens_are_shown_verbatim(tokenizer: Tokenizer) -> None:
 def test_what_may_begin_a_stop_word_is_held_back_until_it_does_not(tokenizer: Tokenizer) -> None:
     words = StopWords(strings=("xyz", "q"), open_text=lambda: Detokenizer(tokenizer))
     text = OutputText(tokenizer, words)
-    assert [text.push(ids_of(piece)) for piece in ("a", "bxy", "w", "")] == ["", "ab", "x", ""]
-    assert text.finish(ids_of("xyz"), Stop("xyz", text_end=5)) == "yw"
+    assert [text.push(ids_of(piece)) for piece in ("a", "bxy", "w", "x", "xy")] == ["a", "b", "xyw", "", "x"]
+    assert text.finish(ids_of("z"), Stop("xyz", text_end=6)) == ""
 
 
 def test_without_stop_words_nothing_is_held_back(tokenizer: Tokenizer) -> None:
@@ -179,14 +179,16 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_without_a_begin_token_is_refused(tmp_path: Path) -> None:
+def test_without_a_begin_token_prompts_of_text_are_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, bos_token=None, tokenizer_class="PreTrainedTokenizerFast")
     from tokenizers import Tokenizer as Fast
     from tokenizers.models import BPE
 
     Fast(BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="names no bos_token"):
-        load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=f"the tokenizer in {tmp_path} names no bos_token .*--no_add_special_tokens"):
+        tokenizer.encode("a", 9)
+    assert (tokenizer.encode_whole("a", add_special_tokens=False), tokenizer.decode((0, 0))) == ((0,), "a a")
 
 
 def test_code_of_the_directory_is_not_run(tmp_path: Path) -> None:

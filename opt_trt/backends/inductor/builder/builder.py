@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from opt_trt.backends.checksums import checksums_of, samples_of
 from opt_trt.backends.engine import CONFIG, WEIGHTS, EngineConfig, rank_metadata
 from opt_trt.backends.inductor.builder.cpu import CpuTarget
 from opt_trt.backends.inductor.builder.layout import engine_tensors, packed_tensors
 from opt_trt.backends.inductor.builder.limits import resolve_limits
 from opt_trt.backends.inductor.builder.packaging import package
 from opt_trt.backends.inductor.builder.tables import print_plan, profile_table, tactic_table
-from opt_trt.backends.inductor.builder.target import Target
+from opt_trt.backends.inductor.builder.target import Compiled, Target
 from opt_trt.backends.inductor.profiler.ceilings import measure_ceilings
 from opt_trt.backends.inductor.profiler.step_profile import profile_engine
 from opt_trt.checkpoint.fingerprint import fingerprint
@@ -33,9 +35,10 @@ from opt_trt.plugins.ops.plan import TacticPlan
 from opt_trt.plugins.tactic import winners
 
 
-def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
+def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
     """Write `config.json`, and the compiled programs and weights of every rank, into the empty directory `out`.
 
+    Return what to print once the engine is in its place.
     Each program is compiled once: all ranks of a stage share their programs, and all stages share those of layers.
     """
     target = _target(checkpoint.config, config)
@@ -43,7 +46,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
     model = limits.model
     if config.dry_run:
         print_plan(checkpoint, config, limits, target)
-        return
+        return ""
     find_compiler()
     ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
     with Progress((*target.stages, "weights")) as progress:
@@ -63,13 +66,17 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> None:
         progress.done()
     if compiled.library:
         shutil.copyfile(compiled.library, out / compiled.library.name)
+    engine = replace(engine, files=checksums_of(out), samples=samples_of(out))
     (out / CONFIG).write_text(json.dumps(engine.to_dict(), indent=2) + "\n")
-    if config.talks:
-        print(tactic_table(compiled.tuned, config.profiling_verbosity), end="")
-        for note in compiled.notes:
-            print(note)
-        if config.profiling_verbosity == "detailed" and compiled.library:
-            print(_profile(out, model.mapping.world_size), end="")
+    return _report(compiled, config, out, model.mapping.world_size) if config.talks else ""
+
+
+def _report(compiled: Compiled, config: BuildConfig, out: Path, ranks: int) -> str:
+    """Return the chosen tactics, and with `detailed` the profile of a step."""
+    notes = "".join(f"{note}\n" for note in compiled.notes)
+    is_profiled = config.profiling_verbosity == "detailed" and compiled.library
+    profile = _profile(out, ranks) if is_profiled else ""
+    return tactic_table(compiled.tuned, config.profiling_verbosity) + notes + profile
 
 
 def _profile(engine_dir: Path, ranks: int) -> str:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from opt_trt.backends.engine import Limits
+from opt_trt.config.backend_answers import ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import refuse_given
 from opt_trt.errors import UserError, spelled
@@ -23,7 +24,7 @@ class ResolvedLimits:
 
 def resolve_limits(model: ModelConfig, config: BuildConfig) -> ResolvedLimits:
     """Fill in the limits that depend on the checkpoint, and refuse what only TensorRT supports."""
-    refuse_given(config, config.EMBEDDED)
+    refuse_given(config, ANSWERS["inductor"])
     if model.hidden_act != ENGINE_ACTIVATION:
         raise UserError(
             f"{config.checkpoint_dir} has hidden_act {model.hidden_act!r}, and the embedded engine computes "

@@ -3,13 +3,15 @@
 - Input checks must accept an axis of size 1: because examples have at least 2, Inductor assumes that 1 never occurs.
 - Example axes have at least 2 elements, and no program takes a slice of the KV cache (see graph/programs.py).
 - Inductor's own code runs in one thread at a time; the compilers that it starts run in parallel (turns.py).
+- It trusts what it finds where it works, and cannot work where a path has a space. So it works in a new directory with
+  a plain path each time, and finished programs are kept with checksums elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch._inductor import aot_compile
+from torch._inductor import aot_compile, codecache
 from torch._inductor.config import aot_inductor
 from torch._inductor.cpp_builder import CppBuilder
 
@@ -28,6 +30,9 @@ from opt_trt.backends.inductor.compiler.targets import Compilation, DirectCalls
 from opt_trt.backends.inductor.compiler.turns import Turns
 from opt_trt.graph import decoder, embedding, programs
 from opt_trt.graph.programs import ProgramSpec
+from opt_trt.host.environment import environment
+from opt_trt.host.kept import copy_files, is_whole, keep, replace_kept, trusted
+from opt_trt.host.scratch import is_plain, scratch_directory
 from opt_trt.plugins.attention import cpu as attention
 from opt_trt.plugins.collectives import native_group as collectives
 from opt_trt.plugins.gemm import cpu as gemm
@@ -37,6 +42,7 @@ from opt_trt.plugins.ops import cpu as plugin_ops
 from opt_trt.plugins.ops import plan
 from opt_trt.quant import nibbles
 
+HEADERS = "headers"
 COMMON = {"aot_inductor.package": True, "aot_inductor.check_lowerbound": False}
 # Line tables serve profilers and take a tenth of the compiler's time. Only newer torch has the option.
 if hasattr(aot_inductor, "enable_line_tables"):
@@ -47,12 +53,32 @@ if hasattr(aot_inductor, "enable_line_tables"):
 def open_inductor(compilation: Compilation, cache: Path) -> Iterator[Inductor]:
     """Open what compiles programs. An exception, Ctrl-C included, waits for the compilers that still run."""
     turns = Turns()
-    with _configured(compilation, cache / "inductor", turns), ThreadPoolExecutor() as pool:
+    with (
+        scratch_directory(trusted(cache)) as work_dir,
+        kept_headers(cache, work_dir / HEADERS),
+        _configured(compilation, work_dir, turns),
+        ThreadPoolExecutor() as pool,
+    ):
         try:
             yield Inductor(compilation, cache, turns, pool)
         except BaseException:
             turns.end()
             raise
+
+
+@contextmanager
+def kept_headers(cache: Path, headers: Path) -> Iterator[None]:
+    """Fill a directory with the precompiled headers of earlier builds, and keep those of a build that succeeds.
+
+    One takes eight seconds to compile and 100 MB. A damaged one would end every later build.
+    """
+    kept = cache / HEADERS
+    headers.mkdir()
+    if is_whole(kept):
+        copy_files(kept, headers)
+    yield
+    if {file.name for file in headers.iterdir() if file.is_file()} - {file.name for file in kept.glob("*")}:
+        replace_kept(cache, HEADERS, lambda directory: copy_files(headers, directory))
 
 
 @contextmanager
@@ -66,26 +92,21 @@ def _configured(compilation: Compilation, work_dir: Path, turns: Turns) -> Itera
         with nullcontext() if shared else turns.compiler():
             build(builder)
 
+    headers = work_dir / HEADERS
+    codecache._precompile_header.cache_clear()  # it remembers paths of headers, which have gone with an earlier build
     with (
-        _environment("TORCHINDUCTOR_CACHE_DIR", str(work_dir)),
+        environment("TORCHINDUCTOR_CACHE_DIR", str(work_dir)),
+        nullcontext()
+        if is_plain(Path(tempfile.gettempdir()))
+        else mock.patch.object(tempfile, "tempdir", str(work_dir)),
+        mock.patch.object(codecache, "_HEADER_DIR", str(headers)),
+        mock.patch.object(codecache, "_HEADER_LOCK_DIR", str(headers / "locks")),
         compilation.patched(),
         mock.patch.object(CppBuilder, "build", build_in_turn),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # about torch's own internals
         yield
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set one variable and restore it; a program may set other variables while its model is built."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        os.environ.update({name: before} if before is not None else {})
 
 
 @dataclass(frozen=True)
@@ -108,19 +129,14 @@ class Inductor:
         """
         calls = direct_calls or {}
         key = program_key(spec, self.compilation, (extra, list(calls.values())))
-        kept = self.cache / "programs" / f"{spec.name}-{key}"
-        if not kept.is_dir():
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-            temporary.mkdir(parents=True, exist_ok=True)
-            try:
-                with self.turns.own_code():
-                    files = compile_program(spec, self.compilation, calls)
-                for file in files:
-                    shutil.copy(file, temporary)
-                _put(temporary, kept)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return [str(file) for file in sorted(kept.iterdir())]
+
+        def make(directory: Path) -> None:
+            with self.turns.own_code():
+                files = compile_program(spec, self.compilation, calls)
+            for file in files:
+                shutil.copy(file, directory)
+
+        return [str(file) for file in keep(self.cache, f"programs/{spec.name}-{key}", make)]
 
 
 def compile_program(spec: ProgramSpec, compilation: Compilation, direct_calls: DirectCalls) -> list[str]:
@@ -131,15 +147,6 @@ def compile_program(spec: ProgramSpec, compilation: Compilation, direct_calls: D
         files = aot_compile(exported.module(), tuple(spec.args), options=options)
     assert isinstance(files, list), files
     return [str(f) for f in files]
-
-
-def _put(temporary: Path, kept: Path) -> None:
-    """Move a finished directory into the cache, unless another build has put the same one there meanwhile."""
-    try:
-        temporary.rename(kept)
-    except OSError:
-        if not kept.is_dir():
-            raise
 
 
 def program_key(spec: ProgramSpec, compilation: Compilation, extra: object) -> str:

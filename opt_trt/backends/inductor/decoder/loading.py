@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +22,10 @@ from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import stage_programs
 from opt_trt.host.disk import size_text
+from opt_trt.host.environment import environment
+from opt_trt.host.scratch import scratch_directory
 
+WRONG_INPUTS = ("input_handles", "inputs vector size")  # in the error of a program that was given other inputs
 PlaceWeight = Callable[[torch.Tensor], torch.Tensor]  # a stored weight → the weight where programs read it
 
 
@@ -88,7 +93,7 @@ class Program:
     """A compiled program: one of a package."""
 
     def __init__(self, package: Path, name: str) -> None:
-        stat = package.stat()
+        self._package, stat = package, package.stat()
         self._loader = _load(str(package.resolve()), name, stat.st_mtime_ns, stat.st_ino)
 
     def run(self, inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -96,7 +101,16 @@ class Program:
 
         `inputs` are flattened, in the order that the program's module takes them. The list is empty afterwards.
         """
-        return self._loader.boxed_run(inputs)[0]
+        try:
+            return self._loader.boxed_run(inputs)[0]
+        except RuntimeError as error:
+            if not any(words in str(error) for words in WRONG_INPUTS):
+                raise
+            again = REBUILD.format(engine=self._package.parent)
+            told = str(error).splitlines()[0]
+            raise UserError(
+                f"{self._package} and the weights beside it do not fit together ({told}); {again}"
+            ) from error
 
 
 @functools.cache
@@ -104,20 +118,23 @@ def _load(package: str, name: str, mtime_ns: int, inode: int) -> AOTIModelPackag
     """Load a program and keep it for the life of the process: every load and unload leaks memory mappings."""
     # Compiled code reads this once, at its first call: a wrong type or order is then an error, not a corrupted heap.
     os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
-    before = _unpacked()
+    place = _unpack_directory()
     try:
         # Not aoti_load_package: it probes the compiler for seconds to print a warning.
-        return AOTIModelPackageLoader(package, name, True, 1, -1)
+        with environment("TMPDIR", str(place)):
+            return AOTIModelPackageLoader(package, name, True, 1, -1)
     except RuntimeError as error:
-        for leftover in _unpacked() - before:  # the loader unpacks there and does not remove what it unpacked
-            shutil.rmtree(leftover, ignore_errors=True)
-        free = shutil.disk_usage(tempfile.gettempdir()).free
+        free = shutil.disk_usage(place).free
         raise UserError(
-            f"{package} cannot be loaded ({str(error).splitlines()[0]}); it unpacks to {tempfile.gettempdir()}, "
+            f"{package} cannot be loaded ({str(error).splitlines()[0]}); it unpacks to {place.parent}, "
             f"which has {size_text(free)} free: free space there, or build the engine again"
         ) from error
 
 
-def _unpacked() -> set[Path]:
-    """List the directories that loaders have unpacked packages into."""
-    return set(Path(tempfile.gettempdir()).glob("aotinductor_*"))
+@functools.cache
+def _unpack_directory() -> Path:
+    """Return the directory where loaders unpack packages; it is removed at exit, or by a later process."""
+    scratch = ExitStack()
+    place = scratch.enter_context(scratch_directory(Path(tempfile.gettempdir())))
+    atexit.register(scratch.close)
+    return place

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from opt_trt.backends.engine import EngineConfig
+from opt_trt.backends.engine import EngineConfig, engine_spec
 from opt_trt.backends.inductor.decoder.loading import RankModel
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.graph.decoder import Head
@@ -101,21 +101,6 @@ class RankForward:
 
 def decoder_spec(forward: RankForward) -> DecoderSpec:
     """Describe a rank to a session: its layers and heads, and the engine's limits."""
-    model, limits = forward.config.pretrained_config, forward.config.build_config
-    return DecoderSpec(
-        num_layers=len(model.stage_layers(model.mapping.pp_rank(forward.rank))),
-        num_heads=model.local_heads,
-        head_size=model.head_size,
-        vocab_size=model.vocab_size,
-        kv_dtype=getattr(torch, model.dtype),
-        tokens_per_block=limits.tokens_per_block,
-        max_batch_size=limits.max_batch_size,
-        max_input_len=limits.max_input_len,
-        max_seq_len=limits.max_seq_len,
-        max_num_tokens=limits.max_num_tokens,
-        gather_context_logits=limits.gather_context_logits,
-        gather_generation_logits=limits.gather_generation_logits,
-        end_id=model.eos_token_id,
-        pad_id=model.pad_token_id,
-        device=forward.model.device.type,
-    )
+    model = forward.config.pretrained_config
+    layers = model.stage_layers(model.mapping.pp_rank(forward.rank))
+    return engine_spec(forward.config, len(layers), forward.model.device.type)

@@ -6,8 +6,7 @@ import torch
 
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import Collectives
-from opt_trt.runtime.sampling.choose import largest_there
-from opt_trt.runtime.sampling.on_device import drawn
+from opt_trt.runtime.sampling.on_device import choice
 from opt_trt.step import StepInputs, StepOutputs
 
 
@@ -47,10 +46,8 @@ class RankLogits:
     def _chosen(self, part: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         """Choose a token of each row: the largest logit and the token's number, [L, 2]."""
         part[:, max(0, self._vocab_size - self._first) :].fill_(-torch.inf)  # the padding of the last ranks
-        best, places = largest_there(part)
-        if inputs.draws is not None:
-            assert self._tp_size == 1, "a rank sees only a part of the vocabulary"
-            places = drawn(part, inputs.draws)
+        assert self._tp_size == 1 or inputs.draws is None, "a rank sees only a part of the vocabulary"
+        best, places = choice(part, inputs.draws)
         return torch.stack((best, (places + self._first).float()), 1)
 
     def _reduces(self, inputs: StepInputs) -> bool:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
-from opt_trt.errors import UserError
 from opt_trt.model.mapping import Mapping
 from opt_trt.ops import ReferenceOps
-from opt_trt.runtime.sampling.choose import greedy
+from opt_trt.runtime.request import Request
+from opt_trt.runtime.sampling.choose import choose
+from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.step import StepInputs
 from tests.unit._rank_decoder import Threads
 
@@ -51,8 +52,9 @@ def test_a_rank_that_is_not_a_number_is_seen():
     ranks, inputs = of_ranks(Mapping(3, tp_size=3)), step(greedy=True)
     with ThreadPoolExecutor(3) as pool:
         joined = list(pool.map(lambda rank, part: rank.join(part.clone(), inputs), ranks, columns))
-    with pytest.raises(UserError, match="expected finite logits, the decoder returned nan"):
-        greedy(ranks[0].outputs(joined[0], inputs, None).logits)
+    sequence = TokenSequence(0, Request((1,), 9))
+    choose(ranks[0].outputs(joined[0], inputs, None).logits, [sequence])
+    assert "expected finite logits, the decoder returned nan" in str(sequence.error)
 
 
 def test_one_rank_leaves_its_logits_as_they_are():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,9 @@ from opt_trt.runtime.sequence import TokenSequence
 from opt_trt.runtime.session import DecoderSession
 from opt_trt.runtime.stopping import StopWords
 from opt_trt.text.tokenizer import load_tokenizer
+from tests.unit._beams import EARLY_STOPPING, Ids, assert_equal, transformers_beams
 from tests.unit._decoders import SPEC, SumDecoder, expected_output, spec
 from tests.unit._reference_decoder import VOCAB_SIZE, ReferenceDecoder, random_model
-
-EARLY_STOPPING = {0: False, 1: True, 2: "never"}
-Ids = tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +46,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[OP
 def random_prompts(lengths: Sequence[int], seed: int) -> list[Ids]:
     generator = torch.Generator().manual_seed(seed)
     return [tuple(torch.randint(3, VOCAB_SIZE, (n,), generator=generator).tolist()) for n in lengths]
-
-
-def transformers_beams(oracle: OPTForCausalLM, request: Request) -> list[tuple[Ids, float]]:
-    """All outputs of a request, best first, with their scores."""
-    sampling = request.sampling
-    with torch.inference_mode():
-        out = oracle.generate(
-            torch.tensor([request.prompt_ids]), attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
-            max_new_tokens=request.max_new_tokens, eos_token_id=request.end_id, pad_token_id=1, do_sample=False,
-            num_beams=sampling.num_beams, num_return_sequences=sampling.num_beams,
-            length_penalty=sampling.length_penalty, early_stopping=EARLY_STOPPING[sampling.early_stopping],
-            repetition_penalty=sampling.repetition_penalty, no_repeat_ngram_size=sampling.no_repeat_ngram_size,
-            min_new_tokens=sampling.min_length or None, return_dict_in_generate=True, output_scores=True,
-        )  # fmt: skip
-    rows = [row[len(request.prompt_ids) :].tolist() for row in out.sequences]
-    ends = [row.index(request.end_id) + 1 if request.end_id in row else len(row) for row in rows]
-    return [(tuple(r[:n]), s) for r, n, s in zip(rows, ends, out.sequences_scores.tolist(), strict=True)]
-
-
-def assert_equal(result: Result, oracle: list[tuple[Ids, float]]) -> None:
-    assert [beam.score for beam in result.beams] == pytest.approx([score for _, score in oracle], abs=1e-4)  # fp32 sums
-    scores = [score for _, score in oracle]
-    gap = min((a - b for a, b in pairwise(scores)), default=1.0)
-    assert gap < 1e-4 or [beam.output_ids for beam in result.beams] == [ids for ids, _ in oracle]
 
 
 @pytest.mark.parametrize(("kind", "widths"), [("pre-norm", (2, 4, 6, 8)), ("post-norm", (3, 5, 7))])
@@ -262,3 +235,16 @@ def test_cancelling_takes_all_beams_back() -> None:
     of.in_flight.cancel(leader)
     assert (of._pool.num_free, of.in_flight._scheduler.running) == (of._pool.num_blocks, [])
     assert leader.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("early_stopping", [0, 1, 2])
+def test_several_end_ids_end_beams_as_in_transformers(models, early_stopping: int) -> None:
+    oracle, decoder = models("pre-norm")
+    for width, prompt in zip((2, 3, 4), random_prompts((4, 7, 5), seed=3), strict=True):
+        of = DecoderSession(decoder, KvCacheLimit())
+        beams = generate(of, [Request(prompt, 5, sampling=Sampling(num_beams=width))])[0].beams
+        ends = tuple(dict.fromkeys(i for beam in beams for i in beam.output_ids[2:]))
+        assert len(ends) > 1
+        request = Request(prompt, 9, sampling=Sampling(num_beams=width, early_stopping=early_stopping))
+        request = request.ending_at(ends)
+        assert_equal(generate(of, [request])[0], transformers_beams(oracle, request))

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from opt_trt.config.sampling import Sampling
-from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
-from opt_trt.runtime.sampling.choose import choose, draw, greedy
+from opt_trt.runtime.sampling.choose import choose, draw
 from opt_trt.runtime.sampling.processors import process
 from opt_trt.runtime.sequence import TokenSequence
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    return choose(logits, [TokenSequence(row, Request((1,), 9)) for row in range(len(logits))])
+
 
 WIDTHS = [1, 7, 16, 64, 511, 513, 1297, 50272]
 
@@ -49,9 +53,25 @@ def test_a_row_of_a_larger_tensor_will_do() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_a_number_anywhere_is_named(width: int, value: float) -> None:
     logits = torch.randn(3, width)
+    rows = [sequence(index) for index in range(3)]
+    plain = choose(logits, rows).tolist()
     logits[1, width // 2] = value
-    with pytest.raises(UserError, match=f"finite logits, the decoder returned {value}"):
-        greedy(logits)
+    assert choose(logits, rows)[[0, 2]].tolist() == plain[::2]
+    assert [row.error is None for row in rows] == [True, False, True]
+    assert f"prompt 1 failed: expected finite logits, the decoder returned {value}" in str(rows[1].error)
+
+
+@pytest.mark.parametrize(
+    "way", [{}, {"top_k": 0, "top_p": 0.9}, {"top_k": 0, "top_p": 1.0}, {"logit_bias": ((3, 1.0),)}]
+)
+def test_a_row_that_is_not_a_number_changes_nothing_for_rows_beside_it(way: dict[str, Any]) -> None:
+    logits = torch.randn(4, 300)
+    alone = [choose(logits[[row]], [sequence(random_seed=row, **way)]).item() for row in range(4)]
+    for bad in (float("nan"), float("inf")):
+        broken, rows = logits.clone(), [sequence(row, random_seed=row, **way) for row in range(4)]
+        broken[2] = bad
+        assert choose(broken, rows)[[0, 1, 3]].tolist() == [alone[0], alone[1], alone[3]]
+        assert [row.error is None for row in rows] == [True, True, False, True]
 
 
 def test_masked_logits_are_no_error() -> None:

@@ -1,0 +1,1 @@
+"""Unit tests of `opt_trt/backends/tensorrt`."""
