@@ -31,7 +31,7 @@ def build(config: BuildConfig) -> None:
     started = time.perf_counter()
     backend = load_backend(_choose(config))
     ranks = _read_buildable(Path(config.checkpoint_dir), config).mapping.world_size
-    checkpoint = Checkpoint(config.checkpoint_dir)
+    checkpoint = Checkpoint(config.checkpoint_dir, packed_sm=config.packed_sm)
     out = Path(config.output_dir)
     if config.dry_run:
         backend.build(checkpoint, config, out)
@@ -77,7 +77,7 @@ def _choose(config: BuildConfig) -> str:
 
 def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
     """Read the checkpoint's configuration; refuse flags that do not fit it, and weights packed for an unknown GPU."""
-    model = read_config(directory)
+    model = read_config(directory, config.packed_sm)
     check_target_sm(directory, model)
     positions = model.max_position_embeddings
     if (asked := config.longest_sequence(positions)) > positions:

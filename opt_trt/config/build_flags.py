@@ -20,6 +20,7 @@ from opt_trt.config.flags import (
     Refusal,
     check_required,
     flag,
+    packed_sm_flag,
 )
 from opt_trt.config.tensorrt_flags import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
@@ -85,6 +86,7 @@ class BuildConfig(TensorRtOptions, Logged):
         group=INPUT,
         required="a directory written by convert_checkpoint.py",
     )
+    packed_sm: int | None = packed_sm_flag()
     output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole", group=OUTPUT)
     backend: str = flag("auto", "compiler and runtime of the engine", choices=BACKENDS, group=TARGET)
     device: str | None = flag(

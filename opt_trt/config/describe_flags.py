@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opt_trt.config.flags import INPUT, LOG_LEVELS, OUTPUT, Logged, flag
+from opt_trt.config.flags import INPUT, LOG_LEVELS, OUTPUT, Logged, flag, packed_sm_flag
 from opt_trt.errors import UserError
 
 
@@ -20,6 +20,7 @@ class DescribeConfig(Logged):
     compare: bool = flag(
         False, "compare two checkpoints; exit 1 if they differ in more than ranks and packing", group=INPUT
     )
+    packed_sm: int | None = packed_sm_flag()
     rank: int | None = flag(None, "list the tensors of this rank only; default: of every rank", group=OUTPUT)
     all: bool = flag(False, "list each layer's tensors; default: a line for equal tensors of all layers", group=OUTPUT)
     sha256: bool = flag(False, "list each tensor with the SHA-256 of its bytes", group=OUTPUT)

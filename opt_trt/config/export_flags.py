@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opt_trt.config.flags import INPUT, LOG_LEVELS, OUTPUT, Logged, check_required, flag
+from opt_trt.config.flags import INPUT, LOG_LEVELS, OUTPUT, Logged, check_required, flag, packed_sm_flag
 from opt_trt.errors import UserError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -21,6 +21,7 @@ class ExportConfig(Logged):
         None, "checkpoint written by convert_checkpoint.py, all its ranks", group=INPUT,
         required="a directory written by convert_checkpoint.py",
     )  # fmt: skip
+    packed_sm: int | None = packed_sm_flag()
     output_dir: str = flag("hf_model", "directory to write; appears only when it is whole", group=OUTPUT)
     max_shard_size: str = flag(
         "5GB", "most bytes of tensors in a file: a number, or one with KB, MB, GB, KiB, MiB, GiB", group=OUTPUT

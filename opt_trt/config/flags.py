@@ -89,6 +89,16 @@ class Refusal:
         return f": {self.reason}; {' or '.join(filter(None, ways))}"
 
 
+def packed_sm_flag() -> Any:
+    """Return the field of the flag that says what the `config.json` of NVIDIA's converter leaves out."""
+    return flag(
+        None,
+        "GPU in whose layout a checkpoint's weights are packed, if its config.json does not say it: 80, or 90 if it "
+        "was converted on a Hopper GPU",
+        group=INPUT,
+    )
+
+
 def check_required(config: Any) -> None:
     """Raise `UserError` for a required flag that was not given."""
     for f in fields(config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opt_trt.config.flags import INPUT, LOG_LEVELS, OUTPUT, Logged, check_required, flag
+from opt_trt.config.flags import INPUT, LOG_LEVELS, OUTPUT, Logged, check_required, flag, packed_sm_flag
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class RepackConfig(Logged):
         None, "checkpoint with packed weights, all its ranks", group=INPUT,
         required="a directory written by convert_checkpoint.py",
     )  # fmt: skip
+    packed_sm: int | None = packed_sm_flag()
     target_sm: int | None = flag(
         None, "GPU to pack for, 80 = compute capability 8.0", group=OUTPUT,
         required="the GPU to pack for, 90 for compute capability 9.0",

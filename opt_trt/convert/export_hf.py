@@ -40,7 +40,7 @@ def export_hf(config: ExportConfig) -> None:
     started = time.perf_counter()
     assert config.checkpoint_dir is not None  # checked by ExportConfig
     tokenizer = _tokenizer_files(config)
-    model = WholeModel(config.checkpoint_dir)
+    model = WholeModel(config.checkpoint_dir, config.packed_sm)
     with one_thread():
         files = _write(model, tokenizer, config)
     if config.talks:

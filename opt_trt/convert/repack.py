@@ -35,11 +35,11 @@ def repack(config: RepackConfig) -> None:
     started = time.perf_counter()
     assert config.checkpoint_dir is not None and config.target_sm is not None  # checked by RepackConfig
     directory, output = Path(config.checkpoint_dir), Path(config.output_dir or config.checkpoint_dir)
-    model = read_config(directory)
+    model = read_config(directory, config.packed_sm)
     mode = _mode(directory, model)
     check_packable(config.target_sm, "convert the model again with --defer_quantization")
     check_shards(replace(model, target_sm=config.target_sm))
-    ranks = [Checkpoint(directory, rank) for rank in range(model.mapping.world_size)]
+    ranks = [Checkpoint(directory, rank, model.target_sm) for rank in range(model.mapping.world_size)]
     total = sum(rank.nbytes for rank in ranks)
     with open_output(output, "repack", total, config.talks) as (temporary, advance):
         _write_config(temporary, directory, config.target_sm)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from opt_trt.checkpoint.reader import lacks_target_sm, read_config
 from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.describe.measurement import Difference, compare_tensors, highest
 from opt_trt.describe.table import aligned, collapsed
-from opt_trt.errors import CheckFailed
+from opt_trt.errors import CheckFailed, UserError
 from opt_trt.host.progress import byte_bar
 
 # Keys that say for which ranks and which GPU a checkpoint was cut and packed.
@@ -35,7 +36,7 @@ class TensorRow:
 
 def compare(a: Path, b: Path, config: DescribeConfig) -> None:
     """Print the differences; `CheckFailed` if there are any beside the layout."""
-    models = WholeModel(a), WholeModel(b)
+    models = _open(a, b, config.packed_sm)
     keys = config_differences(models[0].config.to_dict(), models[1].config.to_dict())
     names = list(dict.fromkeys((*models[0].shapes, *models[1].shapes)))
     with byte_bar("compare", sum(_nbytes(models[0], name) for name in names), config.talks) as bar:
@@ -53,6 +54,15 @@ def compare(a: Path, b: Path, config: DescribeConfig) -> None:
     if not config.json:
         equal = "the same model in another layout" if keys else "the same configuration"
         print(f"{a} and {b} are equal: {equal}, the same values in {_count(names, 'tensor')}")
+
+
+def _open(a: Path, b: Path, packed_sm: int | None) -> tuple[WholeModel, WholeModel]:
+    """Open both; `packed_sm` is for those that do not say for which GPU they are packed, and one must be such."""
+    unnamed = [directory for directory in (a, b) if packed_sm is not None and lacks_target_sm(read_config(directory))]
+    if packed_sm is not None and not unnamed:
+        raise UserError(f"neither {a} nor {b} needs a GPU to be named; drop --packed_sm {packed_sm}")
+    first, second = (WholeModel(directory, packed_sm if directory in unnamed else None) for directory in (a, b))
+    return first, second
 
 
 def is_layout(key: str) -> bool:

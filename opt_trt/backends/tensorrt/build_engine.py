@@ -56,6 +56,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
 def _job(checkpoint: Checkpoint, config: BuildConfig, plan: EnginePlan, out: Path, is_rtx: bool) -> Job:
     return Job(
         checkpoint_dir=str(checkpoint.directory),
+        packed_sm=checkpoint.config.target_sm,
         rank=RANK,
         shape=asdict(plan.shape),
         logits_dtype=plan.model.logits_dtype,

@@ -160,7 +160,7 @@ def test_an_engine_is_itself(model: Path, built: list) -> None:
 
 def test_a_model_that_is_not_there_is_named() -> None:
     with pytest.raises(
-        UserError, match="in facebook/opt-125m, found no such .*: hf download facebook/opt-125m --local"
+        UserError, match=r"in facebook/opt-125m, found no such .*: hf download facebook/opt-125m --local"
     ):
         engine_of(Path("facebook/opt-125m"), LlmOptions())
 

@@ -231,7 +231,7 @@ def test_gpus_whose_builder_takes_no_packed_weights_need_deferral(tmp_path: Path
 
 @pytest.mark.parametrize("defer", [False, True])
 def test_an_unknown_gpu_is_named(tmp_path: Path, defer: bool) -> None:
-    with pytest.raises(UserError, match=r"target_sm 70 has no known .*known are 75, 80"):
+    with pytest.raises(UserError, match=r"SM 70 has no known .*known are 75, 80"):
         run(small().write(tmp_path / "model"), tmp_path / "out", target_sm=70, defer_quantization=defer)
 
 

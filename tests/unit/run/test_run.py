@@ -106,6 +106,7 @@ def test_a_prompt_that_is_cut_is_named(letters: Path, tmp_path: Path, capsys: py
     lines = capsys.readouterr().err.splitlines()
     assert lines[9:] == [
         "prompt 9: 3 tokens, the last 2 are used (--max_input_length)", "2 more prompts are cut to 2 tokens",
+        f"wrote {tmp_path / 'o.csv'}",
     ]  # fmt: skip
     assert (tmp_path / "o.csv").read_text().startswith("5,6,7\n")
 
