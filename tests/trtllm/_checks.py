@@ -33,7 +33,7 @@ from tests.trtllm._checkpoint import Header, compare, expected, read_values
 from tests.trtllm._facts import Facts
 
 OURS = {  # max_output_len was the builder's up to 0.11; the last three are in NVIDIA's README alone
-    "backend", "context_int8", "deterministic", "device", "lm_head_precision", "target_isa", "target_sm",
+    "backend", "context_int8", "deterministic", "device", "lm_head_precision", "packed_sm", "target_isa", "target_sm",
     "tensorrt_llm_version",
     "max_output_len", "use_parallel_embedding", "embedding_sharding_dim", "enable_context_fmha",
 }  # fmt: skip
