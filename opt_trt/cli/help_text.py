@@ -13,6 +13,7 @@ from opt_trt.config.flags import GROUPS, Flag
 from opt_trt.host.program import program
 
 FORMAT = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
+DIRECTORIES = ("dir", "network")  # last words of flags that name a directory
 FILES = ("file", "csv", "npy", "cache", "manifest", "report")  # last words of flags that name a file
 
 
@@ -76,4 +77,4 @@ def metavar(f: Field[Any], kind: type) -> str | None:
     if kind is not str:
         return {int: "N", float: "X"}[kind]
     last = f.name.split("_")[-1]
-    return "DIR" if last == "dir" else "FILE" if last in FILES else "TEXT"
+    return "DIR" if last in DIRECTORIES else "FILE" if last in FILES else "TEXT"

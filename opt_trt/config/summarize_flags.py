@@ -72,7 +72,7 @@ class SummarizeConfig(SessionConfig):
 
     EXAMPLES: ClassVar[tuple[str, ...]] = (
         "--test_hf --test_trt_llm --hf_model_dir opt-125m --data_type fp32 --engine_dir work/engine",
-        "--test_trt_llm --engine_dir work/engine --dataset_dir test.jsonl --check_accuracy",
+        "--test_trt_llm --engine_dir work/engine --dataset_dir examples/demo/test.jsonl --check_accuracy",
     )
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
         "dataset_path": Refusal(RENAMED, advice="give --dataset_dir or --dataset_cache_dir"),

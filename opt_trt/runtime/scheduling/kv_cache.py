@@ -52,6 +52,6 @@ def allocate(spec: DecoderSpec, num_blocks: int) -> list[torch.Tensor]:
         return [torch.empty(shape, dtype=spec.kv_dtype, device=spec.device) for _ in range(spec.num_layers)]
     except RuntimeError as error:  # the operating system or the GPU does not have that much
         raise UserError(
-            f"no memory for a KV cache of {num_blocks} blocks ({num_blocks * spec.kv_block_bytes() / 2**30:.1f} GiB); "
+            f"no memory for a KV cache of {num_blocks} blocks ({size_text(num_blocks * spec.kv_block_bytes())}); "
             f"lower {spelled('max_tokens_in_paged_kv_cache')} or {spelled('kv_cache_free_gpu_memory_fraction')}"
         ) from error
