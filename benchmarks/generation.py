@@ -120,8 +120,10 @@ def publish(subject: Subject, measurement: Measurement, out: Path) -> None:
     for row in measurement.rows:
         step = step_flops(shape, load) / step_bytes(shape, row.computes, load)
         context = context_flops(shape, load) / weight_bytes(shape, row.computes)
-        points += [Point(row.name, "generation", step, row.step_gflops),
-                   Point(row.name, "context", context, row.context_gflops)]  # fmt: skip
+        points += [
+            Point(row.name, "generation", step, row.step_gflops, f"{row.step.median * 1e3:.2f} ms a step"),
+            Point(row.name, "context", context, row.context_gflops, f"{row.context.median * 1e3:.1f} ms"),
+        ]
     title = f"{subject.shape}, {subject.precision}, batch {load.batch_size}"
     subtitle = ceilings_line(measurement.before, measurement.after)
     (out / f"{name}.svg").write_text(draw_roofline(title, subtitle, measurement.ceilings, points))

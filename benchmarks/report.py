@@ -80,10 +80,14 @@ def runner_rows(
     return rows
 
 
+# What the fields of `MachineCeilings` are called, and their units.
+CEILINGS = (("reading", "GB/s"), ("fp32", "GFLOP/s"), ("bf16", "GFLOP/s"))
+
+
 def ceilings_line(before: MachineCeilings, after: MachineCeilings) -> str:
     """Return a line with both measurements and with the validity of the run."""
-    pairs = zip(asdict(before).items(), asdict(after).values(), strict=True)
-    moved = ", ".join(f"{name} {a:.1f} then {b:.1f}" for (name, a), b in pairs)
+    pairs = zip(CEILINGS, asdict(before).values(), asdict(after).values(), strict=True)
+    moved = ", ".join(f"{name} {a:.1f} then {b:.1f} {unit}" for (name, unit), a, b in pairs)
     drift = before.drift(after)
     verdict = "the run is valid" if drift <= TOLERANCE else f"more than {TOLERANCE:.0%}: the run is NOT valid"
     return f"ceilings: {moved}; moved by {drift:.1%}, {verdict}"

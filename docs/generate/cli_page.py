@@ -6,29 +6,27 @@ import re
 import signal
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
-from docs.generate.flags import FlagRow, flag_table, refusal_table, required_flags, rows_of
+from docs.generate.flags import FlagRow, flag_table, refusal_table, rows_of
 from docs.generate.markdown import COLUMNS, block, code, paragraph, prose, table
 from opt_trt import cli
 from opt_trt.commands import COMMANDS
 from opt_trt.config import runtime_flags
 from opt_trt.config.backend_answers import ANSWERS, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.flags import Refusal
-from opt_trt.config.sampling_options import SamplingOptions
 from opt_trt.config.tensorrt_flags import TensorRtOptions
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = re.compile(r"^from opt_trt.commands import (\w+)$", re.MULTILINE)
 INTRODUCTION = """
-Every command prints its flags with `--help` and exits with one of the codes below. A flag of TensorRT-LLM that
-cannot act here is refused with the reason, never ignored. A value that asks for what happens anyway is accepted,
-so that command lines written for TensorRT-LLM keep working. Flags cannot be abbreviated.
+Every command prints its flags with `--help`, the version with `--version`, and exits with one of the codes below.
+A flag of TensorRT-LLM that cannot act here is refused with the reason, never ignored. A value that asks for what
+happens anyway is accepted, so that command lines written for TensorRT-LLM keep working. Flags cannot be abbreviated.
+They may be written with dashes (`--model-dir`), and types as `fp32`, `float`, `fp16`, `half` and `bf16`. A value may
+begin with a dash (`--stop_words "---"`); one that looks like a flag is written `--stop_words=--end`.
 """
 SHARED = "Flags that `run` and `summarize` share"
-# The flags of a topic are the fields of its class.
-TOPICS = (("How tokens are chosen", SamplingOptions), ("For TensorRT engines and GPUs", runtime_flags.RuntimeOptions))
 EXIT_CODES = {
     0: "The command did what it was asked to do.",
     cli.EXIT_CHECK_FAILED: "A check that was asked for failed: the accuracy gate, or `--compare` found a difference.",
@@ -72,28 +70,28 @@ def _console_scripts() -> dict[str, str]:
 
 
 def _command(name: str, config_class: type) -> str:
-    rows, required = rows_of(config_class), required_flags(config_class)
+    rows = rows_of(config_class)
     shared = [row for row in rows if _is_shared(row, config_class)]
     own = [row for row in rows if row not in shared]
-    parts = [f"## {name}\n", paragraph(prose(config_class.__doc__ or "")), _synopsis(name, rows, required)]
-    for group in sorted(dict.fromkeys(row.flag.group for row in own), key=lambda group: group or ""):
-        parts += _group(group) if group else []
-        parts += [flag_table([row for row in own if row.flag.group == group], required)]
+    parts = [f"## {name}\n", paragraph(prose(config_class.__doc__ or "")), _synopsis(name, rows), *_groups(own)]
     parts += _answers() if issubclass(config_class, TensorRtOptions) else []
     parts += [paragraph(f"More flags: [{SHARED.lower()}](#{_anchor(SHARED)}).")] if shared else []
     parts += _refused(_own_refusals(config_class), f"{name} refuses")
     return "\n".join(parts)
 
 
-def _group(heading: str) -> list[str]:
-    """Return the title of a group of flags; what its heading in the help has in brackets stands below."""
-    title, _, more = heading.partition(" (")
-    return [f"### Flags {title}\n", *([paragraph(f"{more[:1].upper()}{more[1:].removesuffix(')')}.")] if more else [])]
+def _groups(rows: list[FlagRow]) -> list[str]:
+    """Return a table for each group of flags, below its heading in the help."""
+    parts = []
+    for group in dict.fromkeys(row.flag.group for row in rows):
+        parts += [paragraph(f"**{group[:1].upper()}{group[1:]}**")]
+        parts += [flag_table([row for row in rows if row.flag.group == group])]
+    return parts
 
 
-def _synopsis(name: str, rows: list[FlagRow], required: tuple[str, ...]) -> str:
+def _synopsis(name: str, rows: list[FlagRow]) -> str:
     words = [row.name if row.flag.positional else f"{row.name} {row.field.name.upper()}" for row in rows
-             if row.flag.positional or row.field.name in required]  # fmt: skip
+             if row.flag.positional or row.flag.required]  # fmt: skip
     line = " ".join((_typed(name), *words, "[flags]"))
     assert len(line) <= COLUMNS, line
     return block(line, "bash")
@@ -121,13 +119,9 @@ def _shared() -> str:
     """Return the section of the flags that two commands inherit."""
     run, summarize = COMMANDS["run"].config_class, COMMANDS["summarize"].config_class
     rows = [row for row in rows_of(run) if _is_shared(row, run)]
-    topics = {row.field.name: title for title, topic in reversed(TOPICS) for row in rows
-              if row.field.name in {f.name for f in fields(topic)}}  # fmt: skip
-    parts = [f"## {SHARED}\n", flag_table(row for row in rows if row.field.name not in topics)]
-    for title, _ in TOPICS:
-        chosen = [row for row in rows if topics.get(row.field.name) == title]
-        parts += [f"### {title}\n", flag_table(chosen)]
-    parts += [
+    parts = [
+        f"## {SHARED}\n",
+        *_groups(rows),
         paragraph(
             "What our own engines, on a CPU or with CUDA, and those of the backend `tensorrt` answer to these flags:"
         ),

@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from functools import lru_cache
+from dataclasses import MISSING, Field, dataclass
 from typing import Any
 
 from docs.generate.markdown import code, prose, table
-from opt_trt.cli import parse
+from opt_trt.cli.help_text import flag_fields
 from opt_trt.config.flags import Flag, Refusal
-from opt_trt.errors import UserError
 
 WORDS = {int: "integer", float: "number", str: "text"}
-REQUIRED = re.compile(r"--(\w+) is required")
 DEFAULT = re.compile(r"[;:,]? ?default: (.*)$", re.DOTALL)
 
 
@@ -42,28 +39,12 @@ class FlagRow:
 def rows_of(config_class: type) -> list[FlagRow]:
     """Return every flag of a command, in the order of its help."""
     hints = typing.get_type_hints(config_class)
-    return [FlagRow(f, hints[f.name], _owner(config_class, f)) for f in fields(config_class) if "flag" in f.metadata]
+    return [FlagRow(f, hints[f.name], _owner(config_class, f)) for f in flag_fields(config_class)]
 
 
-@lru_cache
-def required_flags(config_class: type) -> tuple[str, ...]:
-    """Return the flags a command cannot do without, as its own errors name them."""
-    given: list[str] = []
-    while True:
-        argv = [word for name in given for word in (f"--{name}", "1")]
-        try:
-            parse(config_class, argv)
-        except UserError as error:
-            missing = REQUIRED.search(str(error))
-            if missing:
-                given.append(missing[1])
-                continue
-        return tuple(given)
-
-
-def flag_table(rows: Iterable[FlagRow], required: Iterable[str] = ()) -> str:
+def flag_table(rows: Iterable[FlagRow]) -> str:
     """Return the flags as a table."""
-    return table(("flag", "value", "default", "meaning"), (_cells(row, set(required)) for row in rows))
+    return table(("flag", "value", "default", "meaning"), map(_cells, rows))
 
 
 def refusal_table(refused: Mapping[str, Refusal]) -> str:
@@ -82,7 +63,9 @@ def neutral_words(refusal: Refusal) -> str:
 
 
 def _refused(name: str, refusal: Refusal) -> str:
-    return code(f"--{name}") + (f" ({neutral_words(refusal)})" if refusal.neutral else "")
+    return code(name if name.startswith("-") else f"--{name}") + (
+        f" ({neutral_words(refusal)})" if refusal.neutral else ""
+    )
 
 
 def _owner(config_class: type, f: Field[Any]) -> type:
@@ -91,12 +74,10 @@ def _owner(config_class: type, f: Field[Any]) -> type:
     return classes[-1]
 
 
-def _cells(row: FlagRow, required: set[str]) -> tuple[str, str, str, str]:
+def _cells(row: FlagRow) -> tuple[str, str, str, str]:
     names = ", ".join(code(name) for name in (row.name, *(f"--{alias}" for alias in row.flag.aliases)))
     meaning, default = _meaning(row)
-    if row.field.name in required:
-        meaning, default = meaning.replace(" (required)", ""), "**required**"
-    return names, _value(row), default, meaning
+    return names, _value(row), "**required**" if row.flag.required else default, meaning
 
 
 def _value(row: FlagRow) -> str:

@@ -6,6 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from opt_trt.errors import UserError
+
 COLUMNS = 110
 FLAG = re.compile(r"(?<![`\w-])(--[a-z]\w+)")
 CODE = re.compile(r"(`[^`]*`)")
@@ -33,8 +35,8 @@ def code(text: object) -> str:
 
 
 def prose(text: str) -> str:
-    """Return a help text as Markdown: flags as code, and no accidental HTML."""
-    parts = CODE.split(text)
+    """Return a help text or a reason as Markdown: flags as code, and no accidental HTML."""
+    parts = CODE.split(str(UserError(text)))  # options as the command line spells them
     parts[::2] = [FLAG.sub(r"`\1`", part).replace("<", "&lt;") for part in parts[::2]]
     return "".join(parts)
 

@@ -49,7 +49,7 @@ import json, pathlib, sys
 row = json.loads(pathlib.Path("examples/demo/test.jsonl").read_text().splitlines()[0])
 pathlib.Path(sys.argv[1]).write_text((row["article"] + " TL;DR: ").strip().replace("\n", " ") + "\n")
 PY
-"${LAUNCH[@]}" run.py --engine_dir "$WORK/${PRECISIONS[0]}" --tokenizer_dir "$MODEL" \
+"${LAUNCH[@]}" run.py --engine_dir "$WORK/${PRECISIONS[0]}" \
   --input_file "$WORK/article.txt" --max_output_len 100
 
 say "4. summarize: the engines beside Hugging Face, gated on ROUGE-1"

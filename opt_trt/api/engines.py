@@ -26,6 +26,7 @@ from opt_trt.host.cache import cache_dir
 from opt_trt.host.json_file import read_json
 from opt_trt.host.kept import trusted
 from opt_trt.host.locks import locked_file
+from opt_trt.sources import how_to_fetch
 from opt_trt.version import __version__
 
 QUIET = "warning"  # the log level of converter and builder: this module prints one line instead
@@ -35,7 +36,10 @@ LONGEST = 2**31 - 1  # cut by the builder to what max_seq_len and max_num_tokens
 def engine_of(model: Path, options: LlmOptions) -> Path:
     """Return the engine directory of an engine, a checkpoint or an original model; `UserError` if there can be none."""
     if not model.is_dir():
-        raise UserError(f"expected a model in {model}, found no such directory; hubs are not read: give a local copy")
+        raise UserError(
+            f"expected a model in {model}, found no such directory; give a local copy of the model, hubs are not read"
+            + how_to_fetch(model)
+        )
     keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     if "build_config" in keys:
         _refuse(_with_dtype(options, {}), CONVERTING + BUILDING, f"{model} is an engine")

@@ -27,6 +27,7 @@ from opt_trt.api.tensor_call import GeneratedIds, Streamer, TensorCall, read_ten
 from opt_trt.api.tensors import join_rows, row_requests
 from opt_trt.api.wording import in_python
 from opt_trt.backends import follow_leader, open_engine
+from opt_trt.checkpoint.tokenizer_files import holds_tokenizer, kept_tokenizer
 from opt_trt.config.field_types import shown
 from opt_trt.config.llm_options import LlmOptions, llm_options
 from opt_trt.errors import UserError
@@ -38,7 +39,7 @@ from opt_trt.runtime.worker import Worker
 from opt_trt.runtime.world import World, current_world
 from opt_trt.runtime.world.communicator import join_world
 from opt_trt.runtime.world.cores import use_threads
-from opt_trt.text.tokenizer import Tokenizer, holds_tokenizer, load_tokenizer
+from opt_trt.text.tokenizer import Tokenizer, load_tokenizer
 
 
 class LLM:
@@ -263,4 +264,5 @@ def _tokenizer(model: Path, options: LlmOptions) -> Tokenizer | None:
     """Return the tokenizer asked for, or the model's, or None: token ids need none."""
     if options.tokenizer is not None:
         return load_tokenizer(options.tokenizer)
-    return load_tokenizer(model) if holds_tokenizer(model) else None
+    directory = model if holds_tokenizer(model) else kept_tokenizer(model)
+    return None if directory is None else load_tokenizer(directory)

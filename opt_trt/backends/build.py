@@ -7,17 +7,22 @@ import shlex
 import time
 from pathlib import Path
 
+import torch
+
 from opt_trt.backends import choose_backend, load_backend
 from opt_trt.backends.engine import CONFIG
 from opt_trt.checkpoint.reader import Checkpoint, check_target_sm, read_config
+from opt_trt.checkpoint.tokenizer_files import KEPT, keep_tokenizer, kept_tokenizer
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import atomic_directory
+from opt_trt.host.disk import size_text
+from opt_trt.host.program import program_of
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cuda.gpu import visible_gpu
 
 # Files of an engine. A checkpoint has none of them, so it is never replaced.
-OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so")
+OWNED = ("rank*.engine", "rank*.weights.safetensors", "opt_trt_*.so", *KEPT)
 
 
 def build(config: BuildConfig) -> None:
@@ -26,22 +31,28 @@ def build(config: BuildConfig) -> None:
     started = time.perf_counter()
     backend = load_backend(_choose(config))
     ranks = _read_buildable(Path(config.checkpoint_dir), config).mapping.world_size
-    checkpoint = Checkpoint(config.checkpoint_dir)
+    checkpoint = Checkpoint(config.checkpoint_dir, packed_sm=config.packed_sm)
     out = Path(config.output_dir)
     if config.dry_run:
         backend.build(checkpoint, config, out)
         return
     with atomic_directory(out, owned=OWNED) as temporary:
         report = backend.build(checkpoint, config, temporary)
+        keep_tokenizer(Path(config.checkpoint_dir), temporary)
     if not config.talks:
         return
     print(report, end="")
-    size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"engine {out}: {size / 2**20:.1f} MiB, built in {time.perf_counter() - started:.1f} s")
-    engine = shlex.quote(str(out))
-    command = "python run.py" if ranks == 1 else f"mpirun -n {ranks} python run.py"
-    flags = f"--engine_dir {engine} --tokenizer_dir TOKENIZER --max_output_len 50 --input_text 'A text'"
-    print(f"next{_elsewhere(out)}: {command} {flags}")
+    size = sum(path.stat().st_size for path in out.rglob("*"))
+    print(f"engine {out}: {size_text(size)}, built in {time.perf_counter() - started:.1f} s")
+    print(f"next{_elsewhere(out)}: {_next(out, ranks)}")
+
+
+def _next(engine: Path, ranks: int) -> str:
+    """Return the command that runs an engine."""
+    launched = "" if ranks == 1 else f"mpirun -n {ranks} "
+    tokenizer = "" if kept_tokenizer(engine) else " --tokenizer_dir TOKENIZER"
+    flags = f"--engine_dir {shlex.quote(str(engine))}{tokenizer} --max_output_len 50 --input_text 'A text'"
+    return f"{launched}{program_of('run')} {flags}"
 
 
 def _elsewhere(engine_dir: Path) -> str:
@@ -59,13 +70,14 @@ def _choose(config: BuildConfig) -> str:
         return config.backend
     chosen = choose_backend(config.backend, config.device)
     if chosen.passed_over and config.talks:
-        print(f"backend {chosen.name} ({chosen.passed_over})")
+        has_gpu = torch.cuda.is_available()  # without one, nothing that could be installed would help
+        print(f"backend {chosen.name} ({chosen.passed_over})" if has_gpu else f"backend {chosen.name}, for this CPU")
     return chosen.name
 
 
 def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
     """Read the checkpoint's configuration; refuse flags that do not fit it, and weights packed for an unknown GPU."""
-    model = read_config(directory)
+    model = read_config(directory, config.packed_sm)
     check_target_sm(directory, model)
     positions = model.max_position_embeddings
     if (asked := config.longest_sequence(positions)) > positions:
@@ -88,7 +100,7 @@ def _read_buildable(directory: Path, config: BuildConfig) -> ModelConfig:
 
 def _check_embedding_sharding(model: ModelConfig, config: BuildConfig) -> None:
     """Refuse sharding flags that differ from the conversion, which decides them. NVIDIA's README passes them here."""
-    command = "python convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim"
+    command = f"{program_of('convert')} --use_parallel_embedding --embedding_sharding_dim"
     if config.use_parallel_embedding and not model.use_parallel_embedding:
         raise UserError(
             f"{spelled('use_parallel_embedding')}: the checkpoint was converted without it; "

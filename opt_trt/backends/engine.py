@@ -16,13 +16,14 @@ from opt_trt.checkpoint.reader import open_rank_file
 from opt_trt.errors import UserError, spelled
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.json_file import check_types, read_json
+from opt_trt.host.program import program_of
 from opt_trt.model.config import ModelConfig
 from opt_trt.plugins.cuda.gpu import Gpu
 from opt_trt.step import DecoderSpec
 from opt_trt.version import __version__
 
 CONFIG, PROGRAMS, WEIGHTS = "config.json", "rank{rank}.engine", "rank{rank}.weights.safetensors"
-REBUILD = "build it again here: python build.py --checkpoint_dir CHECKPOINT --output_dir {engine}"
+REBUILD = f"build it again here: {program_of('build')} --checkpoint_dir CHECKPOINT --output_dir {{engine}}"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def is_interleaved(sm: int) -> bool:
     if sm >= LATER_SM:
         return True
     if sm not in INTERLEAVED:
-        raise UserError(f"target_sm {sm} has no known weight-only layout; known are {KNOWN}")
+        raise UserError(f"SM {sm} has no known weight-only layout; known are {KNOWN}")
     return INTERLEAVED[sm]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from opt_trt.checkpoint.packing import is_interleaved
 from opt_trt.checkpoint.spec import packed_mode, tensor_spec
 from opt_trt.checkpoint.writer import DTYPE_CODES, TensorSpec, refuse_differences
 from opt_trt.errors import UserError, reason
@@ -51,13 +53,17 @@ def write_config(directory: Path, config: ModelConfig) -> None:
 class Checkpoint:
     """An open rank of a checkpoint; its names, shapes and dtypes have been compared with its `config.json`."""
 
-    def __init__(self, directory: Path | str, rank: int = 0) -> None:
+    def __init__(self, directory: Path | str, rank: int = 0, packed_sm: int | None = None) -> None:
         self.directory = Path(directory)
-        self.config = read_config(self.directory)
+        self.config = read_config(self.directory, packed_sm)
         self.spec = tensor_spec(self.config, rank)
         self.path = rank_file(self.directory, rank)
         _check_rank_files(self.directory, self.config.mapping.world_size)
         refuse_differences(self.path, _header_problems(_read_header(self.path, rank), self.spec))
+
+    def of_rank(self, rank: int) -> Checkpoint:
+        """Return another rank of the same checkpoint."""
+        return Checkpoint(self.directory, rank, self.config.target_sm)
 
     @property
     def nbytes(self) -> int:
@@ -76,8 +82,11 @@ class Checkpoint:
             yield name, self.tensor(name)
 
 
-def read_config(directory: Path | str) -> ModelConfig:
-    """Read a checkpoint's `config.json`; refuse other architectures and kinds of OPT that are not supported."""
+def read_config(directory: Path | str, packed_sm: int | None = None) -> ModelConfig:
+    """Read a checkpoint's `config.json`; refuse other architectures and kinds of OPT that are not supported.
+
+    `packed_sm` is the GPU in whose layout the weights are packed, for a file that does not say it.
+    """
     path = Path(directory) / CONFIG_NAME
     values = read_json(path)
     for key, what in OTHERS.items():
@@ -93,16 +102,33 @@ def read_config(directory: Path | str) -> ModelConfig:
         if found not in supported:
             wanted = " or ".join(map(repr, supported))
             raise UserError(f"{path} has {key} {found!r}, only {wanted} is supported; convert the model again")
-    return config
+    return config if packed_sm in (None, config.target_sm) else _with_target_sm(path, config, packed_sm)
+
+
+def lacks_target_sm(config: ModelConfig) -> bool:
+    """Return whether weights are packed for a GPU that is not named; TensorRT-LLM's converter leaves it out."""
+    return packed_mode(config) is not None and config.target_sm is None
 
 
 def check_target_sm(directory: Path, config: ModelConfig) -> None:
-    """Refuse packed weights if the configuration does not name the GPU; TensorRT-LLM's converter leaves it out."""
-    if packed_mode(config) is not None and config.target_sm is None:
+    """Refuse packed weights if the configuration does not name the GPU."""
+    if lacks_target_sm(config):
         raise UserError(
             f"{directory / CONFIG_NAME} does not say which GPU its weights are packed for; add "
-            '"target_sm": 80 to it (90 if it was converted on a Hopper GPU)'
+            '"target_sm": 80 to it (90 if it was converted on a Hopper GPU), or give --packed_sm 80 to the command'
         )
+
+
+def _with_target_sm(path: Path, config: ModelConfig, packed_sm: int) -> ModelConfig:
+    """Return the configuration with the GPU that it lacks; `UserError` if it lacks none."""
+    if packed_mode(config) is None:
+        raise UserError(f"{path.parent} holds no packed weights; drop --packed_sm {packed_sm}")
+    if config.target_sm is not None:
+        raise UserError(
+            f"{path} says that its weights are packed for SM {config.target_sm}; drop --packed_sm {packed_sm}"
+        )
+    is_interleaved(packed_sm)  # names the GPUs whose layout is known
+    return replace(config, target_sm=packed_sm)
 
 
 def _read_header(path: Path, rank: int) -> dict[str, TensorSpec]:

@@ -22,13 +22,13 @@ class WholeModel:
     Opening it checks all rank files. Weights whose quantization is deferred are returned as they are stored.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, packed_sm: int | None = None) -> None:
         self.directory = Path(directory)
-        self.config = read_config(self.directory)
+        self.config = read_config(self.directory, packed_sm)
         self._mode, self._places = packed_mode(self.config), placements(self.config)
         check_target_sm(self.directory, self.config)
         mapping = self.config.mapping
-        ranks = [Checkpoint(directory, rank) for rank in range(mapping.world_size)]
+        ranks = [Checkpoint(directory, rank, self.config.target_sm) for rank in range(mapping.world_size)]
         self._homes = {  # name in the whole model: the ranks that share the tensor, its name in their files
             whole: (ranks[stage * mapping.tp_size : (stage + 1) * mapping.tp_size], local)
             for stage in range(mapping.pp_size)

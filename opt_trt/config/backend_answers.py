@@ -14,13 +14,14 @@ NO_LOOKUP = "embedding lookup needs no plugin (removed from TensorRT-LLM too)"
 ON_GPUS = "TensorRT engines run on GPUs"
 BEAMS = Refusal("beams are sequences of the batch", advice="give --max_batch_size requests * beams")
 OTHER_RELEASE = Refusal("it names a release of the other backend", advice="give --backend tensorrt_llm")
+OTHER_GPU = "give --backend tensorrt, or --packed_sm if you mean the layout of the weights"
 NO_PLUGINS = "TensorRT's compiler makes all kernels of this engine"
 OF_THE_DTYPE = ("auto", "float16", "float32", "bfloat16")
 
 # Answers to the flags of `BuildConfig` and `TensorRtOptions`, by backend. Other flags act.
 ANSWERS: Mapping[str, Mapping[str, Refusal]] = MappingProxyType({
     "inductor": {
-        "target_sm": Refusal("GPU engines are compiled for the GPU of this machine", advice="give --backend tensorrt"),
+        "target_sm": Refusal("GPU engines are compiled for the GPU of this machine", advice=OTHER_GPU),
         "tensorrt_llm_version": OTHER_RELEASE,
         "max_beam_width": BEAMS,
         "kv_cache_type": Refusal("the KV cache is always paged", ("paged",)),
@@ -60,7 +61,7 @@ ANSWERS: Mapping[str, Mapping[str, Refusal]] = MappingProxyType({
         "enable_debug_output": Refusal("sessions read logits alone", advice="give --visualize_network DIRECTORY"),
     },
     "tensorrt_llm": {
-        "target_sm": Refusal("TensorRT-LLM builds for the GPU of this machine", advice="give --backend tensorrt"),
+        "target_sm": Refusal("TensorRT-LLM builds for the GPU of this machine", advice=OTHER_GPU),
         "deterministic": Refusal("TensorRT chooses its tactics by their times alone", advice=EMBEDDED),
         "context_int8": Refusal("TensorRT-LLM's weight-only linears keep activations", advice=EMBEDDED),
         "device": Refusal(ON_GPUS, ("cuda",), advice=EMBEDDED),

@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opt_trt.config.convert_flags import PRECISIONS
-from opt_trt.config.flags import LOG_LEVELS, Logged, Refusal, ThreadFlags, flag
+from opt_trt.config.convert_flags import NO_SHARING, PRECISIONS, RENAMED
+from opt_trt.config.flags import (
+    DTYPE_SPELLINGS,
+    IDLE,
+    INPUT,
+    KERNELS,
+    LIMITS,
+    LOG_LEVELS,
+    LOGITS,
+    OUTPUT,
+    TARGET,
+    Logged,
+    Refusal,
+    ThreadFlags,
+    check_required,
+    flag,
+    packed_sm_flag,
+)
 from opt_trt.config.tensorrt_flags import DTYPES, SWITCH, TensorRtOptions
 from opt_trt.errors import UserError
 
@@ -22,86 +38,160 @@ NO_DRAFT = "speculative decoding is not offered for OPT"
 NO_FP8 = "there is no fp8 quantization of OPT"
 OWN_RANKS = "every backend has a single way to exchange data between ranks"
 LEFT = "newer releases of TensorRT-LLM do not have this option"
+IN_CHECKPOINT = "the checkpoint says it"
+NO_KV_QUANT = "the KV cache has the type of the model"
+ACTIVATIONS = "activations are not quantized in advance"
+
+# The flags of NVIDIA's examples/opt/build.py and examples/gpt/build.py before there was trtllm-build.
+OLD_BUILDER: dict[str, Refusal] = {
+    "world_size": Refusal(IN_CHECKPOINT, ("1",), advice="convert with --tp_size"),
+    "model_dir": Refusal("weights are converted first", advice="convert with --model_dir"),
+    "dtype": Refusal(IN_CHECKPOINT, advice="convert with --dtype"),
+    "use_weight_only": Refusal(IN_CHECKPOINT, advice="convert with --use_weight_only"),
+    "timing_cache": Refusal(RENAMED, advice="give --input_timing_cache"),
+    "use_gemm_plugin": Refusal(RENAMED, advice="give --gemm_plugin"),
+    "use_gpt_attention_plugin": Refusal(RENAMED, advice="give --gpt_attention_plugin"),
+    "use_layernorm_plugin": Refusal("layer norms have kernels of their own always", ("float16", "float32", "bfloat16")),
+    "use_rmsnorm_plugin": Refusal(NOT_OPT),
+    "parallel_build": Refusal("ranks share their programs, which are compiled once", advice="give --workers"),
+    "use_inflight_batching": Refusal("requests are always batched in flight", ("",)),
+    "use_embedding_sharing": Refusal(NO_SHARING),
+    "use_prompt_tuning": Refusal("prompt tables are not supported"),
+    "int8_kv_cache": Refusal(NO_KV_QUANT),
+    "fp8_kv_cache": Refusal(NO_KV_QUANT),
+    "enable_fp8": Refusal(NO_FP8),
+    "quantized_fp8_model_path": Refusal(NO_FP8),
+    "use_smooth_quant": Refusal(ACTIVATIONS, advice="convert with --use_weight_only"),
+    "per_token": Refusal(ACTIVATIONS),
+    "per_channel": Refusal(ACTIVATIONS),
+    "per_group": Refusal("integers have one scale for each output feature"),
+    "use_lora_plugin": Refusal(NO_LORA),
+    "use_ib_gemm": Refusal(LEFT),
+    "enable_qk_half_accum": Refusal("attention always accumulates in fp32"),
+    "enable_multi_block_mode": Refusal(LEFT, advice="give --multi_block_mode to run.py"),
+    "random_seed": Refusal("a build draws no random numbers"),
+} | {
+    name: Refusal(IN_CHECKPOINT, advice="convert the model again after changing its config.json")
+    for name in ("vocab_size", "n_layer", "n_positions", "n_embd", "n_head", "n_kv_head", "inter_size", "hidden_act",
+                 "pre_norm", "post_norm", "do_layer_norm_before", "rotary_pct", "bias")
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class BuildConfig(TensorRtOptions, ThreadFlags, Logged):
     """Compile a TensorRT-LLM checkpoint into an engine for this machine."""
 
-    checkpoint_dir: str | None = flag(None, "checkpoint written by convert_checkpoint.py")
-    output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole")
-    backend: str = flag("auto", "compiler and runtime of the engine", choices=BACKENDS)
+    checkpoint_dir: str | None = flag(
+        None,
+        "checkpoint written by convert_checkpoint.py",
+        group=INPUT,
+        required="a directory written by convert_checkpoint.py",
+    )
+    packed_sm: int | None = packed_sm_flag()
+    output_dir: str = flag("engine_outputs", "engine directory to write; appears only when it is whole", group=OUTPUT)
+    backend: str = flag("auto", "compiler and runtime of the engine", choices=BACKENDS, group=TARGET)
     device: str | None = flag(
         None, "where the engine runs: cuda is the GPU of this machine, or one like it; default: cuda where torch sees "
         "one, else cpu", choices=DEVICES,
+        group=TARGET,
     )  # fmt: skip
     target_isa: str | None = flag(
         None, "instructions the engine may use, to run elsewhere; default: all of this processor's",
         choices=TARGET_ISAS,
+        group=TARGET,
     )  # fmt: skip
     target_sm: tuple[int, ...] | None = flag(
         None, "GPUs that a tensorrt engine runs on, 89 is compute capability 8.9; default: all that TensorRT-RTX knows "
-        "from 80 on", nargs="+",
+        "from 80 on", nargs="+", group=TARGET,
     )  # fmt: skip
-    max_batch_size: int = flag(2048, "most sequences in one step; further requests wait")
-    max_input_len: int = flag(1024, "longest prompt in tokens")
+    max_batch_size: int = flag(2048, "most sequences in one step; further requests wait", group=LIMITS)
+    max_input_len: int = flag(1024, "longest prompt in tokens", group=LIMITS)
     max_seq_len: int | None = flag(
-        None, "prompt plus output in tokens; default: the position table", aliases=("max_decoder_seq_len",)
+        None,
+        "prompt plus output in tokens; default: the position table",
+        aliases=("max_decoder_seq_len",),
+        group=LIMITS,
     )
-    max_output_len: int | None = flag(None, "longest output in tokens: an older form of --max_seq_len")
-    max_num_tokens: int = flag(8192, "most packed tokens in one step")
+    max_output_len: int | None = flag(None, "longest output in tokens: an older form of --max_seq_len", group=LIMITS)
+    max_num_tokens: int = flag(8192, "most packed tokens in one step", group=LIMITS)
     opt_num_tokens: int | None = flag(
-        None, "number of packed tokens to choose tactics for; default: all buckets count alike"
+        None,
+        "number of packed tokens to choose tactics for; default: all buckets count alike",
+        group=KERNELS,
     )
-    tokens_per_block: int = flag(32, "tokens in one block of the paged KV cache")
+    tokens_per_block: int = flag(32, "tokens in one block of the paged KV cache", group=LIMITS)
     gemm_plugin: str = flag(
         "auto", "auto or the checkpoint's dtype: the fastest of own kernels and libraries; disable: libraries only",
-        choices=PLUGIN_VALUES, bare="auto",
+        choices=PLUGIN_VALUES, bare="auto", spellings=DTYPE_SPELLINGS,
+        group=KERNELS,
     )  # fmt: skip
     gpt_attention_plugin: str = flag(
         "auto", "auto or the checkpoint's dtype: the fastest of own kernels and libraries; disable: libraries only",
-        choices=PLUGIN_VALUES, bare="auto",
+        choices=PLUGIN_VALUES, bare="auto", spellings=DTYPE_SPELLINGS,
+        group=KERNELS,
     )  # fmt: skip
     context_fmha: str | None = flag(
         None, "fused attention in the context phase; default: on with the attention plugin",
         choices=SWITCH, bare="enable", aliases=("enable_context_fmha",),
+        group=KERNELS,
     )  # fmt: skip
     deterministic: bool = flag(
         False,
         "a token's result has the same bits whatever else is in the step: only tactics with a fixed order of sums",
+        group=KERNELS,
     )
     context_int8: bool = flag(
         False,
         "with integer weights, products of several tokens may round activations to int8: faster, less exact",
+        group=KERNELS,
     )
     logits_dtype: str | None = flag(
-        None, "type the logits are rounded to; default: the checkpoint's", choices=("float16", "float32")
+        None,
+        "type the logits are rounded to; default: the checkpoint's",
+        choices=("float16", "float32"),
+        spellings=DTYPE_SPELLINGS,
+        group=LOGITS,
     )
     lm_head_precision: str | None = flag(
         None, "quantize the head, which makes logits, with a scale per token; default: as the checkpoint has it",
         choices=PRECISIONS,
+        group=LOGITS,
     )  # fmt: skip
-    gather_context_logits: bool = flag(False, "the engine can return logits of prompt tokens (for perplexity)")
-    gather_generation_logits: bool = flag(False, "the engine can return logits of generated tokens")
-    gather_all_token_logits: bool = flag(False, "both of the above")
-    use_parallel_embedding: bool = flag(False, "check that the checkpoint was converted with it")
+    gather_context_logits: bool = flag(
+        False, "the engine can return logits of prompt tokens (for perplexity)", group=LOGITS
+    )
+    gather_generation_logits: bool = flag(False, "the engine can return logits of generated tokens", group=LOGITS)
+    gather_all_token_logits: bool = flag(False, "both of the above", group=LOGITS)
+    use_parallel_embedding: bool = flag(False, "check that the checkpoint was converted with it", group=INPUT)
     embedding_sharding_dim: int | None = flag(
-        None, "check the axis the checkpoint was converted with", choices=("0", "1")
+        None,
+        "check the axis the checkpoint was converted with",
+        choices=("0", "1"),
+        group=INPUT,
     )
     input_timing_cache: str | None = flag(
-        None, "tactic timings to reuse; a missing file is an empty cache; default: those of this user's earlier builds"
+        None,
+        "tactic timings to reuse; a missing file is an empty cache; default: those of this user's earlier builds",
+        group=KERNELS,
     )
-    output_timing_cache: str = flag("model.cache", "file that keeps tactic timings for the next build")
+    output_timing_cache: str = flag("model.cache", "file that keeps tactic timings for the next build", group=KERNELS)
     profiling_verbosity: str = flag(
         "layer_names_only",
         "what is printed: the chosen tactics; all tactics, and a profile of a step; nothing",
         choices=("layer_names_only", "detailed", "none"),
+        group=OUTPUT,
     )
-    retime: bool = flag(False, "time all tactics anew, and replace the timings that this user's earlier builds kept")
+    retime: bool = flag(
+        False, "time all tactics anew, and replace the timings that this user's earlier builds kept", group=KERNELS
+    )
     workers: int = flag(1, "ranks whose weights are written at the same time; each holds one tensor in memory")
-    dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing")
+    dry_run: bool = flag(False, "print the plan, the memory and what would be compiled; write nothing", group=OUTPUT)
     log_level: str = flag("info", "what to print; verbose adds tracebacks", choices=LOG_LEVELS)
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        "--checkpoint_dir work/checkpoint --output_dir work/engine --max_batch_size 8",
+        "--checkpoint_dir work/checkpoint --max_input_len 512 --max_seq_len 1024 --gather_context_logits --dry_run",
+    )
     REFUSED: ClassVar[dict[str, Refusal]] = {
         "max_encoder_input_len": Refusal(NOT_OPT, ("1024",)),
         "max_prompt_embedding_table_size": Refusal("prompt tables are not supported", ("0",)),
@@ -128,15 +218,15 @@ class BuildConfig(TensorRtOptions, ThreadFlags, Logged):
         "low_latency_gemm_plugin": Refusal(NO_FP8, ("disable",)),
         "low_latency_gemm_swiglu_plugin": Refusal(NOT_OPT, ("disable",)),
         "gemm_allreduce_plugin": Refusal(OWN_RANKS, ("disable",)),
-        "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable", "enable")),
+        "use_fp8_context_fmha": Refusal("there is no fp8 KV cache", ("disable", "enable"), note=IDLE),
         "fuse_fp4_quant": Refusal("there is no fp4 quantization", ("disable",)),
         "norm_quant_fusion": Refusal(NOT_OPT, ("disable",)),
         "reduce_fusion": Refusal(OWN_RANKS, ("disable",)),
         "user_buffer": Refusal(OWN_RANKS, ("disable",)),
         "pp_reduce_scatter": Refusal(NOT_OPT, ("disable",)),
         "streamingllm": Refusal("OPT's learned positions end at max_position_embeddings", ("disable",)),
-        "paged_state": Refusal(NOT_OPT, ("disable", "enable")),
-        "use_fused_mlp": Refusal("OPT's MLP has no gate to fuse", ("", "disable", "enable")),
+        "paged_state": Refusal(NOT_OPT, ("disable", "enable"), note=IDLE),
+        "use_fused_mlp": Refusal("OPT's MLP has no gate to fuse", ("", "disable", "enable"), note=IDLE),
         "use_custom_all_reduce": Refusal(LEFT, ("enable",)),
         "enable_xqa": Refusal(LEFT, ("enable",)),
         "multi_block_mode": Refusal(LEFT, ("disable",), advice="give it to run.py"),
@@ -151,7 +241,7 @@ class BuildConfig(TensorRtOptions, ThreadFlags, Logged):
         "auto_parallel": Refusal(LEFT, ("1",)),
         "gpus_per_node": Refusal(LEFT, ("8",)),
         "cluster_key": Refusal(LEFT),
-    }
+    } | OLD_BUILDER
 
     def longest_sequence(self, positions: int) -> int:
         """Return prompt plus output in tokens, as given by either flag, for a model with that many positions."""
@@ -160,8 +250,7 @@ class BuildConfig(TensorRtOptions, ThreadFlags, Logged):
         return positions if self.max_seq_len is None else self.max_seq_len
 
     def __post_init__(self) -> None:
-        if self.checkpoint_dir is None:
-            raise UserError("--checkpoint_dir is required: a directory written by convert_checkpoint.py")
+        check_required(self)
         self.check_threads()
         for name in SIZES:
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -9,8 +10,19 @@ from typing import Any
 
 from opt_trt.errors import UserError, spelled
 
+IDLE = "changes nothing"  # the note of a flag that has no effect on OPT in TensorRT-LLM either
 LOG_LEVELS = ("verbose", "info", "warning", "error", "internal_error")
 TALKATIVE = LOG_LEVELS[:2]  # see `Logged.talks`
+
+# The headings of the help, in its order. The groups of single commands stand between input and output.
+INPUT, OUTPUT, SAMPLING, BEAMS, KV_CACHE, TENSORRT = (
+    "input", "output", "sampling", "beams", "KV cache and scheduling", "TensorRT engines and GPUs only",
+)  # fmt: skip
+CONVERSION = RANKS, QUANTIZATION = "ranks", "quantization"
+BUILDING = TARGET, LIMITS, LOGITS, KERNELS = "target", "limits", "logits", "kernels and their timings"
+GATE = "accuracy gate"
+OTHER = "other"
+GROUPS = (INPUT, *CONVERSION, *BUILDING, GATE, OUTPUT, SAMPLING, BEAMS, KV_CACHE, OTHER, TENSORRT)
 
 # Other names of types, by which people and other programs call them.
 DTYPE_SPELLINGS = MappingProxyType({
@@ -28,6 +40,10 @@ class Logged:
         """True if the command prints what it did, and shows progress on a terminal."""
         return self.log_level in TALKATIVE
 
+    def idle_flags(self) -> tuple[str, ...]:
+        """Return a line for each flag that was given and has no effect beside the others."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -40,7 +56,9 @@ class Flag:
     repeats: bool = False  # every use of the flag adds a group of values
     bare: str | None = None  # the value when the flag is given without one
     positional: str | None = None  # given without the flag's name; the help prints this word for it
-    group: str | None = None  # its heading in the help
+    group: str = OTHER  # its heading in the help
+    required: str | None = None  # what it gives; a command is refused without it, see `check_required`
+    spellings: Mapping[str, str] = field(default_factory=dict)  # other names of its values
 
 
 @dataclass(frozen=True)
@@ -48,8 +66,8 @@ class Refusal:
     """A flag of TensorRT-LLM that has no effect here: the reason, and the values that are accepted all the same.
 
     `neutral` holds the values, as typed, that ask for what happens anyway. `()` refuses every use, and `("",)` stands
-    for a switch that is always on. `note` is printed when a neutral value is given. `advice` names another way to what
-    the flag asks for.
+    for a switch that is always on. `note` is printed when a neutral value is given, unless that asks to do without.
+    `advice` names another way to what the flag asks for.
     """
 
     reason: str
@@ -58,8 +76,10 @@ class Refusal:
     advice: str | None = None
 
     def check(self, option: str, given: str) -> None:
-        """Raise `UserError` unless `given`, as typed, asks for what happens anyway."""
-        if given not in self.neutral:
+        """Raise `UserError` unless `given`, as typed, asks for what happens anyway; print the note if it has one."""
+        if self.note and given in self.neutral and given != "disable":
+            print(f"{f'{option} {given}'.strip()} {self.note}: {self.reason}", file=sys.stderr)
+        if DTYPE_SPELLINGS.get(given, given) not in self.neutral:
             raise UserError(f"{f'{option} {given}'.strip()} is not supported{self.why(option)}")
 
     def why(self, option: str) -> str:
@@ -67,6 +87,24 @@ class Refusal:
         allowed = " or ".join(f"{option} {v}".strip() for v in self.neutral)
         ways = (self.advice, "drop the flag", f"give {allowed}" if allowed else None)
         return f": {self.reason}; {' or '.join(filter(None, ways))}"
+
+
+def packed_sm_flag() -> Any:
+    """Return the field of the flag that says what the `config.json` of NVIDIA's converter leaves out."""
+    return flag(
+        None,
+        "GPU in whose layout a checkpoint's weights are packed, if its config.json does not say it: 80, or 90 if it "
+        "was converted on a Hopper GPU",
+        group=INPUT,
+    )
+
+
+def check_required(config: Any) -> None:
+    """Raise `UserError` for a required flag that was not given."""
+    for f in fields(config):
+        described = f.metadata.get("flag")
+        if described is not None and described.required and getattr(config, f.name) is None:
+            raise UserError(f"--{f.name} is required: {described.required}")
 
 
 def refuse_given(config: Any, refused: Mapping[str, Refusal]) -> None:

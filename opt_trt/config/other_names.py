@@ -6,12 +6,12 @@ cannot be done is refused with this project's way to the same end.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from opt_trt.config.field_types import shown
+from opt_trt.config.suggestions import did_you_mean
 from opt_trt.errors import UserError
 
 ANY = object()  # among the idle values: every value asks for what happens anyway
@@ -73,11 +73,8 @@ def understood(
 
 
 def _nearest(name: str, own: Collection[str], others: Mapping[str, OtherName]) -> str:
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), [*own, *others], n=1, cutoff=0.75)
-    if not near:
-        return f"known are {', '.join(own)}"
-    row = others.get(near[0])
-    return f"did you mean {near[0] if row is None or row.ours is None else row.ours}?"
+    called_here = {other: row.ours for other, row in others.items() if row.ours is not None}
+    return did_you_mean(name, [*own, *others], called_here) or f"known are {', '.join(own)}"
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from opt_trt.config.flags import Refusal, flag
+from opt_trt.config.convert_flags import RENAMED
+from opt_trt.config.flags import INPUT, OUTPUT, TENSORRT, Refusal, check_required, flag
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.sampling import check_number_of_outputs
 from opt_trt.config.session_flags import SESSION_REFUSED, SessionConfig
@@ -19,43 +20,65 @@ DEFAULT_PROMPT = "Born in north-east France, Soyer trained as a"
 class RunConfig(SessionConfig):
     """Generate text with an engine."""
 
-    engine_dir: str = flag("engine_outputs", "engine directory written by build.py")
-    max_output_len: int | None = flag(None, "most new tokens per prompt (required)")
-    input_text: tuple[str, ...] = flag((DEFAULT_PROMPT,), "prompts", nargs="+")
-    input_file: str | None = flag(
-        None, "prompts from .txt or /dev/stdin (one per line), or token ids from .csv or .npy (one prompt per row)"
+    engine_dir: str = flag("engine_outputs", "engine directory written by build.py", group=INPUT)
+    max_output_len: int | None = flag(
+        None, "most new tokens per prompt", group=OUTPUT, required="the most new tokens per prompt"
     )
-    output_csv: str | None = flag(None, "write token ids, prompt included, one row per prompt")
-    output_npy: str | None = flag(None, "write token ids, prompt included, one row per prompt")
-    output_log_probs_npy: str | None = flag(None, "write the model's log-probability of every new token")
-    output_cum_log_probs_npy: str | None = flag(None, "write the sum of the log-probabilities of every output")
+    input_text: tuple[str, ...] = flag((DEFAULT_PROMPT,), "prompts", nargs="+", group=INPUT)
+    input_file: str | None = flag(
+        None,
+        "prompts from .txt or /dev/stdin (one per line), or token ids from .csv or .npy (one prompt per row)",
+        group=INPUT,
+    )
+    output_csv: str | None = flag(None, "write token ids, prompt included, one row per prompt", group=OUTPUT)
+    output_npy: str | None = flag(None, "write token ids, prompt included, one row per prompt", group=OUTPUT)
+    output_log_probs_npy: str | None = flag(None, "write the model's log-probability of every new token", group=OUTPUT)
+    output_cum_log_probs_npy: str | None = flag(
+        None, "write the sum of the log-probabilities of every output", group=OUTPUT
+    )
     output_logits_npy: str | None = flag(
-        None, "write NAME_context.npy, logits of all prompt tokens (engine built with --gather_context_logits)"
+        None,
+        "write NAME_context.npy, logits of all prompt tokens (engine built with --gather_context_logits)",
+        group=OUTPUT,
     )
     output_generation_logits: bool = flag(
-        False, "write NAME_generation.npy too, logits of all new tokens (--gather_generation_logits)"
+        False,
+        "write NAME_generation.npy too, logits of all new tokens (--gather_generation_logits)",
+        group=OUTPUT,
     )
     num_return_sequences: int | None = flag(
         None, "outputs per prompt: drawn with random numbers of their own, or the best of the beams; "
         "default: one, or all beams",
+        group=OUTPUT,
     )  # fmt: skip
     stop_words: tuple[tuple[str, ...], ...] | None = flag(
         None, "strings that end an output, which leaves them out; repeat the flag to give each prompt its own",
         nargs="+", repeats=True,
+        group=OUTPUT,
     )  # fmt: skip
     bad_words: tuple[tuple[str, ...], ...] | None = flag(
         None, "words that are never generated, with spaces as in the text (' London'); repeat likewise",
         nargs="+", repeats=True,
+        group=OUTPUT,
     )  # fmt: skip
-    streaming: bool = flag(False, "print text while it is generated")
-    streaming_interval: int = flag(5, "tokens between two prints of a stream")
-    interactive: bool = flag(False, "ask for prompts, one per line, and print outputs while they are generated")
-    fail_fast_on_attention_window_too_large: bool = flag(
-        False, "TensorRT engines: refuse an attention window larger than the KV cache, do not shrink it"
+    streaming: bool = flag(False, "print text while it is generated", group=OUTPUT)
+    streaming_interval: int = flag(5, "tokens between two prints of a stream", group=OUTPUT)
+    interactive: bool = flag(
+        False, "ask for prompts, one per line, and print outputs while they are generated", group=INPUT
     )
-    run_profiling: bool = flag(False, "time 10 generations, after 10 to warm up")
+    fail_fast_on_attention_window_too_large: bool = flag(
+        False,
+        "TensorRT engines: refuse an attention window larger than the KV cache, do not shrink it",
+        group=TENSORRT,
+    )
+    run_profiling: bool = flag(False, "time 10 generations, after 10 to warm up", group=OUTPUT)
 
+    EXAMPLES: ClassVar[tuple[str, ...]] = (
+        '--engine_dir work/engine --max_output_len 50 --input_text "Today we"',
+        "--engine_dir work/engine --max_output_len 50 --top_k 50 --temperature 0.8 --interactive",
+    )
     REFUSED: ClassVar[dict[str, Refusal]] = SESSION_REFUSED | {
+        "input_tokens": Refusal(RENAMED, advice="give --input_file"),
         "multimodal_input_file": Refusal("OPT reads text"),
         "input_token_extra_ids": Refusal("prompt tables are not supported"),
         "input_token_extra_ids_file": Refusal("prompt tables are not supported"),
@@ -67,9 +90,8 @@ class RunConfig(SessionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_output_len is None:
-            raise UserError("--max_output_len is required: the most new tokens per prompt")
-        if self.max_output_len < 1:
+        check_required(self)
+        if self.max_output_len is not None and self.max_output_len < 1:
             raise UserError(f"--max_output_len must be at least 1, found {self.max_output_len}")
         if self.streaming_interval < 1:
             raise UserError(f"--streaming_interval must be at least 1, found {self.streaming_interval}")
@@ -155,6 +177,12 @@ class RunConfig(SessionConfig):
         clash = next((name for name, value in given.items() if value), None)
         if self.interactive and clash:
             raise UserError(f"--interactive asks for prompts and prints outputs; drop it or {clash}")
+
+    def idle_flags(self) -> tuple[str, ...]:
+        """See `Logged.idle_flags`."""
+        if self.streaming_interval == type(self).streaming_interval or self.streaming or self.interactive:
+            return ()
+        return (f"--streaming_interval {self.streaming_interval} has no effect without --streaming",)
 
     def prints_outputs(self) -> bool:
         """Return whether outputs are printed: they are unless their ids are written to a file."""

@@ -13,7 +13,7 @@ from enum import IntEnum
 from math import inf
 from typing import Any
 
-from opt_trt.config.flags import Flag
+from opt_trt.config.flags import BEAMS, SAMPLING, Flag
 
 SMALL, LARGE = 1e-5, 1e5  # beyond these, fp32 logits would overflow
 
@@ -49,11 +49,13 @@ def option(
     help: str | None = None,
     bounds: tuple[float, float] = (-inf, inf),
     neutral: tuple[Any, ...] | None = None,
+    group: str = SAMPLING,
     **more: Any,
 ) -> Any:
     """Return a dataclass field that is an option of sampling, and a flag of the commands if it has a help text."""
     row = Option(kind, *bounds, neutral=(default,) if neutral is None else neutral, **more)
-    return field(default=default, metadata={"option": row} | ({} if help is None else {"flag": Flag(help)}))
+    flag = {} if help is None else {"flag": Flag(help, group=BEAMS if kind is Kind.BEAMS else group)}
+    return field(default=default, metadata={"option": row} | flag)
 
 
 def options_of(config_class: type) -> dict[str, Option]:
@@ -134,5 +136,10 @@ class SamplingOptions(TokenOptions):
         transformers="torch.manual_seed",
     )  # fmt: skip
     num_beams: int = option(
-        1, Kind.SEARCH, "search for the most likely outputs with this many beams", (1, inf), transformers="num_beams"
+        1,
+        Kind.SEARCH,
+        "search for the most likely outputs with this many beams",
+        (1, inf),
+        transformers="num_beams",
+        group=BEAMS,
     )

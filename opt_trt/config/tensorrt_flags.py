@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opt_trt.config.flags import flag
+from opt_trt.config.flags import DTYPE_SPELLINGS, flag
 
 SWITCH = ("enable", "disable")
 DTYPES = ("auto", "float16", "float32", "bfloat16")
@@ -40,7 +40,7 @@ class TensorRtOptions:
     )  # fmt: skip
     lookup_plugin: str | None = flag(
         None, "embedding lookup by a plugin; up to 0.11", choices=(*DTYPES, "disable"), bare="auto",
-        aliases=("use_lookup_plugin",), group=GROUP,
+        spellings=DTYPE_SPELLINGS, aliases=("use_lookup_plugin",), group=GROUP,
     )  # fmt: skip
     multiple_profiles: str | None = flag(
         None, "several optimization profiles: slower to build, faster without --gemm_plugin", choices=SWITCH,

@@ -14,12 +14,16 @@ import torch
 from opt_trt.checkpoint.packing import check_packable, is_interleaved
 from opt_trt.checkpoint.reader import write_config
 from opt_trt.checkpoint.spec import check_shards, tensor_spec, unloadable
+from opt_trt.checkpoint.tokenizer_files import keep_tokenizer
 from opt_trt.checkpoint.writer import TensorSpec
+from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.convert.quant_report import QuantReport, report_paths, write_report
 from opt_trt.convert.rank_files import RankFiles
 from opt_trt.errors import UserError, one_line, spelled
+from opt_trt.host.disk import size_text
+from opt_trt.host.program import program_of
 from opt_trt.host.workers import Scratch, for_each
 from opt_trt.model.config import ENGINE_ACTIVATION, ModelConfig
 from opt_trt.model.mapping import Mapping
@@ -29,6 +33,8 @@ from opt_trt.sources.canonical import canonical_tensors
 from opt_trt.sources.manifest import check_md5
 from opt_trt.sources.opt import OptConfig, Source
 
+HUB = "models--"  # begins the directories of Hugging Face's cache: models--facebook--opt-125m
+NAMELESS = ("model", "models", "hf", "hf_model", "original", "source", "weights")
 DEFAULT_CAPABILITY = 8, 0  # the GPU to pack for if no GPU is visible
 
 
@@ -52,6 +58,7 @@ def convert(config: ConvertConfig) -> None:
     tensors = canonical_tensors(source, getattr(torch, model.dtype), Scratch().empty, warnings.append)
     with open_output(output_dir, "convert", _nbytes(specs), config.talks) as (directory, advance):
         write_config(directory, model)
+        keep_tokenizer(model_dir, directory)
         with RankFiles(directory, model, advance, report) as ranks:
             for_each(tensors, ranks.write, config.workers)
     for line in warnings:
@@ -157,7 +164,7 @@ def _nbytes(specs: list[dict[str, TensorSpec]]) -> int:
 def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
     """Return the description of the conversion for its report."""
     return {
-        "model": Path(os.path.realpath(model_dir)).name,
+        "model": model_name(Path(os.path.realpath(model_dir))),
         "quant_algo": model.quant_algo,
         "dtype": model.dtype,
         "tp_size": model.mapping.tp_size,
@@ -167,12 +174,31 @@ def _about(model_dir: Path, model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def model_name(directory: Path) -> str:
+    """Return what people call the model in a directory, also in a cache of the hub and in folders like `model`."""
+    hub = next((part for part in reversed(directory.parts) if part.startswith(HUB)), None)
+    if hub is not None:
+        return hub.removeprefix(HUB).replace("--", "/")
+    return directory.parent.name if directory.name.lower() in NAMELESS and directory.parent.name else directory.name
+
+
 def _summary(output_dir: Path, model: ModelConfig, specs: list[dict[str, TensorSpec]], seconds: float) -> str:
     """Return one line: the written files, and the command that builds them (the embedded backend has ReLU only)."""
     backend = "" if model.hidden_act == ENGINE_ACTIVATION else " --backend tensorrt_llm"
-    size, count = _nbytes(specs) / 1e9, sum(map(len, specs))
+    size, count = _nbytes(specs), sum(map(len, specs))
     ranks = f" in {len(specs)} ranks" if len(specs) > 1 else ""
     return (
-        f"checkpoint {output_dir}: {count} tensors{ranks}, {size:.3f} GB, {seconds:.1f} s, {size / seconds:.2f} GB/s; "
-        f"next: python build.py --checkpoint_dir {shlex.quote(str(output_dir))} --output_dir engine_outputs{backend}"
+        f"checkpoint {output_dir}: {count} tensors{ranks}, {size_text(size)}, {seconds:.1f} s, "
+        f"{size_text(round(size / seconds))}/s; "
+        f"next: {program_of('build')} --checkpoint_dir {shlex.quote(str(output_dir))} "
+        f"--output_dir {shlex.quote(str(_engine_dir(output_dir)))}{backend}"
     )
+
+
+def _engine_dir(checkpoint: Path) -> Path:
+    """Return a name for the engine of a checkpoint: `work/engine` for `work/checkpoint`."""
+    if checkpoint.name == ConvertConfig.output_dir:
+        return checkpoint.with_name(BuildConfig.output_dir)
+    if "checkpoint" in checkpoint.name:
+        return checkpoint.with_name(checkpoint.name.replace("checkpoint", "engine"))
+    return checkpoint.with_name(f"{checkpoint.name}_engine")

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from opt_trt.checkpoint.tokenizer_files import FILES, FOLDER, tokenizer_files
 from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.checkpoint.writer import TensorSpec, write_rank
 from opt_trt.config.export_flags import ExportConfig
 from opt_trt.convert.hf_model import source_config, source_specs, source_tensors
 from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
+from opt_trt.host.disk import size_text
 from opt_trt.host.workers import one_thread
 from opt_trt.sources.hf_config import TOKENS, hf_config_values
 from opt_trt.sources.opt import OptConfig
@@ -25,12 +27,8 @@ from opt_trt.version import __version__
 
 MARKER = "opt_trt_export.json"  # describes the source of the weights; a directory without it is never replaced
 INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja",
-)  # fmt: skip
 Files = dict[str, dict[str, TensorSpec]]  # tensors by file
-OWNED = ("config.json", "generation_config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES)
+OWNED = ("config.json", "generation_config.json", "model*.safetensors", INDEX, *FILES)
 
 
 def export_hf(config: ExportConfig) -> None:
@@ -41,8 +39,8 @@ def export_hf(config: ExportConfig) -> None:
     """
     started = time.perf_counter()
     assert config.checkpoint_dir is not None  # checked by ExportConfig
-    tokenizer = _tokenizer_files(config.tokenizer_dir)
-    model = WholeModel(config.checkpoint_dir)
+    tokenizer = _tokenizer_files(config)
+    model = WholeModel(config.checkpoint_dir, config.packed_sm)
     with one_thread():
         files = _write(model, tokenizer, config)
     if config.talks:
@@ -83,12 +81,13 @@ def shard_files(specs: dict[str, TensorSpec], max_bytes: int) -> Files:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def _tokenizer_files(directory: str | None) -> list[Path]:
-    if directory is None:
-        return []
-    files = [path for name in TOKENIZER_FILES if (path := Path(directory) / name).is_file()]
+def _tokenizer_files(config: ExportConfig) -> list[Path]:
+    """Return the files of the tokenizer given, or of the one kept with the checkpoint, if there is one."""
+    if config.tokenizer_dir is None:
+        return tokenizer_files(Path(str(config.checkpoint_dir)) / FOLDER)
+    files = tokenizer_files(Path(config.tokenizer_dir))
     if not files:
-        raise UserError(f"--tokenizer_dir {directory} holds none of {', '.join(TOKENIZER_FILES)}; give a tokenizer")
+        raise UserError(f"--tokenizer_dir {config.tokenizer_dir} holds none of {', '.join(FILES)}; give a tokenizer")
     return files
 
 
@@ -127,11 +126,11 @@ def _counted(
 def _summary(config: ExportConfig, model: WholeModel, files: dict[str, dict[str, TensorSpec]], seconds: float) -> str:
     """Return one line: the number of tensors, their size, and the dtype of their values."""
     specs = [spec for part in files.values() for spec in part.values()]
-    size, algorithm = sum(spec.nbytes for spec in specs) / 1e9, model.config.quant_algo
+    size, algorithm = sum(spec.nbytes for spec in specs), model.config.quant_algo
     values = f"{algorithm} dequantized to {model.config.dtype}" if algorithm else model.config.dtype
     if model.config.defer_quantization:
         values = f"{model.config.dtype}, as stored for {algorithm}"
     return (
         f"Hugging Face model {config.output_dir}: {len(specs)} tensors in {len(files)} "
-        f"{'files' if len(files) > 1 else 'file'}, {size:.3f} GB, {values}, {seconds:.1f} s"
+        f"{'files' if len(files) > 1 else 'file'}, {size_text(size)}, {values}, {seconds:.1f} s"
     )

@@ -58,8 +58,8 @@ def draw_heatmap(picture: Heatmap) -> str:
     """Return the text of an SVG file."""
     count = len(picture.rows[0].cells)
     cell = max(CELL_WIDTHS[0], min(CELL_WIDTHS[1], WIDTH // count))
-    values = [cell.value for row in picture.rows for cell in row.cells]
-    low, high = min(values), max(values)
+    # Colours begin at 0: from the smallest value on, any noise would have all colours.
+    low, high = 0.0, max(cell.value for row in picture.rows for cell in row.cells)
     body, y = [], TOP
     for index, row in enumerate(picture.rows):
         y += GROUP_GAP if index and row.group != picture.rows[index - 1].group else 0
@@ -81,7 +81,7 @@ def draw_heatmap(picture: Heatmap) -> str:
 
 
 def colour(share: float) -> str:
-    """Return the colour of a value between the smallest one, 0, and the largest one, 1."""
+    """Return the colour of a share of the largest value."""
     place = min(max(share, 0.0), 1.0) * (len(COLOURS) - 1)
     index = min(int(place), len(COLOURS) - 2)
     mixed = (a + (b - a) * (place - index) for a, b in zip(*map(_rgb, COLOURS[index : index + 2]), strict=True))
@@ -99,7 +99,7 @@ def _ink(paper: str) -> str:
 
 
 def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
+    return (value - low) / (high - low) if high > low else 0.0
 
 
 def _draw_row(row: HeatmapRow, y: int, width: int, span: tuple[float, float]) -> list[str]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from opt_trt.checkpoint.tokenizer_files import KEPT
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.host.disk import check_space, explain_full_disk
 from opt_trt.host.progress import byte_bar
 from opt_trt.host.workers import one_thread
 
-RANK_FILES = ("rank*.safetensors",)
+RANK_FILES = ("rank*.safetensors", *KEPT)
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import torch
 from opt_trt.checkpoint.packing import check_packable
 from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, check_target_sm, rank_file, read_config
 from opt_trt.checkpoint.spec import check_shards, packed_mode
+from opt_trt.checkpoint.tokenizer_files import keep_tokenizer
 from opt_trt.checkpoint.weight_only import repack_blocks
 from opt_trt.checkpoint.writer import rank_metadata, write_rank
 from opt_trt.config.repack_flags import RepackConfig
 from opt_trt.convert.output_directory import open_output
 from opt_trt.errors import UserError
+from opt_trt.host.disk import size_text
 from opt_trt.host.json_file import read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
@@ -33,20 +35,21 @@ def repack(config: RepackConfig) -> None:
     started = time.perf_counter()
     assert config.checkpoint_dir is not None and config.target_sm is not None  # checked by RepackConfig
     directory, output = Path(config.checkpoint_dir), Path(config.output_dir or config.checkpoint_dir)
-    model = read_config(directory)
+    model = read_config(directory, config.packed_sm)
     mode = _mode(directory, model)
     check_packable(config.target_sm, "convert the model again with --defer_quantization")
     check_shards(replace(model, target_sm=config.target_sm))
-    ranks = [Checkpoint(directory, rank) for rank in range(model.mapping.world_size)]
+    ranks = [Checkpoint(directory, rank, model.target_sm) for rank in range(model.mapping.world_size)]
     total = sum(rank.nbytes for rank in ranks)
     with open_output(output, "repack", total, config.talks) as (temporary, advance):
         _write_config(temporary, directory, config.target_sm)
+        keep_tokenizer(directory, temporary)
         for number, rank in enumerate(ranks):
             tensors = _repacked(rank, mode, config.target_sm, advance)
             write_rank(rank_file(temporary, number), rank.spec, tensors, rank_metadata(number))
     if config.talks:
         print(
-            f"checkpoint {output}: packed for SM {config.target_sm} (was {model.target_sm}), {total / 1e9:.3f} GB in "
+            f"checkpoint {output}: packed for SM {config.target_sm} (was {model.target_sm}), {size_text(total)} in "
             f"{len(ranks)} {'rank' if len(ranks) == 1 else 'ranks'}, {time.perf_counter() - started:.1f} s"
         )
 

@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
+from opt_trt.checkpoint.reader import lacks_target_sm, read_config
 from opt_trt.checkpoint.whole_model import WholeModel
 from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.describe.measurement import Difference, compare_tensors, highest
 from opt_trt.describe.table import aligned, collapsed
-from opt_trt.errors import CheckFailed
+from opt_trt.errors import CheckFailed, UserError
 from opt_trt.host.progress import byte_bar
 
-COLUMNS = ("tensor", "A", "B", "largest |A - B|", "relative", "rms relative")
-NOTE = "relative: to the larger of the two values; rms: of the whole tensor; quantized weights are dequantized first"
+# Keys that say for which ranks and which GPU a checkpoint was cut and packed.
+LAYOUT = ("pp_layers", "target_sm", "use_parallel_embedding", "embedding_sharding_dim")
+COLUMNS = ("tensor", "A", "B", "largest |A - B|", "relative rms")
+NOTE = "relative rms: of A - B, over that of A; quantized weights are dequantized first"
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class TensorRow:
 
 
 def compare(a: Path, b: Path, config: DescribeConfig) -> None:
-    """Print the differences; `CheckFailed` if there are any."""
-    models = WholeModel(a), WholeModel(b)
+    """Print the differences; `CheckFailed` if there are any beside the layout."""
+    models = _open(a, b, config.packed_sm)
     keys = config_differences(models[0].config.to_dict(), models[1].config.to_dict())
     names = list(dict.fromkeys((*models[0].shapes, *models[1].shapes)))
     with byte_bar("compare", sum(_nbytes(models[0], name) for name in names), config.talks) as bar:
@@ -45,11 +48,33 @@ def compare(a: Path, b: Path, config: DescribeConfig) -> None:
         print(json.dumps({"a": str(a), "b": str(b)} | _values(keys, rows), indent=2, allow_nan=False))
     else:
         print("\n".join(_lines((a, b), keys, rows, config.every_layer)))
-    verdict = f"{_count(keys, 'config key')} and {len(rows)} of {_count(names, 'tensor')}"
-    if keys or rows:
-        raise CheckFailed(f"{a} and {b} differ in {verdict}")
+    others = [key for key in keys if not is_layout(key)]
+    if others or rows:
+        raise CheckFailed(f"{a} and {b} differ in {_verdict(others, rows, names)}")
     if not config.json:
-        print(f"{a} and {b} are equal: the same configuration, the same values in {_count(names, 'tensor')}")
+        equal = "the same model in another layout" if keys else "the same configuration"
+        print(f"{a} and {b} are equal: {equal}, the same values in {_count(names, 'tensor')}")
+
+
+def _open(a: Path, b: Path, packed_sm: int | None) -> tuple[WholeModel, WholeModel]:
+    """Open both; `packed_sm` is for those that do not say for which GPU they are packed, and one must be such."""
+    unnamed = [directory for directory in (a, b) if packed_sm is not None and lacks_target_sm(read_config(directory))]
+    if packed_sm is not None and not unnamed:
+        raise UserError(f"neither {a} nor {b} needs a GPU to be named; drop --packed_sm {packed_sm}")
+    first, second = (WholeModel(directory, packed_sm if directory in unnamed else None) for directory in (a, b))
+    return first, second
+
+
+def is_layout(key: str) -> bool:
+    """Return whether a configuration key says how a model is stored, not what it computes."""
+    return key in LAYOUT or key.startswith("mapping.")
+
+
+def _verdict(keys: list[str], rows: list[TensorRow], names: list[str]) -> str:
+    tensors = f"{len(rows)} of {_count(names, 'tensor')}"
+    if not rows:
+        return f"{_count(keys, 'config key')}, in none of {_count(names, 'tensor')}"
+    return f"{_count(keys, 'config key')} and {tensors}" if keys else tensors
 
 
 def config_differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -108,14 +133,14 @@ def _cells(line: list[TensorRow]) -> list[str]:
     """Return the largest numbers of the tensors on a line."""
     values = [row.values for row in line if row.values is not None]
     if not values:
-        return ["", "", ""]
-    columns = zip(*((v.largest, v.relative, v.rms) for v in values), strict=True)
+        return ["", ""]
+    columns = zip(*((v.largest, v.rms) for v in values), strict=True)
     return [f"{highest(list(column)):.4g}" for column in columns]
 
 
 def _values(keys: dict[str, tuple[Any, Any]], rows: list[TensorRow]) -> dict[str, Any]:
     return {
-        "equal": not keys and not rows,
+        "equal": not rows and all(map(is_layout, keys)),
         "config": {key: {"a": pair[0], "b": pair[1]} for key, pair in keys.items()},
         "tensors": [
             {"name": row.name, "a": row.sides[0], "b": row.sides[1]} | (row.values.to_json() if row.values else {})

@@ -31,7 +31,7 @@ def describe(config: DescribeConfig) -> None:
 
 
 def _describe(directory: Path, config: DescribeConfig) -> None:
-    listing = list_directory(directory, config.rank)
+    listing = list_directory(directory, config.rank, config.packed_sm)
     with byte_bar("describe", listing.nbytes, config.talks) as bar:
         measured = [_measure(group, config.sha256, bar.update) for group in listing.groups]
     if config.json:

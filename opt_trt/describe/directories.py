@@ -15,8 +15,8 @@ from opt_trt.checkpoint.reader import CONFIG_NAME, Checkpoint, read_config
 from opt_trt.checkpoint.spec import packed_mode
 from opt_trt.describe.headers import engine_header, model_header, source_header, tensorrt_header
 from opt_trt.describe.listing import Group, ListedTensor, Listing, blocks_of, dtype_name
-from opt_trt.describe.table import size_text
 from opt_trt.errors import UserError
+from opt_trt.host.disk import size_text
 from opt_trt.host.json_file import read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
@@ -27,28 +27,42 @@ PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
 WEIGHTS_IN_PLAN = (TENSORRT, "tensorrt")  # backends whose engines no other library can list
 
 
-def list_directory(directory: Path, rank: int | None) -> Listing:
-    """List the tensors of a directory, of one rank or of all; `UserError` if the kind of directory is unknown."""
+def list_directory(directory: Path, rank: int | None, packed_sm: int | None = None) -> Listing:
+    """List the tensors of a directory, of one rank or of all; `UserError` if the kind of directory is unknown.
+
+    `packed_sm` is the GPU in whose layout a checkpoint's weights are packed, if its `config.json` does not say it.
+    """
+    opener = _opener(directory)
+    if packed_sm is None:
+        return opener(directory, rank)
+    if opener is not _list_checkpoint:
+        raise UserError(
+            f"{directory} is not a checkpoint, so no packed weights need a GPU; drop --packed_sm {packed_sm}"
+        )
+    return _list_checkpoint(directory, rank, packed_sm)
+
+
+def _opener(directory: Path) -> Callable[[Path, int | None], Listing]:
     if not (directory / CONFIG_NAME).exists() and recognize(directory) is not None:
-        return _list_source(directory, rank)
+        return _list_source
     values = read_json(directory / CONFIG_NAME)
     for key, opener in OPENERS.items():
         if key in values:
-            return opener(directory, rank)
+            return opener
     raise UserError(
         f"{directory / CONFIG_NAME} does not describe a checkpoint, engine or original model: it has none of the keys "
         f"{', '.join(OPENERS)}; give another directory"
     )
 
 
-def _list_checkpoint(directory: Path, rank: int | None) -> Listing:
-    config = read_config(directory)
+def _list_checkpoint(directory: Path, rank: int | None, packed_sm: int | None = None) -> Listing:
+    config = read_config(directory, packed_sm)
     groups = [_checkpoint_group(directory, config, r) for r in _ranks(directory, config, rank)]
     return Listing("checkpoint", model_header(config), config.to_dict(), tuple(groups))
 
 
 def _checkpoint_group(directory: Path, config: ModelConfig, rank: int) -> Group:
-    checkpoint, mode = Checkpoint(directory, rank), packed_mode(config)
+    checkpoint, mode = Checkpoint(directory, rank, config.target_sm), packed_mode(config)
     entries = []
     for name, spec in checkpoint.spec.items():
         bits = mode.bits if mode is not None and is_linear(name) else None
@@ -82,7 +96,7 @@ def _list_tensorrt(directory: Path) -> Listing:
 
 
 def _on_disk(directory: Path) -> dict[str, str]:
-    files = [file.stat().st_size for file in directory.iterdir()]
+    files = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
     return {"on disk": f"{size_text(sum(files))} in {len(files)} files"}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from opt_trt.describe.directories import PACKED_NAMES
 from opt_trt.describe.listing import Listing
 from opt_trt.describe.measurement import MeasuredTensor, highest, lowest
-from opt_trt.describe.table import aligned, collapsed, labelled, number_text, size_text
+from opt_trt.describe.table import aligned, collapsed, labelled, number_text
+from opt_trt.host.disk import size_text
 
 COLUMNS = ("tensor", "dtype", "shape", "bytes", "min", "max")
 SUMMED = "a line for several layers shows the sum of their bytes and the extremes of all; --all lists each layer"

@@ -60,14 +60,6 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
 
 
-def size_text(nbytes: int) -> str:
-    """Write `7.1 MB`, in the largest unit that leaves a digit before the decimal point."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.1f} {unit}"
-    return f"{nbytes} bytes"
-
-
 def number_text(value: float) -> str:
     """Write a number with six decimals, so that decimal points are aligned; write others in full if that hides them."""
     if not math.isfinite(value) or abs(value) >= 1e9:

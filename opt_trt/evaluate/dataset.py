@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import pyarrow as pa
-
 from opt_trt.errors import UserError, reason
-from opt_trt.evaluate.rows import COLUMNS, READERS, check_columns, read_saved, read_table, saved_splits
+from opt_trt.host.extras import missing_extra
 from opt_trt.host.progress import quiet_unless_terminal
+
+try:
+    import datasets
+    from datasets.exceptions import DatasetsError
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "eval") from error
 
 HUB_NAME, HUB_CONFIG, SPLIT = "abisee/cnn_dailymail", "3.0.0", "test"
 OLDER_NAMES = ("ccdv/cnn_dailymail", "cnn_dailymail")

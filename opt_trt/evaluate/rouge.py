@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.scoring import BootstrapAggregator
 from tqdm import tqdm
 
 from opt_trt.errors import UserError
+from opt_trt.host.extras import missing_extra
+
+try:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import BootstrapAggregator
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "eval") from error
 
 WORD = re.compile("[a-z0-9]")  # what the metric counts; all other characters separate words
 UNSEEN_SHARE = 0.01  # of the letters and digits of the references; above it, scores say little

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from opt_trt.backends import open_engine
+from opt_trt.checkpoint.tokenizer_files import kept_tokenizer
 from opt_trt.config.summarize_flags import SummarizeConfig
 from opt_trt.errors import UserError
 from opt_trt.evaluate.dataset import DatasetSource, load_articles
@@ -57,19 +58,23 @@ def summarize(config: SummarizeConfig) -> None:
         if not any(map(counts_words, references)):
             raise UserError("the gate scored nothing: ROUGE counts words of a-z and 0-9, and no reference has any")
         engines = [report.scores[name] for name in config.engine_names()]
-        check_gates(gates, engines, report.scores.get("hf"))
-        say("the accuracy gate passed")
+        passed = check_gates(gates, engines, report.scores.get("hf"))
+        say(f"the accuracy gate passed: {passed}")
 
 
-def _tokenizer_dir(config: SummarizeConfig) -> str:
-    directory = config.tokenizer_dir or config.hf_model_dir
+def _tokenizer_dir(config: SummarizeConfig) -> Path:
+    given = config.tokenizer_dir or config.hf_model_dir
+    directory = kept_tokenizer(Path(config.engine_dir[0])) if given is None else Path(given)
     if directory is None:
-        raise UserError("summaries are text: give --tokenizer_dir (or --hf_model_dir, whose tokenizer is then used)")
+        raise UserError(
+            f"summaries are text, and {config.engine_dir[0]} keeps no tokenizer: give --tokenizer_dir (or "
+            "--hf_model_dir, whose tokenizer is then used)"
+        )
     return directory
 
 
 def _load_tokenizer(config: SummarizeConfig) -> Tokenizer:
-    return load_tokenizer(Path(_tokenizer_dir(config)), add_special_tokens=not config.no_add_special_tokens)
+    return load_tokenizer(_tokenizer_dir(config), add_special_tokens=not config.no_add_special_tokens)
 
 
 def _load_samples(config: SummarizeConfig, tokenizer: Tokenizer) -> list[Sample]:

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,9 +35,9 @@ def atomic_directory(
     """Yield an empty temporary directory that becomes `path` when the block ends without an exception.
 
     A directory that is already at `path` is replaced only if it is empty or an earlier result of the same kind: it
-    holds `marker`, names that match `owned` and nothing else. Everything else is refused with `UserError` before the
-    block runs, and so is a target that another process is writing. On any exception, including Ctrl-C, the temporary
-    directory is removed and `path` stays as it was.
+    holds `marker`, names that match `owned` and nothing else. A file in a folder has the name `folder/file`. Everything
+    else is refused with `UserError` before the block runs, and so is a target that another process is writing. On any
+    exception, including Ctrl-C, the temporary directory is removed and `path` stays as it was.
     """
     target = Path(os.path.realpath(path))
     _check_replaceable(target, marker, owned)
@@ -90,7 +90,7 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
             f"{target} is a mount point or the current directory, which cannot be replaced as a whole; "
             "give a directory inside it"
         )
-    names = _names(target)
+    names = _names(target, {pattern.partition("/")[0] for pattern in owned if "/" in pattern})
     foreign = [name for name in names if name != marker and not any(fnmatch(name, pattern) for pattern in owned)]
     if names and (foreign or marker not in names or names == [marker]):
         raise UserError(
@@ -99,13 +99,21 @@ def _check_replaceable(target: Path, marker: str, owned: Sequence[str]) -> None:
         )
 
 
-def _names(directory: Path) -> list[str]:
-    """List a directory; list it again if another directory took its place meanwhile, because the old one is emptied."""
+def _names(directory: Path, folders: Set[str]) -> list[str]:
+    """List a directory, and as `folder/file` the `folders` in it.
+
+    List it again if another directory took its place meanwhile, because the old one is emptied.
+    """
     while True:
         inode = directory.stat().st_ino
-        names = sorted(entry.name for entry in directory.iterdir())
+        found = {entry.name: entry for entry in directory.iterdir()}
+        inside = {f"{name}/{path.name}" for name in folders & found.keys() for path in _entries(found[name])}
         if directory.stat().st_ino == inode:
-            return names
+            return sorted((found.keys() - folders) | inside)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else [folder]
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Free space on the disk: refuse an output that is too large for it, and explain a disk that fills up meanwhile."""
+"""Sizes on disk: refuse an output that is too large, explain a disk that fills up, and write sizes as text."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ def explain_full_disk(directory: Path, needed: int) -> Iterator[None]:
             f"{error.filename or directory}: {error.strerror}; {lacking / 1e9:.3f} of {needed / 1e9:.3f} GB were still "
             f"to be written: free as much in {directory.parent} or give another {spelled('output_dir')}"
         ) from error
+
+
+def size_text(nbytes: int) -> str:
+    """Write `7.1 MB`, in the largest unit that leaves a digit before the decimal point."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.1f} {unit}"
+    return f"{nbytes} bytes"

@@ -17,6 +17,7 @@ from opt_trt.runtime.world.standard_input import input_ends
 from opt_trt.text.tokenizer import Tokenizer
 
 CUE = "> "
+HINT = "Each line is a prompt. Ctrl-C ends an answer, Ctrl-D ends the command."
 
 
 def check_input(world: World) -> None:
@@ -59,9 +60,12 @@ def _lines() -> Iterator[str]:
 def _typed_lines() -> Iterator[str]:
     import readline  # noqa: F401  arrow keys and history for input(), where there is a keyboard
 
+    print(HINT)
     while True:
         try:
-            yield input(CUE)
+            line = input(CUE)
         except EOFError:
             print()
             return
+        if line:
+            yield line

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from opt_trt.checkpoint.tokenizer_files import kept_tokenizer
 from opt_trt.config.run_flags import RunConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.config.scheduling import Scheduling
@@ -60,6 +62,9 @@ def run(config: RunConfig, open_session: OpenSession | None = None) -> None:
     job = Job(session, requests, printing if config.prints_outputs() else None, config.num_shown_beams, logits_dir)
     outputs = _stream(job) if config.streaming else _generate(job)
     write_outputs(config, requests, outputs, session.spec.end_id)
+    if config.talks and config.targets():
+        written = [target for target in config.targets() if Path(target).exists()]
+        print(f"wrote {' and '.join(written)}", file=sys.stderr)
     if config.run_profiling:
         print(time_generations(session, requests))
 
@@ -78,11 +83,16 @@ def _tokenizer(config: RunConfig) -> Tokenizer | None:
     """Return the tokenizer if prompts or words are text, or if one is given to print outputs; else None."""
     words = [f"--{name}" for name in ("stop_words", "bad_words") if getattr(config, name)]
     needed_by = ["text prompts"] * reads_text(config) + words
-    directory = config.tokenizer_dir or config.hf_model_dir
+    given = config.tokenizer_dir or config.hf_model_dir
+    directory = None if given is None else Path(given)
+    if needed_by and directory is None:
+        directory = kept_tokenizer(Path(config.engine_dir))
     if needed_by and directory is None:
         raise UserError(
-            f"{' and '.join(needed_by)} need a tokenizer: give --tokenizer_dir (or --hf_model_dir), the directory with "
-            "vocab.json and merges.txt, or token ids with --input_file ids.csv" + " and no words" * bool(words)
+            f"{' and '.join(needed_by)} need a tokenizer, and {config.engine_dir} keeps none: give --tokenizer_dir (or "
+            "--hf_model_dir), the directory with vocab.json and merges.txt, or token ids with --input_file ids.csv"
+            + " and no words"
+            * bool(words)
         )
     if directory is None or not (needed_by or config.prints_outputs()):
         return None

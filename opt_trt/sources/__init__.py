@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from opt_trt.sources import alpa, blip2, flagai, hf, metaseq
 from opt_trt.sources.listed import ListedSource
 from opt_trt.sources.lookalikes import beside_model, refuse_lookalike
 
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # facebook/opt-125m
 SOURCES: dict[str, tuple[Callable[[Path], bool], Callable[[Path], ListedSource]]] = {  # format: (recognizes, opens)
     "metaseq (.pt files)": (metaseq.recognizes, metaseq.open_source),
     "FlagAI (pytorch_model_00.bin and its siblings)": (flagai.recognizes, flagai.open_source),
@@ -24,6 +26,11 @@ def recognize(directory: Path) -> Callable[[Path], ListedSource] | None:
     return next((opens for recognizes, opens in SOURCES.values() if recognizes(directory)), None)
 
 
+def how_to_fetch(name: Path) -> str:
+    """Return the command that fetches a model, for the end of an error; nothing for what is no name on the hub."""
+    return f": hf download {name} --local-dir {name.name}" if HUB_NAME.fullmatch(str(name)) else ""
+
+
 def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
     """Open an original checkpoint of any known format; `UserError` says what is wrong with it.
 
@@ -32,6 +39,7 @@ def open_source(model_dir: Path, model_type: str = "opt") -> ListedSource:
     if not model_dir.is_dir():
         raise UserError(
             f"{spelled('model_dir')} {model_dir} is not a directory; give a local copy of the model, hubs are not read"
+            + how_to_fetch(model_dir)
         )
     refuse_lookalike(model_dir)
     opens = blip2.open_source if model_type == "blip2" else recognize(model_dir)

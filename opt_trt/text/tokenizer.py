@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from opt_trt.checkpoint.tokenizer_files import holds_tokenizer
 from opt_trt.errors import UserError, reason, spelled
 from opt_trt.host.files import check_regular, nested, read_text
 from opt_trt.host.json_file import check_values, read_json
@@ -16,7 +17,6 @@ from opt_trt.text.special import SpecialTokens, forget_invented, special_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # the files of one of these groups must exist
 LIMITS = {  # bytes of the files that transformers opens; Gemma's tokenizer.json has 34 MB, OPT's merges.txt 0.5 MB
     "tokenizer.json": 64 << 20,
     "vocab.json": 16 << 20,
@@ -143,11 +143,6 @@ def _require_unicode(text: str) -> None:
             f"expected text, found {text[error.start]!r} at character {error.start} of {text[:40]!r}, which is no "
             "character (a byte that is not UTF-8?); give UTF-8 text"
         ) from None
-
-
-def holds_tokenizer(directory: Path) -> bool:
-    """Return whether the directory has the files of a tokenizer."""
-    return any(all((directory / name).is_file() for name in group) for group in TOKENIZER_FILES)
 
 
 def load_tokenizer(directory: Path | str, add_special_tokens: bool = True) -> Tokenizer:

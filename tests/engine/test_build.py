@@ -129,7 +129,7 @@ def test_max_seq_len_defaults_to_the_position_table(checkpoint, tmp_path):
         ({"max_seq_len": 97}, "--max_seq_len 97 is beyond the checkpoint's position table of 96 rows"),
         ({"gemm_plugin": "float16"}, "--gemm_plugin float16 does not fit a checkpoint of float32"),
         ({"gpt_attention_plugin": "bfloat16"}, "--gpt_attention_plugin bfloat16 does not fit"),
-        ({"use_parallel_embedding": True}, "convert_checkpoint.py --use_parallel_embedding --embedding_sharding_dim 0"),
+        ({"use_parallel_embedding": True}, "convert --use_parallel_embedding --embedding_sharding_dim 0"),
         ({"embedding_sharding_dim": 1}, "converted with 0; convert it with"),
     ],
 )

@@ -89,7 +89,7 @@ def test_ranks_of_the_whole_grid_compute_what_the_uncompiled_graph_computes(rank
 
 
 def test_one_process_cannot_run_an_engine_of_several_ranks(engine_of):
-    with pytest.raises(UserError, match="built for 4 ranks, 1 processes were started; run it with mpirun -n 4"):
+    with pytest.raises(UserError, match="built for 4 ranks, 1 process was started; run it with mpirun -n 4"):
         open_engine(engine_of(FEW[4][0])[1], KvCacheLimit(max_tokens=64))
 
 

@@ -62,7 +62,8 @@ def test_more_processes_than_the_engine_has_ranks_are_refused(
 
 
 def test_ranks_that_mpi_does_not_join_are_refused_with_what_to_do(start_ranks: StartRanks) -> None:
-    run = start_ranks(1, "run.py", "--max_output_len", "3", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    run = start_ranks(1, "run.py", "--max_output_len", "3", **variables)
     assert run.wait() == 2
     [said] = run.errors
     assert said.startswith(

@@ -59,9 +59,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 def job_of(checkpoint: Path, plan: Path, target_sms: list[int], **changes: object) -> Job:
     """Return the job of a small engine."""
     values: dict[str, object] = {
-        "checkpoint_dir": str(checkpoint), "rank": 0, "shape": asdict(SHAPE), "logits_dtype": "float32",
-        "lm_head_precision": None, "target_sms": target_sms, "builder_flags": [], "fast": False, "plan": str(plan),
-        "input_timing_cache": None, "output_timing_cache": None, "lists_network": False, "is_verbose": False,
+        "checkpoint_dir": str(checkpoint), "packed_sm": None, "rank": 0, "shape": asdict(SHAPE),
+        "logits_dtype": "float32", "lm_head_precision": None, "target_sms": target_sms, "builder_flags": [],
+        "fast": False, "plan": str(plan), "input_timing_cache": None, "output_timing_cache": None,
+        "lists_network": False, "is_verbose": False,
     }  # fmt: skip
     return Job(**values | changes)
 

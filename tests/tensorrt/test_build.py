@@ -16,11 +16,12 @@ import pytest
 from opt_trt.backends.tensorrt.compile_rank import configure
 from opt_trt.backends.tensorrt.compiler_process import Compiled
 from opt_trt.backends.tensorrt.library import load_library
+from opt_trt.host.program import program_of
 from tests._commands import run_command
 from tests._processes import run, start_python
 from tests.tensorrt.conftest import job_of
 
-ENGINE_FILES = ["config.json", "rank0.engine"]
+ENGINE_FILES = ["config.json", "rank0.engine", "tokenizer"]
 
 
 @pytest.fixture
@@ -71,6 +72,28 @@ def left(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.iterdir() if path.name not in ("cache", "checkpoint"))
 
 
+def test_the_builder_reads_packed_weights_whose_gpu_a_flag_names(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    unnamed = shutil.copytree(checkpoints("int8"), tmp_path / "checkpoint")
+    values = json.loads((unnamed / "config.json").read_text())
+    del values["target_sm"]
+    (unnamed / "config.json").write_text(json.dumps(values))
+    words = (
+        "--checkpoint_dir",
+        unnamed,
+        "--output_dir",
+        tmp_path / "engine",
+        "--backend",
+        "tensorrt",
+        "--target_sm",
+        89,
+    )
+    assert "or give --packed_sm 80" in run_command("build", *words)[1]
+    code, said = run_command("build", *words, "--packed_sm", 80, "--max_batch_size", 8, "--max_seq_len", 128)
+    assert code == 0, said
+    assert json.loads((tmp_path / "engine" / "config.json").read_text())["pretrained_config"]["target_sm"] == 80
+
+
 def test_an_engine_says_what_it_is_and_what_it_runs_on(build, tmp_path):
     code, said = build(
         "int8", "--lm_head_precision", "int4", "--monitor_memory", "--visualize_network", tmp_path / "seen"
@@ -89,7 +112,8 @@ def test_an_engine_says_what_it_is_and_what_it_runs_on(build, tmp_path):
     assert [line.split()[1:3] for line in lines if line.startswith("generation ")] == [
         ["40", "9"]
     ]  # four layers, four kernels beside them
-    assert "\nnext, on a GPU of compute capability 8.0, 8.6, 8.9, 12.0, 12.1: python run.py " in said
+    run_command_line = f"{program_of('run')} --engine_dir {tmp_path / 'engine'}"  # as this process was started
+    assert f"\nnext, on a GPU of compute capability 8.0, 8.6, 8.9, 12.0, 12.1: {run_command_line}" in said
     assert "note: " not in said and "memory of the build: " in said
     code, said = run_command("describe", tmp_path / "engine")
     assert code == 0 and f"backend tensorrt for cuda 8.0 8.6 8.9 12.0 12.1, {config['device']['library']} 1." in said

@@ -23,7 +23,7 @@ from opt_trt.checkpoint.reader import CONFIG_NAME, rank_file
 from opt_trt.checkpoint.spec import LOADER_STEP, tensor_spec
 from opt_trt.checkpoint.writer import DTYPE_CODES
 from opt_trt.cli import parse
-from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.build_flags import OLD_BUILDER, BuildConfig
 from opt_trt.errors import UserError
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.mapping import Mapping
@@ -33,11 +33,11 @@ from tests.trtllm._checkpoint import Header, compare, expected, read_values
 from tests.trtllm._facts import Facts
 
 OURS = {  # max_output_len was the builder's up to 0.11; the last three are in NVIDIA's README alone
-    "backend", "context_int8", "deterministic", "device", "lm_head_precision", "target_isa", "target_sm",
+    "backend", "context_int8", "deterministic", "device", "lm_head_precision", "packed_sm", "target_isa", "target_sm",
     "tensorrt_llm_version", "threads", "num_threads", "intra_threads", "retime",
     "max_output_len", "use_parallel_embedding", "embedding_sharding_dim", "enable_context_fmha",
 }  # fmt: skip
-EARLIER = {  # flags of releases before the newest
+EARLIER = OLD_BUILDER.keys() | {  # flags of releases before the newest
     "lookup_plugin", "use_lookup_plugin", "context_fmha_fp32_acc", "enable_context_fmha_fp32_acc",
     "use_custom_all_reduce", "enable_xqa", "multi_block_mode", "attention_qk_half_accumulation", "strongly_typed",
     "use_context_fmha_for_generation", "builder_opt", "builder_force_num_profiles", "weight_only_precision", "tp_size",

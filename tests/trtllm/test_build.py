@@ -8,6 +8,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,16 +67,20 @@ def test_auto_takes_tensorrt_llm_where_it_is_and_says_nothing(checkpoints, insta
     assert "backend" not in capsys.readouterr().out
 
 
-def test_auto_falls_to_the_embedded_backend_and_says_so_once(checkpoints, capsys, tmp_path):
+def test_auto_falls_to_the_embedded_backend_and_says_why_where_a_gpu_is(checkpoints, capsys, monkeypatch):
     if lacking := load_backend("inductor").missing():
         pytest.skip(f"backend inductor: {lacking}")
     argv = ["--checkpoint_dir", str(checkpoints("fp16")), "--dry_run"]
     builder.build(parse(BuildConfig, argv))
+    assert capsys.readouterr().out.startswith("backend inductor, for this CPU\n")
+    builder.build(parse(BuildConfig, [*argv, "--backend", "inductor"]))
+    assert "tensorrt_llm" not in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(builder, "load_backend", lambda name: SimpleNamespace(build=lambda *_: None))
+    builder.build(parse(BuildConfig, argv))
     out = capsys.readouterr().out
     assert out.count("backend inductor (tensorrt_llm: not installed; pip install tensorrt_llm==1.2.1") == 1
     assert out.count("tensorrt_llm") == out.splitlines()[0].count("tensorrt_llm")
-    builder.build(parse(BuildConfig, [*argv, "--backend", "inductor"]))
-    assert "tensorrt_llm" not in capsys.readouterr().out
 
 
 def test_without_the_package_the_command_ends_with_one_line_and_exit_2(checkpoints, tmp_path):
@@ -302,7 +307,7 @@ def test_an_engine_is_replaced_and_a_checkpoint_is_not(checkpoints, install_doub
     install_double()
     build_there(checkpoints("tp2"), "--log_level", "error")
     build_there(checkpoints("fp16"), "--log_level", "error")
-    assert sorted(path.name for path in Path("engine").iterdir()) == ["config.json", "rank0.engine"]
+    assert sorted(path.name for path in Path("engine").iterdir()) == ["config.json", "rank0.engine", "tokenizer"]
     copy = shutil.copytree(checkpoints("fp16"), tmp_path / "c")
     with pytest.raises(UserError, match="c"):
         builder.build(parse(BuildConfig, ["--checkpoint_dir", str(copy), "--output_dir", str(copy)]))

@@ -85,7 +85,7 @@ def test_the_readmes_advice_on_embedding_sharding_checks_the_checkpoint(monkeypa
     sharded = {"use_parallel_embedding": True, "mapping": TWO}
     config = config_of(lines(BUILD)[4] + " --use_parallel_embedding --embedding_sharding_dim 0")
     for model, fits in (({}, False), (sharded, True)):
-        monkeypatch.setattr(builder, "read_config", lambda _, model=model: replace(MODEL, **model))
+        monkeypatch.setattr(builder, "read_config", lambda *_, model=model: replace(MODEL, **model))
         if fits:
             builder._read_buildable(Path("c"), config)
         else:

@@ -282,7 +282,7 @@ def test_a_directory_of_three_keys_is_a_tensorrt_engine(double: Double) -> None:
 
 
 def test_another_number_of_processes_than_ranks_is_refused(double: Double) -> None:
-    with pytest.raises(UserError, match="it was built for 2 ranks, 1 processes were started; run it with mpirun -n 2"):
+    with pytest.raises(UserError, match="it was built for 2 ranks, 1 process was started; run it with mpirun -n 2"):
         double.open(world_size=2)
 
 

@@ -54,8 +54,9 @@ REFUSALS = [(c, name, refusal) for c in REQUIRED for name, refusal in getattr(c,
 
 @pytest.mark.parametrize(("config", "name", "refusal"), REFUSALS, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_flag_that_cannot_act_is_refused_by_name_with_the_reason(config, name, refusal):
-    with pytest.raises(UserError, match=f"--{name} unheard_of is not supported: "):
-        parse(config, [*REQUIRED[config], f"--{name}", "unheard_of"])
+    option = name if name.startswith("-") else f"--{name}"
+    with pytest.raises(UserError, match=f"^{option} unheard_of is not supported: "):
+        parse(config, [*REQUIRED[config], option, "unheard_of"])
 
 
 @pytest.mark.parametrize(
@@ -337,6 +338,8 @@ def test_a_command_started_without_an_output_works():
         ("--version", 0, f"opt_trt {__version__}\n", ""),
         ("nope", 2, "", "error: expected a command, found 'nope'; known are convert, "),
         ("run --nonsense", 2, "", "error: unrecognized arguments: --nonsense; python -m opt_trt run --help lists "),
+        ("sumarize", 2, "", "error: expected a command, found 'sumarize'; did you mean summarize?\n"),
+        ("export-hf", 2, "", "error: --checkpoint_dir is required"),
         ("nope 2>&-", 2, "", ""),  # nothing is printed to the other output instead
         ("--version >/dev/full", 2, "", "error: No space left on device"),
     ],
@@ -375,6 +378,28 @@ def test_names_from_files_are_escaped_wherever_an_error_is_printed(
     shown = capsys.readouterr().err
     assert "\x1b" not in shown and r"::error::b\x1b[2J" in shown and shown.endswith("then run the command again\n")
     assert not any(line.startswith("::") for line in shown.splitlines())
+LEFT = {"WORLD_SIZE": "2", "RANK": "1"}  # as PyTorch's operators set them in every pod
+
+
+@pytest.mark.parametrize("script", [["convert_checkpoint.py"], ["run.py"], ["-m", "opt_trt"]])
+def test_help_and_mistakes_are_printed_whatever_rank_is_in_the_environment(script):
+    assert "usage: " in run_python(*script, "--help", environment=LEFT).stdout
+    result = run_python(*script, "--nonsense", environment=LEFT)
+    assert result.returncode == 2 and result.stderr.startswith("error: ")
+
+
+def test_a_command_of_one_process_runs_whatever_rank_is_in_the_environment(tmp_path):
+    out = tmp_path / "c"
+    result = run_python("convert_checkpoint.py", "--model_dir", Model().write(tmp_path / "m"), "--output_dir", out,
+                        environment=LEFT)  # fmt: skip
+    assert result.returncode == 0 and (out / "rank0.safetensors").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_where_ranks_matter_the_variables_are_named(rank):
+    result = run_python("run.py", "--max_output_len", "1", environment=LEFT | {"RANK": rank})
+    assert result.returncode == 2
+    assert f"error: WORLD_SIZE=2 and RANK={rank} are set, but MPI joined 1: unset WORLD_SIZE RANK" in result.stderr
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])

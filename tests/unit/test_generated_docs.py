@@ -21,6 +21,11 @@ def test_a_generated_document_is_what_the_code_prints(path, text):
     assert path.is_file() and path.read_text() == text, f"docs/{path.name} is out of date: run `make docs`, commit it"
 
 
+def test_generated_documents_have_no_mark_of_an_option_that_is_not_spelled():
+    """Errors mark the names of options with NUL characters, which made a page a binary file."""
+    assert not [path.name for path, text in pages().items() if re.search(r"[^\n\t -\U0010ffff]", text)]
+
+
 def test_an_arrow_that_a_longer_path_implies_is_left_out():
     arrows = frozenset({("a", "b"), ("b", "c"), ("a", "c")})
     rooms = RoomGraph({"a": 2, "b": 1, "c": 0}, {}, arrows, frozenset(), {})

@@ -12,14 +12,14 @@ from opt_trt.backends.tensorrt.compile_rank import Job
 from opt_trt.backends.tensorrt.compiler_process import Compiled, run_compiler
 from opt_trt.backends.tensorrt.engine_memory import engine_memory
 from opt_trt.backends.tensorrt.engine_plan import EnginePlan, plan_engine
-from opt_trt.backends.tensorrt.kernel_report import MIB, described_targets, kernel_lines, plan_lines
+from opt_trt.backends.tensorrt.kernel_report import described_targets, kernel_lines, plan_lines
 from opt_trt.backends.tensorrt.kernels import LAYERS_MESSAGE, read_kernels
 from opt_trt.backends.tensorrt.library import chooses_gpus, load_library, missing, version
 from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.host.atomic import replace_text
-from opt_trt.host.disk import check_space, explain_full_disk
+from opt_trt.host.disk import check_space, explain_full_disk, size_text
 from opt_trt.plugins.cuda.gpu import visible_gpu
 
 RANK = 0  # the only one, see `engine_plan`
@@ -56,6 +56,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
 def _job(checkpoint: Checkpoint, config: BuildConfig, plan: EnginePlan, out: Path, is_rtx: bool) -> Job:
     return Job(
         checkpoint_dir=str(checkpoint.directory),
+        packed_sm=checkpoint.config.target_sm,
         rank=RANK,
         shape=asdict(plan.shape),
         logits_dtype=plan.model.logits_dtype,
@@ -103,8 +104,6 @@ def _report(config: BuildConfig, plan: EnginePlan, compiled: Compiled, named: st
         table = read_kernels(compiled.messages, plan.model.num_hidden_layers)
         lines += kernel_lines(table, config.profiling_verbosity == "detailed")
     if config.monitor_memory:
-        allocated, peak = compiled.anonymous_bytes / MIB, compiled.peak_bytes / MIB
-        lines.append(
-            f"memory of the build: {allocated:.0f} MiB allocated, {peak:.0f} MiB with the files that it mapped"
-        )
+        allocated, peak = size_text(compiled.anonymous_bytes), size_text(compiled.peak_bytes)
+        lines.append(f"memory of the build: {allocated} allocated, {peak} with the files that it mapped")
     return "\n".join(lines) + "\n"

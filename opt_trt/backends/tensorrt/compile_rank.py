@@ -40,6 +40,7 @@ class Job:
     """What to build; all values are JSON."""
 
     checkpoint_dir: str
+    packed_sm: int | None  # the GPU in whose layout its weights are packed
     rank: int
     shape: dict[str, int]
     logits_dtype: str
@@ -79,7 +80,8 @@ def compile_rank(job: Job, send: Send) -> None:
     log = _logger(library, send, job.is_verbose)
     builder = library.Builder(log)
     network = create_network(library, builder)
-    checkpoint, shape = Checkpoint(job.checkpoint_dir, job.rank), EngineShape(**job.shape)
+    checkpoint = Checkpoint(job.checkpoint_dir, job.rank, job.packed_sm)
+    shape = EngineShape(**job.shape)
     mode = MODES[job.lm_head_precision] if job.lm_head_precision else None
     directory = Path(job.plan).parent
     constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode, directory)

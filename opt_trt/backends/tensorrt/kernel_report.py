@@ -9,8 +9,8 @@ from opt_trt.backends.tensorrt.bindings import GENERATION, PROMPT
 from opt_trt.backends.tensorrt.engine_memory import EngineMemory
 from opt_trt.backends.tensorrt.engine_plan import EnginePlan
 from opt_trt.backends.tensorrt.kernels import Kernel, KernelTable, Value
+from opt_trt.host.disk import size_text
 
-MIB = 2**20
 PHASES = {PROMPT: "prompt", GENERATION: "generation"}
 SLOTS_SHOWN = (1, 8, 64)
 NEVER_RUN = "built and checked, never yet run on a GPU"
@@ -31,8 +31,8 @@ def plan_lines(plan: EnginePlan, memory: EngineMemory, library: str, output_dir:
     """Return what `--dry_run` prints."""
     model, limits, shape = plan.model, plan.limits, plan.shape
     slots = [count for count in SLOTS_SHOWN if count < shape.slots] + [shape.slots]
-    caches = ", ".join(f"{count}: {count * memory.slot / MIB:.0f}" for count in slots)
-    whole = ", ".join(f"{count}: {(memory.fixed + count * memory.slot) / MIB:.0f}" for count in slots)
+    caches = ", ".join(f"{count}: {size_text(count * memory.slot)}" for count in slots)
+    whole = ", ".join(f"{count}: {size_text(memory.fixed + count * memory.slot)}" for count in slots)
     rows = (
         ("backend", f"tensorrt with {library}, for {described_targets(plan.target_sms)}; {NEVER_RUN}"),
         ("model", f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.dtype}, weights "
@@ -41,11 +41,11 @@ def plan_lines(plan: EnginePlan, memory: EngineMemory, library: str, output_dir:
         ("limits", f"{limits.max_batch_size} sequences, prompt {limits.max_input_len}, total {limits.max_seq_len} "
                    "tokens"),
         ("prompts", f"up to {shape.most_tokens} tokens at a time, kernels for {shape.usual_tokens}"),
-        ("engine", f"about {(memory.weights + memory.code) / MIB:.1f} MiB: weights {memory.weights / MIB:.1f}, code "
-                   f"{memory.code / MIB:.1f}"),
-        ("activations", f"about {memory.prompt / MIB:.0f} MiB in prompts, {memory.generation / MIB:.0f} in generation"),
-        ("caches", f"{memory.slot / MIB:.1f} MiB a sequence, whatever its length; MiB by sequences: {caches}"),
-        ("GPU memory", f"MiB by sequences: {whole}"),
+        ("engine", f"about {size_text(memory.weights + memory.code)}: weights {size_text(memory.weights)}, code "
+                   f"{size_text(memory.code)}"),
+        ("activations", f"about {size_text(memory.prompt)} in prompts, {size_text(memory.generation)} in generation"),
+        ("caches", f"{size_text(memory.slot)} a sequence, whatever its length; by sequences: {caches}"),
+        ("GPU memory", f"by sequences: {whole}"),
         ("output", f"{output_dir} (nothing is written in a dry run)"),
     )  # fmt: skip
     return [f"{name:<18}{value}" for name, value in rows]
@@ -78,7 +78,7 @@ def kernel_lines(table: KernelTable | None, is_detailed: bool) -> list[str]:
         fused = f"{table.fused(profile)} of {table.num_layers}"
         lines.append(
             f"{phase:<12}{len(table.of(profile)):>8}{table.a_layer(profile):>9}{fused:>17}{table.copies(profile):>15}"
-            f"{table.widened(profile):>17}{table.activation_bytes[profile] / MIB:>11.1f} MiB"
+            f"{table.widened(profile):>17}{size_text(table.activation_bytes[profile]):>15}"
         )
     lines += [
         f"note: {judged.count} {judged.what} in generation, expected {judged.wished}: {judged.costs}"

@@ -28,7 +28,7 @@ def check(checkpoint: Checkpoint, config: BuildConfig, release: Release, sm: int
     if model.quant_algo is not None:
         _check_quantized(model, directory, release, sm)
     for rank in range(model.mapping.world_size):
-        Checkpoint(directory, rank)  # names, shapes and dtypes of every rank
+        checkpoint.of_rank(rank)  # names, shapes and dtypes of every rank
 
 
 def _check_model(model: ModelConfig, directory: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from opt_trt.errors import UserError, spelled
+from opt_trt.host.disk import size_text
 from opt_trt.runtime.scheduling.block_pool import blocks_for
 from opt_trt.step import DecoderSpec
 
@@ -35,8 +36,8 @@ def pool_blocks(spec: DecoderSpec, limit: KvCacheLimit, free_bytes: int) -> int:
     affordable = int(free_bytes * limit.free_fraction) // block_bytes
     if affordable < 1:
         raise UserError(
-            f"the KV cache needs at least one block of {block_bytes / 2**20:.1f} MiB, "
-            f"{limit.free_fraction:g} of the {free_bytes / 2**20:.1f} MiB that are free is less; free memory, raise "
+            f"the KV cache needs at least one block of {size_text(block_bytes)}, "
+            f"{limit.free_fraction:g} of the {size_text(free_bytes)} that are free is less; free memory, raise "
             f"{spelled('kv_cache_free_gpu_memory_fraction')} or build with a smaller {spelled(spec.block_option)}"
         )
     wanted = spec.max_batch_size * blocks_for(spec.max_seq_len, spec.tokens_per_block)
@@ -51,6 +52,6 @@ def allocate(spec: DecoderSpec, num_blocks: int) -> list[torch.Tensor]:
         return [torch.empty(shape, dtype=spec.kv_dtype, device=spec.device) for _ in range(spec.num_layers)]
     except RuntimeError as error:  # the operating system or the GPU does not have that much
         raise UserError(
-            f"no memory for a KV cache of {num_blocks} blocks ({num_blocks * spec.kv_block_bytes() / 2**30:.1f} GiB); "
+            f"no memory for a KV cache of {num_blocks} blocks ({size_text(num_blocks * spec.kv_block_bytes())}); "
             f"lower {spelled('max_tokens_in_paged_kv_cache')} or {spelled('kv_cache_free_gpu_memory_fraction')}"
         ) from error

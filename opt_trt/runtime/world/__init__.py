@@ -21,6 +21,7 @@ class Launcher:
 
 
 OPEN_MPI = "mpirun of Open MPI"
+TORCHRUN, TORCHRUN_ID = "torchrun", "TORCHELASTIC_RUN_ID"  # the variable that torchrun alone sets
 LAUNCHERS = (  # the first launcher whose size and rank are set is used: mpirun under Slurm sets Slurm's, too
     Launcher(
         OPEN_MPI, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -32,7 +33,7 @@ LAUNCHERS = (  # the first launcher whose size and rank are set is used: mpirun 
     ),
     Launcher("mpirun of MPICH", "PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
     Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
-    Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"),
+    Launcher(TORCHRUN, "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK"),
 )  # fmt: skip
 
 
@@ -45,6 +46,7 @@ class World:
     local_rank: int = 0  # among the processes on this host
     local_size: int = 1
     launcher: str | None = None
+    is_claimed: bool = False  # by variables that any program may have left: torchrun did not start this process
 
     @property
     def is_leader(self) -> bool:
@@ -56,7 +58,8 @@ class World:
         if self.size != engine_size:
             raise UserError(
                 f"world size must equal the engine's: it was built for {engine_size} "
-                f"{'rank' if engine_size == 1 else 'ranks'}, {self.size} processes were started; "
+                f"{'rank' if engine_size == 1 else 'ranks'}, "
+                f"{self.size} {'process was' if self.size == 1 else 'processes were'} started; "
                 f"run it with mpirun -n {engine_size}" + " or without mpirun" * (engine_size == 1)
             )
 
@@ -73,7 +76,8 @@ def current_world(environ: Mapping[str, str]) -> World:
         local_rank, local_size = _number(environ, launcher.local_rank), _local_size(environ, launcher)
         if local_rank is None or local_size is None:
             local_rank, local_size = rank, size
-        return World(rank, size, local_rank, local_size, launcher.name)
+        claimed = launcher.name == TORCHRUN and TORCHRUN_ID not in environ and size > 1
+        return World(rank, size, local_rank, local_size, launcher.name, claimed)
     return World()
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from opt_trt.errors import EXIT_BUG, EXIT_TERMINATED, EXIT_USER_ERROR, LEADER_FIRST_SECONDS, UserError
+from opt_trt.host.extras import missing_extra
 from opt_trt.host.interrupts import deferred_interrupts
 from opt_trt.host.waiting import Backoff, wait_until
 from opt_trt.runtime.world import World
@@ -179,9 +180,16 @@ def step_timeout(environ: Mapping[str, str]) -> float:
 def _initialized(world: World) -> Any:
     """Return the module of MPI, initialized so that a waiting rank yields its core to other ranks."""
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-    from mpi4py import MPI  # here, because importing it initializes MPI, which a world of one does not need
-
+    try:
+        from mpi4py import MPI  # here, because importing it initializes MPI, which a world of one does not need
+    except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError without an MPI
+        raise missing_extra(error, "mpi") from error
     found = MPI.COMM_WORLD.Get_size()
+    if found != world.size and world.is_claimed:
+        raise UserError(
+            f"WORLD_SIZE={world.size} and RANK={world.rank} are set, but MPI joined {found}: unset WORLD_SIZE RANK to "
+            f"run one process, or start {world.size} with {sys.prefix}/bin/mpirun -n {world.size}"
+        )
     if found != world.size:
         raise UserError(
             f"{world.launcher} started {world.size} processes, but MPI joined {found}; start them with the mpirun of "

@@ -159,7 +159,9 @@ def test_an_engine_is_itself(model: Path, built: list) -> None:
 
 
 def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="expected a model in facebook/opt-125m, found no such directory; hubs are not"):
+    with pytest.raises(
+        UserError, match=r"in facebook/opt-125m, found no such .*: hf download facebook/opt-125m --local"
+    ):
         engine_of(Path("facebook/opt-125m"), LlmOptions())
 
 

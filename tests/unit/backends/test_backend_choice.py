@@ -96,7 +96,7 @@ def test_a_dry_run_needs_no_library(of_machine, tmp_path, capsys, installed):
     builder.build(parse(BuildConfig, argv))
     said = capsys.readouterr().out
     assert f"tensorrt with tensorrt_rtx {'1.7' if installed else '(not installed)'}, for SM 80 86 89 120 121; " in said
-    assert "\nlimits            3 sequences, " in said and "\nGPU memory        MiB by sequences: 1: " in said
+    assert "\nlimits            3 sequences, " in said and "\nGPU memory        by sequences: 1: " in said
     assert "\ncaches " in said and "\nactivations " in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "model"]
 

@@ -122,3 +122,19 @@ def test_flags_that_do_not_fit_the_checkpoint_are_refused_whatever_the_backend(t
         argv = ["--checkpoint_dir", str(tmp_path / "c"), "--backend", backend, "--dry_run", *flags]
         with pytest.raises(UserError, match=text):
             builder.build(parse(BuildConfig, argv))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"max_input_len": 2000}, "--max_input_len 2000: prompts have at most 12 tokens, by --max_seq_len\n"),
+        ({"max_input_len": 9, "max_num_tokens": 8}, "--max_input_len 9: prompts have at most 8 tokens, by --max_num_t"),
+        ({"max_input_len": 2000, "log_level": "error"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_prompt_limit_that_is_cut_is_said(flags: dict[str, object], said: str, capsys) -> None:
+    model = replace(MODEL, max_position_embeddings=12)
+    resolve_limits(model, BuildConfig(checkpoint_dir="c", **flags))
+    printed = capsys.readouterr().err
+    assert printed.startswith(said) and bool(printed) == bool(said)

@@ -15,7 +15,7 @@ from models import SHAPES
 from peers import PEERS, PeerVariant, parse_variants
 from peers.environment import PeerUnavailable, last_line, peer_python
 from report import Measurement, ceilings_line, measurement_table, runner_rows
-from roofline import Point, draw_roofline
+from roofline import Axis, Point, draw_roofline
 from turns import Load, Spread, Turn, ratio, read_shares, step_seconds, take_turns
 
 from opt_trt.cli import parse
@@ -112,11 +112,20 @@ def test_the_saved_numbers_are_plain_json_and_say_whether_they_count():
 
 
 def test_the_picture_is_well_formed_and_puts_more_operations_higher():
-    points = [Point("a & b", "generation", 1.0, 20.0), Point("a & b", "context", 400.0, 600.0)]
+    points = [Point("a & b", "generation", 1.0, 20.0, "9.7 ms a step"), Point("a & b", "context", 400.0, 600.0, "7 ms")]
     root = ElementTree.fromstring(draw_roofline("<title>", "sub", CALM, points))
     discs = [node for node in root.iter("{http://www.w3.org/2000/svg}circle") if len(node)]
     (low, high) = [(float(disc.get("cx")), float(disc.get("cy"))) for disc in discs]
     assert low[0] < high[0] and low[1] > high[1]
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "generation 9.7 ms a step, 20 GFLOP/s, 50% of the roof" in texts
+    assert "context 7 ms, 600 GFLOP/s, 67% of the roof" in texts
+
+
+def test_points_stand_off_the_axes():
+    axis = Axis.over([1.0, 400.0], 0, 600)
+    assert axis.place(1.0) > 20 and axis.place(400.0) < 580
+    assert axis.ticks == [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0]
 
 
 def test_a_peer_is_taken_in_the_variant_nearest_to_the_precision_unless_one_is_named():

@@ -87,7 +87,7 @@ def test_non_contiguous_integers_are_packed() -> None:
 
 @pytest.mark.parametrize("sm", [0, 60, 70, 72, 76, 88, 91, 99])
 def test_an_unknown_gpu_is_named(sm: int) -> None:
-    with pytest.raises(UserError, match=rf"target_sm {sm} .*known are 75, 80, 86, 87, 89, 90, 100 to 119, 120 and up"):
+    with pytest.raises(UserError, match=rf"SM {sm} .*known are 75, 80, 86, 87, 89, 90, 100 to 119, 120 and up"):
         is_interleaved(sm)
 
 

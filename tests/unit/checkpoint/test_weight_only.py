@@ -53,5 +53,7 @@ def test_packed_weights_of_an_unknown_gpu_are_refused_with_what_to_add(model, tm
     values = json.loads(path.read_text())
     del values["target_sm"]
     path.write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r'which GPU its weights are packed for; add "target_sm": 80'):
+    with pytest.raises(
+        UserError, match=r'which GPU its weights are packed for; add "target_sm": 80 .*, or give --packed_sm 80'
+    ):
         build(BuildConfig(checkpoint_dir=str(tmp_path / "q"), backend="tensorrt_llm", dry_run=True))

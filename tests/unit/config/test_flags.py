@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opt_trt.config.build_flags import BuildConfig
+from opt_trt.config.cache_flags import CacheConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.describe_flags import DescribeConfig
 from opt_trt.config.export_flags import ExportConfig
@@ -224,6 +225,11 @@ EFFECTS: dict[type, dict[str, str]] = {
         "target_sm": "unit/convert/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
         "output_dir": "unit/convert/test_repack.py::test_without_an_output_directory_the_checkpoint_is_replaced",
         "log_level": "unit/convert/test_repack.py::test_one_line_says_what_was_done",
+    },
+    CacheConfig: {
+        "actions": "unit/describe/test_cached.py::test_clearing_frees_what_was_asked_for",
+        "only": "unit/describe/test_cached.py::test_clearing_frees_what_was_asked_for",
+        "log_level": "unit/describe/test_cached.py::test_an_engine_that_is_being_made_stays",
     },
 }  # fmt: skip
 

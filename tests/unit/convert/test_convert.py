@@ -85,14 +85,14 @@ def test_every_spelling_of_the_tied_table_converts_to_the_same_bytes(
 
 
 def test_config_has_tensorrt_llms_keys_and_the_models_values(tmp_path: Path) -> None:
-    run(Model().write(tmp_path / "model"), tmp_path / "out", dtype="bfloat16", embedding_sharding_dim=1)
+    run(Model().write(tmp_path / "model"), tmp_path / "out", dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
         "architecture": "OPTForCausalLM", "dtype": "bfloat16", "num_hidden_layers": 2, "num_attention_heads": 4,
         "hidden_size": 16, "intermediate_size": 40, "vocab_size": 48, "max_position_embeddings": 12,
         "do_layer_norm_before": True, "logits_dtype": "float32", "hidden_act": "relu", "norm_epsilon": 1e-05,
         "position_embedding_type": "learned_absolute", "quantization": {"quant_algo": None},
         "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1}, "use_parallel_embedding": False,
-        "embedding_sharding_dim": 1, "pp_layers": None, "remove_final_layer_norm": False,
+        "embedding_sharding_dim": 0, "pp_layers": None, "remove_final_layer_norm": False,
         "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "target_sm": None, "defer_quantization": False,
     }  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_one_line_says_what_was_written_and_what_comes_next(tmp_path: Path, caps
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out.count("\n") == 1
-    assert "29 tensors" in printed.out and f"python build.py --checkpoint_dir {tmp_path / 'out'}" in printed.out
+    assert "29 tensors" in printed.out and f"python -m opt_trt build --checkpoint_dir {tmp_path / 'out'}" in printed.out
 
 
 def test_the_next_command_can_be_pasted_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,7 +231,7 @@ def test_gpus_whose_builder_takes_no_packed_weights_need_deferral(tmp_path: Path
 
 @pytest.mark.parametrize("defer", [False, True])
 def test_an_unknown_gpu_is_named(tmp_path: Path, defer: bool) -> None:
-    with pytest.raises(UserError, match=r"target_sm 70 has no known .*known are 75, 80"):
+    with pytest.raises(UserError, match=r"SM 70 has no known .*known are 75, 80"):
         run(small().write(tmp_path / "model"), tmp_path / "out", target_sm=70, defer_quantization=defer)
 
 
@@ -255,7 +255,7 @@ def test_the_next_command_is_one_that_takes_the_checkpoint(
 ) -> None:
     out = tmp_path / "out"
     run(small(layers=2).write(tmp_path / "model"), out, log_level="info", **({"use_weight_only": False} | flags))
-    _, given = capsys.readouterr().out.strip().split("; next: python build.py ")
-    assert given == f"--checkpoint_dir {out} --output_dir engine_outputs"
+    _, given = capsys.readouterr().out.strip().split("; next: python -m opt_trt build ")
+    assert given == f"--checkpoint_dir {out} --output_dir {out}_engine"
     model = Checkpoint(out).config
     assert resolve_limits(model, parse(BuildConfig, given.split())).model == model

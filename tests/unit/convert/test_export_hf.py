@@ -239,7 +239,7 @@ def test_the_export_says_where_it_is_from(tmp_path: Path, capsys: pytest.Capture
     assert json.loads((output / "opt_trt_export.json").read_text())["checkpoint_config"]["target_sm"] == 80
     assert capsys.readouterr().out == ""
     run(tmp_path / "checkpoint", output, log_level="info")
-    assert "36 tensors in 1 file, 0.001 GB, W8A16 dequantized to float16, " in capsys.readouterr().out
+    assert "36 tensors in 1 file, 1.2 MB, W8A16 dequantized to float16, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

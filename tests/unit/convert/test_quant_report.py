@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from opt_trt.checkpoint.packing import unpack
 from opt_trt.cli import parse
 from opt_trt.config.convert_flags import ConvertConfig
-from opt_trt.convert.convert import convert
+from opt_trt.convert.convert import convert, model_name
 from opt_trt.convert.heatmap import COLOURS, Cell, Heatmap, HeatmapRow, colour, draw_heatmap
 from opt_trt.convert.quant_report import QuantError, QuantReport, Shard
 from opt_trt.errors import UserError
@@ -192,7 +193,24 @@ def test_colours_run_from_the_first_to_the_last_and_are_mixed_between() -> None:
     assert colour(1 / 16) == "#461768"  # halfway from #440154 to #472d7b
 
 
-def test_equal_values_have_one_colour() -> None:
-    rows = [HeatmapRow("a", "a", [Cell(1.0, "1", "x"), Cell(1.0, "1", "x")], [])]
-    svg = draw_heatmap(Heatmap("t", "s", "u", "c", [], rows))
-    assert svg.count(f'fill="{colour(0.5)}"') == 2
+@pytest.mark.parametrize(
+    ("values", "shares"), [((1.0, 1.0), (1.0, 1.0)), ((0.0, 0.0), (0.0, 0.0)), ((3.0, 4.0), (0.75, 1.0))]
+)
+def test_colours_begin_at_0_so_that_noise_does_not_look_like_an_outlier(
+    values: tuple[float, ...], shares: tuple[float, ...]
+) -> None:
+    svg = draw_heatmap(Heatmap("t", "s", "u", "c", [], [HeatmapRow("a", "a", [Cell(v, "1", "x") for v in values], [])]))
+    assert re.findall(r'<g><title>x</title><rect [^>]*fill="([^"]+)"', svg) == [colour(share) for share in shares]
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        ("/models/opt-125m", "opt-125m"),
+        ("/examples/demo/model", "demo"),
+        ("/hub/models--facebook--opt-125m/snapshots/3c2f0d", "facebook/opt-125m"),
+        ("/model", "model"),
+    ],
+)
+def test_a_model_has_the_name_that_people_give_it(directory: str, name: str) -> None:
+    assert model_name(Path(directory)) == name

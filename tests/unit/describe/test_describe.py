@@ -21,8 +21,9 @@ from opt_trt.describe import listing
 from opt_trt.describe.describe import describe
 from opt_trt.describe.listing import ListedTensor, blocks_of
 from opt_trt.describe.measurement import measure_tensor
-from opt_trt.describe.table import aligned, collapsed, number_text, size_text
+from opt_trt.describe.table import aligned, collapsed, number_text
 from opt_trt.errors import CheckFailed, UserError
+from opt_trt.host.disk import size_text
 from opt_trt.quant import MODES
 from tests.unit._metaseq import Metaseq
 from tests.unit._models import Model

@@ -24,6 +24,17 @@ def test_above_the_threshold_passes() -> None:
     check_gate(Gate(15.0), scores(15.0001), None)
 
 
+def test_what_passed_is_said_with_its_limits() -> None:
+    gates = [Gate(89.9, 9.0, 0.5), Gate(15.0, 15.0, 0.5)]
+    engines = [scores(91.54, 8.5, "a"), scores(92.0, 9.5, "b")]
+    assert check_gates(gates, engines, scores(91.6, title="Hugging Face")) == (
+        "a: ROUGE-1 91.54 > 89.9; perplexity 8.5000 < 9; 0.06 lost against Hugging Face, of at most 0.5 lost; "
+        "b: ROUGE-1 92.00 > 15, the default of --tensorrt_llm_rouge1_threshold; "
+        "perplexity 9.5000 < 15, the default of --tensorrt_llm_ppl_threshold; "
+        "0.40 gained against Hugging Face, of at most 0.5 lost"
+    )
+
+
 def test_exactly_the_threshold_misses() -> None:
     message = r"^engine: ROUGE-1 15\.0000 is not above --tensorrt_llm_rouge1_threshold 15$"
     with pytest.raises(CheckFailed, match=message):

@@ -115,6 +115,7 @@ def test_the_activation_is_recorded_and_decides_who_can_build(
     model = Model(config={"activation_function": activation}).write(tmp_path / "m")
     convert(ConvertConfig(str(model), output_dir=str(tmp_path / "out")))
     backend = {"relu": "", "gelu": " --backend tensorrt_llm"}[activation]
-    command = f"python build.py --checkpoint_dir {tmp_path / 'out'} --output_dir engine_outputs{backend}"
+    out = tmp_path / "out"
+    command = f"python -m opt_trt build --checkpoint_dir {out} --output_dir {out}_engine{backend}"
     assert capsys.readouterr().out.endswith(f"; next: {command}\n")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_act"] == activation

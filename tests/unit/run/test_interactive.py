@@ -96,6 +96,22 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(talk: Talk) -> None:
     assert talk("ab\nx\n", decoder=decoder)[0] == "\nyz{\n"
 
 
+def test_at_a_terminal_it_is_told_how_to_end_and_an_empty_line_is_no_prompt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["ab", "", "x"])
+
+    def line(cue: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", line)
+    assert list(interactive._typed_lines()) == ["ab", "x"]
+    assert capsys.readouterr().out.startswith("Each line is a prompt. Ctrl-C ends an answer, Ctrl-D ends the command.")
+
+
 def test_ctrl_c_at_the_cue_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     class Keyboard(io.StringIO):
         def isatty(self) -> bool:

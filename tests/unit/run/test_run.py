@@ -74,6 +74,25 @@ def test_the_hugging_face_directory_has_the_tokenizer_too(letters: Path, capsys:
     assert '"c"\n' in capsys.readouterr().out
 
 
+def test_the_tokenizer_kept_with_the_engine_is_the_last_choice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--max_output_len", 1, "--engine_dir", tmp_path, "--input_text", "ab")
+    write_tokenizer(tmp_path / "tokenizer")
+    start(*words)
+    assert '"c"\n' in capsys.readouterr().out
+    (tmp_path / "tokenizer" / "vocab.json").write_text("damaged")
+    start(*words, "--tokenizer_dir", write_tokenizer(tmp_path / "given"))
+    assert '"c"\n' in capsys.readouterr().out
+
+
+def test_ids_are_printed_as_ids_though_a_tokenizer_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tokenizer(tmp_path / "tokenizer")
+    prompts = write_csv(tmp_path / "p.csv", (5, 6))
+    start("--max_output_len", 1, "--engine_dir", tmp_path, "--input_file", prompts)
+    assert 'Output [Text 0 Beam 0]: " 7"' in capsys.readouterr().out
+
+
 def test_the_default_prompt_is_upstreams(letters: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start("--max_output_len", 1, "--tokenizer_dir", letters, "--max_input_length", 16)
     assert capsys.readouterr().out.startswith('Input [Text 0]: "oyer trained as a"\n')
@@ -87,6 +106,7 @@ def test_a_prompt_that_is_cut_is_named(letters: Path, tmp_path: Path, capsys: py
     lines = capsys.readouterr().err.splitlines()
     assert lines[9:] == [
         "prompt 9: 3 tokens, the last 2 are used (--max_input_length)", "2 more prompts are cut to 2 tokens",
+        f"wrote {tmp_path / 'o.csv'}",
     ]  # fmt: skip
     assert (tmp_path / "o.csv").read_text().startswith("5,6,7\n")
 
@@ -248,7 +268,7 @@ def test_the_kv_cache_flags_reach_the_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ((), "text prompts need a tokenizer: give --tokenizer_dir"),
+        ((), "text prompts need a tokenizer, and engine_outputs keeps none: give --tokenizer_dir"),
         (("--input_text", "a", "--input_file", "p.csv"), "--input_text and --input_file both"),
         (("--input_file", "p.csv", "--stop_words", "a", "--bad_words", "b"), "--stop_words and --bad_words need a tok"),
         (("--tokenizer_dir", "tokenizer", "--stop_words", ""), "an empty stop word would end every output"),

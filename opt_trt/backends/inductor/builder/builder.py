@@ -50,7 +50,7 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
         print_plan(checkpoint, config, limits, target)
         return ""
     find_compiler()
-    ranks = [Checkpoint(checkpoint.directory, rank) for rank in range(model.mapping.world_size)]
+    ranks = [checkpoint.of_rank(rank) for rank in range(model.mapping.world_size)]
     with Progress((*target.stages, "weights")) as progress:
         compiled = target.compile(ranks, config, limits, progress)
         package(compiled.programs, model.mapping, out)

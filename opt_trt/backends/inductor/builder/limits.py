@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 from opt_trt.backends.engine import Limits
@@ -32,9 +33,16 @@ def resolve_limits(model: ModelConfig, config: BuildConfig) -> ResolvedLimits:
     if config.context_int8:
         _check_context_int8(model, config)
     max_seq_len = config.longest_sequence(model.max_position_embeddings)
+    max_input_len = min(config.max_input_len, max_seq_len, config.max_num_tokens)
+    if config.talks and config.max_input_len not in (max_input_len, BuildConfig.max_input_len):
+        other = "max_num_tokens" if max_input_len == config.max_num_tokens else "max_seq_len"
+        print(
+            f"--max_input_len {config.max_input_len}: prompts have at most {max_input_len} tokens, by --{other}",
+            file=sys.stderr,
+        )
     limits = Limits(
         max_batch_size=config.max_batch_size,
-        max_input_len=min(config.max_input_len, max_seq_len, config.max_num_tokens),
+        max_input_len=max_input_len,
         max_seq_len=max_seq_len,
         max_num_tokens=config.max_num_tokens,
         tokens_per_block=config.tokens_per_block,

@@ -12,9 +12,8 @@ from opt_trt.backends.inductor.profiler.ceilings import Ceilings
 from opt_trt.backends.inductor.profiler.step_profile import StepProfile
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
+from opt_trt.host.disk import size_text
 from opt_trt.plugins.tune.common import TunedProblem
-
-MIB = 2**20
 
 
 def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: ResolvedLimits, target: TargetDescription) -> None:
@@ -30,8 +29,8 @@ def print_plan(checkpoint: Checkpoint, config: BuildConfig, limits: ResolvedLimi
         ("ranks", f"{model.mapping.world_size} (tp_size {model.mapping.tp_size}, pp_size {model.mapping.pp_size})"),
         ("limits", f"{build.max_batch_size} sequences, prompt {build.max_input_len}, total {build.max_seq_len} tokens"),
         ("step", f"at most {build.max_num_tokens} packed tokens"),
-        ("weights, rank 0", f"{checkpoint.nbytes / MIB:.1f} MiB, {target.keeps_weights}"),
-        ("KV cache, rank 0", f"{sequence / MIB:.1f} MiB a sequence of {build.max_seq_len} tokens"),
+        ("weights, rank 0", f"{size_text(checkpoint.nbytes)}, {target.keeps_weights}"),
+        ("KV cache, rank 0", f"{size_text(sequence)} a sequence of {build.max_seq_len} tokens"),
         ("to compile", target.to_compile()),
         ("to time", f"gemm_plugin {config.gemm_plugin}, gpt_attention_plugin {config.gpt_attention_plugin}"),
         ("output", f"{config.output_dir} (nothing is written in a dry run)"),

@@ -21,6 +21,7 @@ from opt_trt.backends.inductor.decoder.rank_logits import RankLogits
 from opt_trt.config.runtime_flags import RuntimeOptions
 from opt_trt.errors import UserError, spelled
 from opt_trt.graph.programs import stage_programs
+from opt_trt.host.disk import size_text
 from opt_trt.ops import Collectives, ReferenceOps
 from opt_trt.plugins.cuda.gpu import visible_gpu
 from opt_trt.plugins.cuda.graphs import SharedCaptures, put
@@ -115,7 +116,7 @@ def gpu_model(engine_dir: Path, config: EngineConfig, rank: int) -> RankModel:
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info()[0]
         raise UserError(
-            f"the weights of {engine_dir} do not fit the GPU's memory, which has {free / 2**30:.1f} GiB left; "
+            f"the weights of {engine_dir} do not fit the GPU's memory, which has {size_text(free)} left; "
             f"end other programs on this GPU, or convert with {spelled('use_weight_only')} and build again"
         ) from error
 

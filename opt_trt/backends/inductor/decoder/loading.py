@@ -21,6 +21,7 @@ from opt_trt.errors import UserError
 from opt_trt.graph.decoder import head_weight_names, layer_weight_names
 from opt_trt.graph.embedding import EMBEDDING_WEIGHTS
 from opt_trt.graph.programs import stage_programs
+from opt_trt.host.disk import size_text
 from opt_trt.host.environment import environment
 from opt_trt.host.scratch import scratch_directory
 
@@ -126,7 +127,7 @@ def _load(package: str, name: str, mtime_ns: int, inode: int) -> AOTIModelPackag
         free = shutil.disk_usage(place).free
         raise UserError(
             f"{package} cannot be loaded ({str(error).splitlines()[0]}); it unpacks to {place.parent}, "
-            f"which has {free / 2**20:.0f} MiB free: free space there, or build the engine again"
+            f"which has {size_text(free)} free: free space there, or build the engine again"
         ) from error
 
 

@@ -57,7 +57,7 @@ def test_a_dry_run_names_the_gpu(tmp_path, of_machine, capsys):
     build(tmp_path)
     printed = capsys.readouterr().out
     assert "inductor on cuda, NVIDIA H200 (compute capability 9.0)\n" in printed
-    assert "MiB, copied to the GPU\n" in printed
+    assert " KB, copied to the GPU\n" in printed
     build(tmp_path, "--device", "cpu")
     assert "inductor on cpu, " in capsys.readouterr().out
 

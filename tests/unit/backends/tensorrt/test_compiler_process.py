@@ -13,7 +13,7 @@ from opt_trt.backends.tensorrt.compile_rank import Job, later_error
 from opt_trt.backends.tensorrt.compiler_process import Compiled, run_compiler
 from opt_trt.errors import UserError
 
-JOB = Job("c", 0, {}, "float32", None, [80], [], False, "plan", None, None, False, False)
+JOB = Job("c", None, 0, {}, "float32", None, [80], [], False, "plan", None, None, False, False)
 NO_DRIVER = "catchCudaError (cudaError 35: CUDA driver version is insufficient)"
 
 

@@ -33,7 +33,9 @@ ENVIRONMENTS = {  # what the fourth process of four sees, two of which are on ea
         "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1",
         "SLURM_NODEID": "1",
     },
-    "torchrun": {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+    "torchrun": {
+        "WORLD_SIZE": "4", "RANK": "3", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none",
+    },
 }  # fmt: skip
 
 
@@ -45,6 +47,12 @@ def test_without_a_launcher_the_world_is_one() -> None:
 def test_a_launcher_is_believed(launcher: str) -> None:
     world = current_world(ENVIRONMENTS[launcher])
     assert (world, world.is_leader) == (World(3, 4, 1, 2, launcher), False)
+
+
+@pytest.mark.parametrize(("size", "claimed"), [("4", True), ("1", False)])
+def test_variables_that_anything_may_have_left_are_a_claim(size: str, claimed: bool) -> None:
+    assert current_world({"WORLD_SIZE": size, "RANK": "0"}).is_claimed == claimed
+    assert not current_world({"WORLD_SIZE": size}).is_claimed
 
 
 def test_mpirun_inside_a_slurm_job_is_believed_first() -> None:
@@ -63,7 +71,9 @@ def test_processes_are_on_one_host_where_the_launcher_says_nothing_of_hosts() ->
 
 @pytest.mark.parametrize(("started", "advice"), [(2, "mpirun -n 1 or without mpirun"), (1, "mpirun -n 4")])
 def test_a_world_of_another_size_than_the_engines_is_refused(started: int, advice: str) -> None:
-    with pytest.raises(UserError, match=f"it was built for {advice[10]} ranks?, {started} processes were .* {advice}"):
+    with pytest.raises(
+        UserError, match=f"it was built for {advice[10]} ranks?, {started} process(es were| was) .* {advice}"
+    ):
         World(0, started).require(int(advice[10]))
 
 
