@@ -133,7 +133,7 @@ class ThreadFlags:
 
     threads: int | None = flag(
         None, "threads that compute; default: OMP_NUM_THREADS, or as many as cores, affinity and a container's quota "
-        "allow", aliases=("num_threads", "intra_threads"),
+        "allow", aliases=("num_threads", "intra_threads"), group=KERNELS,
     )  # fmt: skip
 
     def check_threads(self) -> None:

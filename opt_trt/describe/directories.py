@@ -20,8 +20,9 @@ from opt_trt.host.disk import size_text
 from opt_trt.host.json_file import read_json
 from opt_trt.model.config import ModelConfig
 from opt_trt.model.placement import is_linear
-from opt_trt.sources import open_source, recognize
+from opt_trt.sources import SOURCES, open_source, recognize
 from opt_trt.sources.hf_config import hf_config_values
+from opt_trt.sources.lookalikes import refuse_lookalike
 
 PACKED_NAMES = {8: "int8", 4: "int4x2"}  # two int4 share a byte
 WEIGHTS_IN_PLAN = (TENSORRT, "tensorrt")  # backends whose engines no other library can list
@@ -43,7 +44,15 @@ def list_directory(directory: Path, rank: int | None, packed_sm: int | None = No
 
 
 def _opener(directory: Path) -> Callable[[Path, int | None], Listing]:
-    if not (directory / CONFIG_NAME).exists() and recognize(directory) is not None:
+    if not directory.is_dir():
+        raise UserError(f"expected a directory at {directory}, found none; check the path")
+    if not (directory / CONFIG_NAME).exists():
+        refuse_lookalike(directory)
+        if recognize(directory) is None:
+            raise UserError(
+                f"{directory} holds no checkpoint or engine (no {CONFIG_NAME}), and no original model of a known "
+                f"format: {'; '.join(SOURCES)}"
+            )
         return _list_source
     values = read_json(directory / CONFIG_NAME)
     for key, opener in OPENERS.items():

@@ -20,7 +20,9 @@ from opt_trt.host.progress import quiet_unless_terminal
 
 try:
     import datasets
-    from datasets.exceptions import DatasetsError
+    import pyarrow as pa
+
+    from opt_trt.evaluate.rows import COLUMNS, READERS, check_columns, read_saved, read_table, saved_splits
 except ModuleNotFoundError as error:
     raise missing_extra(error, "eval") from error
 

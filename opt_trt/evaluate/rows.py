@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from opt_trt.errors import UserError, reason
 from opt_trt.evaluate.arrow_messages import refuse_compressed
+from opt_trt.evaluate.parquet_pages import extent
 from opt_trt.host.files import TEXT_LIMIT, check_regular, open_regular, read_text
 from opt_trt.host.json_file import parse_json, read_json
 
@@ -93,11 +94,11 @@ def _list(values: dict[str, Any], key: str, folder: Path) -> list[Any]:
 
 def _parquet(path: Path) -> pa.Table:
     check_regular(path)
-    with pq.ParquetFile(path, read_dictionary=list(COLUMNS)) as file:  # one copy of a text that many rows share
+    pages = extent(path, COLUMNS)
+    shared = list(COLUMNS) if pages.has_dictionary else []  # one copy of a text that many rows share
+    with pq.ParquetFile(path, read_dictionary=shared) as file:
         check_columns(path, file.schema_arrow.names)
-        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        # Those of all columns: pyarrow ends the process if a damaged column is asked for its own size.
-        _check_size(path, sum(max(0, group.total_byte_size) for group in groups))
+        _check_size(path, pages.size, max(file.metadata.num_rows, pages.values // len(COLUMNS)))
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=COLUMNS, use_threads=False)
         return _joined(path, batches)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from opt_trt.errors import UserError, spelled
+from opt_trt.errors import UserError
 from opt_trt.host.files import check_regular, nested
 from opt_trt.sources import alpa, flagai
 from opt_trt.sources.hf import LAYOUTS
@@ -54,6 +54,11 @@ KINDS = (  # the first that matches is named: a trainer's state lies beside all 
         "a trainer's file with a model in it",
         "save its state dict as pytorch_model.bin beside the model's config.json",
     ),
+    Kind(
+        ("*.gguf", "flax_model*.msgpack", "tf_model*.h5", "*.onnx", "model.bin"),
+        "a model in the format of another library",
+        "give the model of which it was made, with PyTorch's weights (safetensors or .bin)",
+    ),
 )
 
 OTHER_FILES = tuple(pattern for kind in KINDS for pattern in kind.files)
@@ -71,7 +76,7 @@ def refuse_lookalike(directory: Path) -> None:
     if models := nested(directory, _holds_weights):
         listed = ", ".join(map(str, models[:LISTED])) + f" and {len(models) - LISTED} more" * (len(models) > LISTED)
         few = "it" if len(models) == 1 else "one of them"
-        raise UserError(f"{directory} holds directories of models; give {few} as {spelled('model_dir')}: {listed}")
+        raise UserError(f"{directory} holds directories of models; give {few}: {listed}")
 
 
 def beside_model(directory: Path) -> tuple[str, ...]:

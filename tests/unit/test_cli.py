@@ -378,6 +378,8 @@ def test_names_from_files_are_escaped_wherever_an_error_is_printed(
     shown = capsys.readouterr().err
     assert "\x1b" not in shown and r"::error::b\x1b[2J" in shown and shown.endswith("then run the command again\n")
     assert not any(line.startswith("::") for line in shown.splitlines())
+
+
 LEFT = {"WORLD_SIZE": "2", "RANK": "1"}  # as PyTorch's operators set them in every pod
 
 

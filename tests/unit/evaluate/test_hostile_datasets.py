@@ -141,3 +141,74 @@ def test_flipped_bits_of_a_parquet_footer_are_named_or_harmless(tmp_path: Path) 
         except UserError:
             refused += 1
     assert refused > 50
+
+
+def varint(number: int, width: int = 1) -> bytes:
+    """Return a number as Thrift writes it, with at least `width` bytes."""
+    number, out = number << 1, b""
+    while number >= 0x80 or len(out) < width - 1:
+        number, out = number >> 7, out + bytes([number & 0x7F | 0x80])
+    return out + bytes([number])
+
+
+def lie(path: Path, truth: int, told: int) -> None:
+    """Say a number wherever a file says another one."""
+    said = varint(truth)
+    content = path.read_bytes()
+    assert said in content
+    path.write_bytes(content.replace(said, varint(told, len(said))))
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_footer_that_lies_about_the_size_of_pages_is_not_believed(
+    tmp_path: Path, version: str, small_limit: None
+) -> None:
+    path = tmp_path / "test-0.parquet"
+    table = pa.table({"article": ["x" * 1_500_000], "highlights": ["b"]})
+    pq.write_table(table, path, compression="zstd", data_page_version=version, use_dictionary=False)
+    column = pq.read_metadata(path).row_group(0).column(0)
+    lie(path, column.total_uncompressed_size, 10)
+    assert path.stat().st_size < 2000 and pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 10
+    assert "holds more than 1 MiB or" in refusal(path)
+
+
+def test_a_page_that_says_it_becomes_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow allocates what the header says before it unpacks the page."""
+    monkeypatch.setattr(rows, "LIMIT", 2 << 20)
+    path, size = tmp_path / "test-0.parquet", 1_100_000
+    table = pa.table({"article": ["x" * size], "highlights": ["b"]})
+    pq.write_table(table, path, use_dictionary=False, compression="zstd")
+    content = path.read_bytes()
+    page = next(told for told in range(size, size + 100) if varint(told) in content[:100])
+    path.write_bytes(content[:100].replace(varint(page), varint(100_000_000)) + content[100:])
+    assert path.stat().st_size == len(content) and "holds more than 2 MiB or" in refusal(path)
+
+
+def test_rows_without_end_of_one_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MOST_ROWS", 100_000)
+    table = pa.table({name: pa.DictionaryArray.from_arrays([0] * 200_000, [""]) for name in rows.COLUMNS})
+    pq.write_table(table, tmp_path / "test-0.parquet")
+    assert (tmp_path / "test-0.parquet").stat().st_size < 2000
+    assert "or 100000 rows" in refusal(tmp_path)
+
+
+def test_an_encoding_whose_texts_repeat_each_other_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"article": ["x" * 100_000] * 30, "highlights": ["b"] * 30})
+    encoding = dict.fromkeys(rows.COLUMNS, "DELTA_BYTE_ARRAY")
+    pq.write_table(table, tmp_path / "test.parquet", use_dictionary=False, column_encoding=encoding)
+    assert "the encoding DELTA_BYTE_ARRAY, of which few bytes can become gigabytes" in refusal(tmp_path)
+
+
+def test_parquet_of_other_settings_is_read(tmp_path: Path) -> None:
+    settings: tuple[dict[str, Any], ...] = (
+        {"compression": "gzip", "row_group_size": 7, "data_page_size": 50, "write_page_index": True},
+        {"use_dictionary": False, "column_encoding": "DELTA_LENGTH_BYTE_ARRAY", "data_page_version": "2.0"},
+        {"write_statistics": False, "store_schema": False, "write_page_checksum": True, "compression": "brotli"},
+    )
+    for number, setting in enumerate(settings):
+        path = tmp_path / f"test-{number}.parquet"
+        table = pa.table({name: [row[name] for row in ROWS] for name in rows.COLUMNS} | {"id": list(range(30))})
+        if "column_encoding" in setting:
+            table = table.drop_columns("id")
+        pq.write_table(table, path, **setting)
+        assert len(list(load_articles(DatasetSource(path)))) == 30

@@ -76,14 +76,14 @@ def test_a_whole_model_is_taken_and_an_adapter_beside_it_is_noted(tmp_path: Path
 )
 def test_a_directory_around_a_model_names_the_model(tmp_path: Path, inner: str) -> None:
     Model().write(tmp_path / inner)
-    assert f"give it as --model_dir: {tmp_path / inner}" in refusal(tmp_path)
+    assert f"give it: {tmp_path / inner}" in refusal(tmp_path)
 
 
 def test_of_many_checkpoints_some_are_named_by_number(tmp_path: Path) -> None:
     for step in (1000, 500, 5, 80):
         Model().write(tmp_path / f"checkpoint-{step}")
     names = ", ".join(str(tmp_path / f"checkpoint-{step}") for step in (5, 80, 500))
-    assert f"give one of them as --model_dir: {names} and 1 more" in refusal(tmp_path)
+    assert f"give one of them: {names} and 1 more" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["models--a--b/snapshots/1", "checkpoint-7"])
