@@ -265,7 +265,8 @@ def printed_after_failure(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "no original model of a known format"), ("{}", "does not describe a checkpoint, engine or")]
+    ("content", "says"),
+    [(None, "no original model of a known format"), ("{}", "does not describe a checkpoint, engine or")],
 )
 def test_another_directory_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, says: str
