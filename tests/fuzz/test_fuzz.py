@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz._inputs import Fuzzer
 from tests.fuzz._targets import TARGETS
 
-INPUTS = 6  # of each reader in every run
+INPUTS = 5  # of each reader in every run
 MANY = int(os.environ.get("OPT_TRT_FUZZ_INPUTS", 500))  # of each reader in the slow test: about an hour
 SEED = int(os.environ.get("OPT_TRT_FUZZ_SEED", time.time() // 86_400))  # another one every day; failures name it
 

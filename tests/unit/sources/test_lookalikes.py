@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from opt_trt.describe.directories import list_directory
 from opt_trt.errors import UserError
 from opt_trt.sources import open_source
 from opt_trt.sources.opt import EMBEDDING, HEAD, POSITIONS
@@ -52,6 +53,8 @@ def fill(directory: Path, *names: str) -> Path:
         (("last.ckpt",), "a trainer's file with a model in it (last.ckpt); save its state dict as pytorch_model.bin"),
         (("optimizer.pt",), "the state of a trainer, not a model (optimizer.pt); give the directory with the model's"),
         (TRAINER, "the state of a trainer, not a model"),
+        (("flax_model.msgpack",), "a model in the format of another library (flax_model.msgpack); give the model of"),
+        (("opt.Q4_K_M.gguf",), "a model in the format of another library (opt.Q4_K_M.gguf)"),
         (("gptq_model-4bit-128g.safetensors", "quantize_config.json"), "quantized already (quantize_config.json);"),
     ],
 )  # fmt: skip
@@ -59,9 +62,11 @@ def test_what_is_no_model_is_named(tmp_path: Path, names: tuple[str, ...], says:
     directory = fill(tmp_path / "m", *names)
     if config:
         (directory / "config.json").write_text(json.dumps(Model().config))
-    assert f"{directory} holds {says}" in refusal(directory).replace("a checkpoint of ", "").replace(
-        "a model that is ", ""
-    )
+    expected = f"{directory} holds {says}"
+    assert expected in refusal(directory).replace("a checkpoint of ", "").replace("a model that is ", "")
+    with pytest.raises(UserError) as described:
+        list_directory(directory, None)
+    assert str(described.value) == refusal(directory)
 
 
 def test_a_whole_model_is_taken_and_an_adapter_beside_it_is_noted(tmp_path: Path) -> None:
