@@ -41,6 +41,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     },
     BuildConfig: {
         "checkpoint_dir": "engine/test_build.py::test_an_engine_runs_after_its_checkpoint_and_source_are_gone",
+        "packed_sm": "unit/checkpoint/test_packed_sm.py::test_builder_and_its_ranks_know_it",
         "output_dir": "engine/test_build.py::test_an_interrupted_build_leaves_nothing",
         "backend": "engine/test_build.py::test_the_backend_is_recorded_and_an_unknown_one_is_refused",
         "device": "unit/backends/inductor/test_cuda_build.py::test_the_gpu_is_taken_where_there_is_one",
@@ -206,6 +207,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     },
     DescribeConfig: {
         "directories": "unit/describe/test_describe.py::test_a_checkpoint_is_a_header_and_a_table_per_rank",
+        "packed_sm": "unit/checkpoint/test_packed_sm.py::test_describe_names_it_and_compares_the_weights",
         "compare": "unit/describe/test_compare.py::test_differences_are_printed_and_exit_1",
         "rank": "unit/describe/test_describe.py::test_one_rank_alone",
         "all": "unit/describe/test_describe.py::test_every_layer_has_its_own_lines_when_asked",
@@ -215,6 +217,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     },
     ExportConfig: {
         "checkpoint_dir": "unit/convert/test_export_hf.py::test_a_plain_model_comes_back_tensor_for_tensor",
+        "packed_sm": "unit/checkpoint/test_packed_sm.py::test_exported_and_repacked_weights_are_those_of_the_named_checkpoint",
         "output_dir": "unit/convert/test_export_hf.py::test_only_an_export_is_replaced",
         "max_shard_size": "unit/convert/test_export_hf.py::test_several_files_have_an_index_and_are_the_same_model",
         "tokenizer_dir": "unit/convert/test_export_hf.py::test_a_tokenizer_is_copied_when_named",
@@ -222,6 +225,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     },
     RepackConfig: {
         "checkpoint_dir": "unit/convert/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
+        "packed_sm": "unit/checkpoint/test_packed_sm.py::test_exported_and_repacked_weights_are_those_of_the_named_checkpoint",
         "target_sm": "unit/convert/test_repack.py::test_bytes_are_those_of_a_conversion_for_the_other_gpu",
         "output_dir": "unit/convert/test_repack.py::test_without_an_output_directory_the_checkpoint_is_replaced",
         "log_level": "unit/convert/test_repack.py::test_one_line_says_what_was_done",
