@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,6 +37,13 @@ def data_type(library: Library, dtype: torch.dtype) -> Any:
     return getattr(library.DataType, TYPES[dtype])
 
 
+class Factor(NamedTuple):
+    """The second factor of a product."""
+
+    tensor: Any
+    is_transposed: bool  # `[..., out, in]`; else `[..., in, out]`
+
+
 class Constants:
     """The constants of a network. The builder reads their memory until the build ends: keep this object so long.
 
@@ -52,26 +59,28 @@ class Constants:
         """Add a tensor, which is not copied."""
         return self._add(name, tensor.shape, tensor.contiguous(), data_type(self._library, tensor.dtype))
 
-    def add_quantized(self, name: str, q: torch.Tensor, scale: torch.Tensor, mode: QuantMode) -> Any:
+    def add_quantized(self, name: str, q: torch.Tensor, scale: torch.Tensor, mode: QuantMode) -> Factor:
         """Add integers `[..., out, in]`, given in int8, with scales `[out]`, whose type they have when they are read.
 
-        Scales of int4 are repeated for every group of input features, because the library would write a weight that has
-        one scale per channel to memory, in the wide type, at every step.
+        They are stored as `[..., in, out]`, as the compiler wants them: it copies all others. Scales of int4 are
+        repeated for every group of input features, because the library would write a weight that has one scale per
+        channel to memory, in the wide type, at every step.
         """
         scale = torch.where(scale == 0, 1, scale)  # of a channel of zeros; the library does not allow the scale 0
+        q = q.transpose(-1, -2)
         if mode.bits == 8:
-            stored, axis = self.add(name, self._mapped(q)), q.ndim - 2
+            stored, axis = self.add(name, self._mapped(q)), q.ndim - 1
         else:
-            groups = q.shape[-1] // group_size(name, q.shape[-1])
+            groups = q.shape[-2] // group_size(name, q.shape[-2])
             stored, axis = self._add(name, q.shape, self._mapped(pack_int4(q)), self._library.DataType.INT4), None
-            scale = scale[:, None].expand(*q.shape[:-1], groups)
+            scale = scale.expand(*q.shape[:-2], groups, -1)
         layer = self._network.add_dequantize(
             stored, self.add(f"{name}.scale", scale), data_type(self._library, scale.dtype)
         )
         layer.name = layer.get_output(0).name = f"{name}.wide"
         if axis is not None:
             layer.axis = axis
-        return layer.get_output(0)
+        return Factor(layer.get_output(0), is_transposed=False)
 
     def _mapped(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor's copy in a file, which goes when the copy goes; a small tensor is returned as it is."""
@@ -113,16 +122,16 @@ class ModelConstants:
         vector = self._filled_mlp(name, self._checkpoint.tensor(name))
         return self._constants.add(name, vector.view(*[1] * (rank - 1), -1))
 
-    def linear(self, name: str) -> Any:
-        """Add the weight of a layer's product as `[1, out, in]`."""
+    def linear(self, name: str) -> Factor:
+        """Add the weight of a layer's product, with three axes."""
         if self._mode is None:
-            return self._constants.add(name, self._checkpoint.tensor(name)[None])
+            return Factor(self._constants.add(name, self._checkpoint.tensor(name)[None]), is_transposed=True)
         q, scale = integers(self._checkpoint, name)
         q = self._filled_mlp(name, q)
         return self._constants.add_quantized(name, q[None], filled(scale, 0, len(q)), self._mode)
 
-    def head(self, vocabulary: tuple[str, Any]) -> Any:
-        """Add the head's weight `[V, E]`, or return the constant of the vocabulary if it has the same values.
+    def head(self, vocabulary: tuple[str, Any]) -> Factor:
+        """Add the head's weight, or return the constant of the vocabulary `[V, E]` if it has the same values.
 
         A quantized head has rows of zeros up to a multiple of `HEAD_STEP`.
         """
@@ -130,7 +139,8 @@ class ModelConstants:
         if self._head_mode is not None:
             q, scale = (filled(part, 0, HEAD_STEP) for part in quantize_table(weight, self._head_mode))
             return self._constants.add_quantized(HEAD, q, scale.to(self._dtype), self._head_mode)
-        return table if torch.equal(weight, self._checkpoint.tensor(table_name)) else self._constants.add(HEAD, weight)
+        is_table = torch.equal(weight, self._checkpoint.tensor(table_name))
+        return Factor(table if is_table else self._constants.add(HEAD, weight), is_transposed=True)
 
     def _filled_mlp(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         axis = next((axis for end, axis in MLP_FEATURES.items() if name.endswith(end)), None)
@@ -161,5 +171,5 @@ def group_size(name: str, in_features: int) -> int:
 
 def pack_int4(q: torch.Tensor) -> torch.Tensor:
     """Pack int4 values, given as int8, into bytes: two's complement, the first of two in the low bits."""
-    low, high = (q & 15).to(torch.uint8).view(-1, 2).unbind(1)
+    low, high = (q & 15).to(torch.uint8).reshape(-1, 2).unbind(1)
     return low | high << 4

@@ -51,12 +51,15 @@ def engine_memory(checkpoint: Checkpoint, plan: EnginePlan) -> EngineMemory:
 
 
 def stored_bytes(checkpoint: Checkpoint, lm_head_precision: str | None) -> int:
-    """Return the bytes of all weights in the engine. A head that is the vocabulary's table is counted once."""
+    """Return the bytes of all weights in the engine.
+
+    A head with the vocabulary's values is counted once; behind projections it has others.
+    """
     model = checkpoint.config
     linears = filter(is_linear, checkpoint.spec)
     modes: dict[str, QuantMode | None] = dict.fromkeys(linears, ALGORITHMS.get(model.quant_algo or ""))
     modes[HEAD] = MODES[lm_head_precision] if lm_head_precision else None
-    tied = checkpoint.spec.get(HEAD) == checkpoint.spec.get(VOCABULARY) and not lm_head_precision
+    tied = not lm_head_precision and torch.equal(checkpoint.tensor(HEAD), checkpoint.tensor(VOCABULARY))
     total = 0.0
     for name, spec in checkpoint.spec.items():
         mode = modes.get(name)
