@@ -26,6 +26,7 @@ from opt_trt.backends.tensorrt.library import Library, chooses_gpus, create_netw
 from opt_trt.backends.tensorrt.network import add_decoder
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.errors import EXIT_USER_ERROR, UserError
+from opt_trt.host.workers import one_thread
 from opt_trt.quant import MODES
 
 LIBC = ctypes.CDLL(None)
@@ -85,7 +86,8 @@ def compile_rank(job: Job, send: Send) -> None:
     checkpoint, shape = Checkpoint(job.checkpoint_dir, job.rank), EngineShape(**job.shape)
     mode = MODES[job.lm_head_precision] if job.lm_head_precision else None
     directory = Path(job.plan).parent
-    constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode, directory)
+    with one_thread():
+        constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode, directory)
     if job.lists_network:
         send(network=[_describe(network.get_layer(number)) for number in range(network.num_layers)])
     config = builder.create_builder_config()
@@ -183,6 +185,7 @@ def _writer(library: Library, file: BinaryIO) -> Any:
 
         def write(self, data: bytes) -> int:
             written, view = 0, memoryview(data)
+            LIBC.malloc_trim(0)  # the pieces are large
             try:
                 while self.error is None and written < len(view):
                     written += file.write(view[written:])
