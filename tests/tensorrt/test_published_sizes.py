@@ -23,7 +23,6 @@ from tests.unit._engines import MODEL
 from tests.unit.backends.tensorrt._networks import make_checkpoint, save_model
 
 MOST_SECONDS = {"opt-125m": 30, "opt-350m": 60}
-MOST_OF_WEIGHTS = {"opt-125m": 1.3, "opt-350m": 2.0}
 WEIGHTS = {
     "float16": {},
     "int8": {"use_weight_only": True},
@@ -31,13 +30,9 @@ WEIGHTS = {
 }
 
 
-def most_bytes(name: str, weights: int) -> float:
-    """Return the memory that a build may allocate, for so many bytes of weights in the engine.
-
-    The aim is 400 MB and 1.3 times the weights. OPT-125M keeps it; its int4 also took 572 MB once, where that is 566.
-    OPT-350M does so in float16 alone: it took 1311, 1210 and 1115 MB where that is 1458, 1067 and 892.
-    """
-    return 425e6 + MOST_OF_WEIGHTS[name] * weights
+def most_bytes(weights: int, times: float = 1.3) -> float:
+    """Return the memory that a build may allocate, for so many bytes of weights in the engine."""
+    return 400e6 + times * weights
 
 
 def processor_seconds() -> float:
@@ -64,22 +59,20 @@ def test_a_published_size_builds_in_the_time_and_memory_that_were_promised(tmp_p
     )
     assert table.fused(GENERATION) == table.num_layers and table.copies(GENERATION) == table.widened(GENERATION) == 0
     assert seconds < MOST_SECONDS[name]
-    assert compiled.anonymous_bytes < most_bytes(name, table.weight_bytes)
+    assert compiled.anonymous_bytes < most_bytes(table.weight_bytes)
     estimated = engine_memory(checkpoint, plan)
     assert estimated.weights == pytest.approx(table.weight_bytes, rel=0.05)
     assert (estimated.prompt, estimated.generation) == pytest.approx(table.activation_bytes, rel=0.4)
 
 
-@pytest.mark.parametrize(
-    "quantization", [{}, {"quant_algo": "W8A16"}, {"quant_algo": "W4A16"}], ids=["", "int8", "int4"]
-)
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_published_size_is_planned(name, quantization):
+@pytest.mark.parametrize("algorithm", [None, "W8A16", "W4A16"])
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "demo"])
+def test_every_published_size_is_planned(name, algorithm):
     shape = SHAPES[name]
     model = replace(
         ModelConfig.from_dict(MODEL, "here"), dtype="float16", num_hidden_layers=shape.layers, vocab_size=VOCABULARY,
         num_attention_heads=shape.heads, hidden_size=shape.hidden, intermediate_size=shape.ffn,
-        max_position_embeddings=POSITIONS, quantization=quantization,
+        max_position_embeddings=POSITIONS, quantization={"quant_algo": algorithm},
     )  # fmt: skip
     plan = plan_engine(model, BuildConfig(checkpoint_dir="c"), is_rtx=True)
     assert plan.target_sms == (80, 86, 89, 120, 121)
@@ -106,4 +99,6 @@ def test_a_layer_of_opt_6_7b_is_read_where_it_lies(tmp_path, mode):
     )
     assert (table.fused(GENERATION), table.copies(GENERATION), table.widened(GENERATION)) == (1, 0, 0)
     assert table.a_layer(GENERATION) <= 9
+    # The builder holds int4 weights twice; those of smaller models are small beside the tables.
+    assert compiled.anonymous_bytes < most_bytes(table.weight_bytes, 2.0 if mode == "int4" else 1.3)
     assert engine_memory(checkpoint, plan).weights == pytest.approx(table.weight_bytes, rel=0.05)

@@ -138,4 +138,3 @@ class ModelConstants:
             return self._constants.add_quantized(HEAD, blocks, shape, self._head_mode, self._dtype)
         is_table = torch.equal(weight, self._checkpoint.tensor(table_name))
         return Factor(table if is_table else self._constants.add(HEAD, weight), is_transposed=True)
-
