@@ -134,10 +134,14 @@ class _Decoder:
             for part, place in zip(("query", "key", "value"), shared.parts, strict=True)
         )
         keys, values = (self._append(name, x) for name, x in zip(layer_caches(layer), (key, value), strict=True))
-        scores = ops.matmul("scores", self._scaled(ops, query, shared.query_scale), keys, transpose_y=True)
-        weights = ops.softmax("weights", ops.select("masked", shared.seen, scores, shared.masked), axis=3)
-        context = ops.matmul("context", weights, values, transpose_y=False)
+        context = self._attend(ops, self._scaled(ops, query, shared.query_scale), keys, values, shared)
         return ops.reshape("joined", context, (0, 0, heads * head_size), before=HEADS_FIRST)
+
+    def _attend(self, ops: Primitives, query: Any, keys: Any, values: Any, shared: _Shared) -> Any:
+        """Return what each head sees [B, H, S, D]."""
+        scores = ops.matmul("scores", query, keys, transpose_y=True)
+        weights = ops.softmax("weights", ops.select("masked", shared.seen, scores, shared.masked), axis=3)
+        return ops.matmul("context", weights, values, transpose_y=False)
 
     def _scaled(self, ops: Primitives, query: Any, scale: Any) -> Any:
         wide = ops.multiply("query.scaled", ops.cast("query.wide", query, torch.float32), scale)
