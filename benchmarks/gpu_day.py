@@ -80,6 +80,8 @@ STEPS = (
           "benchmarks/gpu.py decode --shape 350m 6.7b --weights float16 int8 int4 --batch_size 1 8", 60, "triton"),
     timing("TensorRT decoding", "time of a step of a TensorRT engine, by length",
           "benchmarks/gpu_tensorrt.py --weights float16 int8 int4", 60, "tensorrt,tensorrt target"),
+    timing("TensorRT attention", "error and time of attention as we build it, and as the library's own layer",
+          "benchmarks/gpu_attention.py", 40, "tensorrt,tensorrt target"),
 )  # fmt: skip
 
 

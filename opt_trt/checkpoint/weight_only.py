@@ -5,7 +5,7 @@ Besides its input and its output, each function needs a few MiB of memory, whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -18,6 +18,7 @@ from opt_trt.quant.mode import QuantMode, scale_name
 BLOCK_ELEMENTS = 1 << 18  # so that the intermediate fp32 values stay in the processor's cache
 BLOCK_ROWS = 64  # a block has a multiple of this many output features, because packing needs it
 
+IntegerBlock = tuple[slice, torch.Tensor, torch.Tensor]  # output features, their integers [out, in] in int8, scales
 Observe = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # called with weight, integers, scales of a block
 
 
@@ -64,27 +65,41 @@ def repack_blocks(packed: torch.Tensor, mode: QuantMode, source_sm: int, target_
 
 def quantize_table(weight: torch.Tensor, mode: QuantMode) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize a table `[out, in]` of any float dtype; return integers in int8 and scales `[out]` in fp32."""
-    q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    return _whole(table_blocks(weight, mode), weight.shape, torch.float32)
+
+
+def table_blocks(weight: torch.Tensor, mode: QuantMode) -> Iterator[IntegerBlock]:
+    """Yield what `quantize_table` returns, block by block."""
     for rows in _blocks(*weight.shape):
-        q[rows], scale[rows] = mode.quantize(weight[rows].float())
-    return q, scale
+        yield rows, *mode.quantize(weight[rows].float())
 
 
 def integers(checkpoint: Checkpoint, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a quantized linear as int8 `[out, in]` and scale `[out]`: unpack it, or quantize it if it was deferred."""
+    shape, blocks = integer_blocks(checkpoint, name)
+    return _whole(blocks, shape, getattr(torch, checkpoint.config.dtype))
+
+
+def integer_blocks(checkpoint: Checkpoint, name: str) -> tuple[tuple[int, int], Iterator[IntegerBlock]]:
+    """Return the output and input features of a quantized linear, and what `integers` returns, block by block."""
     config, stored = checkpoint.config, checkpoint.tensor(name)
     assert config.quant_algo is not None, name
     mode = ALGORITHMS[config.quant_algo]
     if packed_mode(config) is None:
-        q, scale = torch.empty(stored.shape, dtype=torch.int8), torch.empty(len(stored), dtype=stored.dtype)
-        for rows, _, block, block_scale in quantized_blocks(stored, mode):
-            q[rows], scale[rows] = block, block_scale
-        return q, scale
+        out_features, in_features = stored.shape
+        return (out_features, in_features), ((rows, q, s) for rows, _, q, s in quantized_blocks(stored, mode))
     assert config.target_sm is not None, name  # check_target_sm
     scale = checkpoint.tensor(scale_name(name))
-    q = torch.empty(len(scale), len(stored), dtype=torch.int8)
-    for rows, block in _unpacked_blocks(stored, len(scale), mode, config.target_sm):
-        q[rows] = block
+    blocks = _unpacked_blocks(stored, len(scale), mode, config.target_sm)
+    return (len(scale), len(stored)), ((rows, q, scale[rows]) for rows, q in blocks)
+
+
+def _whole(
+    blocks: Iterator[IntegerBlock], shape: Sequence[int], dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q, scale = torch.empty(*shape, dtype=torch.int8), torch.empty(shape[0], dtype=dtype)
+    for rows, block, block_scale in blocks:
+        q[rows], scale[rows] = block, block_scale
     return q, scale
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import OPTForCausalLM
 
 from opt_trt.backends import open_engine, tensorrt
@@ -20,6 +21,9 @@ from opt_trt.backends.build import build
 from opt_trt.backends.engine import read_engine_config
 from opt_trt.backends.tensorrt.bindings import GENERATION, INPUT_IDS, POSITION_IDS, WANTED, WRITE_INDICES, cache_names
 from opt_trt.backends.tensorrt.library import load_library, missing
+from opt_trt.checkpoint.packing import pack
+from opt_trt.checkpoint.reader import Checkpoint
+from opt_trt.checkpoint.weight_only import integers
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.config.runtime_flags import RuntimeOptions
@@ -28,6 +32,8 @@ from opt_trt.config.scheduling import Scheduling
 from opt_trt.convert.convert import convert
 from opt_trt.host.memory import free_bytes
 from opt_trt.plugins.cuda.gpu import visible_gpu
+from opt_trt.quant import MODES
+from opt_trt.quant.mode import scale_name
 from opt_trt.runtime.in_flight import generate
 from opt_trt.runtime.request import Request
 from opt_trt.runtime.scheduling.kv_cache import KvCacheLimit
@@ -35,13 +41,14 @@ from opt_trt.runtime.session import DecoderSession
 from opt_trt.text.tokenizer import load_tokenizer
 from tests.gpu.conftest import VOCAB
 from tests.unit._beams import assert_equal, transformers_beams
-from tests.unit.backends.tensorrt._networks import reference_logits, reference_model
+from tests.unit.backends.tensorrt._networks import PROJECTED, reference_logits, reference_model, save_model
 from tests.unit.backends.tensorrt._slot_sessions import WHOLE, assert_close
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 LIMITS = {"max_batch_size": 8, "max_input_len": 200, "max_seq_len": 250, "gather_all_token_logits": True}
+SM = 80  # that quantized checkpoints are packed for
 POOL = KvCacheLimit(max_tokens=8 * 250)
 LENGTHS = (130, 1, 5, 64, 65, 2, 200, 17, 90, 33)  # more than slots
 TOLERANCE = {"float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-4}  # of the largest logit
@@ -85,13 +92,18 @@ def opened(engine_of):
     if not tensorrt.machine():
         pytest.skip(f"the library has no kernels for {visible_gpu()}")
 
-    def make(*engine: str | None, scheduling=None, **options: object) -> DecoderSession:
-        session = open_engine(engine_of(*engine), POOL, scheduling, RuntimeOptions(**options))
-        for cache in session.executor.kv_cache:
-            cache.fill_(torch.nan)
-        return session
+    def make(*engine: str | Path | None, scheduling=None, **options: object) -> DecoderSession:
+        return opened_at(engine_of(*engine), scheduling, **options)
 
     return make
+
+
+def opened_at(engine: Path, scheduling: Scheduling | None = None, **options: object) -> DecoderSession:
+    """Return a session over caches of NaN."""
+    session = open_engine(engine, POOL, scheduling, RuntimeOptions(**options))
+    for cache in session.executor.kv_cache:
+        cache.fill_(torch.nan)
+    return session
 
 
 def prompts(lengths: Sequence[int] = LENGTHS) -> list[tuple[int, ...]]:
@@ -113,19 +125,62 @@ def test_nibbles_of_int4_weights_are_read_in_our_order(opened, model_dir):
     """Which of two nibbles comes first, and their sign, is documented nowhere; a failure says how they are read."""
     [result] = generate(opened("float16", "int4"), [Request(prompts()[0], 2, **WHOLE)])
     expected = reference_logits(reference_model(model_dir, "float16", "int4"), result.prompt_ids)
-    swapped = reference_logits(swap_nibbles(reference_model(model_dir, "float16", "int4")), result.prompt_ids)
+    swapped = reference_logits(swap_nibbles(reference_model(model_dir, "float16")), result.prompt_ids)
     errors = [float((result.context_logits - logits).abs().max()) for logits in (expected, swapped)]
     print(f"measured: largest error with the low nibble first {errors[0]:.4g}, with the high one first {errors[1]:.4g}")
     assert errors[0] < TOLERANCE["float16"] * expected.abs().max(), errors
     assert errors[1] > 10 * errors[0], "the test cannot tell one order from the other"
 
 
+@torch.no_grad()
 def swap_nibbles(model: OPTForCausalLM) -> OPTForCausalLM:
-    """Exchange each two neighbouring inputs of all quantized weights."""
+    """Quantize all linears to int4, and exchange the integers of each two neighbouring outputs: they share a byte."""
+    mode = MODES["int4"]
     for name, weight in model.named_parameters():
         if ".layers." in name and weight.ndim == 2:
-            weight.data = weight.data.unflatten(1, (-1, 2)).flip(2).flatten(1)
+            q, scale = mode.quantize(weight.half())
+            weight.data = mode.dequantize(q.unflatten(0, (-1, 2)).flip(1).flatten(0, 1), scale).half().float()
     return model
+
+
+DENSE = "layers.1.attention.dense.weight"
+
+
+def test_int8_weights_of_minus_128_and_channels_of_zeros_are_read(opened, model_dir, tmp_path):
+    """No converter writes -128, but a checkpoint of another program may; a channel of zeros has the scale 0."""
+    checkpoint = convert_int8(model_dir, tmp_path / "checkpoint")
+    name = f"transformer.{DENSE}"
+    q, scale = integers(checkpoint, name)
+    q[5], q[::7, ::3], q[6], scale[6] = -128, -128, 0, 0
+    tensors = dict(checkpoint.tensors()) | {name: pack(q, 8, SM), scale_name(name): scale}
+    save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, checkpoint.path)
+    places = {"checkpoint_dir": str(checkpoint.directory), "output_dir": str(tmp_path / "engine")}
+    build(BuildConfig(backend="tensorrt", **places, **LIMITS))
+    oracle = reference_model(model_dir, "float16", "int8")
+    weight = oracle.get_submodule("model.decoder.layers.1.self_attn.out_proj").weight
+    weight.data = MODES["int8"].dequantize(q, scale).half().float()
+    compare(opened_at(tmp_path / "engine"), oracle, TOLERANCE["float16"])
+
+
+def convert_int8(model: Path, directory: Path) -> Checkpoint:
+    """Return a checkpoint whose weights are packed for `SM`."""
+    flags = {"use_weight_only": True, "target_sm": SM, "dtype": "float16", "log_level": "warning"}
+    convert(ConvertConfig(model_dir=str(model), output_dir=str(directory), **flags))
+    return Checkpoint(directory)
+
+
+KINDS = {"post-norm": {"do_layer_norm_before": False, "word_embed_proj_dim": 256}, "projected": PROJECTED}
+SIZES = {
+    "hidden_size": 256, "num_attention_heads": 4, "ffn_dim": 512, "vocab_size": VOCAB, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_the_350m_kind_say_what_transformers_says(opened, tmp_path, kind, weights):
+    model = save_model(tmp_path / "model", std=0.06, **SIZES, **KINDS[kind])
+    session = opened("float16", weights, model)
+    compare(session, reference_model(model, "float16", weights), TOLERANCE["float16"])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

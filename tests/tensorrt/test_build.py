@@ -200,6 +200,16 @@ def test_an_engine_that_does_not_fit_the_disk_is_refused_before_it_is_built(buil
     assert code == 2 and "/engine needs 0.01 GB, " in said and "free some space" in said
 
 
+def test_a_file_cannot_take_the_lists_and_is_refused_before_anything_is_built(build, at_compile, tmp_path):
+    at_compile(lambda pid: os.kill(pid, signal.SIGKILL))
+    (tmp_path / "seen").write_text("mine")
+    code, said = build("fp16", "--visualize_network", tmp_path / "seen")
+    assert code == 2 and said == (
+        f"error: --visualize_network {tmp_path / 'seen'} is a file; give the name of a directory\n"
+    )
+    assert left(tmp_path) == ["seen"]
+
+
 def test_flags_reach_the_library(checkpoints, tmp_path):
     library = load_library()
     config = library.Builder(library.Logger(library.Logger.ERROR)).create_builder_config()

@@ -18,6 +18,7 @@ from opt_trt.backends.tensorrt.library import chooses_gpus, load_library, missin
 from opt_trt.checkpoint.fingerprint import fingerprint
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.config.build_flags import BuildConfig
+from opt_trt.errors import UserError, spelled
 from opt_trt.host.atomic import replace_text
 from opt_trt.host.disk import check_space, explain_full_disk, size_text
 from opt_trt.plugins.cuda.gpu import visible_gpu
@@ -42,6 +43,10 @@ def build(checkpoint: Checkpoint, config: BuildConfig, out: Path) -> str:
     if config.dry_run:
         print("\n".join(plan_lines(plan, memory, named, config.output_dir)))
         return ""
+    if config.visualize_network and Path(config.visualize_network).is_file():
+        raise UserError(
+            f"{spelled('visualize_network')} {config.visualize_network} is a file; give the name of a directory"
+        )
     needed = memory.weights + memory.code
     check_space(Path(config.output_dir), needed)
     with explain_full_disk(out, needed):

@@ -12,7 +12,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,11 +26,13 @@ from opt_trt.backends.tensorrt.library import Library, chooses_gpus, create_netw
 from opt_trt.backends.tensorrt.network import add_decoder
 from opt_trt.checkpoint.reader import Checkpoint
 from opt_trt.errors import EXIT_USER_ERROR, UserError
+from opt_trt.host.workers import one_thread
 from opt_trt.quant import MODES
 
 LIBC = ctypes.CDLL(None)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK = 1 << 17  # bytes
+TRIM_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 NO_DRIVER = "cudaError 35"  # follows every other error where there is no GPU
 FAST = 1  # the optimization level of --fast_build
@@ -84,14 +88,14 @@ def compile_rank(job: Job, send: Send) -> None:
     shape = EngineShape(**job.shape)
     mode = MODES[job.lm_head_precision] if job.lm_head_precision else None
     directory = Path(job.plan).parent
-    constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode, directory)
-    _return_memory_early()
+    with one_thread():
+        constants = add_decoder(library, network, checkpoint, shape, job.logits_dtype, mode, directory)
     if job.lists_network:
         send(network=[_describe(network.get_layer(number)) for number in range(network.num_layers)])
     config = builder.create_builder_config()
     configure(library, config, job)
     add_profiles(builder, config, checkpoint.config, shape)
-    with open(job.plan, "wb", buffering=0) as file:
+    with open(job.plan, "wb", buffering=0) as file, _memory_returned():
         writer = _writer(library, file)
         send(stage="compile")
         built = builder.build_serialized_network_to_stream(network, config, writer)
@@ -105,14 +109,26 @@ def compile_rank(job: Job, send: Send) -> None:
     send(done={"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
 
 
-def _return_memory_early() -> None:
-    """Give free memory back to the system, and from now on large blocks as soon as they are freed.
+@contextmanager
+def _memory_returned() -> Iterator[None]:
+    """Give what is free back to the system all the time; else a third of the peak is memory of the past.
 
-    Else a fifth of the peak is memory of the past. Not sooner, because unpacking weights reuses such blocks.
+    The library frees much between the parts of its work, and malloc keeps it for more of the same size.
     """
-    LIBC.malloc_trim(0)
-    LIBC.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-    LIBC.mallopt(M_TRIM_THRESHOLD, LARGE_BLOCK)
+    LIBC.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)  # not sooner: unpacking weights reuses such blocks
+    ended = threading.Event()
+
+    def trim() -> None:
+        while not ended.wait(TRIM_SECONDS):
+            LIBC.malloc_trim(0)
+
+    thread = threading.Thread(target=trim, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def later_error(known: str, message: str) -> str:
@@ -171,7 +187,7 @@ def _writer(library: Library, file: BinaryIO) -> Any:
 
         def write(self, data: bytes) -> int:
             written, view = 0, memoryview(data)
-            LIBC.malloc_trim(0)  # compiling has left free memory; the library now needs other memory to write
+            LIBC.malloc_trim(0)  # the pieces are large
             try:
                 while self.error is None and written < len(view):
                     written += file.write(view[written:])

@@ -6,35 +6,37 @@ import math
 import mmap
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from opt_trt.backends.tensorrt.library import Library
+from opt_trt.backends.tensorrt.narrow_weights import HEAD, HEAD_STEP, MLP_STEP, group_size, rounded_up, store
 from opt_trt.checkpoint.reader import Checkpoint
-from opt_trt.checkpoint.weight_only import integers, quantize_table
-from opt_trt.errors import UserError, spelled
+from opt_trt.checkpoint.weight_only import IntegerBlock, integer_blocks, table_blocks
 from opt_trt.quant import ALGORITHMS
 from opt_trt.quant.mode import QuantMode
 
 TYPES = {
     torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16", torch.int8: "INT8", torch.int32: "INT32",
 }  # fmt: skip
-HEAD = "lm_head.weight"
-GROUPS = (128, 64, 32, 16)  # numbers of input features that can share a scale of int4, the best first
-# The compiler widens quantized weights of other sizes at every step. Features within an MLP are filled up with zeros,
-# and so are the rows of a head, whose logits are cut off again.
-MLP_STEP, HEAD_STEP = 16, 8
-MLP_FEATURES = {"mlp.fc.weight": 0, "mlp.fc.bias": 0, "mlp.proj.weight": 1}  # the axis of these, by the end of a name
-
-
+# Where the features within an MLP are, by the end of a tensor's name.
+OUT_OF_MLP, INTO_MLP, FC_BIAS = "mlp.proj.weight", "mlp.fc.weight", "mlp.fc.bias"
 IN_MEMORY = 1 << 20  # bytes: larger arrays that are not in the checkpoint go to a file
 
 
 def data_type(library: Library, dtype: torch.dtype) -> Any:
     """Return the library's name of a dtype."""
     return getattr(library.DataType, TYPES[dtype])
+
+
+class Factor(NamedTuple):
+    """The second factor of a product."""
+
+    tensor: Any
+    is_transposed: bool  # `[..., out, in]`; else `[..., in, out]`
 
 
 class Constants:
@@ -52,37 +54,37 @@ class Constants:
         """Add a tensor, which is not copied."""
         return self._add(name, tensor.shape, tensor.contiguous(), data_type(self._library, tensor.dtype))
 
-    def add_quantized(self, name: str, q: torch.Tensor, scale: torch.Tensor, mode: QuantMode) -> Any:
-        """Add integers `[..., out, in]`, given in int8, with scales `[out]`, whose type they have when they are read.
+    def add_quantized(
+        self, name: str, blocks: Iterable[IntegerBlock], shape: tuple[int, ...], mode: QuantMode, dtype: torch.dtype
+    ) -> Factor:
+        """Add the integers of a weight as `shape`, which is `[..., in, out]`; they have the type `dtype` when read.
 
-        Scales of int4 are repeated for every group of input features, because the library would write a weight that has
-        one scale per channel to memory, in the wide type, at every step.
+        The compiler would copy weights in another order. Scales of int4 are repeated for every group of input features:
+        the library would write a weight with one scale per channel to memory, in the wide type, at every step.
         """
-        scale = torch.where(scale == 0, 1, scale)  # of a channel of zeros; the library does not allow the scale 0
-        if mode.bits == 8:
-            stored, axis = self.add(name, self._mapped(q)), q.ndim - 2
-        else:
-            groups = q.shape[-1] // group_size(name, q.shape[-1])
-            stored, axis = self._add(name, q.shape, self._mapped(pack_int4(q)), self._library.DataType.INT4), None
-            scale = scale[:, None].expand(*q.shape[:-1], groups)
-        layer = self._network.add_dequantize(
-            stored, self.add(f"{name}.scale", scale), data_type(self._library, scale.dtype)
-        )
+        *_, rows, columns = shape
+        memory, scale = self._zeros(rows, columns * mode.bits // 8), torch.ones(columns, dtype=dtype)
+        store(blocks, mode, memory, scale)
+        kind = self._library.DataType.INT8 if mode.bits == 8 else self._library.DataType.INT4
+        stored = self._add(name, shape, memory.view(torch.int8) if mode.bits == 8 else memory, kind)
+        if mode.bits == 4:
+            scale = scale.expand(*shape[:-2], rows // group_size(name, rows), columns)
+        layer = self._network.add_dequantize(stored, self.add(f"{name}.scale", scale), data_type(self._library, dtype))
         layer.name = layer.get_output(0).name = f"{name}.wide"
-        if axis is not None:
-            layer.axis = axis
-        return layer.get_output(0)
+        if mode.bits == 8:
+            layer.axis = len(shape) - 1
+        return Factor(layer.get_output(0), is_transposed=False)
 
-    def _mapped(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor's copy in a file, which goes when the copy goes; a small tensor is returned as it is."""
-        if tensor.nbytes < IN_MEMORY:
-            return tensor
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        """Return zeros in uint8, in a file if they are many, which goes when they go."""
+        if (size := math.prod(shape)) < IN_MEMORY:
+            return torch.zeros(shape, dtype=torch.uint8)
         with tempfile.TemporaryFile(dir=self._directory) as file:
-            os.posix_fallocate(file.fileno(), 0, tensor.nbytes)  # or a full disk would end the process at a write
-            memory = mmap.mmap(file.fileno(), tensor.nbytes)
-        return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+            os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would end the process at a write
+            memory = mmap.mmap(file.fileno(), size)
+        return torch.frombuffer(memory, dtype=torch.uint8).view(shape)
 
-    def _add(self, name: str, shape: torch.Size, tensor: torch.Tensor, kind: Any) -> Any:
+    def _add(self, name: str, shape: Sequence[int], tensor: torch.Tensor, kind: Any) -> Any:
         self.kept[name] = tensor
         weights = self._library.Weights(kind, tensor.data_ptr(), math.prod(shape))
         layer = self._network.add_constant(tuple(shape), weights)
@@ -110,56 +112,29 @@ class ModelConstants:
 
     def vector(self, name: str, rank: int) -> Any:
         """Add a vector `[n]` as `[1, ..., n]` with `rank` axes."""
-        vector = self._filled_mlp(name, self._checkpoint.tensor(name))
+        vector = self._checkpoint.tensor(name)
+        if self._mode is not None and name.endswith(FC_BIAS):
+            vector = torch.nn.functional.pad(vector, (0, rounded_up(len(vector), MLP_STEP) - len(vector)))
         return self._constants.add(name, vector.view(*[1] * (rank - 1), -1))
 
-    def linear(self, name: str) -> Any:
-        """Add the weight of a layer's product as `[1, out, in]`."""
+    def linear(self, name: str) -> Factor:
+        """Add the weight of a layer's product, with three axes."""
         if self._mode is None:
-            return self._constants.add(name, self._checkpoint.tensor(name)[None])
-        q, scale = integers(self._checkpoint, name)
-        q = self._filled_mlp(name, q)
-        return self._constants.add_quantized(name, q[None], filled(scale, 0, len(q)), self._mode)
+            return Factor(self._constants.add(name, self._checkpoint.tensor(name)[None]), is_transposed=True)
+        (columns, rows), blocks = integer_blocks(self._checkpoint, name)
+        rows = rounded_up(rows, MLP_STEP if name.endswith(OUT_OF_MLP) else 1)
+        columns = rounded_up(columns, MLP_STEP if name.endswith(INTO_MLP) else 1)
+        return self._constants.add_quantized(name, blocks, (1, rows, columns), self._mode, self._dtype)
 
-    def head(self, vocabulary: tuple[str, Any]) -> Any:
-        """Add the head's weight `[V, E]`, or return the constant of the vocabulary if it has the same values.
+    def head(self, vocabulary: tuple[str, Any]) -> Factor:
+        """Add the head's weight, or return the constant of the vocabulary `[V, E]` if it has the same values.
 
         A quantized head has rows of zeros up to a multiple of `HEAD_STEP`.
         """
         weight, (table_name, table) = self._checkpoint.tensor(HEAD), vocabulary
         if self._head_mode is not None:
-            q, scale = (filled(part, 0, HEAD_STEP) for part in quantize_table(weight, self._head_mode))
-            return self._constants.add_quantized(HEAD, q, scale.to(self._dtype), self._head_mode)
-        return table if torch.equal(weight, self._checkpoint.tensor(table_name)) else self._constants.add(HEAD, weight)
-
-    def _filled_mlp(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        axis = next((axis for end, axis in MLP_FEATURES.items() if name.endswith(end)), None)
-        return tensor if axis is None or self._mode is None else filled(tensor, axis, MLP_STEP)
-
-
-def filled(tensor: torch.Tensor, axis: int, step: int) -> torch.Tensor:
-    """Return a tensor with zeros at the end of an axis, up to a multiple of `step`."""
-    lacking = -tensor.shape[axis] % step
-    zeros = torch.zeros_like(tensor.narrow(axis, 0, 1)).repeat_interleave(lacking, axis)
-    return torch.cat((tensor, zeros), axis) if lacking else tensor
-
-
-def group_size(name: str, in_features: int) -> int:
-    """Return how many input features of an int4 weight share a scale; `UserError` if no number fits.
-
-    There are at least two groups where that is possible: a single one would be a scale per channel again.
-    """
-    fitting = [group for group in GROUPS if in_features % group == 0]
-    if not fitting:
-        advice = f"give {spelled('lm_head_precision')} int8" if name == HEAD else "convert the model to int8"
-        raise UserError(
-            f"backend tensorrt: expected int4 weights whose input features are a multiple of {GROUPS[-1]}, found "
-            f"{in_features} in {name}; {advice}"
-        )
-    return next((group for group in fitting if group < in_features), fitting[0])
-
-
-def pack_int4(q: torch.Tensor) -> torch.Tensor:
-    """Pack int4 values, given as int8, into bytes: two's complement, the first of two in the low bits."""
-    low, high = (q & 15).to(torch.uint8).view(-1, 2).unbind(1)
-    return low | high << 4
+            shape = (weight.shape[1], rounded_up(len(weight), HEAD_STEP))
+            blocks = table_blocks(weight, self._head_mode)
+            return self._constants.add_quantized(HEAD, blocks, shape, self._head_mode, self._dtype)
+        is_table = torch.equal(weight, self._checkpoint.tensor(table_name))
+        return Factor(table if is_table else self._constants.add(HEAD, weight), is_transposed=True)

@@ -18,7 +18,7 @@ from opt_trt.quant.mode import QuantMode
 CODE_PER_LAYER = 1_400_000  # bytes of a layer's kernels, of both profiles, as builds of TensorRT-RTX 1.7 have them
 SCRATCH = 8 * 2**20  # bytes of every profile, however small
 HEAD, VOCABULARY = "lm_head.weight", "transformer.vocab_embedding.weight"
-GROUP_SCALES = 1.03  # int4 has a scale for every 128 weights in place of one a channel
+GROUP_SCALES = 1.12  # int4 has a scale for every 128 weights, which engines hold in several forms
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,15 @@ def engine_memory(checkpoint: Checkpoint, plan: EnginePlan) -> EngineMemory:
 
 
 def stored_bytes(checkpoint: Checkpoint, lm_head_precision: str | None) -> int:
-    """Return the bytes of all weights in the engine. A head that is the vocabulary's table is counted once."""
+    """Return the bytes of all weights in the engine.
+
+    A head with the vocabulary's values is counted once; behind projections it has others.
+    """
     model = checkpoint.config
     linears = filter(is_linear, checkpoint.spec)
     modes: dict[str, QuantMode | None] = dict.fromkeys(linears, ALGORITHMS.get(model.quant_algo or ""))
     modes[HEAD] = MODES[lm_head_precision] if lm_head_precision else None
-    tied = checkpoint.spec.get(HEAD) == checkpoint.spec.get(VOCABULARY) and not lm_head_precision
+    tied = not lm_head_precision and torch.equal(checkpoint.tensor(HEAD), checkpoint.tensor(VOCABULARY))
     total = 0.0
     for name, spec in checkpoint.spec.items():
         mode = modes.get(name)

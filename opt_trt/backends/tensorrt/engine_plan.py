@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from opt_trt.backends.engine import Limits
 from opt_trt.backends.tensorrt.bindings import EngineShape
-from opt_trt.backends.tensorrt.constants import HEAD, group_size
 from opt_trt.backends.tensorrt.engine_shape import engine_shape, most_slots
+from opt_trt.backends.tensorrt.narrow_weights import HEAD, group_size
 from opt_trt.config.backend_answers import ANSWERS, EMBEDDED, PROPER_ANSWERS, RTX_ANSWERS
 from opt_trt.config.build_flags import BuildConfig
 from opt_trt.config.flags import refuse_given

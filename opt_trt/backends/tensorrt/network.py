@@ -87,7 +87,7 @@ class _Decoder:
         for layer in range(self._config.num_hidden_layers):
             x = self._layer(layer, x, shared)
         hidden, ops = self._wanted(x), self._ops.within("head")
-        logits = ops.matmul("product", hidden, self._model.head((VOCABULARY, vocabulary)))
+        logits = ops.matmul("product", hidden, *self._model.head((VOCABULARY, vocabulary)))
         logits = ops.first_columns("cut", logits, self._model.vocabulary_size)
         return {LOGITS: ops.cast("rounded", logits, logits_dtype), HIDDEN: hidden} | self._caches
 
@@ -134,10 +134,14 @@ class _Decoder:
             for part, place in zip(("query", "key", "value"), shared.parts, strict=True)
         )
         keys, values = (self._append(name, x) for name, x in zip(layer_caches(layer), (key, value), strict=True))
-        scores = ops.matmul("scores", self._scaled(ops, query, shared.query_scale), keys)
-        weights = ops.softmax("weights", ops.select("masked", shared.seen, scores, shared.masked), axis=3)
-        context = ops.matmul("context", weights, values, transpose_y=False)
+        context = self._attend(ops, self._scaled(ops, query, shared.query_scale), keys, values, shared)
         return ops.reshape("joined", context, (0, 0, heads * head_size), before=HEADS_FIRST)
+
+    def _attend(self, ops: Primitives, query: Any, keys: Any, values: Any, shared: _Shared) -> Any:
+        """Return what each head sees [B, H, S, D]."""
+        scores = ops.matmul("scores", query, keys, transpose_y=True)
+        weights = ops.softmax("weights", ops.select("masked", shared.seen, scores, shared.masked), axis=3)
+        return ops.matmul("context", weights, values, transpose_y=False)
 
     def _scaled(self, ops: Primitives, query: Any, scale: Any) -> Any:
         wide = ops.multiply("query.scaled", ops.cast("query.wide", query, torch.float32), scale)
@@ -162,7 +166,7 @@ class _Decoder:
         return self._ops.add(f"{name}.residual", biased, residual)
 
     def _product(self, name: str, x: Any) -> Any:
-        return self._ops.matmul(f"{name}.product", x, self._model.linear(f"{name}.weight"))
+        return self._ops.matmul(f"{name}.product", x, *self._model.linear(f"{name}.weight"))
 
     def _norm(self, name: str, rank: int = 3) -> Callable[[Any], Any]:
         """Return the layer norm of the last of `rank` axes."""

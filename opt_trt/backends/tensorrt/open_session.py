@@ -11,7 +11,7 @@ import torch
 from opt_trt.backends.engine import EngineConfig, read_engine_config
 from opt_trt.backends.tensorrt.deserialize import LastError, create_runtime, deserialize
 from opt_trt.backends.tensorrt.execution import EngineRun, Turn, create_contexts, gpu_turn, set_weight_budget
-from opt_trt.backends.tensorrt.library import Library, load_library, version
+from opt_trt.backends.tensorrt.library import Library, load_library, missing, version
 from opt_trt.backends.tensorrt.runtime_cache import runtime_cache
 from opt_trt.backends.tensorrt.slot_decoder import SlotDecoder
 from opt_trt.backends.tensorrt.slots import slot_spec
@@ -69,11 +69,12 @@ def this_machine(engine_dir: Path, config: EngineConfig) -> Machine:
             f"{', '.join(capabilities)}, {found}; run it on such a GPU, or build an engine for this machine with "
             f"{spelled('backend')} inductor"
         )
-    library = load_library(built.get("library"))  # both may be installed
-    if library.__name__ != built.get("library"):
+    library = None if missing() else load_library(built.get("library"))  # both may be installed
+    if library is None or library.__name__ != built.get("library"):
+        found = "no TensorRT library" if library is None else version(library)
         raise UserError(
-            f"{engine_dir} was built by {built.get('library')} {built.get('version')}, found {version(library)}; "
-            "install the former, or build it again"
+            f"{engine_dir} was built by {built.get('library')} {built.get('version')}, found {found}; install the "
+            "former, or build it again"
         )
     turn = functools.partial(gpu_turn, torch.cuda.Stream())  # type: ignore[no-untyped-call]
     return Machine(gpu, library, torch.device("cuda"), turn)

@@ -40,7 +40,7 @@ class Primitives:
         """Return where `x` is smaller, in bool."""
         return self._elementwise(name, x, y, "LESS")
 
-    def matmul(self, name: str, x: Any, y: Any, transpose_y: bool = True) -> Any:
+    def matmul(self, name: str, x: Any, y: Any, transpose_y: bool) -> Any:
         """Return `x @ y.T`, or `x @ y`, of the last two axes."""
         plain, transposed = self._library.MatrixOperation.NONE, self._library.MatrixOperation.TRANSPOSE
         return self._named(name, self._network.add_matrix_multiply(x, plain, y, transposed if transpose_y else plain))

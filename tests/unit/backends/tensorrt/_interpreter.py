@@ -100,8 +100,9 @@ def _activation(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _dequantize(layer: Any, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    if scale.ndim == q.ndim:  # blocks of the last axis
-        scale = scale.repeat_interleave(q.shape[-1] // scale.shape[-1], -1)
+    if scale.ndim == q.ndim:  # blocks of input features
+        assert scale.shape[-1] == q.shape[-1], layer.name
+        scale = scale.repeat_interleave(q.shape[-2] // scale.shape[-2], -2)
     else:  # a scale for each index of one axis
         scale = scale.view([-1 if axis == layer.axis else 1 for axis in range(q.ndim)])
     assert (scale > 0).all(), f"{layer.name}: the library takes positive scales only"

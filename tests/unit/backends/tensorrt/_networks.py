@@ -31,6 +31,7 @@ from opt_trt.config.convert_flags import ConvertConfig
 from opt_trt.convert.convert import convert
 from opt_trt.model.config import ModelConfig
 from opt_trt.quant import MODES
+from opt_trt.quant.mode import QuantMode
 from tests.unit.backends.tensorrt._interpreter import AllReduce, Interpreter
 
 needs_library = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -99,9 +100,17 @@ def reference_model(
             value = MODES[mode].dequantize(*MODES[mode].quantize(value)).to(kind)
         parameter.data = value.float()
     if head_mode is not None:
-        head = MODES[head_mode].dequantize(*MODES[head_mode].quantize(model.lm_head.weight.data))
-        model.lm_head.weight = torch.nn.Parameter(head)
+        _quantize_head(model, MODES[head_mode], kind)
     return model
+
+
+@torch.no_grad()
+def _quantize_head(model: OPTForCausalLM, mode: QuantMode, dtype: torch.dtype) -> None:
+    """Quantize the matrix between hidden states and logits: a projection is part of it, as in every checkpoint."""
+    decoder, head = model.model.decoder, model.lm_head.weight
+    if decoder.project_out is not None:
+        head, decoder.project_out = (head @ decoder.project_out.weight).to(dtype).float(), None
+    model.lm_head.weight = torch.nn.Parameter(mode.dequantize(*mode.quantize(head)))
 
 
 @torch.inference_mode()

@@ -38,8 +38,22 @@ def test_what_it_reports_is_kept(compile_by):
     assert (compiled.network, compiled.messages, compiled.peak_bytes) == (["a", "b"], ["Layers:\none"], 7)
 
 
-def test_a_long_silence_is_no_end_and_memory_is_watched_meanwhile(compile_by):
-    compiled = compile_by("import time; time.sleep(1); say(done={'peak_bytes': 1})")
+def test_a_long_silence_is_no_end_and_memory_is_watched_meanwhile(compile_by, monkeypatch, tmp_path):
+    """The process ends when it has been watched: on a busy machine any fixed time may be too short."""
+    watch, seen = compiler_process._anonymous_bytes, tmp_path / "seen"
+
+    def watching(pid: int) -> int:
+        found = watch(pid)
+        if found > 1 << 20:
+            seen.touch()
+        return found
+
+    monkeypatch.setattr(compiler_process, "_anonymous_bytes", watching)
+    compiled = compile_by(f"""
+        import time
+        while not os.path.exists({str(seen)!r}): time.sleep(0.25)
+        say(done={{'peak_bytes': 1}})
+    """)
     assert compiled.is_done and compiled.anonymous_bytes > 1 << 20
 
 

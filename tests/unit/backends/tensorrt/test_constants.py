@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from opt_trt.backends.tensorrt import constants
-from opt_trt.backends.tensorrt.constants import filled, group_size, pack_int4
 from opt_trt.checkpoint.reader import Checkpoint
-from opt_trt.errors import UserError
 from opt_trt.quant import MODES
 from tests.unit.backends.tensorrt._networks import make_checkpoint, make_network, needs_library, save_model
 
@@ -39,25 +37,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("constants") / "model", **sizes)
 
 
-def test_the_first_of_two_int4_lies_in_the_low_bits():
-    assert pack_int4(torch.tensor([[1, -2], [7, -8]], dtype=torch.int8)).tolist() == [0xE1, 0x87]
-
-
-@pytest.mark.parametrize(
-    ("in_features", "group"), [(768, 128), (512, 128), (192, 64), (160, 32), (208, 16), (128, 64), (64, 32), (16, 16)]
-)
-def test_a_scale_of_int4_is_shared_by_the_largest_group_that_leaves_two(in_features, group):
-    assert group_size("weight", in_features) == group
-
-
-@pytest.mark.parametrize(
-    ("name", "advice"), [("layers.0.mlp.proj.weight", "convert the model"), (HEAD, "give --lm_head_precision")]
-)
-def test_int4_without_a_group_is_refused_with_what_to_do(name, advice):
-    with pytest.raises(UserError, match=rf"multiple of 16, found 72 in {name}; {advice}.* int8"):
-        group_size(name, 72)
-
-
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_every_packing_of_a_checkpoint_gives_the_same_constants(model_dir, tmp_path, mode):
     found = {}
@@ -72,7 +51,7 @@ def test_every_packing_of_a_checkpoint_gives_the_same_constants(model_dir, tmp_p
 
 
 @needs_library
-@pytest.mark.parametrize(("mode", "shape"), [("int8", (64,)), ("int4", (1, 64, 2))])
+@pytest.mark.parametrize(("mode", "shape"), [("int8", (64,)), ("int4", (1, 2, 64))])
 def test_a_channel_of_zeros_has_the_scale_1_and_integers_0(tmp_path, mode, shape):
     weights = {"model.decoder.layers.0.self_attn.out_proj.weight": torch.zeros(64, 64)}
     sizes = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 1}
@@ -82,27 +61,16 @@ def test_a_channel_of_zeros_has_the_scale_1_and_integers_0(tmp_path, mode, shape
     assert not found[DENSE].any()
 
 
-@pytest.mark.parametrize(("axis", "shape"), [(0, (4, 3)), (1, (2, 4))])
-def test_weights_are_filled_up_with_zeros(axis, shape):
-    weight = filled(torch.ones(2, 3), axis, 4)
-    assert weight.shape == shape and weight[:2, :3].all() and weight.sum() == 6
-
-
-def test_a_weight_of_a_fitting_size_is_not_copied():
-    weight = torch.ones(8, 3)
-    assert filled(weight, 0, 4) is weight
-
-
 @needs_library
 def test_only_quantized_weights_are_filled_up(tmp_path):
     model_dir = save_model(tmp_path / "model", ffn_dim=37)
     plain = constants_of(make_checkpoint(model_dir, tmp_path / "plain", "float16"))
     narrow = constants_of(make_checkpoint(model_dir, tmp_path / "narrow", "float16", "int8"), head_mode=MODES["int8"])
     fc, proj = "transformer.layers.0.mlp.fc", "transformer.layers.0.mlp.proj"
-    sizes = [[tuple(found[f"{name}.weight"].shape[1:]) for name in (fc, proj)] for found in (plain, narrow)]
-    assert sizes == [[(37, 32), (32, 37)], [(48, 32), (32, 48)]]
+    sizes = [[tuple(found[f"{name}.weight"].shape[-2:]) for name in (fc, proj)] for found in (plain, narrow)]
+    assert sizes == [[(37, 32), (32, 37)], [(32, 48), (48, 32)]]  # [out, in], but narrow ones are [in, out]
     assert [found[f"{fc}.bias"].shape[-1] for found in (plain, narrow)] == [37, 48]
-    assert narrow[HEAD].shape == (64, 32)  # 61 logits
+    assert narrow[HEAD].shape == (32, 64)  # 61 logits
 
 
 @needs_library

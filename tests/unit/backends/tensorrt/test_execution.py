@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from opt_trt.backends.engine import EngineConfig
-from opt_trt.backends.tensorrt import deserialize, open_session
+from opt_trt.backends.tensorrt import deserialize, library, open_session
 from opt_trt.backends.tensorrt.bindings import GENERATION, PROMPT, WANTED
 from opt_trt.backends.tensorrt.deserialize import PROBLEMS, LastError
 from opt_trt.backends.tensorrt.engine_shape import engine_shape
@@ -261,13 +262,33 @@ def test_without_a_gpu_of_its_kind_an_engine_names_both_and_what_to_do(made, mon
     )
 
 
-def test_the_library_must_be_the_one_that_built_the_engine(made, monkeypatch) -> None:
+@pytest.mark.parametrize("compiles", [True, False])
+def test_an_engine_is_opened_by_the_library_that_built_it(made, installed, monkeypatch, compiles) -> None:
     monkeypatch.setattr(open_session, "visible_gpu", lambda: GPU)
-    monkeypatch.setattr(open_session, "load_library", lambda _: made.library(compiles=False))
-    with pytest.raises(
-        UserError, match=r"was built by tensorrt_rtx 1\.7\.1\.116, found tensorrt 1\.7\.1\.116; install"
-    ):
-        open_session.open_session(opening(made), ALONE)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    own, other = made.library(compiles=compiles), made.library(compiles=not compiles)
+    config = replace(made.config, device=made.config.device | {"library": own.__name__})
+    was = f"was built by {own.__name__} 1.7.1.116, found"
+    installed(own, other)
+    assert open_session.this_machine(made.directory, config).library is own
+    installed(other)
+    with pytest.raises(UserError, match=f"{was} {other.__name__} 1.7.1.116; install the former, or build it again"):
+        open_session.this_machine(made.directory, config)
+    installed()
+    with pytest.raises(UserError, match=f"{was} no TensorRT library; install the former"):
+        open_session.this_machine(made.directory, config)
+
+
+@pytest.fixture
+def installed(monkeypatch) -> Callable[..., None]:
+    """Return a function that makes exactly these libraries importable."""
+    monkeypatch.setattr(library, "lacking", lambda _: [])  # the stand-in has what runs, not what builds
+
+    def install(*modules: StandIn) -> None:
+        for name in library.MODULES:
+            monkeypatch.setitem(sys.modules, name, next((m for m in modules if m.__name__ == name), None))
+
+    return install
 
 
 def test_what_no_engine_does_is_refused_by_name_before_a_gpu_is_looked_for(made, monkeypatch) -> None:

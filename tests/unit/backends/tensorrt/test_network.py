@@ -84,11 +84,12 @@ def test_int4_with_features_that_no_group_divides_is_refused_by_name(tmp_path):
         interpreted(checkpoint)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_mode", ["int8", "int4"])
-def test_a_quantized_head_multiplies_dequantized_weights(models, tmp_path, head_mode):
-    checkpoint = make_checkpoint(models["pre-norm"], tmp_path / "checkpoint", "float32")
+def test_a_quantized_head_multiplies_dequantized_weights(models, tmp_path, kind, head_mode):
+    checkpoint = make_checkpoint(models[kind], tmp_path / "checkpoint", "float32")
     run = interpreted(checkpoint, head_mode=MODES[head_mode])
-    model = reference_model(models["pre-norm"], "float32", head_mode=head_mode)
+    model = reference_model(models[kind], "float32", head_mode=head_mode)
     assert worst_error(run, checkpoint.config, model) < TOLERANCE["float32"]
 
 
