@@ -53,9 +53,10 @@ def use_layer(engine: Path, checkpoint: Path) -> list[str]:
     shape = engine_shape(config.pretrained_config, config.build_config)
     targets = [int(capability.replace(".", "")) for capability in config.device["capabilities"].split()]
     job = Job(
-        checkpoint_dir=str(checkpoint), rank=0, shape=asdict(shape), logits_dtype=config.pretrained_config.logits_dtype,
-        lm_head_precision=None, target_sms=targets, builder_flags=[], fast=False, plan=str(engine / ENGINE),
-        input_timing_cache=None, output_timing_cache=None, lists_network=False, is_verbose=False,
+        checkpoint_dir=str(checkpoint), packed_sm=None, rank=0, shape=asdict(shape),
+        logits_dtype=config.pretrained_config.logits_dtype, lm_head_precision=None, target_sms=targets,
+        builder_flags=[], fast=False, plan=str(engine / ENGINE), input_timing_cache=None, output_timing_cache=None,
+        lists_network=False, is_verbose=False,
     )  # fmt: skip
     with patch.object(network._Decoder, "_attend", attention_layer):
         compile_rank(job, lambda **event: said.extend(event.get("log", ())[1:]))

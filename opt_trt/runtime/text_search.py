@@ -29,7 +29,7 @@ class Found:
 
 
 class Search:
-    """A search for strings in a text that grows by one token after another; each place is looked at once."""
+    """A search for strings in a text that grows token by token; each place is looked at once, or when it changes."""
 
     def __init__(self, strings: Sequence[str], pieces: TextPieces) -> None:
         self._strings = strings
@@ -37,7 +37,7 @@ class Search:
         self._longest = max(map(len, strings))
         self._tail = ""  # the end of the certain text, in which a string may have begun
         self._tail_start = 0
-        self._searched = 0  # characters of the text in which no string was found, or too early
+        self._searched = ""  # the text from there on in which no string was found, or too early
         self.length = 0  # characters of the text of all tokens so far
 
     def push(self, token_id: int, is_last: bool) -> Found | None:
@@ -48,14 +48,20 @@ class Search:
         certain, pending = self._tail + self._pieces.push((token_id,)), self._pieces.pending
         self.length = self._tail_start + len(certain) + len(pending)
         window = certain + (pending if is_last else pending.rstrip(HALF_CHARACTER))
-        before = self._searched - self._tail_start
+        before = agreement(self._searched, window)  # what is pending may change without growing
         starts = ((window.find(word, max(0, before + 1 - len(word))), -len(word), word) for word in self._strings)
         first = min((place for place in starts if place[0] >= 0), default=None)
         found = None if first is None else Found(first[2], self._tail_start + first[0], window[first[0] :])
-        self._searched = max(self._searched, self._tail_start + len(window))
         cut = max(0, len(certain) + 1 - self._longest)
-        self._tail, self._tail_start = certain[cut:], self._tail_start + cut
+        self._tail, self._tail_start, self._searched = certain[cut:], self._tail_start + cut, window[cut:]
         return found
+
+
+def agreement(before: str, now: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    if now.startswith(before):
+        return len(before)
+    return next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), len(now))
 
 
 def overlap(text: str, beginning: str) -> int:

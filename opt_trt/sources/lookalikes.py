@@ -15,6 +15,7 @@ TRAINER = (
     "optimizer*.bin", "scheduler*.bin", "random_states_*.pkl",
 )  # fmt: skip
 LISTED = 3  # the number of directories that an error names
+ORIGINAL = "give the model of which it was made, with PyTorch's weights (safetensors or .bin)"
 ADAPTER = ("adapter_config.json", "adapter_model*")
 
 
@@ -54,11 +55,11 @@ KINDS = (  # the first that matches is named: a trainer's state lies beside all 
         "a trainer's file with a model in it",
         "save its state dict as pytorch_model.bin beside the model's config.json",
     ),
-    Kind(
-        ("*.gguf", "flax_model*.msgpack", "tf_model*.h5", "*.onnx", "model.bin"),
-        "a model in the format of another library",
-        "give the model of which it was made, with PyTorch's weights (safetensors or .bin)",
-    ),
+    Kind(("*.gguf",), "a model of llama.cpp", ORIGINAL),
+    Kind(("flax_model*.msgpack",), "a model of Flax", ORIGINAL),
+    Kind(("tf_model*.h5",), "a model of TensorFlow", ORIGINAL),
+    Kind(("*.onnx",), "a model of ONNX", ORIGINAL),
+    Kind(("model.bin",), "a model of CTranslate2", ORIGINAL),
 )
 
 OTHER_FILES = tuple(pattern for kind in KINDS for pattern in kind.files)

@@ -53,8 +53,8 @@ def fill(directory: Path, *names: str) -> Path:
         (("last.ckpt",), "a trainer's file with a model in it (last.ckpt); save its state dict as pytorch_model.bin"),
         (("optimizer.pt",), "the state of a trainer, not a model (optimizer.pt); give the directory with the model's"),
         (TRAINER, "the state of a trainer, not a model"),
-        (("flax_model.msgpack",), "a model in the format of another library (flax_model.msgpack); give the model of"),
-        (("opt.Q4_K_M.gguf",), "a model in the format of another library (opt.Q4_K_M.gguf)"),
+        (("flax_model.msgpack",), "a model of Flax (flax_model.msgpack); give the model of"),
+        (("opt.Q4_K_M.gguf",), "a model of llama.cpp (opt.Q4_K_M.gguf)"),
         (("gptq_model-4bit-128g.safetensors", "quantize_config.json"), "quantized already (quantize_config.json);"),
     ],
 )  # fmt: skip

@@ -81,3 +81,13 @@ def test_a_stream_ends_where_the_text_first_has_a_stop_word(
             return
         pieces += text.push(ids[count - 1 : count])
     assert pieces + text.finish([], None) == shown.decode(ids)
+
+
+def test_a_stop_word_is_found_where_text_changes_and_does_not_grow() -> None:
+    """Two spaces, and a point that takes one of them away."""
+    shown = tokenizer("edited as a whole")
+    request = stop_words([" ."], shown)
+    assert request is not None
+    watch, ids = StopWatch(request, 0), shown.of_transformers.convert_tokens_to_ids(["▁▁", "."])
+    assert [shown.decode(ids[:1]), shown.decode(ids)] == ["  ", " ."]
+    assert watch.look(ids[:1]) is None and watch.look(ids) is not None
