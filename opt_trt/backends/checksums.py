@@ -13,8 +13,8 @@ CODE_LIMIT = 1 << 30  # bytes of a file that holds no weights; programs have som
 
 
 def checksums_of(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a directory."""
-    return {file.name: checksum(file) for file in sorted(directory.iterdir())}
+    """Return the SHA-256 of every file of a directory, those of its folders apart."""
+    return {file.name: checksum(file) for file in sorted(directory.iterdir()) if file.is_file()}
 
 
 def samples_of(directory: Path) -> dict[str, str]:
