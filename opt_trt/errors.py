@@ -22,6 +22,8 @@ SPELLED = re.compile(r"\0(\w+)\0")
 MESSAGE_LIMIT = 2000  # characters; a message begins with what is wrong and ends with what to do, so its middle is cut
 CUT = " [...] "
 REASON_LIMIT = 300  # characters that a message quotes of another library's error
+# Errors of Python that say nothing about what they mean.
+WORDLESS: dict[type[BaseException], str] = {EOFError: "it ends too soon", MemoryError: "it does not fit into memory"}
 LINE_BREAK = re.compile(r"[\r\n]\s*")
 
 
@@ -44,9 +46,11 @@ def one_line(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return what another library says, for the text of a `UserError`: on one line, the type if it says nothing."""
+    """Return what another library says, for the text of a `UserError`: on one line, in words if it has none."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"[:REASON_LIMIT]
     text = LINE_BREAK.sub(" ", str(error)).strip()[:REASON_LIMIT]
-    return text or type(error).__name__
+    return text or WORDLESS.get(type(error), type(error).__name__)
 
 
 def _cut(text: str) -> str:

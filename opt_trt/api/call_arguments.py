@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, TypeGuard
 
 from opt_trt.api.sampling_params import SamplingParams
-from opt_trt.config.field_types import WrongType, converted, shown
+from opt_trt.config.field_types import WrongType, converted, native, shown
 from opt_trt.config.llm_names import LORA
 from opt_trt.config.other_names import ANY, OtherName, called, happens, refused, understood
 from opt_trt.errors import UserError
@@ -75,7 +75,7 @@ def as_params(given: object) -> SamplingParams:
     if given is None:
         return SamplingParams()
     if isinstance(given, Mapping):
-        return SamplingParams(**given)
+        return SamplingParams(**understood(given, given, {}, "SamplingParams"))
     if not isinstance(given, SamplingParams):
         raise UserError(f"expected SamplingParams or a dictionary of options, found {shown(given)}")
     return given
@@ -83,8 +83,8 @@ def as_params(given: object) -> SamplingParams:
 
 def as_list(prompts: Any) -> Sequence[Any]:
     """Return one prompt, or several, as a sequence of prompts; arrays are lists of their numbers or rows."""
-    prompts = plain(prompts)
-    if isinstance(prompts, str | Mapping) or (prompts and is_ids(prompts)):
+    prompts = native(prompts)
+    if isinstance(prompts, str | Mapping) or (isinstance(prompts, list | tuple) and prompts and is_ids(prompts)):
         return [prompts]
     if not isinstance(prompts, list | tuple):
         raise UserError(f"expected prompts as {KINDS}, found {shown(prompts)}")
@@ -96,17 +96,12 @@ def text_or_ids(index: int, prompt: object) -> str | tuple[int, ...]:
     if isinstance(prompt, Mapping):
         given = understood(prompt, ("prompt", "prompt_token_ids"), PROMPT_NAMES, f"prompt {index}")
         prompt = given.get("prompt_token_ids", given.get("prompt"))
-    prompt = plain(prompt)
+    prompt = native(prompt)
     if isinstance(prompt, str):
         return prompt
     if not is_ids(prompt):
         raise UserError(f"prompt {index} must be text or a list of token ids, found {_what(prompt)}")
     return tuple(map(int, prompt))
-
-
-def plain(prompts: Any) -> Any:
-    """Return what an array of numpy, torch or pandas holds as Python's own lists and numbers."""
-    return prompts.tolist() if hasattr(prompts, "tolist") else prompts
 
 
 def is_ids(prompt: object) -> TypeGuard[Sequence[int]]:

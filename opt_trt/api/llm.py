@@ -28,7 +28,7 @@ from opt_trt.api.tensors import join_rows, row_requests
 from opt_trt.api.wording import in_python
 from opt_trt.backends import follow_leader, open_engine
 from opt_trt.checkpoint.tokenizer_files import holds_tokenizer, kept_tokenizer
-from opt_trt.config.field_types import shown
+from opt_trt.config.field_types import checked, shown
 from opt_trt.config.llm_options import LlmOptions, llm_options
 from opt_trt.errors import UserError
 from opt_trt.host.progress import Bar
@@ -88,7 +88,10 @@ class LLM:
         with in_python():
             given, params = read_call("generate", prompts, sampling_params, options)
             several = as_list(given)
-            collector = self._collect(self._factory.make(several, params), shows_progress=bool(use_tqdm))
+            collector = self._collect(
+                self._factory.make(several, params),
+                shows_progress=callable(use_tqdm) or bool(checked("use_tqdm", bool | None, use_tqdm)),
+            )
         return [collector.output(prompt) for prompt in range(len(several))]
 
     def generate_async(
@@ -109,8 +112,9 @@ class LLM:
         with in_python():
             given, params = read_call("generate_async", prompt, sampling_params, options)
             [requests] = self._factory.make([given], params)
-            named = requests if request_id is None else replace(requests, request_id=str(request_id))
-            return PendingOutput(self._worker, named, streaming)
+            number = checked("request_id", str | int | None, request_id)
+            named = requests if number is None else replace(requests, request_id=str(number))
+            return PendingOutput(self._worker, named, bool(checked("streaming", bool | None, streaming)))
 
     @overload
     def generate_ids(
@@ -143,11 +147,12 @@ class LLM:
         with in_python(max_output_len="max_new_tokens", min_length="min_new_tokens", num_beams="num_beams"):
             spec = self._factory.session.spec
             call = read_tensor_call(input_ids, attention_mask, generation_config, streamer, options, spec)
+            as_dict = checked("return_dict_in_generate", bool | None, return_dict_in_generate)
             rows = row_requests(call.input_ids, call.attention_mask, call.options, self._factory)
             collector = self._collect(rows) if call.streamer is None else self._stream(call, rows)
         outputs = [output.token_ids for row in range(len(rows)) for output in collector.output(row).outputs]
         ids = join_rows(call.input_ids, outputs, call.options)
-        return GeneratedIds(ids) if return_dict_in_generate else ids
+        return GeneratedIds(ids) if as_dict else ids
 
     @property
     def tokenizer(self) -> Any:

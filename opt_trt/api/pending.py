@@ -13,6 +13,7 @@ from opt_trt.api.collect import OutputCollector, OutputUpdate, with_listeners
 from opt_trt.api.outputs import RequestOutput
 from opt_trt.api.prompt_requests import PromptRequests
 from opt_trt.api.wording import in_python
+from opt_trt.config.field_types import checked
 from opt_trt.errors import UserError
 from opt_trt.runtime.worker import Worker
 
@@ -76,7 +77,8 @@ class PendingOutput:
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait for the finished answer; TimeoutError after some seconds, in which case the request goes on."""
-        end = None if timeout is None else time.monotonic() + timeout
+        seconds = checked("timeout", float | None, timeout)
+        end = None if seconds is None else time.monotonic() + seconds
         while self._is_open():
             left = CTRL_C_SECONDS if end is None else min(CTRL_C_SECONDS, end - time.monotonic())
             try:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from opt_trt.api.call_arguments import plain
 from opt_trt.api.tensors import TensorOptions, tensor_options
-from opt_trt.config.field_types import WrongType, converted, shown
+from opt_trt.config.field_types import checked, native, shown
 from opt_trt.config.other_names import understood
 from opt_trt.config.tensor_names import TENSOR_NAMES
 from opt_trt.errors import UserError
@@ -74,12 +73,16 @@ def read_tensor_call(
 def as_tensor(name: str, given: Any) -> torch.Tensor:
     """Return numbers that are given as a tensor, an array or lists as a tensor."""
     try:
-        rows = [plain(row) for row in given] if isinstance(given, list | tuple) else given
+        rows = [native(row) for row in given] if isinstance(given, list | tuple) else given
         tensor = rows if isinstance(rows, torch.Tensor) else torch.as_tensor(rows)
     except (ValueError, TypeError, RuntimeError) as error:
         shape = "rows of one length, padded on the left" if isinstance(given, list | tuple) else "a tensor or lists"
         raise UserError(f"{name} must be {shape}, found {shown(given)} ({str(error).splitlines()[0]})") from error
-    if tensor.is_complex() or (name == "input_ids" and (tensor.is_floating_point() or tensor.dtype == torch.bool)):
+    if (
+        tensor.is_meta
+        or tensor.is_complex()
+        or (name == "input_ids" and (tensor.is_floating_point() or tensor.dtype == torch.bool))
+    ):
         raise UserError(f"{name} must be integers of shape [rows, tokens], found {tensor.dtype} of {[*tensor.shape]}")
     return tensor
 
@@ -102,7 +105,7 @@ def _configured(config: Any, named: Mapping[str, Any]) -> dict[str, Any]:
     found = config.to_diff_dict() if hasattr(config, "to_diff_dict") else config
     if not isinstance(found, Mapping):
         raise UserError(f"generation_config must be a GenerationConfig or a dictionary, found {shown(config)}")
-    wanted = {k: v for k, v in found.items() if v is not None and not k.startswith("_") and k not in IGNORED}
+    wanted = {k: v for k, v in found.items() if v is not None and not str(k).startswith("_") and k not in IGNORED}
     options = _known(wanted)
     for whole, new in LENGTHS.items():
         if whole in named or new in named:
@@ -116,18 +119,11 @@ def _lengths(given: Mapping[str, Any], ids: torch.Tensor, spec: DecoderSpec) -> 
     width = ids.shape[1] if ids.ndim == 2 else 0
     for whole, new in LENGTHS.items():
         if whole in given and new not in given:
-            options[new] = max(0, _integer(whole, given[whole]) - width)
-    if options.get("max_new_tokens") == 0 and "max_new_tokens" not in given:
+            options[new] = max(0, checked(whole, int, given[whole]) - width)
+    if "max_new_tokens" not in given and options.get("max_new_tokens") == 0:
         raise UserError(f"max_length={given['max_length']} leaves no new token behind {width} of the prompt; raise it")
     room = spec.max_seq_len - width
     return {"max_new_tokens": min(NEW_TOKENS, room) if room > 0 else NEW_TOKENS} | options
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return int(converted(int, value))
-    except WrongType:
-        raise UserError(f"{name} must be an integer, found {shown(value)}") from None
 
 
 def _check_streamer(streamer: Any, ids: torch.Tensor, options: TensorOptions) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from opt_trt.api.prompt_requests import PromptRequests, RequestFactory, one_per_output
-from opt_trt.config.field_types import check_field_types
+from opt_trt.config.field_types import check_field_types, shown
 from opt_trt.config.sampling import FILTERS, Sampling, check_number_of_outputs, of_its_own
 from opt_trt.config.sampling_options import CommonOptions, Kind, options_of
 from opt_trt.errors import UserError
 from opt_trt.runtime.request import Request
 from opt_trt.step import DecoderSpec
 
+SMALLEST, LARGEST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 DRAWING = tuple(FILTERS)
 BEAMS = tuple(name for name, row in options_of(CommonOptions).items() if row.kind is Kind.BEAMS)
 SEARCHING = ("num_beams", *BEAMS, "early_stopping")
@@ -79,6 +80,8 @@ def tensor_options(given: Mapping[str, Any], spec: DecoderSpec) -> TensorOptions
     check_field_types(options)
     _refuse_contradictions(options)
     _check_number_of_outputs(options)
+    if not SMALLEST <= options.pad_token_id <= LARGEST:
+        raise UserError(f"pad_token_id must be a number of 64 bits, found {shown(options.pad_token_id)}")
     return options
 
 

@@ -20,14 +20,15 @@ FILES = ("file", "csv", "npy", "cache", "manifest", "report")  # last words of f
 def flag_fields(config_class: type) -> list[Field[Any]]:
     """Return the fields of a configuration that are flags, in the order of the help.
 
-    Groups come in the order of `GROUPS`; in a group, required flags first, then those of the command alone.
+    Groups come in the order of `GROUPS`; in a group, required flags first, then those of the command alone as
+    it declares them, whether or not it shares their names with other commands.
     """
-    own = inspect.get_annotations(config_class)
+    own = list(inspect.get_annotations(config_class))
 
-    def place(f: Field[Any]) -> tuple[int, bool, bool]:
+    def place(f: Field[Any]) -> tuple[int, bool, int]:
         flag: Flag = f.metadata["flag"]
         number = GROUPS.index(flag.group) if flag.group in GROUPS else len(GROUPS)  # those of one backend come last
-        return number, not flag.required, f.name not in own
+        return number, not flag.required, own.index(f.name) if f.name in own else len(own)
 
     return sorted((f for f in fields(config_class) if "flag" in f.metadata), key=place)
 

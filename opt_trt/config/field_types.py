@@ -33,21 +33,36 @@ def check_field_types(config: Any) -> None:
     hints = _hints(type(config))  # type: ignore[arg-type]  # a class can be hashed
     for f in fields(config):
         value = getattr(config, f.name)
-        try:
-            object.__setattr__(config, f.name, converted(hints[f.name], value))
-        except WrongType:
-            text = f"{spelled(f.name)} must be {described(hints[f.name])}, found {shown(value)}"
-            raise UserError(text) from None
+        object.__setattr__(config, f.name, checked(spelled(f.name), hints[f.name], value))
 
 
 def shown(value: object) -> str:
     """Return a value for the text of an error, which is one line whatever the value is."""
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         return f"one of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # an integer within a list has more digits than Python prints, or a class of the caller's fails
+        return type(value).__name__
     if len(text) > LONGEST_SHOWN or "\n" in text:
         return f"{type(value).__name__} of {len(text)} characters" if isinstance(value, str) else type(value).__name__
     return text
+
+
+def native(value: Any) -> Any:
+    """Return the number, text or lists that an array of numpy, torch or pandas holds, and anything else as it is."""
+    try:
+        return value.tolist() if hasattr(value, "tolist") else value
+    except (RuntimeError, TypeError):  # a tensor without numbers
+        return value
+
+
+def checked(name: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the type that `hint` names; `UserError` if it is of another type."""
+    try:
+        return converted(hint, value)
+    except WrongType:
+        raise UserError(f"{name} must be {described(hint)}, found {shown(value)}") from None
 
 
 def converted(hint: Any, value: Any) -> Any:
@@ -101,7 +116,7 @@ def _integer(value: Any) -> int:
         raise WrongType
     try:
         number = operator.index(scalar)
-    except TypeError as error:  # a tensor of floats, or of several elements
+    except (TypeError, RuntimeError) as error:  # a tensor of floats, of several elements, or of none that is stored
         raise WrongType from error
     if number.bit_length() > MOST_BITS:
         raise WrongType
@@ -122,13 +137,14 @@ def _number(value: Any) -> float:
 
 def _plain(value: Any) -> Any:
     """Return Python's own number for a scalar of numpy or torch, and anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    return native(value) if getattr(value, "ndim", None) == 0 else value
 
 
 def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
+    scalar = _plain(value)
+    if not isinstance(scalar, bool):
         raise WrongType
-    return value
+    return scalar
 
 
 def _text(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opt_trt.config.field_types import shown
+from opt_trt.config.field_types import native, shown
 from opt_trt.config.suggestions import did_you_mean
 from opt_trt.errors import UserError
 
@@ -33,7 +33,7 @@ class OtherName:
         if ANY in self.idle or any(_same(value, idle) for idle in self.idle):
             return {}
         if self.reads is not None:
-            return self.reads(value)
+            return self.reads(native(value))
         return None if self.ours is None else {self.ours: value}
 
 
@@ -56,6 +56,8 @@ def understood(
     given: Mapping[str, Any], own: Collection[str], others: Mapping[str, OtherName], face: str
 ) -> dict[str, Any]:
     """Return the options of `own` that keyword arguments of `face` ask for; `UserError` names what cannot be done."""
+    if nameless := [name for name in given if not isinstance(name, str)]:
+        raise UserError(f"{face} takes options by their names, which are text, found {shown(nameless[0])}")
     options = {name: value for name, value in given.items() if name in own}
     for name, value in given.items():
         if name in own:
@@ -78,7 +80,12 @@ def _nearest(name: str, own: Collection[str], others: Mapping[str, OtherName]) -
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Return whether two plain values are the same; True is not 1, and an array is not plain."""
-    if not isinstance(value, PLAIN) or isinstance(value, bool) != isinstance(other, bool):
+    """Return whether two plain values are the same; True is not 1. Numbers of numpy and torch are taken for theirs."""
+    value, other = native(value), native(other)
+    if (
+        not isinstance(value, PLAIN)
+        or not isinstance(other, PLAIN)
+        or isinstance(value, bool) != isinstance(other, bool)
+    ):
         return value is other
     return bool(value == other)

@@ -15,6 +15,7 @@ from opt_trt.host.disk import size_text
 
 COLUMNS = ("tensor", "dtype", "shape", "bytes", "min", "max")
 SUMMED = "a line for several layers shows the sum of their bytes and the extremes of all; --all lists each layer"
+NO_TENSORS = "no tensors: TensorRT alone reads those in its engines"
 PACKED = "packed weights ({}) show their integers, before per_channel_scale"
 
 
@@ -22,9 +23,8 @@ def render_text(
     directory: Path, listing: Listing, measured: Sequence[list[MeasuredTensor]], every_layer: bool
 ) -> list[str]:
     """Return lines of text: the header, a table per group, footnotes; `measured` has the tensors of each group."""
-    count = sum(map(len, measured))
-    total = {"listed": f"{count} tensors, {size_text(listing.nbytes)} ({listing.nbytes:,} bytes)"}
-    lines = [f"{listing.kind} {directory}", "", *labelled(listing.header | total)]
+    total = _total(listing, sum(map(len, measured)))
+    lines = [f"{listing.kind} {directory}", "", *labelled(listing.header | {"listed": total})]
     shared = False
     for group, tensors in zip(listing.groups, measured, strict=True):
         rows = _rows(tensors, every_layer)
@@ -48,6 +48,14 @@ def render_json(directory: Path, listing: Listing, measured: Sequence[list[Measu
             for group, tensors in zip(listing.groups, measured, strict=True)
         ],
     }
+
+
+def _total(listing: Listing, count: int) -> str:
+    """Return how much is listed, in bytes once and, if it is much, in a larger unit."""
+    if not listing.groups:
+        return NO_TENSORS
+    about, exact = size_text(listing.nbytes), f"{listing.nbytes:,} bytes"
+    return f"{count} tensors, {exact if about.endswith(' bytes') else f'{about} ({exact})'}"
 
 
 def _rows(measured: Sequence[MeasuredTensor], every_layer: bool) -> list[Sequence[str]]:

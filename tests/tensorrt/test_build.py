@@ -116,6 +116,7 @@ def test_an_engine_says_what_it_is_and_what_it_runs_on(build, tmp_path):
     assert f"\nnext, on a GPU of compute capability 8.0, 8.6, 8.9, 12.0, 12.1: {run_command_line}" in said
     assert "note: " not in said and "memory of the build: " in said
     code, said = run_command("describe", tmp_path / "engine")
+    assert "listed        no tensors: TensorRT alone reads those in its engines" in said.splitlines()
     assert code == 0 and f"backend tensorrt for cuda 8.0 8.6 8.9 12.0 12.1, {config['device']['library']} 1." in said
     network, kernels = ((tmp_path / "seen" / f"rank0.{what}.txt").read_text() for what in ("network", "kernels"))
     assert network.count("KV_CACHE_UPDATE") == 8

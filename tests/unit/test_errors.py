@@ -47,5 +47,7 @@ def test_a_message_is_one_bounded_line_without_control_characters() -> None:
 
 
 def test_what_another_library_says_is_quoted_on_one_line() -> None:
-    assert reason(ValueError("a\n   b\r\nc")) == "a b c" and reason(MemoryError()) == "MemoryError"
+    assert reason(ValueError("a\n   b\r\nc")) == "a b c" and reason(StopIteration()) == "StopIteration"
+    assert reason(EOFError()) == "it ends too soon" and reason(MemoryError()) == "it does not fit into memory"
+    assert reason(KeyError("data/0")) == "it lacks 'data/0'"
     assert len(reason(ValueError("x" * 10_000))) == 300

@@ -462,6 +462,37 @@ def test_an_option_of_another_type_is_refused_before_it_reaches_requests_beside_
         SamplingParams(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda llm: llm.generate("a", {1: 2}), "SamplingParams takes options by their names, which are text, found 1"),
+        (lambda llm: llm.generate({1: "a"}), "prompt 0 takes options by their names, which are text, found 1"),
+        (lambda llm: llm.generate("a", use_tqdm="no"), "use_tqdm must be True or False or None, found 'no'"),
+        (lambda llm: llm.generate("a", use_tqdm=np.array([1, 2])), "use_tqdm must be True or False or None, found arr"),
+        (lambda llm: llm.generate(pd.DataFrame({"a": [1]})), "expected prompts as text, .* found DataFrame"),
+        (lambda llm: llm.generate(torch.ones(2, device="meta")), "expected prompts as text, .* found tensor"),
+        (lambda llm: llm.generate("a", beam_width=np.array([1, 2])), r"^n must be an integer, found \[1, 2\]"),
+        (lambda llm: llm.generate("a", max_tokens=2, max_new_tokens=np.array([1, 2])), "given both; drop one of"),
+        (lambda llm: llm.generate_async("a", streaming="no"), "streaming must be True or False or None, found 'no'"),
+        (lambda llm: llm.generate_async("a", None, [5]), "request_id must be text or an integer or None, found .5."),
+        (lambda llm: llm.generate_async("a").result("5"), "timeout must be a number or None, found '5'"),
+        (lambda llm: llm.generate_async("a").result(10**5000), "timeout must be a number or None, found one of"),
+        (lambda llm: llm.generate_ids([[4]], None, {1: 2}), "generate_ids takes options by their names, which"),
+        (lambda llm: llm.generate_ids([[4]], return_dict_in_generate="no"), "return_dict_in_generate must be True or"),
+        (lambda llm: llm.generate_ids([[4]], pad_token_id=2**63), "pad_token_id must be a number of 64 bits, found 92"),
+        (lambda llm: llm.generate_ids([[4]], max_new_tokens=np.array([1, 2])), "max_new_tokens must be an integer"),
+        (lambda llm: llm.generate_ids([[4]], logits_processor=[10**5000]), "has no logits_processor=list: "),
+        (lambda llm: llm.generate_ids([[4]], sequence_bias=np.float64("nan")), r"no sequence_bias=np.float64\(nan\)"),
+        (lambda llm: llm.generate_ids(torch.ones(1, 2, device="meta")), "input_ids must be integers of shape"),
+    ],
+)  # fmt: skip
+def test_a_call_with_an_argument_of_another_type_is_refused_in_one_line(
+    llm: LLM, call: Callable[[LLM], object], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        call(llm)
+
+
 @pytest.mark.parametrize("prompt", [[True, 3], [[1, 3], [1, False]]], ids=str)
 def test_truth_values_are_no_token_ids(prompt: object) -> None:
     with sums() as llm, pytest.raises(UserError, match=r"expected|must be"):

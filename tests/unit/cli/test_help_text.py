@@ -33,6 +33,15 @@ def test_the_usage_is_one_line_and_defaults_say_something(name):
     assert HELP[name].count("default") >= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "heading", "first"),
+    [("summarize", "input", "--engine_dir DIR"), ("run", "input", "--engine_dir DIR"), ("describe", "input", "DIR ")],
+)
+def test_a_group_begins_with_the_first_flag_that_its_command_declares(name, heading, first):
+    [group] = re.findall(rf"^{heading}:\n  (.*)$", HELP[name], re.MULTILINE)
+    assert group.startswith(first)
+
+
 def test_required_flags_are_marked_and_come_first():
     text = build_parser(RunConfig).format_help()
     assert "--max_output_len N [flags]" in text
