@@ -112,3 +112,6 @@ describe = partial(run_command, "describe")
 export_hf = partial(run_command, "export_hf")
 repack = partial(run_command, "repack")
 cache = partial(run_command, "cache")
+
+if __name__ == "__main__":
+    main()

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from types import SimpleNamespace
+from typing import BinaryIO, cast
 
 from opt_trt.errors import UserError
+from opt_trt.host.files import is_stream
 from opt_trt.host.locks import remove_unlocked, try_lock
 
 RENAME_EXCHANGE = 2  # linux/fs.h
@@ -62,7 +64,14 @@ def atomic_directory(
 
 
 def replace_file(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside its target, then rename it: a full disk or Ctrl-C cannot damage an older file."""
+    """Let `write` fill a file beside its target, then rename it: a full disk or Ctrl-C cannot damage an older file.
+
+    A device, a FIFO or `/dev/stdout` is written into: a file in its place would be a fault of the whole machine.
+    """
+    if is_stream(Path(path)):
+        with open(path, "ab") as stream:
+            write(cast(BinaryIO, SimpleNamespace(write=stream.write)))  # which has no position
+        return
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:

@@ -15,6 +15,7 @@ from opt_trt.errors import UserError
 TEXT_LIMIT = 64 << 20  # bytes of a text file that is read as a whole
 MOST_ENTRIES = 1000  # of a directory that are looked into
 PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # the names of what the user's shell opened already
+OPENED = (*PIPES, "/dev/stdout", "/dev/stderr")
 KINDS: dict[str, Callable[[int], bool]] = {
     "a FIFO": stat.S_ISFIFO,
     "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
@@ -60,6 +61,11 @@ def check_kind(path: Path, mode: int) -> None:
 def is_pipe(path: Path) -> bool:
     """Return whether a path names what the user's shell opened, as `/dev/stdin` and `<(command)` do."""
     return str(path).startswith(PIPES)
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether a path names a device, a FIFO or what the user's shell opened: these are never replaced."""
+    return str(path).startswith(OPENED) or (path.exists() and not (path.is_file() or path.is_dir()))
 
 
 def read_text(path: Path, encoding: str = "utf-8", limit: int = TEXT_LIMIT) -> str:

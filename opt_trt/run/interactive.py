@@ -21,7 +21,9 @@ HINT = "Each line is a prompt. Ctrl-C ends an answer, Ctrl-D ends the command."
 
 
 def check_input(world: World) -> None:
-    """Raise `UserError` if the end of the prompts cannot be noticed, so that the command would wait for ever."""
+    """Raise `UserError` if there are no prompts to read, or their end cannot be noticed and the command would wait."""
+    if sys.stdin is None:
+        raise UserError("--interactive reads prompts from standard input, which is closed; give --input_text")
     if not input_ends(world):
         raise UserError(
             "--interactive: mpirun does not pass on that prompts from a pipe or a file have ended, so it would wait "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from opt_trt.errors import UserError
-from opt_trt.host.atomic import atomic_directory
-from tests._processes import start_python
+from opt_trt.host.atomic import atomic_directory, replace_file
+from tests._processes import run_python, start_python
 
 WRITER = """
 import sys, time
@@ -162,7 +164,7 @@ import sys, time
 from pathlib import Path
 from opt_trt.host.atomic import atomic_directory
 from opt_trt.errors import UserError
-from tests._processes import start_python
+from tests._processes import run_python, start_python
 path, number = Path(sys.argv[1]), sys.argv[2]
 written = 0
 while written < 20:
@@ -233,3 +235,23 @@ def test_a_directory_that_is_replaced_while_it_is_looked_at_is_looked_at_again(
     with atomic_directory(target) as temporary:
         (temporary / "config.json").write_text("newest")
     assert (target / "config.json").read_text() == "newest"
+
+
+def test_a_fifo_is_written_into_and_stays(tmp_path: Path) -> None:
+    """A device would, too: a regular file in the place of /dev/null harms every program of the machine."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    replace_file(path, lambda file: np.save(file, np.arange(3)))
+    assert path.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+    assert np.load(io.BytesIO(os.read(reader, 1000))).tolist() == [0, 1, 2]
+    os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1"])
+def test_the_shells_output_is_written_into_and_not_replaced(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    code = "import sys; from opt_trt.host.atomic import replace_text as r; print(1, flush=True); r(sys.argv[1], '2\\n')"
+    with out.open("a") as file:
+        assert run_python("-c", f"{code}; print(3)", name, stdout=file).returncode == 0
+    assert out.read_text() == "1\n2\n3\n"

@@ -57,6 +57,12 @@ def test_every_line_is_continued(talk: Talk) -> None:
     assert talk("ab\nx\n") == ("cde\nyz{\n", "")
 
 
+def test_a_closed_standard_input_is_named(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "StringIO", lambda lines: None)
+    with pytest.raises(UserError, match="prompts from standard input, which is closed; give --input_text"):
+        talk("")
+
+
 def test_the_last_line_may_lack_its_break(talk: Talk) -> None:
     assert talk("ab")[0] == "cde\n"
 
