@@ -77,7 +77,8 @@ def choose_backend(name: str, device: str | None = None) -> Chosen:
         if missing is None:
             return Chosen(candidate, "; ".join(f"{other}: {why}" for other, why in lacking.items()))
         lacking[candidate] = missing
-    raise UserError("; ".join(f"backend {other}: {why}" for other, why in lacking.items()))
+    last_first = reversed(lacking.items())  # the backend for any machine
+    raise UserError("; ".join(f"backend {other}: {why}" for other, why in last_first))
 
 
 def _considered(device: str | None) -> list[str]:

@@ -11,7 +11,7 @@ from opt_trt.errors import UserError
 def cache_dir() -> Path:
     """Return `$XDG_CACHE_HOME/opt_trt`, or `~/.cache/opt_trt` if that is not set; it need not exist yet."""
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "opt_trt"
+        return Path(given).absolute() / "opt_trt"
     try:
         return Path.home() / ".cache" / "opt_trt"
     except RuntimeError as error:  # a user without an entry in the list of users

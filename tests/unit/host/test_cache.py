@@ -15,6 +15,12 @@ def test_the_directory_that_is_given_comes_first(monkeypatch):
     assert cache_dir() == Path("/given/opt_trt")
 
 
+def test_it_stays_where_it_is_when_the_program_goes_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert cache_dir() == tmp_path / "cache" / "opt_trt"
+
+
 def test_the_home_directory_is_the_default(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/me")

@@ -143,6 +143,7 @@ def compile_program(spec: ProgramSpec, compilation: Compilation, direct_calls: D
     """Compile a program; return its files in the directory where Inductor works."""
     exported = torch.export.export(spec.module, spec.args, dynamic_shapes=spec.dynamic_shapes, strict=False)
     options = {**COMMON, **compilation.options, "aot_inductor.custom_ops_to_c_shims": direct_calls}
+    options["cpp.cxx"] = (None, find_compiler())  # torch would take an empty CXX, and knows no other name than g++
     with torch.no_grad():
         files = aot_compile(exported.module(), tuple(spec.args), options=options)
     assert isinstance(files, list), files
