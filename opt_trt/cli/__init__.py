@@ -15,7 +15,6 @@ from opt_trt.cli.parser import build_parser
 from opt_trt.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
     EXIT_UNREAD,
     EXIT_USER_ERROR,
     LEADER_FIRST_SECONDS,
@@ -32,7 +31,11 @@ FORWARDED_SECONDS = 0.2  # a launcher forwards two streams by different ways: wh
 
 
 class Terminated(BaseException):
-    """The arrival of SIGTERM: it unwinds like Ctrl-C, so that half-written directories are removed."""
+    """A signal that asks to end: it unwinds like Ctrl-C, so that half-written directories are removed."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def parse(config_class: type[Config], argv: Sequence[str] | None = None) -> Config:
@@ -46,7 +49,9 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
 
     Of several ranks, the leader prints. Another rank prints an error only if the leader has not ended it by then.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the second comes when a terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _raise_terminated)
     _open_missing_streams()
     world, config = current_world(os.environ), None
     if not (world.is_leader or world.is_claimed):
@@ -61,7 +66,7 @@ def run_main(main: Callable[[Config], None], config_class: type[Config], argv: S
         code = EXIT_CHECK_FAILED if isinstance(error, CheckFailed) else EXIT_USER_ERROR
         _exit(code, _error_text(str(error), config, world), world.size)
     except (KeyboardInterrupt, Terminated) as stop:
-        code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_TERMINATED
+        code = EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else 128 + stop.number
         # The launcher ends all of several ranks, and the reason has been printed already.
         _exit(code, "interrupted; nothing half-written was left\n" * (world.size == 1))
     except ModuleNotFoundError as error:
@@ -139,7 +144,7 @@ def _trace() -> str:
 
 
 def _raise_terminated(signum: int, frame: object) -> None:
-    raise Terminated
+    raise Terminated(signum)
 
 
 def _os_error(error: OSError) -> str:

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ASK_TO_END = (signal.SIGINT, signal.SIGTERM)
+ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM when the block ends.
+    """Deliver Ctrl-C and signals that ask to end when the block ends.
 
     A library in C that is interrupted by an exception may replace it by another exception, or drop it.
     """

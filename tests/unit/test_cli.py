@@ -418,3 +418,9 @@ def test_a_deleted_current_directory_is_named(tmp_path):
     assert result.returncode == 2
     said = "error: the current directory has been deleted; change to another one, and run the command again\n"
     assert result.stderr == said
+
+
+def test_a_command_that_ignores_a_closed_terminal_goes_on():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGHUP)"
+    result = run("sh", "-c", 'trap \'\' HUP; exec "$0" -c "$1"', sys.executable, PRINTS.format(lines=1, then=code))
+    assert (result.returncode, result.stdout) == (0, "0\n")

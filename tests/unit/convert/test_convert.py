@@ -279,7 +279,7 @@ def start(code: str, *arguments: str | Path) -> Popen[str]:
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interruption_leaves_nothing(tmp_path: Path, number: signal.Signals, status: int, workers: str) -> None:
     model = Model().write(tmp_path / "model")
     process = start(SLOW, "--model_dir", model, "--output_dir", tmp_path / "out", "--workers", workers)
