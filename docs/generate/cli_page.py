@@ -31,12 +31,12 @@ EXIT_CODES = {
     0: "The command did what it was asked to do.",
     cli.EXIT_CHECK_FAILED: "A check that was asked for failed: the accuracy gate, or `--compare` found a difference.",
     cli.EXIT_USER_ERROR: "The user can fix it: one line says what was expected, what was found, where, what to do.",
-    128 + signal.SIGHUP: "The terminal was closed (SIGHUP). Nothing half-written is left; `nohup` lets a command go on.",
+    128 + signal.SIGHUP: "The terminal was closed (SIGHUP). Nothing half-written is left; `nohup` prevents it.",
     cli.EXIT_INTERRUPTED: "Ctrl-C (SIGINT) ended the command. Nothing half-written is left.",
     cli.EXIT_UNREAD: "The program that read the output ended (SIGPIPE), as in `run.py ... | head`.",
     128 + signal.SIGTERM: "SIGTERM ended the command. Nothing half-written is left.",
     128
-    + signal.SIGHUP: "The terminal was closed (SIGHUP). Nothing half-written is left; `nohup` lets a command go on.",
+    + signal.SIGHUP: "The terminal was closed (SIGHUP). Nothing half-written is left; `nohup` prevents it.",
 }
 
 

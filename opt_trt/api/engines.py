@@ -26,6 +26,7 @@ from opt_trt.host.cache import cache_dir
 from opt_trt.host.json_file import read_json
 from opt_trt.host.kept import trusted
 from opt_trt.host.locks import locked_file
+from opt_trt.quant import ALGORITHMS
 from opt_trt.sources import how_to_fetch
 from opt_trt.version import __version__
 
@@ -42,12 +43,13 @@ def engine_of(model: Path, options: LlmOptions) -> Path:
         )
     keys = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     if "build_config" in keys:
-        _refuse(_with_dtype(options, {}), CONVERTING + BUILDING, f"{model} is an engine")
+        _refuse(_with_dtype(options, {}), CONVERTING + BUILDING, keys, f"{model} is an engine")
         return model
     is_checkpoint = "architecture" in keys
     options = _with_dtype(options, {} if is_checkpoint else keys)
     if is_checkpoint:
-        _refuse(options, CONVERTING, f"{model} is a checkpoint")
+        _refuse(options, CONVERTING, keys, f"{model} is a checkpoint")
+        options = replace(options, dtype=None, quantization=None)
     engine = trusted(cache_dir()) / "engines" / _fingerprint(model, options)
     engine.parent.mkdir(exist_ok=True)
     with locked_file(engine.with_suffix(".lock")):  # other processes that need the same engine wait until it is built
@@ -78,9 +80,25 @@ def _with_dtype(options: LlmOptions, keys: Mapping[str, Any]) -> LlmOptions:
     return replace(options, dtype="bfloat16" if own == "bfloat16" else None)
 
 
-def _refuse(options: LlmOptions, names: tuple[str, ...], reason: str) -> None:
-    if given := options.given(names):
+def _refuse(options: LlmOptions, names: tuple[str, ...], keys: Mapping[str, Any], reason: str) -> None:
+    """Refuse those of the options that ask for something else than what `keys` of a `config.json` have settled."""
+    settled = _settled(keys)
+    if given := [name for name, value in options.given(names).items() if value != settled.get(name)]:
         raise UserError(f"{reason}, for which {' and '.join(given)} is settled; drop it, or give the original model")
+
+
+def _settled(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that an engine or a checkpoint was made with, as far as its `config.json` says."""
+    built, device, model = (_part(keys, name) for name in ("build_config", "device", "pretrained_config"))
+    model = model or keys
+    mode = ALGORITHMS.get(str(_part(model, "quantization").get("quant_algo")))
+    precision = {"dtype": model.get("dtype"), "quantization": None if mode is None else mode.name}
+    return {**built, "device": device.get("type"), **precision}
+
+
+def _part(keys: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = keys.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _fingerprint(model: Path, options: LlmOptions) -> str:

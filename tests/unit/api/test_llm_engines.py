@@ -149,6 +149,19 @@ def test_a_checkpoint_is_built_as_it_is(model: Path, tmp_path: Path, built: list
     assert [row[1] for row in built] == ["float32"]
     with pytest.raises(UserError, match="ckpt is a checkpoint, for which dtype and quantization is settled; drop it"):
         engine_of(tmp_path / "ckpt", LlmOptions(dtype="float16", quantization="int8"))
+    same = engine_of(tmp_path / "ckpt", LlmOptions(max_batch_size=2))
+    assert engine_of(tmp_path / "ckpt", LlmOptions(max_batch_size=2, dtype="float32")) == same
+
+
+def test_options_with_which_an_engine_was_built_are_taken(tmp_path: Path) -> None:
+    """Scripts name them whatever the model is."""
+    write_engine(tmp_path)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    built, device = keys["build_config"], keys["device"]["type"]
+    options = {"dtype": keys["pretrained_config"]["dtype"], "device": device, "max_seq_len": built["max_seq_len"]}
+    assert engine_of(tmp_path, LlmOptions(**options, max_batch_size=built["max_batch_size"])) == tmp_path
+    with pytest.raises(UserError, match="is an engine, for which quantization is settled; drop it"):
+        engine_of(tmp_path, LlmOptions(**options, quantization="int8"))
 
 
 def test_an_engine_is_itself(model: Path, built: list) -> None:
