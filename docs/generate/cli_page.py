@@ -35,8 +35,7 @@ EXIT_CODES = {
     cli.EXIT_INTERRUPTED: "Ctrl-C (SIGINT) ended the command. Nothing half-written is left.",
     cli.EXIT_UNREAD: "The program that read the output ended (SIGPIPE), as in `run.py ... | head`.",
     128 + signal.SIGTERM: "SIGTERM ended the command. Nothing half-written is left.",
-    128
-    + signal.SIGHUP: "The terminal was closed (SIGHUP). Nothing half-written is left; `nohup` prevents it.",
+    128 + signal.SIGHUP: "The terminal was closed (SIGHUP). Nothing half-written is left; `nohup` prevents it.",
 }
 
 

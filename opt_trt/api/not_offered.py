@@ -1,4 +1,4 @@
-"""What `LLM` of vLLM and TensorRT-LLM has and this one has not, answered with the way to the same end."""
+"""Methods that `LLM` has in vLLM and TensorRT-LLM and lacks here; the error of each names what to use instead."""
 
 from __future__ import annotations
 

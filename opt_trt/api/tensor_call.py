@@ -36,7 +36,7 @@ class Streamer(Protocol):
 
 
 class GeneratedIds(NamedTuple):
-    """What `generate_ids` returns with `return_dict_in_generate=True`."""
+    """The result of `generate_ids` with `return_dict_in_generate=True`."""
 
     sequences: torch.Tensor
 

@@ -31,5 +31,5 @@ class CacheConfig(Logged):
 
     @property
     def action(self) -> str:
-        """What to do."""
+        """The action that was asked for."""
         return self.actions[0] if self.actions else ACTIONS[0]

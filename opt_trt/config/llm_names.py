@@ -1,4 +1,4 @@
-"""What the constructors of vLLM, TensorRT-LLM and transformers call the options of `LLM`."""
+"""The names that the constructors of vLLM, TensorRT-LLM and transformers have for the options of `LLM`."""
 
 from __future__ import annotations
 

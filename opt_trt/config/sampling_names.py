@@ -1,4 +1,4 @@
-"""What vLLM, TensorRT-LLM and transformers call the options of `SamplingParams`."""
+"""The names that vLLM, TensorRT-LLM and transformers have for the options of `SamplingParams`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What transformers' `generate` takes beside the options of `generate_ids`."""
+"""The arguments of transformers' `generate` beside the options of `generate_ids`."""
 
 from __future__ import annotations
 

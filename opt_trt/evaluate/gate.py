@@ -26,7 +26,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a score was compared with: `ROUGE-1 91.54 > 89.9`, or in what it misses its limit."""
+    """The comparison of a score with its limit, such as `ROUGE-1 91.54 > 89.9`, or how it misses the limit."""
 
     passed: bool
     text: str

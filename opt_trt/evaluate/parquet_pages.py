@@ -30,7 +30,7 @@ Struct = dict[int, Any]
 
 @dataclass
 class Extent:
-    """What the pages of some columns become: bytes before their texts are made, and values."""
+    """The size of some columns' pages once they are decompressed, in bytes, and their number of values."""
 
     size: int = 0
     values: int = 0

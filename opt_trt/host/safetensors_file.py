@@ -1,4 +1,4 @@
-"""What must be true of a safetensors file before the library opens it, which maps it and reads its header whole."""
+"""Checks of a safetensors file before the library opens it: the library maps the file and reads the whole header."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ FETCH = "fetch them again"
 
 @dataclass(frozen=True)
 class Differences:
-    """What is not as expected: names that are missing, keys that are unexpected, tensors of another shape by name."""
+    """The differences from a model: missing names, unexpected keys, and tensors of another shape by name."""
 
     missing: list[str]
     extra: list[str]

@@ -1,4 +1,4 @@
-"""What stands in a pickle's values for tensors, and for objects of classes that are not imported."""
+"""Stand-ins in a pickle's values: for tensors, and for objects of classes that are not imported."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Send = Callable[..., None]
 
 @dataclass(frozen=True)
 class Job:
-    """What to build; all values are JSON."""
+    """A request to build the plan of one rank; all values are JSON."""
 
     checkpoint_dir: str
     packed_sm: int | None  # the GPU in whose layout its weights are packed

@@ -28,7 +28,7 @@ ERRORS = ("ERROR", "INTERNAL_ERROR")
 
 @dataclass
 class Compiled:
-    """What a process said about the rank that it built."""
+    """The report of a process about the rank that it built."""
 
     messages: list[str] = field(default_factory=list)
     network: list[str] = field(default_factory=list)  # a line a layer, if asked for

@@ -1,4 +1,4 @@
-"""What a build will make of a checkpoint: limits, sizes and GPUs, or why it cannot be built."""
+"""The engine that a build will make of a checkpoint: limits, sizes and GPUs, or why it cannot be built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EnginePlan:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know beforehand."""
+        """The notes that a user should read before the build."""
         found = []
         if self.asked_slots > self.shape.slots:
             found.append(
